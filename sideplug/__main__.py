@@ -1,0 +1,5 @@
+"""`python -m sideplug`."""
+
+from sideplug.cli import main
+
+main()

@@ -1,0 +1,522 @@
+"""The command line: parses, then imports the one room that a command needs.
+
+Results go to standard output, progress and errors to the error stream. Exit codes: 0 done; 1 could not be done (cloud,
+network, disk, interrupted); 2 what was given can't be used. Every option is also a SIDEPLUG_… variable.
+Test: pytest tests/test_cli.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sideplug import __version__
+from sideplug.contract.errors import InputError, PluginError, SideplugError, Stopped
+from sideplug.terminal import progress, say
+
+if TYPE_CHECKING:
+    from sideplug.contract.sampling import Sampling
+    from sideplug.contract.text import Prompt
+    from sideplug.device.plugin import Plugin
+    from sideplug.device.runtime import Session
+
+DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_CLOUD = "ws://127.0.0.1:8765"
+FOLDER = click.Path(path_type=Path)
+
+
+def main(args: list[str] | None = None) -> None:
+    """The entry point: one plain sentence and the exit code for whatever goes wrong."""
+    try:
+        code = group.main(args, prog_name="sideplug", standalone_mode=False)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "sideplug"
+        say(f"sideplug: {error.format_message().rstrip('.')} (see {where} --help)")
+        code = 2
+    except click.ClickException as error:
+        say(f"sideplug: {error.format_message()}")
+        code = 2
+    except SideplugError as error:
+        say(f"sideplug: {error}")
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        say("sideplug: stopped")
+        code = 1
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    """click.option, with its SIDEPLUG_… variable and its default shown in the help."""
+    long = next(name for name in names if name.startswith("--")).split("/")[0]
+    settings.setdefault("envvar", "SIDEPLUG_" + long.lstrip("-").replace("-", "_").upper())
+    settings.setdefault("show_default", True)
+    return click.option(*names, show_envvar=True, **settings)
+
+
+def options(*several: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def apply(function: Any) -> Any:
+        for decorator in reversed(several):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+cloud_options = options(
+    option("--cloud", default=DEFAULT_CLOUD, metavar="URL", help="The cloud's address, ws:// or wss://."),
+    option("--ca", type=FOLDER, help="A PEM file to trust beside the system's certificates (wss)."),
+)
+json_option = option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+sampling_options = options(
+    option("--max-tokens", default=256, help="Tokens of the reply at most."),
+    option("--temperature", default=0.0, help="0 is greedy."),
+    option("--top-k", default=0, help="Keep this many best tokens; 0: all."),
+    option("--top-p", default=1.0, help="Keep the best tokens of this mass."),
+    option("--repetition-penalty", default=1.0, help="Above 1 discourages what was said before."),
+    option("--seed", default=0, help="The same seed gives the same text."),
+)
+plugin_option = option("--plugin", "folder", type=FOLDER, metavar="DIR", help="The plugin's folder; none: the base.")
+gate_option = option("--gate", type=click.Choice(["open", "shut"]), help="Overrides the plugin's gate.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="sideplug")
+def group() -> None:
+    """A frozen LLM in the cloud, your side plugin on your device.
+
+    Your plugin stays on your device; your text passes through the cloud, which keeps none of it.
+    """
+
+
+def command(name: str, example: str) -> Callable[[Any], Any]:
+    return group.command(name, epilog=f"Example:  {example}")
+
+
+@command("pull", "sideplug pull smollm2-135m")
+@click.argument("model", default=DEFAULT_MODEL)
+@json_option
+def pull(model: str, as_json: bool) -> None:
+    """Fetch a model and convert it, once: smollm2-135m, a hub id, a folder or a .gguf file."""
+    from sideplug.cloud.store import find
+
+    base = find(model, say)
+    if as_json:
+        _print_json({"name": base.name, "folder": str(base.folder), "fingerprint": base.fingerprint})
+    else:
+        click.echo(f"{base.name} is ready: {base.folder} (fingerprint {base.fingerprint[:12]})")
+
+
+@command("serve", "sideplug serve smollm2-135m --port 8765")
+@click.argument("model", default=DEFAULT_MODEL)
+@option("--host", default="127.0.0.1", help="The address to listen on.")
+@option("--port", default=8765, type=click.IntRange(0, 65535), help="0: any free one.")
+@option("--tls-cert", type=FOLDER, help="The server's certificate, PEM; serves wss.")
+@option("--tls-key", type=FOLDER, help="The certificate's private key, PEM.")
+@option("--insecure", is_flag=True, help="Allow an address beyond this machine without TLS.")
+@option("--device", default="cpu", help="Where the model runs, as torch calls it: cpu, cuda, cuda:1.")
+@option("--threads", default=0, type=click.IntRange(0), help="CPU threads; 0: as many as the process may use.")
+@option("--max-sessions", default=64, type=click.IntRange(1), help="Connections at once.")
+@option("--step-tokens", default=512, type=click.IntRange(1), help="Tokens of a step at most.")
+@json_option
+def serve(
+    model: str,
+    host: str,
+    port: int,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    insecure: bool,
+    device: str,
+    threads: int,
+    max_sessions: int,
+    step_tokens: int,
+    as_json: bool,
+) -> None:
+    """Serve a base model to everybody's plugins, until stopped."""
+    import asyncio
+    import logging
+    import time
+
+    if bool(tls_cert) != bool(tls_key):
+        raise InputError("--tls-cert and --tls-key must be given together")
+    if host not in ("127.0.0.1", "::1", "localhost") and not tls_cert and not insecure:
+        raise InputError(f"--host {host} is beyond this machine: give --tls-cert and --tls-key, or say --insecure")
+    started = time.perf_counter()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    tls = _server_tls(tls_cert, tls_key) if tls_cert and tls_key else None
+    try:
+        from sideplug.cloud.engine import Engine
+        from sideplug.cloud.model import TorchModel
+        from sideplug.cloud.scheduler import Budget
+        from sideplug.cloud.server import CloudServer, Limits
+        from sideplug.cloud.store import find
+        from sideplug.cloud.tokenizer import Tokenizer
+    except ModuleNotFoundError as error:
+        raise InputError(f"serving needs the cloud's packages: pip install 'sideplug[cloud]' ({error})") from error
+
+    base = find(model, say)
+    engine = Engine(TorchModel(base.folder, device, threads), Tokenizer(base.folder), Budget(step_tokens))
+
+    async def run() -> None:
+        server = CloudServer(base, engine, Limits(sessions=max_sessions))
+        actual = await server.start(host, port, tls)
+        url = f"{'wss' if tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{actual}"
+        seconds = time.perf_counter() - started
+        if as_json:
+            _print_json({"url": url, "model": base.name, "fingerprint": base.fingerprint, "start_s": round(seconds, 2)})
+        else:
+            click.echo(f"sideplug serves {base.name} ({base.fingerprint[:12]}) at {url} — ready in {seconds:.1f} s")
+        sys.stdout.flush()
+        await server.serve_until_stopped()
+
+    asyncio.run(run())
+
+
+def _server_tls(cert: Path, key: Path) -> Any:
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(cert, key)
+    except OSError as error:
+        raise InputError(f"the certificate {cert} and key {key} can't be used: {error}") from error
+    return context
+
+
+@command("train", "sideplug train my-notes/ --out my-plugin")
+@click.argument("data", type=FOLDER)
+@option("--out", type=FOLDER, required=True, metavar="DIR", help="Where the plugin goes; its tape and checkpoint too.")
+@cloud_options
+@option("--format", "form", default="auto", help="auto, alpaca, messages, sharegpt or text.")
+@option("--held-out", default=0.1, help="Share of the examples kept from training, to stop by.")
+@option("--kind", default="ladder", type=click.Choice(["ladder", "paper"]), help="Ours, or the paper's.")
+@option("--taps", default=9, type=click.IntRange(1, 256), help="Layers that are tapped.")
+@option("--rank", default=64, type=click.IntRange(1), help="Width of a tapped layer's code.")
+@option("--tap", "tap_name", help="A tap by name, or raw: every layer, unprojected, fp16.")
+@option("--width", default=0, type=click.IntRange(0), help="The plugin's width; 0: 128 (ladder), 32 (paper).")
+@option("--epochs", default=6, type=click.IntRange(1), help="Passes over the tape at most.")
+@option("--learning-rate", default=1e-3, help="AdamW's peak rate.")
+@option("--batch-tokens", default=256, type=click.IntRange(1), help="Tokens of a step, about.")
+@option("--candidates", default=4096, type=click.IntRange(1), help="Vocabulary rows of the candidate softmax, at least.")
+@option("--seed", default=0, type=click.IntRange(0), help="Of the split, the start and the order.")
+@option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
+@option("--force", is_flag=True, help="Replace a plugin that is in --out.")
+@json_option
+def train(data: Path, out: Path, cloud: str, ca: Path | None, form: str, held_out: float, **settings: Any) -> None:
+    """Train a plugin on your files (text, alpaca, OpenAI messages, ShareGPT), on this device.
+
+    Ctrl-C keeps a checkpoint; the same command with --resume goes on from it.
+
+    The cloud reads each example once, for the tape; it keeps none of it. The plugin is made here and stays here.
+    """
+    from sideplug.device.plugin import WEIGHTS
+    from sideplug.learn import data as files
+
+    as_json, seed = settings["as_json"], settings["seed"]
+    if (out / WEIGHTS).exists() and not (settings["force"] or settings["resume"]):
+        raise InputError(f"{out} already holds a plugin: give another --out, or --force to replace it")
+    examples = files.read(data, form)
+    training, held = files.split(examples, held_out, seed)
+    first = training[0]
+    start = " ".join(((first.prompt.messages or ({"content": ""},))[-1]["content"] + " ⟶ " + first.reply).split())
+    say(f"{len(training)} examples to train on, {len(held)} held out; {first.where}: {start[:100]}…")
+    _make_plugin(training, held, out, cloud, ca, settings, as_json)
+
+
+def _make_plugin(
+    training: Any, held: Any, out: Path, cloud: str, ca: Path | None, settings: dict[str, Any], as_json: bool
+) -> None:
+    import time
+
+    import numpy as np
+
+    from sideplug.contract.tap import Tap
+    from sideplug.device.plugin import Plugin
+    from sideplug.learn import head, tape
+    from sideplug.learn.trainer import Progress, Settings, Trainer
+
+    started = time.perf_counter()
+    hyper = Settings(settings["epochs"], settings["learning_rate"], settings["batch_tokens"], seed=settings["seed"])
+    with _session(cloud, ca) as asked:
+        model = asked.model
+    kind, name = settings["kind"], settings["tap_name"]
+    if name == "raw" or (kind == "paper" and not name):
+        tap = Tap.raw(model.blocks, model.width)
+    else:
+        tap = Tap.parse(name) if name else Tap.spread(model.blocks, model.width, settings["taps"], settings["rank"])
+    with _session(cloud, ca, tap=tap) as session:
+        tapes = []
+        for label, examples in (("train", training), ("held", held)):
+            with progress(f"recording the {label} tape", len(examples)) as show:
+                path = out / "tape" / f"{label}.tape"
+                tapes.append(tape.record(session, tap, examples, path, lambda done: show(done, "")))
+        candidates = np.union1d(tapes[0].candidates(settings["candidates"]), tapes[1].targets()).astype(np.int32)
+        rows = head.fetch(session, candidates)
+    tokens, size = tapes[0].tokens + tapes[1].tokens, tapes[0].nbytes + tapes[1].nbytes
+    recorded_s = time.perf_counter() - started
+    say(f"tape: {tokens:,} tokens, {size / 1e6:.1f} MB ({size / tokens:,.0f} bytes a token), {recorded_s:.0f} s")
+    width = settings["width"] or (32 if kind == "paper" else 128)
+    plugin = Plugin.new(kind, model.fingerprint, model.name, tap, width, model.width, settings["seed"])
+    trainer = Trainer(plugin, rows, tapes[0], tapes[1], hyper, out)
+    with progress("training", hyper.epochs * trainer.batches) as show:
+
+        def step(p: Progress) -> None:
+            held_loss = "" if p.held_loss is None else f", held out {p.held_loss:.3f}"
+            show((p.epoch - 1) * p.batches + p.batch, f"epoch {p.epoch}: loss {p.loss:.3f}{held_loss}")
+
+        with _interrupts() as wants_stop:
+            result = trainer.run(settings["resume"], step, wants_stop)
+    plugin.about = {
+        "examples": len(training),
+        "tape_bytes": size,
+        "recording_s": round(recorded_s, 2),
+        **result.to_json(),
+        "settings": vars(hyper),
+    }
+    plugin.save(out)
+    trainer.forget_checkpoint()
+    if as_json:
+        _print_json({"plugin": str(out), "parameters": plugin.size, "tap": tap.name, **plugin.about})
+        return
+    gain = result.best_loss - result.base_loss
+    learnt = f"held-out loss {result.base_loss:.3f} → {result.best_loss:.3f} nats a token ({gain:+.3f})"
+    if gain >= 0:
+        learnt = f"nothing that helps on held-out text (loss {result.base_loss:.3f}): the plugin leaves the base as it is"
+    click.echo(
+        f"learnt from {result.tokens:,} tokens in {result.seconds:.0f} s: {learnt}; "
+        f"{plugin.size / 1e6:.2f} M parameters in {out}"
+    )
+
+
+@command("generate", 'sideplug generate --plugin my-plugin "Dear Anna,"')
+@click.argument("prompt", required=False)
+@plugin_option
+@cloud_options
+@option("--raw", is_flag=True, help="Continue the text as it is, without the chat template.")
+@option("--system", help="A system message (chat).")
+@gate_option
+@sampling_options
+@json_option
+def generate(
+    prompt: str | None,
+    folder: Path | None,
+    cloud: str,
+    ca: Path | None,
+    raw: bool,
+    system: str | None,
+    gate: str | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """One reply to PROMPT (or to standard input), streamed."""
+    from sideplug.contract.text import Prompt
+
+    max_tokens, sampling = _sampling(settings)
+    if prompt is None or prompt == "-":
+        prompt = sys.stdin.read()
+    if not prompt.strip():
+        raise InputError("the prompt is empty: give it as an argument or on standard input")
+    if raw:
+        asked = Prompt(text=prompt)
+    else:
+        start = [{"role": "system", "content": system}] if system else []
+        asked = Prompt(messages=(*start, {"role": "user", "content": prompt}))
+    with _session(cloud, ca, _load(folder), gate) as session:
+        text, ids, interrupted = _stream(session, asked, max_tokens, sampling, show=not as_json)
+        if as_json:
+            about = {"text": text, "ids": ids, "model": session.model.name, "usage": session.usage.to_json()}
+            _print_json({**about, "plugin": str(folder) if folder else None, "peak_rss_mb": _peak_rss_mb()})
+        else:
+            click.echo()
+        if interrupted:
+            raise Stopped("stopped in the middle of the reply")
+
+
+@command("chat", "sideplug chat --plugin my-plugin")
+@plugin_option
+@cloud_options
+@option("--system", help="A system message.")
+@gate_option
+@sampling_options
+def chat(
+    folder: Path | None, cloud: str, ca: Path | None, system: str | None, gate: str | None, **settings: Any
+) -> None:
+    """A conversation in the terminal. Ctrl-C stops a reply; Ctrl-D or /quit ends; /new forgets what was said."""
+    from sideplug.contract.text import Prompt
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (line editing and history in input())
+    max_tokens, sampling = _sampling(settings)
+    start = [{"role": "system", "content": system}] if system else []
+    messages = list(start)
+    with _session(cloud, ca, _load(folder), gate) as session:
+        who = f"your plugin {folder}" if folder else "no plugin"
+        say(f"{session.model.name} with {who}. Ctrl-D ends, /new starts afresh.")
+        while True:
+            try:
+                line = input("> " if sys.stdin.isatty() else "").strip()
+            except EOFError:
+                break
+            if line in ("/quit", "/exit"):
+                break
+            if line == "/new":
+                messages = list(start)
+            elif line:
+                asked = [*messages, {"role": "user", "content": line}]
+                try:
+                    text, _, _ = _stream(session, Prompt(messages=tuple(asked)), max_tokens, sampling, show=True)
+                except InputError as error:  # too long, say: the conversation goes on without it
+                    say(f"sideplug: {error}")
+                    continue
+                messages = [*asked, {"role": "assistant", "content": text}]
+                click.echo(f"\n{click.style(session.usage.line, dim=True)}")
+
+
+@command("eval", "sideplug eval held-out.txt --plugin my-plugin")
+@click.argument("data", type=FOLDER)
+@option("--plugin", "folder", type=FOLDER, required=True, metavar="DIR", help="The plugin's folder.")
+@cloud_options
+@option("--format", "form", default="auto", help="auto, alpaca, messages, sharegpt or text.")
+@option("--limit", default=0, type=click.IntRange(0), help="Examples at most; 0: all.")
+@json_option
+def evaluate(
+    data: Path, folder: Path, cloud: str, ca: Path | None, form: str, limit: int, as_json: bool
+) -> None:
+    """Loss on DATA, of the base and with the plugin at every token: exact, over the whole vocabulary."""
+    import numpy as np
+
+    from sideplug.learn import data as files
+    from sideplug.learn import tape
+
+    plugin = _load(folder)
+    examples = files.read(data, form)[: limit or None]
+    with _session(cloud, ca, plugin) as session, progress("evaluating", len(examples)) as show:
+        base, ours = tape.score(session, examples, lambda done: show(done, ""))
+    result = {
+        "examples": len(examples),
+        "tokens": len(base),
+        "base_loss": round(float(-base.mean()), 5),
+        "plugin_loss": round(float(-ours.mean()), 5),
+        "base_perplexity": round(float(np.exp(-base.mean())), 3),
+        "plugin_perplexity": round(float(np.exp(-ours.mean())), 3),
+    }
+    if as_json:
+        _print_json(result)
+    else:
+        click.echo(
+            f"loss {result['base_loss']:.3f} → {result['plugin_loss']:.3f} nats a token "
+            f"({result['plugin_loss'] - result['base_loss']:+.3f}), perplexity {result['base_perplexity']:.1f} → "
+            f"{result['plugin_perplexity']:.1f}, over {len(base):,} tokens of {len(examples)} examples"
+        )
+
+
+@group.group("plugin")
+def plugin_group() -> None:
+    """Look at plugins."""
+
+
+@plugin_group.command("info", epilog="Example:  sideplug plugin info my-plugin")
+@click.argument("folder", type=FOLDER, metavar="DIR")
+@json_option
+def plugin_info(folder: Path, as_json: bool) -> None:
+    """What a plugin is: its base, tap, gate, size, and what its training reached."""
+    plugin = _load(folder)
+    assert plugin is not None
+    about = {**plugin.config(), "parameters": plugin.size, "tap_bytes_per_token": plugin.tap.bytes_per_token}
+    if as_json:
+        _print_json(about)
+        return
+    for name in ("kind", "base_model_name_or_path", "base_fingerprint", "tap", "tap_bytes_per_token", "parameters"):
+        click.echo(f"{name:24} {about[name]}")
+    click.echo(f"{'gate':24} {plugin.gate.kind}")
+    for name, value in plugin.about.items():
+        click.echo(f"{name:24} {value}")
+
+
+def _load(folder: Path | None) -> Plugin | None:
+    from sideplug.device.plugin import Plugin
+
+    return Plugin.load(folder) if folder else None
+
+
+@contextlib.contextmanager
+def _session(
+    cloud: str, ca: Path | None, plugin: Plugin | None = None, gate: str | None = None, tap: Any = None
+) -> Iterator[Session]:
+    from sideplug.contract.gate import Gate
+    from sideplug.device.link import WebSocketLink
+    from sideplug.device.runtime import Session
+
+    if gate == "open" and plugin is None:
+        raise PluginError("--gate open needs a --plugin to ask")
+    link = WebSocketLink.connect(cloud, ca)
+    try:
+        yield Session.open(link, plugin, tap, Gate(gate) if gate else None)
+    finally:
+        link.close()
+
+
+def _sampling(settings: dict[str, Any]) -> tuple[int, Sampling]:
+    from sideplug.contract.sampling import Sampling
+
+    return settings.pop("max_tokens"), Sampling(**settings)
+
+
+def _stream(
+    session: Session, prompt: Prompt, max_tokens: int, sampling: Sampling, show: bool
+) -> tuple[str, list[int], bool]:
+    """(text, ids, interrupted by Ctrl-C)."""
+    text, ids, interrupted = [], [], False
+    pieces = session.generate(prompt, max_tokens, sampling)
+    try:
+        for piece in pieces:
+            text.append(piece.text)
+            ids += piece.ids
+            if show:
+                click.echo(piece.text, nl=False)
+    except KeyboardInterrupt:
+        interrupted = True
+        pieces.close()
+    return "".join(text), ids, interrupted
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C (or SIGTERM) becomes a question that the work asks between its steps; a second Ctrl-C interrupts at once."""
+    asked: list[int] = []
+
+    def remember(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _peak_rss_mb() -> float:
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Where the frozen LLM runs. Knows no person: no plugin, no training. Imports only `sideplug.contract`."""

@@ -1,0 +1,51 @@
+"""The KV cache of one sequence: per block of the model two growing buffers, appended to in place.
+
+Grows by doubling, so appending is O(1) and a view of what is there is free. It does not know attention or scheduling.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class KVCache:
+    """Keys and values of `length` tokens; buffers are (kv_heads, capacity, head_dim) a block."""
+
+    FIRST = 128  # tokens
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._keys: dict[int, torch.Tensor] = {}
+        self._values: dict[int, torch.Tensor] = {}
+
+    def append(self, block: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write (kv_heads, T, head_dim) behind `length`; views (kv_heads, length + T, head_dim) of everything.
+
+        `length` itself moves once a step, when every block has appended: `advance`.
+        """
+        end = self.length + key.shape[1]
+        have = self._keys.get(block)
+        if have is None or have.shape[1] < end:
+            room = max(self.FIRST, 1 << (end - 1).bit_length())
+            self._keys[block] = self._grow(have, key, room)
+            self._values[block] = self._grow(self._values.get(block), value, room)
+        self._keys[block][:, self.length : end] = key
+        self._values[block][:, self.length : end] = value
+        return self._keys[block][:, :end], self._values[block][:, :end]
+
+    def _grow(self, old: torch.Tensor | None, like: torch.Tensor, room: int) -> torch.Tensor:
+        new = like.new_empty(like.shape[0], room, like.shape[2])
+        if old is not None:
+            new[:, : self.length] = old[:, : self.length]
+        return new
+
+    def advance(self, count: int) -> None:
+        self.length += count
+
+    def trim(self, length: int) -> None:
+        """Forget everything from position `length` on."""
+        self.length = min(self.length, length)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for group in (self._keys, self._values) for t in group.values())

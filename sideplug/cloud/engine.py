@@ -1,0 +1,263 @@
+"""The engine: schedule, run, postprocess. One homogeneous batch a step, because nobody's adapter is in the cloud.
+
+Two kinds of work share the steps: a Reply is generated, a Reading is run through once for the device's tape or its score.
+A Reply whose gate opens is parked with its z until the device's correction comes; the head then runs on the corrected z.
+It does not know sockets (it hands frames to a `send` function) nor how plugins are made. All of it runs in one thread.
+Test: pytest tests/cloud/test_engine.py
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sideplug.cloud.cache import KVCache
+from sideplug.cloud.model import Chunk, Forward, TorchModel
+from sideplug.cloud.scheduler import Budget, Scheduler
+from sideplug.cloud.tokenizer import TextStream, Tokenizer
+from sideplug.contract.codec import pack, unpack
+from sideplug.contract.errors import InputError, ProtocolError
+from sideplug.contract.gate import Gate
+from sideplug.contract.sampling import Sampling, choose
+from sideplug.contract.tap import Tap
+from sideplug.contract.wire import Frame, Kind, error_frame
+
+TOP = 16  # best ids a tape keeps of each position: the candidates of training
+HEAD_ROWS = 64  # rows a head call of a Reading, so its logits stay small whatever the example's length
+
+log = logging.getLogger("sideplug.cloud")
+Send = Callable[[Frame], None]
+
+
+@dataclass
+class Plug:
+    """What a device said in OPEN: how its plugin is asked and how its answer is used ("add" to z, or "replace" it)."""
+
+    tap: Tap
+    gate: Gate
+    merge: str = "add"
+
+    def __post_init__(self) -> None:
+        if self.merge not in ("add", "replace"):
+            raise InputError(f"merge must be add or replace, got {self.merge!r}")
+
+    def correct(self, z_TD: np.ndarray, frame: Frame) -> np.ndarray:
+        """z after the device's answer. Raises ProtocolError for an answer of another size or with no finite numbers."""
+        codes, scales = frame.tensors["delta"], frame.tensors["scales"]
+        int8 = codes.dtype == np.int8
+        if codes.shape != z_TD.shape or codes.dtype not in (np.int8, np.float16):
+            raise ProtocolError(f"a correction must be int8 or fp16 {z_TD.shape}, got {codes.dtype} {codes.shape}")
+        if scales.dtype != np.float32 or scales.shape != ((len(z_TD),) if int8 else (0,)):
+            raise ProtocolError(f"a correction's scales must be one float32 a vector for int8, got {scales.shape}")
+        delta = unpack(codes, scales)
+        if not np.isfinite(delta).all():
+            raise ProtocolError("a correction must be finite")
+        return z_TD + delta if self.merge == "add" else delta
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Token ids, of which the cache has the first `cache.length`."""
+
+    ids: list[int]
+    send: Send
+    cache: KVCache = field(default_factory=KVCache, kw_only=True)
+    alive: bool = field(default=True, kw_only=True)
+
+    @property
+    def pending(self) -> int:
+        return len(self.ids) - self.cache.length
+
+    def next_ids(self, count: int) -> list[int]:
+        return self.ids[self.cache.length : self.cache.length + count]
+
+
+@dataclass(eq=False)
+class Reply(Sequence):
+    """A reply in the making: `ids` is the prompt, then what was accepted."""
+
+    turn: int
+    plug: Plug
+    sampling: Sampling
+    max_tokens: int
+    text: TextStream
+    prompt_tokens: int = field(init=False)
+    asked_z: np.ndarray | None = None  # (1, D) while parked: what the device was asked about
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = len(self.ids)
+
+    @property
+    def reply_tokens(self) -> int:
+        return len(self.ids) - self.prompt_tokens
+
+
+@dataclass(eq=False)
+class Reading(Sequence):
+    """An example to be read once: for each reply token, what predicted it (the position before)."""
+
+    number: int
+    plug: Plug
+    prompt_tokens: int
+    score: bool
+    result: tuple[np.ndarray, np.ndarray] | None = None  # z (T, D) and log p of the targets (T,), once read
+    _z: list[np.ndarray] = field(default_factory=list)
+    _hidden: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def targets(self) -> np.ndarray:
+        return np.asarray(self.ids[self.prompt_tokens :], np.int32)
+
+    def keep(self, out: Forward, first_row: int, start: int, stop: int) -> None:
+        """Keep the rows of positions [start, stop) that predict reply tokens; `first_row` is the row of `start`."""
+        lo, hi = max(start, self.prompt_tokens - 1), min(stop, len(self.ids) - 1)
+        if lo < hi:
+            rows = slice(first_row + lo - start, first_row + hi - start)
+            self._z.append(out.z(rows))
+            self._hidden.append(out.tapped(rows, self.plug.tap.layers))
+
+    def states(self) -> tuple[np.ndarray, np.ndarray]:
+        """z (T, D) and tapped states (T, K, D) of all positions that predict a reply token."""
+        return np.concatenate(self._z), np.concatenate(self._hidden)
+
+
+class Engine:
+    """`add` work, `answer` what was asked, and call `step` until it says that nothing is ready."""
+
+    def __init__(self, model: TorchModel, tokenizer: Tokenizer, budget: Budget | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.steps = 0
+        self._scheduler = Scheduler(budget or Budget())
+        self._works: list[Sequence] = []
+        self._answers: list[tuple[Reply, np.ndarray]] = []
+
+    def add(self, work: Reply | Reading) -> None:
+        self._works.append(work)
+
+    def drop(self, work: Sequence) -> None:
+        """Forget a work (its device is gone, or it is complete)."""
+        work.alive = False
+        if work in self._works:
+            self._works.remove(work)
+
+    def cancel(self, reply: Reply) -> None:
+        if reply.alive:
+            self._finish(reply, "cancelled")
+
+    def answer(self, reply: Reply, frame: Frame) -> None:
+        """The device's corrections. Raises ProtocolError when they answer something else than what was asked."""
+        if not reply.alive:
+            return  # it was cancelled while the answer was on its way
+        position = len(reply.ids)
+        if reply.asked_z is None or frame["turn"] != reply.turn or frame["at"] != [position]:
+            raise ProtocolError(
+                f"an answer must be for turn {reply.turn}, position {position}, asked once; got turn {frame['turn']}, "
+                f"positions {str(frame['at'])[:60]}"
+            )
+        self._answers.append((reply, reply.plug.correct(reply.asked_z, frame)))
+        reply.asked_z = None
+
+    def step(self) -> bool:
+        """Run everything that is ready once. False: nothing was."""
+        answered = [(reply, z) for reply, z in self._answers if reply.alive]
+        self._answers = []
+        self._choose(answered, "plugin")
+        batch = self._scheduler.pick(self._works)
+        if not batch:
+            return bool(answered)
+        try:
+            out = self.model.forward([Chunk(ids, work.cache) for work, ids in batch])
+        except Exception as error:
+            log.exception("a step of %d sequences failed", len(batch))
+            for work, _ in batch:
+                work.send(error_frame(error))
+                self.drop(work)
+            return True
+        self.steps += 1
+        self._postprocess(batch, out)
+        return True
+
+    def _postprocess(self, batch: list[tuple[Sequence, list[int]]], out: Forward) -> None:
+        shut: list[tuple[Reply, np.ndarray]] = []
+        row = 0
+        for work, ids in batch:
+            last = row + len(ids) - 1
+            if isinstance(work, Reading):
+                work.keep(out, row, work.cache.length - len(ids), work.cache.length)
+                if not work.pending:
+                    self._finish_reading(work)
+            elif isinstance(work, Reply) and not work.pending:
+                z_1D = out.z([last])
+                if work.plug.gate.opens(z_1D)[0]:
+                    self._ask(work, z_1D, out.tapped([last], work.plug.tap.layers))
+                else:
+                    shut.append((work, z_1D))
+            row = last + 1
+        self._choose(shut, "cloud")
+
+    def _ask(self, reply: Reply, z_1D: np.ndarray, hidden_1KD: np.ndarray) -> None:
+        codes, scales = reply.plug.tap.encode(hidden_1KD)
+        reply.asked_z = z_1D
+        tensors = {"codes": codes, "scales": scales}
+        reply.send(Frame(Kind.ASK, {"turn": reply.turn, "at": [len(reply.ids)]}, tensors))
+
+    def _choose(self, rows: list[tuple[Reply, np.ndarray]], by: str) -> None:
+        """One head call for all these z, then a token each."""
+        if not rows:
+            return
+        logits = self.model.logits(np.concatenate([z for _, z in rows]))
+        for (reply, _), logits_V in zip(rows, logits, strict=True):
+            token = choose(logits_V, reply.sampling, len(reply.ids), reply.ids)
+            self._accept(reply, token, by)
+
+    def _accept(self, reply: Reply, token: int, by: str) -> None:
+        if token in self.tokenizer.stop_ids:
+            self._finish(reply, "stop")
+            return
+        at = len(reply.ids)
+        reply.ids.append(token)
+        full = reply.reply_tokens >= reply.max_tokens or len(reply.ids) >= self.model.context
+        text = reply.text.push([token], last=full)
+        reply.send(Frame(Kind.TOKENS, {"turn": reply.turn, "at": at, "ids": [token], "text": text, "by": by}))
+        if full:
+            self._finish(reply, "length")
+
+    def _finish(self, reply: Reply, why: str) -> None:
+        rest = reply.text.push([], last=True)
+        if rest:
+            at = len(reply.ids)
+            reply.send(Frame(Kind.TOKENS, {"turn": reply.turn, "at": at, "ids": [], "text": rest, "by": "cloud"}))
+        counts = {"prompt": reply.prompt_tokens, "reply": reply.reply_tokens}
+        reply.send(Frame(Kind.DONE, {"turn": reply.turn, "why": why, **counts}))
+        self.drop(reply)
+
+    def _finish_reading(self, reading: Reading) -> None:
+        z, hidden = reading.states()
+        parts = [
+            self.model.read(z[i : i + HEAD_ROWS], reading.targets[i : i + HEAD_ROWS], TOP)
+            for i in range(0, len(z), HEAD_ROWS)
+        ]
+        logp, top, lse = (np.concatenate(column) for column in zip(*parts, strict=True))
+        codes, scales = reading.plug.tap.encode(hidden)
+        z_codes, z_scales = pack(z, int8=False)
+        tensors = {"ids": reading.targets, "codes": codes, "scales": scales}
+        tensors |= {"z": z_codes, "z_scales": z_scales, "top": top, "lse": lse}
+        self.drop(reading)
+        reading.result = (z, logp)
+        reading.send(Frame(Kind.EXAMPLE, {"number": reading.number}, tensors))
+
+    def score(self, reading: Reading, frame: Frame) -> Frame:
+        """Exact log-probabilities of a read example's targets under the device's corrections: the SCORED frame."""
+        if reading.result is None:
+            raise ProtocolError(f"example {reading.number} must be read before it is scored")
+        z, logp = reading.result
+        corrected = reading.plug.correct(z, frame)
+        parts = [
+            self.model.read(corrected[i : i + HEAD_ROWS], reading.targets[i : i + HEAD_ROWS], 1)[0]
+            for i in range(0, len(z), HEAD_ROWS)
+        ]
+        return Frame(Kind.SCORED, {"number": reading.number}, {"base": logp, "plugin": np.concatenate(parts)})

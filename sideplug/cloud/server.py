@@ -1,0 +1,356 @@
+"""The WebSocket server: one connection is one device's session; frames in, frames out.
+
+Sockets and asyncio are here and nowhere else in the cloud; the engine runs in a thread of its own and is reached through
+its inbox. Nothing of a session is written anywhere, and no text is logged. It does not know plugins or training.
+
+    GET /health       one JSON object
+    /v1/session       the WebSocket of docs/WIRE.md
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import http
+import json
+import logging
+import queue
+import secrets
+import signal
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from sideplug import __version__
+from sideplug.cloud.engine import Engine, Plug, Reading, Reply
+from sideplug.cloud.store import Base
+from sideplug.cloud.tokenizer import TextStream
+from sideplug.contract.errors import Busy, InputError, ProtocolError, SideplugError, Stopped, TooLong, WrongBase
+from sideplug.contract.gate import Gate
+from sideplug.contract.sampling import Sampling
+from sideplug.contract.tap import Tap
+from sideplug.contract.text import Prompt
+from sideplug.contract.wire import Frame, Kind, decode, encode, error_frame
+
+PATH = "/v1/session"
+ROWS_PER_FRAME = 4096  # head rows in one HEAD frame
+log = logging.getLogger("sideplug.cloud")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """sessions at once; examples that a session may have in reading at once; bytes of one incoming message."""
+
+    sessions: int = 64
+    readings: int = 8
+    message_bytes: int = 16 << 20
+
+
+class EngineThread:
+    """Runs the engine's steps; `call` puts a function into its inbox, to be run between two steps."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[[], None]) -> None:
+        self._inbox.put(function)
+
+    def stop(self) -> None:
+        self._inbox.put(None)
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        busy = False
+        while True:
+            try:
+                item = self._inbox.get(block=not busy)
+            except queue.Empty:
+                busy = self.engine.step()
+                continue
+            if item is None:
+                return
+            try:
+                item()
+            except Exception:
+                log.exception("a call to the engine failed")
+            busy = True
+
+
+class Session:
+    """One device's connection: what it may do, and what it has under way. Runs in the event loop."""
+
+    def __init__(self, server: CloudServer, connection: ServerConnection) -> None:
+        self._server = server
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._outbox: asyncio.Queue[Frame] = asyncio.Queue()
+        self._plug: Plug | None = None
+        self._reply: Reply | None = None
+        self._readings: dict[int, Reading] = {}
+
+    async def run(self) -> None:
+        sender = asyncio.create_task(self._send_all())
+        try:
+            async for message in self._connection:
+                if not isinstance(message, bytes):
+                    raise ProtocolError("a message must be binary")
+                self._handle(decode(message))
+        except ConnectionClosed:
+            pass
+        except SideplugError as error:
+            await self._refuse(error, 1002 if isinstance(error, ProtocolError) else 1008)
+        except Exception as error:
+            log.exception("a session failed")
+            await self._refuse(error, 1011)
+        finally:
+            sender.cancel()
+            works = [*self._readings.values(), *([self._reply] if self._reply else [])]
+            engine = self._server.thread.engine
+            self._server.thread.call(lambda: [engine.drop(work) for work in works])  # type: ignore[func-returns-value]
+
+    async def _refuse(self, error: Exception, close_code: int) -> None:
+        try:
+            await self._connection.send(encode(error_frame(error)))
+            await self._connection.close(close_code, getattr(error, "code", "internal"))
+        except ConnectionClosed:
+            pass
+
+    async def _send_all(self) -> None:
+        try:
+            while True:
+                await self._connection.send(encode(await self._outbox.get()))
+        except ConnectionClosed:
+            pass
+
+    def _send_from_engine(self, frame: Frame) -> None:
+        """Called in the engine's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, frame)
+        except RuntimeError:  # the loop is closed: the server has stopped
+            pass
+
+    def _deliver(self, frame: Frame) -> None:
+        if frame.kind is Kind.EXAMPLE:
+            reading = self._readings.get(frame["number"])
+            if reading is not None and not reading.score:
+                del self._readings[frame["number"]]
+        elif frame.kind is Kind.DONE and self._reply is not None and frame["turn"] == self._reply.turn:
+            self._reply = None
+        self._outbox.put_nowait(frame)
+
+    def _in_engine(self, function: Callable[[], Any]) -> None:
+        """Run in the engine's thread; an error that is ours goes to the device and ends the session."""
+
+        def run() -> None:
+            try:
+                function()
+            except SideplugError as error:
+                future = asyncio.run_coroutine_threadsafe(self._refuse(error, 1002), self._loop)
+                future.add_done_callback(lambda done: done.exception())
+
+        self._server.thread.call(run)
+
+    def _handle(self, frame: Frame) -> None:
+        if frame.kind is Kind.OPEN:
+            return self._open(frame)
+        if self._plug is None:
+            raise ProtocolError(f"a session must begin with OPEN, got {frame.kind.name}")
+        handlers = {
+            Kind.PROMPT: self._prompt,
+            Kind.ANSWER: self._answer,
+            Kind.CANCEL: self._cancel,
+            Kind.READ: self._read,
+            Kind.SCORE: self._score,
+            Kind.ROWS: self._rows,
+        }
+        if frame.kind not in handlers:
+            raise ProtocolError(f"a device must not send {frame.kind.name}")
+        handlers[frame.kind](frame)
+
+    def _open(self, frame: Frame) -> None:
+        base, model = self._server.base, self._server.thread.engine.model
+        if self._plug is not None:
+            raise ProtocolError("a session must be opened once")
+        if frame["base"] not in ("", base.fingerprint):
+            raise WrongBase(
+                f"this plugin was made for the base model {frame['base'][:12]}, but the cloud serves "
+                f"{base.fingerprint[:12]} ({base.name}): serve that model, or train a plugin for this one"
+            )
+        default = Tap.spread(model.blocks, model.width)
+        tap = Tap.parse(frame["tap"]) if frame["tap"] else default
+        tap.check(model.blocks, model.width)
+        self._plug = Plug(tap, Gate.from_wire(frame["gate"]), frame["merge"])
+        shape = {"blocks": model.blocks, "width": model.width, "vocab": model.vocab, "context": model.context}
+        about = {"name": base.name, "fingerprint": base.fingerprint, "chat": self._server.tokenizer.has_chat, **shape}
+        limits = {"readings": self._server.limits.readings, "message_bytes": self._server.limits.message_bytes}
+        control = {"session": secrets.token_hex(8), "model": about, "limits": limits}
+        self._outbox.put_nowait(Frame(Kind.OPENED, control))
+
+    def _prompt(self, frame: Frame) -> None:
+        engine = self._server.thread.engine
+        if self._reply is not None:
+            raise ProtocolError("a session must wait for DONE before its next PROMPT")
+        try:
+            ids = self._server.tokenizer.encode(Prompt.from_wire(frame.control))
+            if not ids:
+                raise InputError("the prompt is empty: give at least one word")
+            if max(ids) >= engine.model.vocab:
+                raise InputError(f"a prompt's ids must be below {engine.model.vocab}, got {max(ids)}")
+            self._check_length(len(ids) + 1, "the prompt")
+            if frame["max_tokens"] < 1:
+                raise InputError(f"max_tokens must be 1 or more, got {frame['max_tokens']}")
+            sampling = Sampling.from_wire(frame["sampling"])
+        except InputError as error:  # the user's mistake, not the device's: the session goes on
+            self._outbox.put_nowait(error_frame(error))
+            return
+        assert self._plug is not None
+        stream = TextStream(self._server.tokenizer)
+        self._reply = Reply(
+            ids, self._send_from_engine, frame["turn"], self._plug, sampling, frame["max_tokens"], stream
+        )
+        reply = self._reply
+        self._in_engine(lambda: engine.add(reply))
+
+    def _check_length(self, tokens: int, what: str) -> None:
+        context = self._server.thread.engine.model.context
+        if tokens > context:
+            raise TooLong(f"{what} has {tokens} tokens with its reply, the base model takes at most {context}")
+
+    def _answer(self, frame: Frame) -> None:
+        reply = self._reply
+        if reply is not None:  # else: an answer to a reply that has just been cancelled
+            self._in_engine(lambda: self._server.thread.engine.answer(reply, frame))
+
+    def _cancel(self, frame: Frame) -> None:
+        reply = self._reply
+        if reply is not None and reply.turn == frame["turn"]:
+            self._in_engine(lambda: self._server.thread.engine.cancel(reply))
+
+    def _read(self, frame: Frame) -> None:
+        number, limit = frame["number"], self._server.limits.readings
+        if number in self._readings or len(self._readings) >= limit:
+            raise ProtocolError(f"a session must have at most {limit} examples in reading, each with its own number")
+        try:
+            prompt = Prompt.from_wire(frame.control)
+            start, reply = self._server.tokenizer.encode_example(prompt, frame["reply"])
+            if not reply:
+                raise InputError(f"example {number} has an empty reply")
+            self._check_length(len(start) + len(reply), f"example {number}")
+        except InputError as error:
+            self._outbox.put_nowait(error_frame(error))
+            return
+        assert self._plug is not None
+        ids = start + reply
+        reading = Reading(ids, self._send_from_engine, number, self._plug, len(start), frame["score"])
+        self._readings[number] = reading
+        self._in_engine(lambda: self._server.thread.engine.add(reading))
+
+    def _score(self, frame: Frame) -> None:
+        reading = self._readings.pop(frame["number"], None)
+        if reading is None:
+            raise ProtocolError(f"example {frame['number']} must be read with score before it is scored")
+        engine = self._server.thread.engine
+        self._in_engine(lambda: self._send_from_engine(engine.score(reading, frame)))
+
+    def _rows(self, frame: Frame) -> None:
+        model = self._server.thread.engine.model
+        ids = frame.tensors["ids"]
+        ok = ids.dtype == np.int32 and 0 < len(ids) <= ROWS_PER_FRAME
+        if not ok or ids.min() < 0 or ids.max() >= model.vocab:
+            raise ProtocolError(f"ROWS must ask for 1 to {ROWS_PER_FRAME} ids below {model.vocab}")
+
+        def answer() -> None:
+            rows, bias = model.head_rows(ids)
+            tensors = {"rows": rows.astype(np.float16), "bias": bias.astype(np.float32)}
+            control = {"part": frame["part"], "scale": model.logit_scale, "softcap": model.softcap}
+            self._send_from_engine(Frame(Kind.HEAD, control, tensors))
+
+        self._in_engine(answer)
+
+
+class CloudServer:
+    """A base model at an address. `start`, then `serve_until_stopped`, or `close`."""
+
+    def __init__(self, base: Base, engine: Engine, limits: Limits | None = None) -> None:
+        self.base = base
+        self.tokenizer = engine.tokenizer
+        self.limits = limits or Limits()
+        self.thread = EngineThread(engine)
+        self._sessions: set[Session] = set()
+        self._server: Server | None = None
+
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
+        """Listen; the port (given port 0: the one that was free). Raises Stopped when the address can't be had."""
+        try:
+            self._server = await serve(
+                self._on_connection,
+                host,
+                port,
+                ssl=tls,
+                compression=None,  # codes and corrections don't compress; the deflate state would cost each session 300 KB
+                max_size=self.limits.message_bytes,
+                process_request=self._on_request,
+                server_header=None,
+            )
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise Stopped(f"port {port} on {host} is taken: stop what uses it, or give another --port") from error
+            raise Stopped(f"{host}:{port} can't be listened on: {error.strerror or error}") from error
+        return self._server.sockets[0].getsockname()[1]
+
+    async def serve_until_stopped(self) -> None:
+        """Until SIGINT or SIGTERM."""
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await stop.wait()
+        await self.close()
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+        self.thread.stop()
+
+    async def _on_connection(self, connection: ServerConnection) -> None:
+        session = Session(self, connection)
+        self._sessions.add(session)
+        try:
+            if len(self._sessions) > self.limits.sessions:
+                await session._refuse(Busy(f"the cloud has its {self.limits.sessions} sessions: try later"), 1013)
+                return
+            await session.run()
+        finally:
+            self._sessions.discard(session)
+
+    def _on_request(self, connection: ServerConnection, request: Request) -> Response | None:
+        path = request.path.split("?")[0]
+        if path == PATH:
+            return None
+        if path == "/health":
+            about = {
+                "status": "ok",
+                "version": __version__,
+                "model": self.base.name,
+                "fingerprint": self.base.fingerprint,
+                "sessions": len(self._sessions),
+            }
+            return _json(connection, http.HTTPStatus.OK, about)
+        return _json(connection, http.HTTPStatus.NOT_FOUND, {"error": f"paths are {PATH} and /health"})
+
+
+def _json(connection: ServerConnection, status: http.HTTPStatus, body: dict[str, Any]) -> Response:
+    response = connection.respond(status, json.dumps(body) + "\n")
+    del response.headers["Content-Type"]
+    response.headers["Content-Type"] = "application/json"
+    return response

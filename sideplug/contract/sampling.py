@@ -1,0 +1,83 @@
+"""How a token is chosen from logits, so that every path (streamed, resumed, cloud or device head) chooses the same one.
+
+    token = argmax(logits / temperature + gumbel(seed, position))       over what top-k and top-p leave
+
+The noise is counter-based (Philox keyed by the seed, its counter is the token's position), so it depends on nothing else.
+Temperature 0 is greedy. It does not know models or batches: one position at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from sideplug.contract.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature 0 to 10 (0: greedy), top_k (0: off), top_p in (0, 1], repetition_penalty 0.1 to 10 (1: off), seed."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _must("temperature", self.temperature, 0 <= self.temperature <= 10, "0 to 10")
+        _must("top_k", self.top_k, isinstance(self.top_k, int) and 0 <= self.top_k <= 1 << 24, "0 or more")
+        _must("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
+        _must("repetition_penalty", self.repetition_penalty, 0.1 <= self.repetition_penalty <= 10, "0.1 to 10")
+        _must("seed", self.seed, isinstance(self.seed, int) and 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
+
+    def to_wire(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_wire(cls, control: dict[str, Any]) -> Sampling:
+        """Raises InputError for unknown names, wrong types and values out of range."""
+        fields = cls.__dataclass_fields__
+        for name, value in control.items():
+            if name not in fields or isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise InputError(f"sampling must be numbers named {', '.join(fields)}, got {str(name)[:40]!r}")
+        return cls(**control)
+
+
+def _must(name: str, value: Any, ok: bool, allowed: str) -> None:
+    if not ok:
+        raise InputError(f"{name} must be {allowed}, got {value}")
+
+
+def gumbel(seed: int, position: int, size: int) -> np.ndarray:
+    """Standard Gumbel noise (size,) float64 of one position; a longer `size` only appends."""
+    bits = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, position]))
+    uniform = bits.random(size)
+    return -np.log(-np.log(uniform + 1e-300) + 1e-300)
+
+
+def choose(logits_V: np.ndarray, sampling: Sampling, position: int, context: Sequence[int] = ()) -> int:
+    """The token id for `position` (its index in the whole text). `context`: ids so far, for the repetition penalty."""
+    if sampling.repetition_penalty != 1.0 and len(context):
+        logits_V = logits_V.copy()
+        seen = np.unique(np.asarray(context))
+        scores = logits_V[seen]
+        penalty = sampling.repetition_penalty
+        logits_V[seen] = np.where(scores > 0, scores / penalty, scores * penalty)
+    if sampling.temperature == 0:
+        return int(np.argmax(logits_V))
+    kept = np.arange(logits_V.size)
+    if 0 < sampling.top_k < logits_V.size:
+        kept = np.sort(np.argpartition(logits_V, -sampling.top_k)[-sampling.top_k :])
+    scores = logits_V[kept].astype(np.float64) / sampling.temperature
+    if sampling.top_p < 1:
+        order = np.argsort(-scores, kind="stable")
+        p = np.exp(scores[order] - scores[order[0]])
+        before = np.cumsum(p) - p  # the mass before each token; the first is always kept
+        keep = np.sort(order[before < sampling.top_p * p.sum()])
+        kept, scores = kept[keep], scores[keep]
+    noise = gumbel(sampling.seed, position, int(kept[-1]) + 1)[kept]
+    return int(kept[np.argmax(scores + noise)])

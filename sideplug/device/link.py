@@ -1,0 +1,123 @@
+"""The device's end of the wire: one WebSocket, frames in order, every byte counted.
+
+The network is two methods, `send` and `receive`; a test swaps the link for one without a socket. It does not know what
+frames mean.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections import Counter
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.sync.client import ClientConnection, connect
+
+from sideplug.contract.errors import CloudError, InputError, Unreachable, from_wire
+from sideplug.contract.wire import MAX_FRAME_BYTES, Frame, Kind, decode, encode
+
+PATH = "/v1/session"
+DEFAULT_URL = "ws://127.0.0.1:8765"
+CONNECT_TIMEOUT_S = 10.0
+REPLY_TIMEOUT_S = 300.0
+
+
+class Link(Protocol):
+    """Frames down and up; `down` and `up` count the bytes of each kind's messages (without TCP and TLS)."""
+
+    down: Counter[str]
+    up: Counter[str]
+
+    def send(self, frame: Frame) -> None: ...
+
+    def receive(self, timeout_s: float = REPLY_TIMEOUT_S) -> Frame: ...
+
+    def close(self) -> None: ...
+
+
+class WebSocketLink:
+    def __init__(self, connection: ClientConnection, url: str) -> None:
+        self._connection = connection
+        self._url = url
+        self.down: Counter[str] = Counter()
+        self.up: Counter[str] = Counter()
+
+    @classmethod
+    def connect(cls, url: str = DEFAULT_URL, ca: Path | None = None) -> WebSocketLink:
+        """`ca`: a PEM file to trust besides the system's. Raises InputError (bad URL) or Unreachable."""
+        parts = urlsplit(url)
+        scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+        if scheme not in ("ws", "wss") or not parts.hostname:
+            raise InputError(f"the cloud's address must look like {DEFAULT_URL} or wss://host, got {url!r}")
+        full = f"{scheme}://{parts.netloc}{PATH if parts.path in ('', '/') else parts.path}"
+        tls = None
+        try:
+            if scheme == "wss":
+                tls = ssl.create_default_context()
+                if ca is not None:
+                    tls.load_verify_locations(ca)
+            connection = connect(
+                full,
+                ssl=tls,
+                compression=None,
+                max_size=MAX_FRAME_BYTES,
+                open_timeout=CONNECT_TIMEOUT_S,
+                user_agent_header=None,
+            )
+        except ssl.SSLCertVerificationError as error:
+            raise Unreachable(f"the certificate of {url} is not trusted: {error.verify_message}") from error
+        except (InvalidURI, ValueError) as error:
+            raise InputError(f"the cloud's address can't be used: {error}") from error
+        except InvalidHandshake as error:
+            raise Unreachable(f"{url} answers, but is no sideplug cloud: {error}") from error
+        except (OSError, TimeoutError, EOFError) as error:
+            reason = getattr(error, "strerror", None) or error or "no answer"
+            raise Unreachable(
+                f"no cloud answers at {url} ({reason}): start one with sideplug serve, or give its --cloud address"
+            ) from error
+        for option in (socket.TCP_NODELAY,):
+            connection.socket.setsockopt(socket.IPPROTO_TCP, option, 1)
+        return cls(connection, url)
+
+    def send(self, frame: Frame) -> None:
+        """Raises CloudError when the connection is gone."""
+        message = encode(frame)
+        try:
+            self._connection.send(message)
+        except ConnectionClosed as error:
+            raise self._gone(error) from error
+        self.up[frame.kind.name] += len(message)
+
+    def receive(self, timeout_s: float = REPLY_TIMEOUT_S) -> Frame:
+        """The next frame. Raises what an ERROR frame says, CloudError when the connection is gone or silent."""
+        try:
+            message = self._connection.recv(timeout_s)
+        except TimeoutError as error:
+            raise CloudError(f"the cloud at {self._url} said nothing for {timeout_s:.0f} s") from error
+        except ConnectionClosed as error:
+            raise self._gone(error) from error
+        if not isinstance(message, bytes):
+            raise CloudError(f"{self._url} sent text: it is no sideplug cloud")
+        frame = decode(message)
+        self.down[frame.kind.name] += len(message)
+        if frame.kind is Kind.ERROR:
+            raise from_wire(frame["code"], frame["message"])
+        return frame
+
+    def _gone(self, error: ConnectionClosed) -> CloudError:
+        """Why the connection ended: the ERROR frame that may still lie unread says it best."""
+        try:
+            while True:
+                frame = decode(self._connection.recv(0))  # type: ignore[arg-type]
+                if frame.kind is Kind.ERROR:
+                    raise from_wire(frame["code"], frame["message"])
+        except (ConnectionClosed, TimeoutError):
+            pass
+        reason = error.rcvd.reason if error.rcvd else ""
+        return CloudError(f"the cloud at {self._url} closed the connection{': ' + reason if reason else ''}")
+
+    def close(self) -> None:
+        self._connection.close()

@@ -1,0 +1,191 @@
+"""A conversation with the cloud: open a session, ask for a reply, correct what the cloud asks about.
+
+The loop is: tokens come down and are handed on; an ASK comes down, the plugin runs, its ANSWER goes up. It does not know
+sockets (see link), files or the command line. Test: pytest tests/test_equalities.py
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sideplug import __version__
+from sideplug.contract.codec import pack
+from sideplug.contract.errors import ProtocolError, SideplugError
+from sideplug.contract.gate import Gate
+from sideplug.contract.sampling import Sampling
+from sideplug.contract.tap import Tap
+from sideplug.contract.text import Prompt
+from sideplug.contract.wire import Frame, Kind
+from sideplug.device.link import Link
+from sideplug.device.plugin import Plugin
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some of a reply: token ids, their text, and who chose them ("cloud" or "plugin")."""
+
+    ids: list[int]
+    text: str
+    by: str
+
+
+@dataclass
+class Usage:
+    """What one reply took. Bytes are of whole WebSocket messages; TCP and TLS add theirs."""
+
+    prompt_tokens: int = 0
+    reply_tokens: int = 0
+    plugin_tokens: int = 0
+    round_trips: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    first_token_s: float = 0.0
+    total_s: float = 0.0
+    plugin_s: float = 0.0
+    why: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: round(value, 6) if isinstance(value, float) else value for name, value in vars(self).items()}
+
+    @property
+    def line(self) -> str:
+        """One line for a person to read."""
+        speed = self.reply_tokens / self.total_s if self.total_s else 0.0
+        gate = 100 * self.plugin_tokens / self.reply_tokens if self.reply_tokens else 0.0
+        return (
+            f"{self.reply_tokens} tokens, {speed:.1f} a second · {self.round_trips} round trips · gate open {gate:.0f} % "
+            f"· {self.bytes_down:,} bytes down, {self.bytes_up:,} up"
+        )
+
+
+@dataclass(frozen=True)
+class Model:
+    """The base model as OPENED describes it."""
+
+    name: str
+    fingerprint: str
+    blocks: int
+    width: int
+    vocab: int
+    context: int
+    chat: bool
+
+
+@dataclass
+class Session:
+    """An open session. `usage` is the last reply's."""
+
+    link: Link
+    model: Model
+    plugin: Plugin | None
+    readings: int  # examples that may be in reading at once
+    usage: Usage = field(default_factory=Usage)
+    _turn: int = 0
+    _running: bool = False
+
+    @classmethod
+    def open(cls, link: Link, plugin: Plugin | None = None, tap: Tap | None = None, gate: Gate | None = None) -> Session:
+        """With a plugin: its tap, and its gate unless another is given. Without: the gate is shut (or `tap` is read).
+
+        Raises WrongBase when the plugin was made for another base model, CloudError when the cloud is gone.
+        """
+        gate = gate or (plugin.gate if plugin else Gate("shut"))
+        tap = plugin.tap if plugin else tap
+        control = {
+            "base": plugin.base if plugin else "",
+            "tap": tap.name if tap else "",
+            "merge": plugin.merge if plugin else "add",
+            "gate": gate.to_wire(),
+            "client": f"sideplug/{__version__}",
+        }
+        link.send(Frame(Kind.OPEN, control))
+        opened = _expect(link.receive(), Kind.OPENED)
+        about = opened["model"]
+        try:
+            model = Model(**{name: about[name] for name in Model.__dataclass_fields__})
+            readings = int(opened["limits"]["readings"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(f"OPENED must describe the model and its limits: {error}") from error
+        if plugin is not None:
+            plugin.check_base(model.fingerprint, model.name)
+        return cls(link, model, plugin, readings)
+
+    def generate(
+        self, prompt: Prompt, max_tokens: int = 256, sampling: Sampling = Sampling()  # noqa: B008 (frozen)
+    ) -> Iterator[Piece]:
+        """The reply, piece by piece; `usage` is complete afterwards. Closing the iterator cancels the reply."""
+        self._turn += 1
+        turn = self._turn
+        usage = self.usage = Usage()
+        down, up = sum(self.link.down.values()), sum(self.link.up.values())
+        start = time.perf_counter()
+        control = {"turn": turn, **prompt.to_wire(), "max_tokens": max_tokens, "sampling": sampling.to_wire()}
+        self.link.send(Frame(Kind.PROMPT, control))
+        self._running = True
+        try:
+            while self._running:
+                frame = self.link.receive()
+                if frame.control.get("turn") != turn:
+                    raise ProtocolError(f"the cloud must speak of turn {turn}, got {frame.kind.name} of another")
+                if frame.kind is Kind.TOKENS:
+                    if not usage.first_token_s:
+                        usage.first_token_s = time.perf_counter() - start
+                    if frame["by"] == "plugin":
+                        usage.plugin_tokens += len(frame["ids"])
+                    yield Piece(frame["ids"], frame["text"], frame["by"])
+                elif frame.kind is Kind.ASK:
+                    self._answer(frame)
+                else:
+                    done = _expect(frame, Kind.DONE)
+                    self._running = False
+                    usage.why, usage.prompt_tokens, usage.reply_tokens = done["why"], done["prompt"], done["reply"]
+        except SideplugError:
+            self._running = False  # the cloud has ended it: there is nothing to cancel
+            raise
+        finally:
+            if self._running:
+                self._cancel(turn)
+            usage.total_s = time.perf_counter() - start
+            usage.bytes_down = sum(self.link.down.values()) - down
+            usage.bytes_up = sum(self.link.up.values()) - up
+
+    def _answer(self, ask: Frame) -> None:
+        start = time.perf_counter()
+        tensors = self.corrections(ask)
+        self.usage.plugin_s += time.perf_counter() - start
+        self.usage.round_trips += 1
+        self.link.send(Frame(Kind.ANSWER, {"turn": ask["turn"], "at": ask["at"]}, tensors))
+
+    def corrections(self, asked: Frame) -> dict[str, np.ndarray]:
+        """The plugin's answer to the codes of an ASK or EXAMPLE, as the tensors that go up."""
+        if self.plugin is None:
+            raise ProtocolError("the cloud asked, but this session has no plugin")
+        delta_TD = self.plugin.correct(self.plugin.tap.decode(asked.tensors["codes"], asked.tensors["scales"]))
+        codes, scales = pack(delta_TD, int8=self.plugin.tap.codec == "int8")
+        return {"delta": codes, "scales": scales}
+
+    def _cancel(self, turn: int) -> None:
+        """Stop the reply and wait for the cloud's DONE, so that the session can go on."""
+        self._running = False
+        self.link.send(Frame(Kind.CANCEL, {"turn": turn}))
+        while True:
+            frame = self.link.receive()
+            if frame.kind is Kind.DONE:
+                self.usage.why, self.usage.prompt_tokens = frame["why"], frame["prompt"]
+                self.usage.reply_tokens = frame["reply"]
+                return
+
+    def bytes_by_kind(self) -> dict[str, Counter[str]]:
+        return {"down": self.link.down, "up": self.link.up}
+
+
+def _expect(frame: Frame, kind: Kind) -> Frame:
+    if frame.kind is not kind:
+        raise ProtocolError(f"the cloud must answer {kind.name}, got {frame.kind.name}")
+    return frame

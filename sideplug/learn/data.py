@@ -1,0 +1,241 @@
+"""A person's files as training examples: a prompt and the reply that the person would want.
+
+    alpaca       {"instruction", "input"?, "output"}            JSON array or JSON lines
+    messages     {"messages": [{"role", "content"}, …]}         OpenAI's; each assistant turn is an example
+    sharegpt     {"conversations": [{"from", "value"}, …]}
+    text         {"text"}, JSON lines; or a plain file           cut into passages of whole paragraphs
+A folder is its files, in the order of their names. It does not know tokens: the cloud's tokenizer counts them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sideplug.contract.errors import DataError
+from sideplug.contract.text import Prompt
+
+FORMATS = ("auto", "alpaca", "messages", "sharegpt", "text")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".md")
+PASSAGE_WORDS = 150
+_SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing to learn. `where` is its "file:line", for errors."""
+
+    prompt: Prompt
+    reply: str
+    where: str
+
+    def to_wire(self) -> dict[str, Any]:
+        return {**self.prompt.to_wire(), "reply": self.reply}
+
+
+def read(path: Path, form: str = "auto") -> list[Example]:
+    """All examples of a file or folder. Raises DataError with file and line."""
+    if form not in FORMATS:
+        raise DataError(f"--format must be one of {', '.join(FORMATS)}, got {form!r}")
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and not file.name.startswith("."))
+        if not files:
+            raise DataError(f"the folder {path} has no {', '.join(SUFFIXES)} files")
+    elif path.exists():
+        files = [path]
+    else:
+        raise DataError(f"there is no file or folder {path}")
+    examples = [example for file in files for example in _read_file(file, form)]
+    if not examples:
+        raise DataError(f"{path} has no examples: it is empty")
+    return examples
+
+
+def split(examples: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """(training, held out), the held-out share drawn by seed; at least one example on each side."""
+    if len(examples) < 2:
+        raise DataError(f"there must be at least 2 examples, one of them to be held out; got {len(examples)}")
+    if not 0 < share < 1:
+        raise DataError(f"the held-out share must be between 0 and 1, got {share}")
+    held = min(len(examples) - 1, max(1, round(share * len(examples))))
+    chosen = set(random.Random(seed).sample(range(len(examples)), held))
+    return [e for i, e in enumerate(examples) if i not in chosen], [examples[i] for i in sorted(chosen)]
+
+
+def _read_file(file: Path, form: str) -> Iterator[Example]:
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{file}:{line}: must be UTF-8 text, got the byte 0x{error.object[error.start]:02x}") from error
+    except OSError as error:
+        raise DataError(f"{file} can't be read: {error.strerror or error}") from error
+    if not text.strip():
+        raise DataError(f"{file} is empty")
+    if file.suffix not in (".json", ".jsonl", ".ndjson") and text.lstrip()[:1] not in "{[" or (
+        form == "text" and file.suffix in (".txt", ".md")
+    ):
+        if form not in ("auto", "text"):
+            raise DataError(f"{file}:1: must be JSON for --format {form}, got plain text")
+        yield from _passages(text, file)
+        return
+    for line, record in _records(text, file):
+        where = f"{file}:{line}"
+        if not isinstance(record, dict):
+            raise DataError(f"{where}: an example must be a JSON object, got {type(record).__name__}")
+        yield from _examples(record, _detect(record, where) if form == "auto" else form, where)
+
+
+def _records(text: str, file: Path) -> Iterator[tuple[int, Any]]:
+    """(line, value) of each element of a JSON array, or of each line of JSON lines."""
+    stripped = text.lstrip()
+    if not stripped.startswith("["):
+        try:  # one object over several lines is one record
+            yield 1, json.loads(text)
+            return
+        except ValueError:
+            pass
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except ValueError as error:
+                    raise DataError(f"{file}:{number}: this line is not JSON: {error}") from error
+        return
+    decoder = json.JSONDecoder()
+    spaces = re.compile(r"\s*")
+
+    def skip(position: int) -> int:
+        return spaces.match(text, position).end()  # type: ignore[union-attr]
+
+    at = skip(text.index("[") + 1)
+    while at < len(text) and text[at] != "]":
+        line = text.count("\n", 0, at) + 1
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file}:{error.lineno}: not JSON: {error.msg}") from error
+        yield line, value
+        at = skip(at)
+        if text[at : at + 1] == ",":
+            at = skip(at + 1)
+        elif text[at : at + 1] != "]":
+            line = text.count("\n", 0, at) + 1
+            raise DataError(f"{file}:{line}: the array must go on with a comma or end with ]")
+    if at >= len(text):
+        raise DataError(f"{file}:{text.count(chr(10)) + 1}: the array is cut off: it must end with ]")
+
+
+def _detect(record: dict[str, Any], where: str) -> str:
+    for key, form in (("messages", "messages"), ("conversations", "sharegpt"), ("output", "alpaca"), ("text", "text")):
+        if key in record:
+            return form
+    keys = ", ".join(map(str, list(record)[:6])) or "none"
+    raise DataError(
+        f"{where}: an example must have instruction and output, or messages, or conversations, or text; its keys: {keys}"
+    )
+
+
+def _examples(record: dict[str, Any], form: str, where: str) -> Iterator[Example]:
+    if form == "alpaca":
+        instruction, reply = _text(record, "instruction", where), _text(record, "output", where)
+        given = record.get("input") or ""
+        if not isinstance(given, str):
+            raise DataError(f"{where}: input must be text, got {type(given).__name__}")
+        if not reply.strip():
+            raise DataError(f"{where}: output must not be empty")
+        yield Example(Prompt.user(f"{instruction}\n\n{given}" if given.strip() else instruction), reply, where)
+    elif form == "messages":
+        yield from _turns(_list(record, "messages", where), "role", "content", where)
+    elif form == "sharegpt":
+        yield from _turns(_list(record, "conversations", where), "from", "value", where)
+    else:
+        text = _text(record, "text", where)
+        if not text.strip():
+            raise DataError(f"{where}: text must not be empty")
+        for passage in _cut(text):
+            yield Example(Prompt(text=""), passage, where)
+
+
+def _turns(turns: list[Any], role_key: str, content_key: str, where: str) -> Iterator[Example]:
+    messages: list[dict[str, str]] = []
+    replies = 0
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, dict):
+            raise DataError(f"{where}: message {number} must be an object, got {type(turn).__name__}")
+        role = _SHAREGPT_ROLES.get(str(turn.get(role_key)))
+        content = turn.get(content_key)
+        if role is None:
+            raise DataError(
+                f"{where}: message {number}'s {role_key} must be one of {', '.join(_SHAREGPT_ROLES)}, "
+                f"got {str(turn.get(role_key))[:40]!r}"
+            )
+        if not isinstance(content, str):
+            raise DataError(f"{where}: message {number}'s {content_key} must be text, got {type(content).__name__}")
+        if role == "assistant" and messages:
+            replies += 1
+            yield Example(Prompt(messages=tuple(messages)), content, where)
+        messages = [*messages, {"role": role, "content": content}]
+    if not replies:
+        raise DataError(f"{where}: there must be an assistant's message after another one")
+
+
+def _text(record: dict[str, Any], key: str, where: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str):
+        got = "none" if value is None else type(value).__name__
+        raise DataError(f"{where}: {key} must be text, got {got}")
+    return value
+
+
+def _list(record: dict[str, Any], key: str, where: str) -> list[Any]:
+    value = record.get(key)
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{where}: {key} must be a list with messages in it")
+    return value
+
+
+def _passages(text: str, file: Path) -> Iterator[Example]:
+    at = 0
+    for passage in _cut(text):
+        at = max(at, text.find(passage[:40].split("\n")[0], at))
+        yield Example(Prompt(text=""), passage, f"{file}:{text.count(chr(10), 0, at) + 1}")
+
+
+def _cut(text: str, words: int = PASSAGE_WORDS) -> Iterator[str]:
+    """Passages of about `words` words: whole paragraphs where they fit, long ones cut between sentences."""
+    passage: list[str] = []
+    count = 0
+    for paragraph in re.split(r"\n\s*\n", text):
+        sentences = re.split(r"(?<=[.!?;:])\s+", re.sub(r"\s+", " ", paragraph).strip())
+        for piece in _whole_or(sentences, words):
+            size = len(piece.split())
+            if not size:
+                continue
+            if passage and count + size > words:
+                yield "\n\n".join(passage)
+                passage, count = [], 0
+            passage.append(piece)
+            count += size
+    if passage:
+        yield "\n\n".join(passage)
+
+
+def _whole_or(sentences: list[str], words: int) -> Iterator[str]:
+    """The paragraph as one piece when it fits, else pieces of sentences (a sentence alone may still be longer)."""
+    piece: list[str] = []
+    count = 0
+    for sentence in sentences:
+        size = len(sentence.split())
+        if piece and count + size > words:
+            yield " ".join(piece)
+            piece, count = [], 0
+        piece.append(sentence)
+        count += size
+    if piece:
+        yield " ".join(piece)

@@ -1,0 +1,179 @@
+"""The tape: what the cloud's frozen model made of each example, recorded once over the wire, then read from disk.
+
+A tape file is a row of EXAMPLE frames, just as they came down. So it is appended to safely, a frame that was cut off by
+a drop or a crash is found and forgotten, and recording goes on where it stopped. `tape.json` beside it says of which
+base, tap and examples it is. Epochs read it from disk: they cost no network, no LLM and little memory.
+
+It does not know plugins or losses. Test: pytest tests/learn/test_tape.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sideplug.contract.codec import unpack
+from sideplug.contract.errors import DataError, ProtocolError, Stopped
+from sideplug.contract.tap import Tap
+from sideplug.contract.wire import HEADER, Frame, Kind, decode, encode
+from sideplug.device.plugin import write_aside
+from sideplug.device.runtime import Session
+from sideplug.learn.data import Example
+
+
+@dataclass
+class Reading:
+    """One example as the cloud read it, T reply tokens: see `Tape.__getitem__`."""
+
+    ids: np.ndarray  # (T,) int32, the reply's token ids: what each position should say
+    code_TKR: np.ndarray  # float32, the tapped codes of the position before
+    z_TD: np.ndarray  # float32 (int8 on the wire)
+    top: np.ndarray  # (T, 16) int32, the base's best ids
+    lse: np.ndarray  # (T,) float32, the log-sum-exp of the base's logits over the whole vocabulary
+
+
+class Tape:
+    """A recorded tape: `len`, and `tape[i]` reads one example from disk."""
+
+    def __init__(self, path: Path, tap: Tap) -> None:
+        self.path = path
+        self.tap = tap
+        self._spans = [(at, size) for at, size in _frames(path)]
+        self.tokens = 0
+        self.largest = 0
+        for i in range(len(self)):
+            count = len(self._frame(i).tensors["ids"])
+            self.tokens += count
+            self.largest = max(self.largest, count)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(size for _, size in self._spans)
+
+    def _frame(self, i: int) -> Frame:
+        at, size = self._spans[i]
+        with self.path.open("rb") as file:
+            file.seek(at)
+            return decode(file.read(size))
+
+    def __getitem__(self, i: int) -> Reading:
+        t = self._frame(i).tensors
+        z = unpack(t["z"], t["z_scales"])
+        return Reading(t["ids"], self.tap.decode(t["codes"], t["scales"]), z, t["top"], t["lse"])
+
+    def candidates(self, limit: int) -> np.ndarray:
+        """Token ids for the candidate softmax: every target, then the base's best by how often they are, up to `limit`."""
+        targets: set[int] = set()
+        counts: dict[int, int] = {}
+        for i in range(len(self)):
+            t = self._frame(i).tensors
+            targets.update(t["ids"].tolist())
+            ids, times = np.unique(t["top"], return_counts=True)
+            for token, count in zip(ids.tolist(), times.tolist(), strict=True):
+                counts[token] = counts.get(token, 0) + count
+        others = sorted((token for token in counts if token not in targets), key=lambda token: -counts[token])
+        return np.array(sorted(targets | set(others[: max(0, limit - len(targets))])), np.int32)
+
+    def targets(self) -> np.ndarray:
+        """Every target's token id, rising."""
+        return np.unique(np.concatenate([self._frame(i).tensors["ids"] for i in range(len(self))]))
+
+
+def digest(examples: list[Example]) -> str:
+    """The examples' identity: a changed file makes a new tape."""
+    return hashlib.sha256(json.dumps([e.to_wire() for e in examples]).encode()).hexdigest()
+
+
+def record(
+    session: Session, tap: Tap, examples: list[Example], path: Path, progress: Callable[[int], None] = lambda n: None
+) -> Tape:
+    """Have the cloud read each example, once, and keep what it says in `path`. `progress` hears the number done.
+
+    A tape of the same base, tap and examples is gone on with; another one in its place is replaced. Raises CloudError when
+    the connection drops (what came is kept), DataError for an example that the cloud can't read, Stopped: disk full.
+    """
+    identity = {"base": session.model.fingerprint, "tap": tap.name, "examples": digest(examples)}
+    about = path.with_suffix(".json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not (about.is_file() and path.is_file() and json.loads(about.read_text() or "{}") == identity):
+            path.unlink(missing_ok=True)
+            write_aside(about, json.dumps(identity).encode())
+        spans = list(_frames(path)) if path.exists() else []
+        with path.open("ab") as file:
+            file.truncate(sum(size for _, size in spans))
+            file.seek(0, 2)
+            for frame in _read_in_order(session, examples, len(spans)):
+                file.write(encode(frame))
+                progress(frame["number"] + 1)
+    except OSError as error:
+        raise Stopped(f"the tape {path} could not be written: {error.strerror or error}") from error
+    return Tape(path, tap)
+
+
+def _read_in_order(session: Session, examples: list[Example], start: int) -> Iterator[Frame]:
+    """EXAMPLE frames from number `start` on, in order; as many READs under way as the cloud allows."""
+    waiting: dict[int, Frame] = {}
+    asked = done = start
+    while done < len(examples):
+        while asked < len(examples) and asked - done < session.readings:
+            control = {"number": asked, "score": False, **examples[asked].to_wire()}
+            session.link.send(Frame(Kind.READ, control))
+            asked += 1
+        frame = session.link.receive()
+        if frame.kind is not Kind.EXAMPLE or not done <= frame["number"] < asked:
+            raise ProtocolError(f"the cloud must answer READ by EXAMPLE, got {frame.kind.name}")
+        waiting[frame["number"]] = frame
+        while done in waiting:
+            yield waiting.pop(done)
+            done += 1
+
+
+def _frames(path: Path) -> Iterator[tuple[int, int]]:
+    """(offset, size) of each whole frame; stops at one that is cut off."""
+    end = path.stat().st_size
+    at = 0
+    with path.open("rb") as file:
+        while at + HEADER.size <= end:
+            file.seek(at)
+            magic, _, _, control_bytes, payload_bytes = HEADER.unpack(file.read(HEADER.size))
+            size = HEADER.size + control_bytes + payload_bytes
+            if magic != b"SP":
+                raise DataError(f"{path} is not a tape: delete it, and it is recorded anew")
+            if at + size > end:
+                return
+            yield at, size
+            at += size
+
+
+def score(
+    session: Session, examples: list[Example], progress: Callable[[int], None] = lambda n: None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Exact log-probabilities of every target token, over the whole vocabulary: (base, with the session's plugin).
+
+    The examples are read as for a tape; the plugin's corrections of every position go up; the cloud's own head judges.
+    """
+    results: dict[int, Frame] = {}
+    asked = 0
+    while len(results) < len(examples):
+        while asked < len(examples) and asked - len(results) < session.readings:
+            session.link.send(Frame(Kind.READ, {"number": asked, "score": True, **examples[asked].to_wire()}))
+            asked += 1
+        frame = session.link.receive()
+        if frame.kind is Kind.EXAMPLE:
+            session.link.send(Frame(Kind.SCORE, {"number": frame["number"]}, session.corrections(frame)))
+        elif frame.kind is Kind.SCORED:
+            results[frame["number"]] = frame
+            progress(len(results))
+        else:
+            raise ProtocolError(f"the cloud must answer READ and SCORE, got {frame.kind.name}")
+    in_order = [results[number].tensors for number in sorted(results)]
+    return np.concatenate([t["base"] for t in in_order]), np.concatenate([t["plugin"] for t in in_order])

@@ -1,0 +1,256 @@
+"""Training a plugin from a tape: AdamW on the candidate softmax, in NumPy, stopped where held-out text says so.
+
+No network and no LLM: what an epoch reads is on disk. An epoch's order comes from (seed, epoch), so a run that was
+interrupted and resumed makes the very plugin of an unbroken one. It does not know the wire or the base model.
+Test: pytest tests/learn/test_trainer.py
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from sideplug.contract.errors import InputError, PluginError, Stopped
+from sideplug.device.plugin import KINDS, Params, Plugin, write_aside
+from sideplug.learn.head import Head
+from sideplug.learn.tape import Reading, Tape
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """epochs at most; learning rate; tokens a step; weight decay; epochs without a better held-out loss; seed."""
+
+    epochs: int = 8
+    learning_rate: float = 1e-3
+    batch_tokens: int = 256
+    weight_decay: float = 0.1
+    patience: int = 2
+    warmup_steps: int = 10
+    clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "learning_rate", "batch_tokens", "patience"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
+
+
+@dataclass
+class State:
+    """Everything that a resumed run needs: where it stands, the parameters now and the best ones, AdamW's moments."""
+
+    params: Params
+    best: Params
+    mean: Params
+    square: Params
+    step: int = 0
+    epoch: int = 0  # the running one
+    batch: int = 0  # batches done of it
+    best_loss: float = float("inf")
+    worse: int = 0  # epochs since the best
+    losses: list[dict[str, float]] = field(default_factory=list)  # one a finished epoch
+    train_sum: float = 0.0  # of the running epoch
+    train_count: int = 0
+
+    @classmethod
+    def new(cls, params: Params) -> State:
+        zeros = {name: np.zeros_like(value) for name, value in params.items()}
+        copies = [{name: value.copy() for name, value in group.items()} for group in (params, params, zeros, zeros)]
+        return cls(*copies)
+
+    _GROUPS = ("params", "best", "mean", "square")
+
+    def save(self, path: Path, identity: dict[str, Any]) -> None:
+        tensors = {f"{group}.{name}": value for group in self._GROUPS for name, value in getattr(self, group).items()}
+        numbers = {name: value for name, value in vars(self).items() if name not in self._GROUPS}
+        header = {"sideplug": json.dumps({"identity": identity, "numbers": numbers})}
+        try:
+            write_aside(path, safetensors.numpy.save(tensors, header))
+        except OSError as error:
+            raise Stopped(f"the checkpoint {path} could not be written: {error.strerror or error}") from error
+
+    @classmethod
+    def load(cls, path: Path, identity: dict[str, Any]) -> State:
+        """Raises PluginError when there is no checkpoint, a damaged one, or one of another training."""
+        if not path.is_file():
+            raise PluginError(f"there is no checkpoint to resume from in {path.parent}: train without --resume")
+        try:
+            with safetensors.safe_open(path, "numpy") as file:
+                header = json.loads((file.metadata() or {})["sideplug"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (safetensors.SafetensorError, ValueError, KeyError, OSError) as error:
+            raise PluginError(f"the checkpoint {path} is damaged: {error}; train without --resume") from error
+        if header["identity"] != identity:
+            names = [name for name, value in identity.items() if header["identity"].get(name) != value]
+            raise PluginError(f"the checkpoint {path} is of another training: {', '.join(names)} changed since")
+        groups: dict[str, Params] = {group: {} for group in cls._GROUPS}
+        for name, value in tensors.items():
+            group, _, rest = name.partition(".")
+            groups[group][rest] = value.copy()
+        return cls(**groups, **header["numbers"])
+
+
+@dataclass
+class Result:
+    """What training reached: losses in nats a token on the tape's held-out part, base and best plugin."""
+
+    base_loss: float
+    best_loss: float
+    epochs: int
+    seconds: float
+    tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(self).items()}
+
+
+@dataclass
+class Progress:
+    """Told after every step: which epoch and batch of how many, the running training loss, the last held-out loss."""
+
+    epoch: int
+    epochs: int
+    batch: int
+    batches: int
+    loss: float
+    held_loss: float | None
+
+
+class Trainer:
+    """`run` trains `plugin` in place and leaves the best parameters in it."""
+
+    def __init__(self, plugin: Plugin, head: Head, train: Tape, held: Tape, settings: Settings, folder: Path) -> None:
+        self.plugin = plugin
+        self.head = head
+        self.settings = settings
+        self._kind = KINDS[plugin.kind]
+        self._tapes = (train, held)
+        self._log_weight: dict[tuple[int, int], np.ndarray] = {}
+        self._path = folder / CHECKPOINT
+        self._identity = {"settings": asdict(settings), "plugin": [plugin.kind, plugin.base, plugin.tap.name]}
+        self._identity["parameters"] = plugin.size
+        self._identity["tokens"] = [train.tokens, held.tokens]
+
+    def run(
+        self,
+        resume: bool = False,
+        progress: Callable[[Progress], None] = lambda p: None,
+        wants_stop: Callable[[], bool] = lambda: False,
+        checkpoint_s: float = 30.0,
+    ) -> Result:
+        """Train to the end, or until `wants_stop` between two steps: then a checkpoint is kept and Stopped raised.
+
+        `resume` starts from the checkpoint. One is also written every `checkpoint_s` seconds and after each epoch.
+        """
+        base_loss = self._held_loss(None)
+        state = State.load(self._path, self._identity) if resume else State.new(self.plugin.params)
+        if not resume and self._kind.merge == "add":
+            state.best_loss = base_loss  # an untrained plugin is the base: one that never beats it is not kept
+        start = last_save = time.perf_counter()
+        total = self.settings.epochs * self.batches
+        while state.epoch < self.settings.epochs and state.worse < self.settings.patience:
+            batches = self._batches(state.epoch)
+            while state.batch < len(batches):
+                if wants_stop():
+                    state.save(self._path, self._identity)
+                    raise Stopped(f"stopped in epoch {state.epoch + 1}; the checkpoint {self._path} is kept")
+                self._step(state, batches[state.batch], total)
+                held = state.losses[-1]["held"] if state.losses else None
+                loss = state.train_sum / state.train_count
+                progress(Progress(state.epoch + 1, self.settings.epochs, state.batch, len(batches), loss, held))
+                if time.perf_counter() - last_save > checkpoint_s:
+                    state.save(self._path, self._identity)
+                    last_save = time.perf_counter()
+            self._end_epoch(state)
+            state.save(self._path, self._identity)
+        self.plugin.params = state.best
+        seconds = time.perf_counter() - start
+        return Result(base_loss, state.best_loss, state.epoch, seconds, self._tapes[0].tokens)
+
+    def forget_checkpoint(self) -> None:
+        """Once the plugin is saved."""
+        self._path.unlink(missing_ok=True)
+
+    @property
+    def batches(self) -> int:
+        """Steps of an epoch."""
+        return len(self._batches(0))
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        """Examples of each step: whole ones, shuffled by (seed, epoch), until a step has its tokens."""
+        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self._tapes[0]))
+        per_example = max(1.0, self._tapes[0].tokens / len(order))
+        count = max(1, round(self.settings.batch_tokens / per_example))
+        return [order[i : i + count].tolist() for i in range(0, len(order), count)]
+
+    def _step(self, state: State, examples: list[int], total_steps: int) -> None:
+        readings = [self._tapes[0][i] for i in examples]
+        code = np.concatenate([r.code_TKR for r in readings])
+        z = np.concatenate([r.z_TD for r in readings])
+        columns = self.head.column(np.concatenate([r.ids for r in readings]))
+        log_weight = np.concatenate([self._weight(0, i, r) for i, r in zip(examples, readings, strict=True)])
+        delta, saved = self._kind.forward(state.params, code, train=True)
+        corrected = z + delta if self._kind.merge == "add" else delta
+        losses, d_delta = self.head.loss_and_gradient(corrected, columns, log_weight)
+        gradients = self._kind.backward(state.params, code, saved, d_delta / np.float32(len(columns)))
+        self._adamw(state, gradients, total_steps)
+        state.batch += 1
+        state.train_sum += float(losses.sum())
+        state.train_count += len(losses)
+
+    def _adamw(self, state: State, gradients: Params, total_steps: int) -> None:
+        """AdamW (Loshchilov & Hutter 2019) with a clipped norm, a short warm-up and a linear decay."""
+        s = self.settings
+        norm = float(np.sqrt(sum(float((g * g).sum()) for g in gradients.values())))
+        shrink = np.float32(min(1.0, s.clip / (norm + 1e-6)))
+        state.step += 1
+        rate = s.learning_rate * min(1.0, state.step / s.warmup_steps) * (1 - (state.step - 1) / total_steps)
+        b1, b2 = np.float32(0.9), np.float32(0.999)
+        for name, gradient in gradients.items():
+            gradient = gradient * shrink
+            mean, square, value = state.mean[name], state.square[name], state.params[name]
+            mean += (1 - b1) * (gradient - mean)
+            square += (1 - b2) * (gradient * gradient - square)
+            adapted = (mean / (1 - b1**state.step)) / (np.sqrt(square / (1 - b2**state.step)) + np.float32(1e-8))
+            value -= np.float32(rate) * (adapted + np.float32(s.weight_decay) * value)
+
+    def _end_epoch(self, state: State) -> None:
+        loss = self._held_loss(state.params)
+        state.losses.append({"train": state.train_sum / max(1, state.train_count), "held": loss})
+        state.epoch, state.batch, state.train_sum, state.train_count = state.epoch + 1, 0, 0.0, 0
+        if loss < state.best_loss:
+            state.best_loss, state.worse = loss, 0
+            state.best = {name: value.copy() for name, value in state.params.items()}
+        else:
+            state.worse += 1
+
+    def _held_loss(self, params: Params | None) -> float:
+        total, count = 0.0, 0
+        for i, reading in self._held_readings():
+            z = reading.z_TD
+            if params is not None:
+                delta, _ = self._kind.forward(params, reading.code_TKR)
+                z = z + delta if self._kind.merge == "add" else delta
+            losses = self.head.loss(z, self.head.column(reading.ids), self._weight(1, i, reading))
+            total, count = total + float(losses.sum()), count + len(losses)
+        return total / count
+
+    def _held_readings(self) -> Iterator[tuple[int, Reading]]:
+        for i in range(len(self._tapes[1])):
+            yield i, self._tapes[1][i]
+
+    def _weight(self, which: int, i: int, reading: Reading) -> np.ndarray:
+        """What the head's sampled tokens count at each position, computed once an example."""
+        if (which, i) not in self._log_weight:
+            self._log_weight[which, i] = self.head.log_weight(reading.z_TD, reading.lse)
+        return self._log_weight[which, i]
