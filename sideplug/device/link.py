@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -39,9 +40,10 @@ class Link(Protocol):
 
 
 class WebSocketLink:
-    def __init__(self, connection: ClientConnection, url: str) -> None:
+    def __init__(self, connection: ClientConnection, url: str, closing: ExitStack) -> None:
         self._connection = connection
         self._url = url
+        self._closing = closing
         self.down: Counter[str] = Counter()
         self.up: Counter[str] = Counter()
 
@@ -59,13 +61,16 @@ class WebSocketLink:
                 tls = ssl.create_default_context()
                 if ca is not None:
                     tls.load_verify_locations(ca)
-            connection = connect(
-                full,
-                ssl=tls,
-                compression=None,
-                max_size=MAX_FRAME_BYTES,
-                open_timeout=CONNECT_TIMEOUT_S,
-                user_agent_header=None,
+            closing = ExitStack()
+            connection = closing.enter_context(
+                connect(
+                    full,
+                    ssl=tls,
+                    compression=None,
+                    max_size=MAX_FRAME_BYTES,
+                    open_timeout=CONNECT_TIMEOUT_S,
+                    user_agent_header=None,
+                )
             )
         except ssl.SSLCertVerificationError as error:
             raise Unreachable(f"the certificate of {url} is not trusted: {error.verify_message}") from error
@@ -78,9 +83,8 @@ class WebSocketLink:
             raise Unreachable(
                 f"no cloud answers at {url} ({reason}): start one with sideplug serve, or give its --cloud address"
             ) from error
-        for option in (socket.TCP_NODELAY,):
-            connection.socket.setsockopt(socket.IPPROTO_TCP, option, 1)
-        return cls(connection, url)
+        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return cls(connection, url, closing)
 
     def send(self, frame: Frame) -> None:
         """Raises CloudError when the connection is gone."""
@@ -120,4 +124,4 @@ class WebSocketLink:
         return CloudError(f"the cloud at {self._url} closed the connection{': ' + reason if reason else ''}")
 
     def close(self) -> None:
-        self._connection.close()
+        self._closing.close()

@@ -1,0 +1,62 @@
+"""One token from logits: greedy, coupled noise, filters."""
+
+import numpy as np
+import pytest
+
+from sideplug.contract.errors import InputError
+from sideplug.contract.sampling import Sampling, choose, gumbel
+
+LOGITS = np.array([0.0, 2.0, 1.0, -1.0, 1.9], np.float32)
+
+
+def test_greedy_takes_the_best() -> None:
+    assert choose(LOGITS, Sampling(), 0) == 1
+
+
+def test_noise_depends_on_seed_and_position_only() -> None:
+    np.testing.assert_array_equal(gumbel(1, 2, 50), gumbel(1, 2, 99)[:50])
+    assert not np.array_equal(gumbel(1, 2, 50), gumbel(1, 3, 50))
+    assert not np.array_equal(gumbel(1, 2, 50), gumbel(2, 2, 50))
+
+
+def test_frequencies_are_the_softmax() -> None:
+    n = 4000
+    counts = np.bincount([choose(LOGITS, Sampling(0.7, seed=5), i) for i in range(n)], minlength=5) / n
+    p = np.exp(LOGITS / 0.7)
+    p /= p.sum()
+    assert np.abs(counts - p).max() < 4 * np.sqrt(0.25 / n)
+
+
+def test_filters() -> None:
+    assert {choose(LOGITS, Sampling(5.0, top_k=2), i) for i in range(200)} == {1, 4}
+    assert {choose(LOGITS, Sampling(1.0, top_p=0.3), i) for i in range(50)} == {1}
+    kept = {choose(LOGITS, Sampling(1.0, top_p=0.7), i) for i in range(300)}
+    assert kept == {1, 4}
+
+
+def test_a_filter_does_not_change_the_noise_of_what_it_keeps() -> None:
+    """Coupling: where the unfiltered choice survives the filter, it stays the choice."""
+    for i in range(200):
+        free = choose(LOGITS, Sampling(1.5), i)
+        if free in (1, 4):
+            assert choose(LOGITS, Sampling(1.5, top_k=2), i) == free
+
+
+def test_repetition_penalty() -> None:
+    assert choose(LOGITS, Sampling(repetition_penalty=1.5), 0, [1]) == 4
+    assert LOGITS[1] == 2.0
+
+
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}, {"seed": -1}, {"repetition_penalty": 0}]
+)
+def test_out_of_range(bad: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(bad))} must be"):
+        Sampling.from_wire(bad)
+
+
+@pytest.mark.parametrize("bad", [{"x": 1}, {"seed": "1"}, {"top_k": True}, {"top_k": 1.5}])
+def test_bad_maps(bad: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        Sampling.from_wire(bad)
+    assert Sampling.from_wire(Sampling(0.5, 3).to_wire()) == Sampling(0.5, 3)
