@@ -91,7 +91,7 @@ class WebSocketLink:
         message = encode(frame)
         try:
             self._connection.send(message)
-        except ConnectionClosed as error:
+        except (ConnectionClosed, OSError) as error:
             raise self._gone(error) from error
         self.up[frame.kind.name] += len(message)
 
@@ -101,7 +101,7 @@ class WebSocketLink:
             message = self._connection.recv(timeout_s)
         except TimeoutError as error:
             raise CloudError(f"the cloud at {self._url} said nothing for {timeout_s:.0f} s") from error
-        except ConnectionClosed as error:
+        except (ConnectionClosed, OSError) as error:
             raise self._gone(error) from error
         if not isinstance(message, bytes):
             raise CloudError(f"{self._url} sent text: it is no sideplug cloud")
@@ -111,16 +111,16 @@ class WebSocketLink:
             raise from_wire(frame["code"], frame["message"])
         return frame
 
-    def _gone(self, error: ConnectionClosed) -> CloudError:
+    def _gone(self, error: Exception) -> CloudError:
         """Why the connection ended: the ERROR frame that may still lie unread says it best."""
         try:
             while True:
                 frame = decode(self._connection.recv(0))  # type: ignore[arg-type]
                 if frame.kind is Kind.ERROR:
                     raise from_wire(frame["code"], frame["message"])
-        except (ConnectionClosed, TimeoutError):
+        except (ConnectionClosed, TimeoutError, OSError):
             pass
-        reason = error.rcvd.reason if error.rcvd else ""
+        reason = error.rcvd.reason if isinstance(error, ConnectionClosed) and error.rcvd else ""
         return CloudError(f"the cloud at {self._url} closed the connection{': ' + reason if reason else ''}")
 
     def close(self) -> None:

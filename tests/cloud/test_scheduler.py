@@ -1,0 +1,36 @@
+"""Who runs in a step."""
+
+from dataclasses import dataclass
+
+from sideplug.cloud.scheduler import Budget, Scheduler
+
+
+@dataclass(eq=False)
+class Work:
+    name: str
+    pending: int
+
+    def next_ids(self, count: int) -> list[int]:
+        return [0] * count
+
+
+def sizes(batch: list[tuple[Work, list[int]]]) -> dict[str, int]:
+    return {work.name: len(ids) for work, ids in batch}
+
+
+def test_decode_first_then_prefill_in_small_chunks() -> None:
+    scheduler = Scheduler(Budget(100, 10))
+    works = [Work("long", 1000), Work("a", 1), Work("parked", 0), Work("b", 1)]
+    assert sizes(scheduler.pick(works)) == {"a": 1, "b": 1, "long": 10}
+
+
+def test_prefill_alone_takes_the_whole_budget_and_takes_turns() -> None:
+    scheduler = Scheduler(Budget(100, 10))
+    works = [Work("x", 1000), Work("y", 1000), Work("z", 30)]
+    assert sizes(scheduler.pick(works)) == {"x": 100}
+    assert sizes(scheduler.pick(works)) == {"y": 100}
+    assert sizes(scheduler.pick(works)) == {"z": 30, "x": 70}
+
+
+def test_nothing_ready() -> None:
+    assert Scheduler().pick([Work("parked", 0)]) == []

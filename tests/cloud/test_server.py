@@ -1,0 +1,197 @@
+"""What a device may not do, and what the cloud does with one that leaves."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sideplug.contract.errors import (
+    Busy,
+    CloudError,
+    InputError,
+    ProtocolError,
+    SideplugError,
+    TooLong,
+    WrongBase,
+)
+from sideplug.contract.sampling import Sampling
+from sideplug.contract.text import Prompt
+from sideplug.contract.wire import Frame, Kind
+from sideplug.device.link import WebSocketLink
+from sideplug.device.runtime import Session
+from tests.conftest import Cloud, a_cloud, a_plugin, a_session
+
+OPEN = {"base": "", "tap": "l0.1.2-r16-s0-int8", "merge": "add", "gate": {"kind": "open"}, "client": "test"}
+PROMPT = {"turn": 1, "ids": [5, 6, 7], "max_tokens": 4, "sampling": {}}
+
+
+def exchange(cloud: Cloud, *frames: Frame) -> Exception:
+    """Send these frames and read until the cloud refuses."""
+    link = WebSocketLink.connect(cloud.url)
+    try:
+        for frame in frames:
+            link.send(frame)
+        while True:
+            link.receive(10)
+    except SideplugError as error:
+        return error
+    finally:
+        link.close()
+
+
+def answer(turn: int = 1, at: Any = 3, delta: Any = None, scales: Any = None) -> Frame:
+    delta = np.zeros((1, 64), np.int8) if delta is None else delta
+    scales = np.zeros(1, np.float32) if scales is None else scales
+    return Frame(Kind.ANSWER, {"turn": turn, "at": [at]}, {"delta": delta, "scales": scales})
+
+
+BREACHES: dict[str, tuple[list[Frame], type[Exception]]] = {
+    "prompt before open": ([Frame(Kind.PROMPT, PROMPT)], ProtocolError),
+    "opened twice": ([Frame(Kind.OPEN, OPEN)] * 2, ProtocolError),
+    "a frame of the cloud's": (
+        [Frame(Kind.OPEN, OPEN), Frame(Kind.DONE, {"turn": 1, "why": "", "prompt": 0, "reply": 0})],
+        ProtocolError,
+    ),
+    "wrong base": ([Frame(Kind.OPEN, {**OPEN, "base": "f" * 64})], WrongBase),
+    "bad tap": ([Frame(Kind.OPEN, {**OPEN, "tap": "x"})], InputError),
+    "tap past the model": ([Frame(Kind.OPEN, {**OPEN, "tap": "l0.9-r16-s0-int8"})], InputError),
+    "bad gate": ([Frame(Kind.OPEN, {**OPEN, "gate": {"kind": "x"}})], InputError),
+    "bad merge": ([Frame(Kind.OPEN, {**OPEN, "merge": "x"})], InputError),
+    "two prompts at once": ([Frame(Kind.OPEN, OPEN), Frame(Kind.PROMPT, PROMPT), Frame(Kind.PROMPT, PROMPT)], ProtocolError),
+    "answer for another position": ([Frame(Kind.OPEN, OPEN), Frame(Kind.PROMPT, PROMPT), answer(at=4)], ProtocolError),
+    "answer for another turn": ([Frame(Kind.OPEN, OPEN), Frame(Kind.PROMPT, PROMPT), answer(turn=2)], ProtocolError),
+    "score without read": (
+        [Frame(Kind.OPEN, OPEN), Frame(Kind.SCORE, {"number": 1}, dict(answer().tensors))],
+        ProtocolError,
+    ),
+    "rows past the vocabulary": (
+        [Frame(Kind.OPEN, OPEN), Frame(Kind.ROWS, {"part": 0}, {"ids": np.array([10**6], np.int32)})],
+        ProtocolError,
+    ),
+    "no rows": ([Frame(Kind.OPEN, OPEN), Frame(Kind.ROWS, {"part": 0}, {"ids": np.zeros(0, np.int32)})], ProtocolError),
+}
+
+
+@pytest.mark.parametrize("breach", BREACHES.values(), ids=BREACHES.keys())
+def test_breaches(cloud: Cloud, breach: tuple[list[Frame], type[Exception]]) -> None:
+    frames, error = breach
+    got = exchange(cloud, *frames)
+    assert type(got) is error, got
+    assert "\n" not in str(got)
+    eventually(lambda: not cloud.engine._works)
+
+
+BAD_CORRECTIONS = {
+    "another width": (np.zeros((1, 63), np.int8), np.zeros(1, np.float32)),
+    "two rows": (np.zeros((2, 64), np.int8), np.zeros(2, np.float32)),
+    "int32": (np.zeros((1, 64), np.int32), np.zeros(1, np.float32)),
+    "no scale": (np.zeros((1, 64), np.int8), np.zeros(0, np.float32)),
+    "fp16 scale": (np.zeros((1, 64), np.int8), np.zeros(1, np.float16)),
+    "infinite scale": (np.ones((1, 64), np.int8), np.full(1, np.inf, np.float32)),
+    "nan": (np.full((1, 64), np.nan, np.float16), np.zeros(0, np.float32)),
+}
+
+
+@pytest.mark.parametrize("tensors", BAD_CORRECTIONS.values(), ids=BAD_CORRECTIONS.keys())
+def test_bad_corrections(cloud: Cloud, tensors: tuple[np.ndarray, np.ndarray]) -> None:
+    link = WebSocketLink.connect(cloud.url)
+    link.send(Frame(Kind.OPEN, OPEN))
+    link.send(Frame(Kind.PROMPT, PROMPT))
+    while link.receive(10).kind is not Kind.ASK:
+        pass
+    link.send(answer(delta=tensors[0], scales=tensors[1]))
+    with pytest.raises(ProtocolError, match="a correction"):
+        while True:
+            link.receive(10)
+    link.close()
+
+
+def test_garbage_on_the_socket_ends_that_session_only(cloud: Cloud) -> None:
+    link = WebSocketLink.connect(cloud.url)
+    link._connection.send(b"SP\x01garbage" * 9)
+    with pytest.raises(ProtocolError):
+        link.receive(10)
+    link.close()
+    link = WebSocketLink.connect(cloud.url)
+    link._connection.send("text")
+    with pytest.raises(ProtocolError):
+        link.receive(10)
+    link.close()
+    with a_session(cloud.url) as session:
+        assert list(session.generate(Prompt(ids=(5, 6)), 2))
+
+
+def test_a_users_mistake_leaves_the_session_usable(cloud: Cloud) -> None:
+    with a_session(cloud.url) as session:
+        for prompt, error in (
+            (Prompt(ids=tuple([5] * 300)), TooLong),
+            (Prompt(text=""), InputError),
+            (Prompt(ids=(10**6,)), InputError),
+        ):
+            with pytest.raises(error):
+                list(session.generate(prompt, 2))
+        with pytest.raises(InputError, match="max_tokens"):
+            list(session.generate(Prompt(ids=(5,)), 0))
+        assert list(session.generate(Prompt(ids=(5, 6)), 2))
+
+
+def test_the_context_ends_a_reply(cloud: Cloud) -> None:
+    with a_session(cloud.url) as session:
+        pieces = list(session.generate(Prompt(ids=tuple([5] * 250)), 100, Sampling(1.0, seed=1)))
+        assert sum(len(p.ids) for p in pieces) <= 6
+        assert session.usage.why in ("length", "stop")
+
+
+def test_cancel_frees_the_engine_and_the_session_goes_on(cloud: Cloud) -> None:
+    with a_session(cloud.url, a_plugin(cloud.base.fingerprint)) as session:
+        for _ in range(3):
+            reply = session.generate(Prompt(ids=(5, 6)), 200, Sampling(1.0, seed=2))
+            next(reply)
+            reply.close()
+            assert session.usage.why in ("cancelled", "stop")
+        eventually(lambda: not cloud.engine._works)
+        assert list(session.generate(Prompt(ids=(5, 6)), 2))
+
+
+def test_a_device_that_leaves_is_forgotten(cloud: Cloud) -> None:
+    link = WebSocketLink.connect(cloud.url)
+    session = Session.open(link, a_plugin(cloud.base.fingerprint))
+    next(session.generate(Prompt(ids=(5, 6)), 200))
+    link._connection.socket.close()
+    eventually(lambda: not cloud.engine._works)
+
+
+def test_a_device_that_never_answers_holds_nobody_up(cloud: Cloud) -> None:
+    silent = WebSocketLink.connect(cloud.url)
+    silent.send(Frame(Kind.OPEN, OPEN))
+    silent.send(Frame(Kind.PROMPT, PROMPT))
+    while silent.receive(10).kind is not Kind.ASK:
+        pass
+    with a_session(cloud.url) as session:
+        list(session.generate(Prompt(ids=(5, 6)), 30))
+        assert session.usage.why in ("length", "stop")
+    silent.close()
+
+
+def test_no_more_sessions_than_allowed(tiny: Path) -> None:
+    with a_cloud(tiny, sessions=2) as cloud, a_session(cloud.url), a_session(cloud.url):
+        link = WebSocketLink.connect(cloud.url)
+        with pytest.raises((Busy, CloudError), match="2 sessions|try later|busy"):
+            Session.open(link)
+        link.close()
+
+
+def test_a_message_past_the_limit_is_refused(tiny: Path) -> None:
+    with a_cloud(tiny, message_bytes=2000) as cloud, a_session(cloud.url) as session:
+        with pytest.raises(CloudError):
+            list(session.generate(Prompt(text="a" * 3000), 2))
+
+
+def eventually(true: Callable[[], bool], within_s: float = 10.0) -> None:
+    end = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.02)
