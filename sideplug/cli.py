@@ -86,6 +86,7 @@ sampling_options = options(
     option("--repetition-penalty", default=1.0, help="Above 1 discourages what was said before."),
     option("--seed", default=0, help="The same seed gives the same text."),
 )
+limit_option = option("--limit", default=0, type=click.IntRange(0), help="Use this many examples, drawn by seed; 0: all.")
 plugin_option = option("--plugin", "folder", type=FOLDER, metavar="DIR", help="The plugin's folder; none: the base.")
 gate_option = option("--gate", type=click.Choice(["open", "shut"]), help="Overrides the plugin's gate.")
 
@@ -198,6 +199,7 @@ def _server_tls(cert: Path, key: Path) -> Any:
 @option("--out", type=FOLDER, required=True, metavar="DIR", help="Where the plugin goes; its tape and checkpoint too.")
 @cloud_options
 @option("--format", "form", default="auto", help="auto, alpaca, messages, sharegpt or text.")
+@limit_option
 @option("--held-out", default=0.1, help="Share of the examples kept from training, to stop by.")
 @option("--kind", default="ladder", type=click.Choice(["ladder", "paper"]), help="Ours, or the paper's.")
 @option("--taps", default=9, type=click.IntRange(1, 256), help="Layers that are tapped.")
@@ -225,7 +227,7 @@ def train(data: Path, out: Path, cloud: str, ca: Path | None, form: str, held_ou
     as_json, seed = settings["as_json"], settings["seed"]
     if (out / WEIGHTS).exists() and not (settings["force"] or settings["resume"]):
         raise InputError(f"{out} already holds a plugin: give another --out, or --force to replace it")
-    examples = files.read(data, form)
+    examples = files.some(files.read(data, form), settings["limit"], seed)
     training, held = files.split(examples, held_out, seed)
     first = training[0]
     start = " ".join(((first.prompt.messages or ({"content": ""},))[-1]["content"] + " ⟶ " + first.reply).split())
@@ -286,7 +288,7 @@ def _make_plugin(
     plugin.save(out)
     trainer.forget_checkpoint()
     if as_json:
-        _print_json({"plugin": str(out), "parameters": plugin.size, "tap": tap.name, **plugin.about})
+        _print_json({"plugin": str(out), "parameters": plugin.size, "tap": tap.name, "peak_rss_mb": _peak_rss_mb(), **plugin.about})
         return
     gain = result.best_loss - result.base_loss
     learnt = f"held-out loss {result.base_loss:.3f} → {result.best_loss:.3f} nats a token ({gain:+.3f})"
@@ -387,7 +389,7 @@ def chat(
 @option("--plugin", "folder", type=FOLDER, required=True, metavar="DIR", help="The plugin's folder.")
 @cloud_options
 @option("--format", "form", default="auto", help="auto, alpaca, messages, sharegpt or text.")
-@option("--limit", default=0, type=click.IntRange(0), help="Examples at most; 0: all.")
+@limit_option
 @json_option
 def evaluate(
     data: Path, folder: Path, cloud: str, ca: Path | None, form: str, limit: int, as_json: bool
@@ -399,7 +401,7 @@ def evaluate(
     from sideplug.learn import tape
 
     plugin = _load(folder)
-    examples = files.read(data, form)[: limit or None]
+    examples = files.some(files.read(data, form), limit)
     with _session(cloud, ca, plugin) as session, progress("evaluating", len(examples)) as show:
         base, ours = tape.score(session, examples, lambda done: show(done, ""))
     result = {

