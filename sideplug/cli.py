@@ -86,7 +86,9 @@ sampling_options = options(
     option("--repetition-penalty", default=1.0, help="Above 1 discourages what was said before."),
     option("--seed", default=0, help="The same seed gives the same text."),
 )
-limit_option = option("--limit", default=0, type=click.IntRange(0), help="Use this many examples, drawn by seed; 0: all.")
+limit_option = option(
+    "--limit", default=0, type=click.IntRange(0), help="Use this many examples, drawn by seed; 0: all."
+)
 plugin_option = option("--plugin", "folder", type=FOLDER, metavar="DIR", help="The plugin's folder; none: the base.")
 gate_option = option("--gate", type=click.Choice(["open", "shut"]), help="Overrides the plugin's gate.")
 
@@ -156,22 +158,22 @@ def serve(
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     tls = _server_tls(tls_cert, tls_key) if tls_cert and tls_key else None
     try:
-        from sideplug.cloud.engine import Engine
-        from sideplug.cloud.model import TorchModel
-        from sideplug.cloud.scheduler import Budget
-        from sideplug.cloud.server import CloudServer, Limits
+        from sideplug.cloud.server import CloudServer, Limits, bind
         from sideplug.cloud.store import find
+
+        listener = bind(host, port)  # a port that is taken is said before the model is loaded
+        base = find(model, say)
+        from sideplug.cloud.engine import Engine
+        from sideplug.cloud.scheduler import Budget
         from sideplug.cloud.tokenizer import Tokenizer
+        from sideplug.cloud.torch_model import TorchModel
     except ModuleNotFoundError as error:
         raise InputError(f"serving needs the cloud's packages: pip install 'sideplug[cloud]' ({error})") from error
-
-    base = find(model, say)
     engine = Engine(TorchModel(base.folder, device, threads), Tokenizer(base.folder), Budget(step_tokens))
 
     async def run() -> None:
         server = CloudServer(base, engine, Limits(sessions=max_sessions))
-        actual = await server.start(host, port, tls)
-        url = f"{'wss' if tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{actual}"
+        url = await server.start(listener, tls)
         seconds = time.perf_counter() - started
         if as_json:
             _print_json({"url": url, "model": base.name, "fingerprint": base.fingerprint, "start_s": round(seconds, 2)})
@@ -209,7 +211,9 @@ def _server_tls(cert: Path, key: Path) -> Any:
 @option("--epochs", default=6, type=click.IntRange(1), help="Passes over the tape at most.")
 @option("--learning-rate", default=1e-3, help="AdamW's peak rate.")
 @option("--batch-tokens", default=256, type=click.IntRange(1), help="Tokens of a step, about.")
-@option("--candidates", default=4096, type=click.IntRange(1), help="Vocabulary rows of the candidate softmax, at least.")
+@option(
+    "--candidates", default=4096, type=click.IntRange(1), help="Vocabulary rows of the candidate softmax, at least."
+)
 @option("--seed", default=0, type=click.IntRange(0), help="Of the split, the start and the order.")
 @option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 @option("--force", is_flag=True, help="Replace a plugin that is in --out.")
@@ -288,12 +292,22 @@ def _make_plugin(
     plugin.save(out)
     trainer.forget_checkpoint()
     if as_json:
-        _print_json({"plugin": str(out), "parameters": plugin.size, "tap": tap.name, "peak_rss_mb": _peak_rss_mb(), **plugin.about})
+        _print_json(
+            {
+                "plugin": str(out),
+                "parameters": plugin.size,
+                "tap": tap.name,
+                "peak_rss_mb": _peak_rss_mb(),
+                **plugin.about,
+            }
+        )
         return
     gain = result.best_loss - result.base_loss
     learnt = f"held-out loss {result.base_loss:.3f} → {result.best_loss:.3f} nats a token ({gain:+.3f})"
     if gain >= 0:
-        learnt = f"nothing that helps on held-out text (loss {result.base_loss:.3f}): the plugin leaves the base as it is"
+        learnt = (
+            f"nothing that helps on held-out text (loss {result.base_loss:.3f}): the plugin leaves the base as it is"
+        )
     click.echo(
         f"learnt from {result.tokens:,} tokens in {result.seconds:.0f} s: {learnt}; "
         f"{plugin.size / 1e6:.2f} M parameters in {out}"
@@ -391,9 +405,7 @@ def chat(
 @option("--format", "form", default="auto", help="auto, alpaca, messages, sharegpt or text.")
 @limit_option
 @json_option
-def evaluate(
-    data: Path, folder: Path, cloud: str, ca: Path | None, form: str, limit: int, as_json: bool
-) -> None:
+def evaluate(data: Path, folder: Path, cloud: str, ca: Path | None, form: str, limit: int, as_json: bool) -> None:
     """Loss on DATA, of the base and with the plugin at every token: exact, over the whole vocabulary."""
     import numpy as np
 
@@ -479,22 +491,21 @@ def _stream(
 ) -> tuple[str, list[int], bool]:
     """(text, ids, interrupted by Ctrl-C)."""
     text, ids, interrupted = [], [], False
-    pieces = session.generate(prompt, max_tokens, sampling)
-    try:
-        for piece in pieces:
-            text.append(piece.text)
-            ids += piece.ids
-            if show:
-                click.echo(piece.text, nl=False)
-    except KeyboardInterrupt:
-        interrupted = True
-        pieces.close()
+    with contextlib.closing(session.generate(prompt, max_tokens, sampling)) as pieces:
+        try:
+            for piece in pieces:
+                text.append(piece.text)
+                ids += piece.ids
+                if show:
+                    click.echo(piece.text, nl=False)
+        except KeyboardInterrupt:
+            interrupted = True
     return "".join(text), ids, interrupted
 
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C (or SIGTERM) becomes a question that the work asks between its steps; a second Ctrl-C interrupts at once."""
+    """Ctrl-C (or SIGTERM) becomes a question that the work asks between its steps; a second one interrupts."""
     asked: list[int] = []
 
     def remember(number: int, frame: Any) -> None:

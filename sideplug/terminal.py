@@ -27,7 +27,11 @@ def progress(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bar:
             task = bar.add_task(label, total=total, note="")
-            yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+            def draw(done: int, note: str = "") -> None:
+                bar.update(task, completed=done, note=note)
+
+            yield draw
         return
     start = last = time.monotonic()
 

@@ -113,10 +113,10 @@ class Cloud:
 
     def __init__(self, folder: Path, **limits: Any) -> None:
         from sideplug.cloud.engine import Engine
-        from sideplug.cloud.model import TorchModel
-        from sideplug.cloud.server import CloudServer, Limits
+        from sideplug.cloud.server import CloudServer, Limits, bind
         from sideplug.cloud.store import find
         from sideplug.cloud.tokenizer import Tokenizer
+        from sideplug.cloud.torch_model import TorchModel
 
         self.base = find(str(folder))
         self.engine = Engine(TorchModel(folder), Tokenizer(folder))
@@ -124,8 +124,7 @@ class Cloud:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self.server = self._call(self._make(CloudServer, Limits(**limits)))
-        port = self._call(self.server.start("127.0.0.1", 0))
-        self.url = f"ws://127.0.0.1:{port}"
+        self.url = self._call(self.server.start(bind("127.0.0.1", 0)))
 
     async def _make(self, cls: Any, limits: Any) -> Any:
         return cls(self.base, self.engine, limits)
@@ -192,6 +191,8 @@ def run(tmp_path: Path) -> Run:
     def call(*args: str, stdin: str = "", env: dict[str, str] | None = None, **more: Any) -> Any:
         environment = {**os.environ, "SIDEPLUG_CACHE": str(tmp_path / "cache"), **(env or {})}
         command = [sys.executable, "-m", "sideplug", *map(str, args)]
-        return subprocess.run(command, input=stdin, capture_output=True, text=True, env=environment, timeout=120, **more)
+        return subprocess.run(
+            command, input=stdin, capture_output=True, text=True, env=environment, timeout=120, **more
+        )
 
     return call

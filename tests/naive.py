@@ -1,10 +1,9 @@
-"""The naive twin of everything: one process, no cache, no batch, no wire. Plain transformers and a plugin, token by token."""
+"""The naive twin of everything: plain transformers and a plugin, token by token. No cache, no batch, no wire."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from sideplug.contract.codec import pack, unpack
@@ -12,7 +11,12 @@ from sideplug.contract.sampling import Sampling, choose
 
 
 def generate(
-    lm: Any, ids: list[int], max_tokens: int, sampling: Sampling = Sampling(), plugin: Any = None, stop: frozenset[int] = frozenset()
+    lm: Any,
+    ids: list[int],
+    max_tokens: int,
+    sampling: Sampling = Sampling(),
+    plugin: Any = None,
+    stop: frozenset[int] = frozenset(),
 ) -> list[int]:
     """The reply's ids, each from a whole forward of transformers' own model."""
     ids = list(ids)

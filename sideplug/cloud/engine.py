@@ -1,9 +1,9 @@
 """The engine: schedule, run, postprocess. One homogeneous batch a step, because nobody's adapter is in the cloud.
 
-Two kinds of work share the steps: a Reply is generated, a Reading is run through once for the device's tape or its score.
-A Reply whose gate opens is parked with its z until the device's correction comes; the head then runs on the corrected z.
-It does not know sockets (it hands frames to a `send` function) nor how plugins are made. All of it runs in one thread.
-Test: pytest tests/cloud/test_engine.py
+Two kinds of work share the steps: a Reply is generated, a Reading is run through once for the device's tape or its
+score. A Reply whose gate opens is parked with its z until the device's correction comes; the head then runs on the
+corrected z. It does not know sockets (it hands frames to a `send` function) nor how plugins are made. All of it runs in
+one thread. Test: pytest tests/cloud/test_engine.py
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sideplug.cloud.cache import KVCache
-from sideplug.cloud.model import Chunk, Forward, TorchModel
+from sideplug.cloud.model import Cache, Chunk, Forward, Model
 from sideplug.cloud.scheduler import Budget, Scheduler
 from sideplug.cloud.tokenizer import TextStream, Tokenizer
 from sideplug.contract.codec import pack, unpack
@@ -64,7 +63,7 @@ class Sequence:
 
     ids: list[int]
     send: Send
-    cache: KVCache = field(default_factory=KVCache, kw_only=True)
+    cache: Cache
     alive: bool = field(default=True, kw_only=True)
 
     @property
@@ -127,7 +126,7 @@ class Reading(Sequence):
 class Engine:
     """`add` work, `answer` what was asked, and call `step` until it says that nothing is ready."""
 
-    def __init__(self, model: TorchModel, tokenizer: Tokenizer, budget: Budget | None = None) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, budget: Budget | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.steps = 0
@@ -138,11 +137,12 @@ class Engine:
     def add(self, work: Reply | Reading) -> None:
         self._works.append(work)
 
-    def drop(self, work: Sequence) -> None:
-        """Forget a work (its device is gone, or it is complete)."""
-        work.alive = False
-        if work in self._works:
-            self._works.remove(work)
+    def drop(self, *works: Sequence) -> None:
+        """Forget these (their device is gone, or they are complete)."""
+        for work in works:
+            work.alive = False
+            if work in self._works:
+                self._works.remove(work)
 
     def cancel(self, reply: Reply) -> None:
         if reply.alive:

@@ -1,33 +1,30 @@
-"""The frozen model behind one class: packed token ids in, z and tapped hidden states out.
+"""The seam between the engine and whatever runs the model: packed token ids and caches in, z and tapped states out.
 
-A step concatenates the tokens of all its sequences, without padding; each sequence attends to its own KV cache. The
-architecture stays transformers': only the attention function is ours, through its AttentionInterface. At load the packed
-forward is compared with the plain one, so an architecture that can't be packed is refused and never silently wrong.
-
-Letters: T tokens of all sequences together, N blocks, D width, V vocabulary.
-It does not know sessions, plugins or the wire. Test: pytest tests/cloud/test_model.py
+Everything that crosses it is NumPy, so an engine needs no tensor library. `torch_model` is the general implementation.
+Letters: T tokens of all sequences together, K tapped layers, N blocks, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-import transformers
-from transformers import AttentionInterface, AttentionMaskInterface
 
-from sideplug.cloud.cache import KVCache
-from sideplug.contract.errors import UnknownModel
 
-_PACKED = "sideplug_packed"
-_step = threading.local()  # the packed step that is running in this thread: read by every attention layer
+class Cache(Protocol):
+    """The KV cache of one sequence: `length` tokens are in it."""
+
+    length: int
+
+    def advance(self, count: int) -> None:
+        """`count` more tokens are in it now: said once a step, when every block has written them."""
+        ...
+
+    def trim(self, length: int) -> None:
+        """Forget everything from position `length` on."""
+        ...
 
 
 @dataclass
@@ -35,210 +32,45 @@ class Chunk:
     """Some tokens of one sequence: `ids` go behind the `cache.length` tokens that its cache has."""
 
     ids: list[int]
-    cache: KVCache
+    cache: Cache
 
 
-class Forward:
+class Forward(Protocol):
     """What one packed step gave: rows are numbered through all chunks, in order."""
 
-    def __init__(self, states: tuple[torch.Tensor, ...]) -> None:
-        self._states = states  # N + 1 of (T, D); the last is z, after the final norm
-
     def z(self, rows: Sequence[int] | slice) -> np.ndarray:
-        """z of these rows, (rows, D) float32."""
-        return _numpy(self._states[-1][_index(rows)])
+        """z, the state after the final norm, of these rows: (rows, D) float32."""
+        ...
 
     def tapped(self, rows: Sequence[int] | slice, layers: Sequence[int]) -> np.ndarray:
-        """Hidden states of these rows at these layers (0 the embedding, N is z), (rows, K, D) float32."""
-        index = _index(rows)
-        return _numpy(torch.stack([self._states[layer][index] for layer in layers], dim=1))
+        """Hidden states of these rows at these layers (0 the embedding, N is z): (rows, K, D) float32."""
+        ...
 
 
-class TorchModel:
-    """A Hugging Face decoder-only model. Raises UnknownModel when it can't be loaded or packed."""
+class Model(Protocol):
+    """A frozen decoder-only model."""
 
-    def __init__(self, folder: Path | str, device: str = "cpu", threads: int = 0) -> None:
-        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        # On a CPU everything is computed in float32: half precision is slower there and costs quality.
-        dtype = torch.float32 if device == "cpu" else "auto"
-        try:
-            lm = transformers.AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=dtype, use_safetensors=True, local_files_only=True
-            )
-        except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
-            raise UnknownModel(f"the model in {folder} can't be loaded: {str(error).splitlines()[0]}") from error
-        self._wrap(lm.to(device))
+    blocks: int
+    width: int
+    vocab: int
+    context: int  # tokens at most
+    logit_scale: float  # what bends the head's logits (1: nothing) …
+    softcap: float  # … and caps them (0: nothing)
 
-    @classmethod
-    def of(cls, lm: Any) -> TorchModel:
-        """Around a transformers model that is in memory already (tests)."""
-        self = cls.__new__(cls)
-        self._wrap(lm)
-        return self
+    def new_cache(self) -> Cache: ...
 
-    def _wrap(self, lm: Any) -> None:
-        self._lm = lm.eval().requires_grad_(False)
-        config = lm.config.get_text_config()
-        self._body = lm.base_model
-        self._head = lm.get_output_embeddings()
-        if self._head is None:
-            raise UnknownModel(f"{type(lm).__name__} has no output head: it is not a decoder-only language model")
-        self.device = self._head.weight.device
-        self.blocks: int = config.num_hidden_layers
-        self.width: int = config.hidden_size
-        self.vocab: int = self._head.weight.shape[0]
-        self.context: int = getattr(config, "max_position_embeddings", 2048)
-        # Some families bend the logits after the head: Gemma 2 by a soft cap, Cohere and Granite by a factor.
-        self.softcap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
-        scale = float(getattr(config, "logit_scale", None) or 1.0)
-        self.logit_scale = scale / float(getattr(config, "logits_scaling", None) or 1.0)
-        self._check_packed()
-        self._lm.set_attn_implementation(_PACKED)
-
-    def _check_packed(self) -> None:
-        """Two short sequences in one packed forward, in two parts, must equal the plain forward."""
-        name = type(self._lm).__name__
-        generator = np.random.default_rng(0)
-        texts = [generator.integers(0, self.vocab, n).tolist() for n in (9, 6)]
-        try:
-            with torch.inference_mode():
-                plain = [self._lm(torch.tensor([ids], device=self.device)).logits[0].float().cpu() for ids in texts]
-            self._lm.set_attn_implementation(_PACKED)
-            caches = [KVCache() for _ in texts]
-            got: list[list[np.ndarray]] = [[], []]
-            for part in (slice(0, 4), slice(4, None)):
-                out = self.forward([Chunk(ids[part], cache) for ids, cache in zip(texts, caches, strict=True)])
-                first = len(texts[0][part])
-                rows = (slice(0, first), slice(first, None))
-                for i in (0, 1):
-                    got[i].append(self.logits(out.z(rows[i])))
-        except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, IndexError) as error:
-            raise UnknownModel(f"{name} can't be run packed: {str(error).splitlines()[0]}") from error
-        loose = 1e-3 if self._head.weight.dtype == torch.float32 else 5e-2
-        for want, parts in zip(plain, got, strict=True):
-            error_ = np.abs(np.concatenate(parts) - want.numpy()).max() / max(1.0, want.abs().max().item())
-            if not error_ < loose:
-                raise UnknownModel(f"{name} can't be run packed: its logits would be off by {error_:.2g}")
-
-    @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> Forward:
         """One packed step; every chunk's cache grows by its ids."""
-        ids = [token for chunk in chunks for token in chunk.ids]
-        positions = [chunk.cache.length + i for chunk in chunks for i in range(len(chunk.ids))]
-        _step.chunks = chunks
-        try:
-            out = self._body(
-                input_ids=torch.tensor([ids], device=self.device),
-                position_ids=torch.tensor([positions], device=self.device),
-                use_cache=False,
-                output_hidden_states=True,
-            )
-        finally:
-            _step.chunks = None
-        for chunk in chunks:
-            chunk.cache.advance(len(chunk.ids))
-        return Forward(tuple(state[0] for state in out.hidden_states))
+        ...
 
-    @torch.inference_mode()
     def logits(self, z_TD: np.ndarray) -> np.ndarray:
         """The head: z (T, D), corrected or not, → (T, V) float32."""
-        z = torch.from_numpy(np.ascontiguousarray(z_TD)).to(self.device, self._head.weight.dtype)
-        raw = self._head(z)
-        if self.logit_scale != 1.0:
-            raw = raw * self.logit_scale
-        if self.softcap:
-            raw = torch.tanh(raw / self.softcap) * self.softcap
-        return _numpy(raw)
+        ...
 
-    @torch.inference_mode()
     def read(self, z_TD: np.ndarray, targets: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Over the whole vocabulary: log p of each row's target (T,), its `top` best ids (T, top), its log-sum-exp (T,)."""
-        logits = torch.from_numpy(self.logits(z_TD))
-        lse = torch.logsumexp(logits, -1)
-        chosen = logits.gather(1, torch.from_numpy(targets.astype(np.int64))[:, None])[:, 0]
-        best = torch.topk(logits, min(top, logits.shape[1])).indices
-        return _numpy(chosen - lse), best.to(torch.int32).numpy(), _numpy(lse)
+        """Over the whole vocabulary, each row's: log p of its target, `top` best ids (T, top), log-sum-exp (T,)."""
+        ...
 
     def head_rows(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The head's weight rows (n, D) and biases (n,) of these token ids, float32."""
-        index = torch.from_numpy(ids.astype(np.int64)).to(self.device)
-        bias = getattr(self._head, "bias", None)
-        rows = _numpy(self._head.weight[index])
-        return rows, np.zeros(len(ids), np.float32) if bias is None else _numpy(bias[index])
-
-
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().float().cpu().numpy()
-
-
-def _index(rows: Sequence[int] | slice) -> Any:
-    return rows if isinstance(rows, slice) else list(rows)
-
-
-def _attend_packed(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: Any = None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **others: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of a packed step: query (1, H, T, d), key and value (1, KV, T, d) → (1, T, H, d)."""
-    if others.get("s_aux") is not None:
-        raise ValueError("attention sinks are not supported")
-    parts = []
-    start = 0
-    for chunk in _step.chunks:
-        count = len(chunk.ids)
-        rows = slice(start, start + count)
-        keys, values = chunk.cache.append(module.layer_idx, key[0, :, rows], value[0, :, rows])
-        parts.append(_attend(query[0, :, rows], keys, values, scaling, sliding_window, softcap))
-        start += count
-    joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return joined[None], None
-
-
-def _attend(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scaling: float | None,
-    window: int | None,
-    softcap: float | None,
-) -> torch.Tensor:
-    """The last T of S positions look back: query (H, T, d), keys and values (KV, S, d) → (T, H, d)."""
-    heads, count, size = query.shape
-    groups, seen = keys.shape[0], keys.shape[1]
-    if window and seen - count + 1 > window:  # keys that even the first query no longer sees
-        cut = seen - count + 1 - window
-        keys, values, seen = keys[:, cut:], values[:, cut:], seen - cut
-    if count == 1 and not softcap:
-        # One query a head: the heads of a group become its queries, so grouped keys need no copy.
-        grouped = query.reshape(1, groups, heads // groups, size)
-        out = F.scaled_dot_product_attention(grouped, keys[None], values[None], scale=scaling)
-        return out.reshape(1, heads, -1)
-    look = None
-    if window or softcap or seen != count:
-        where = torch.arange(seen - count, seen, device=query.device)[:, None]
-        other = torch.arange(seen, device=query.device)[None]
-        look = other <= where
-        if window:
-            look &= other > where - window
-    if softcap:
-        keys, values = (t.repeat_interleave(heads // groups, 0) for t in (keys, values))
-        scores = (query @ keys.transpose(1, 2)) * (scaling or size**-0.5)
-        scores = (torch.tanh(scores / softcap) * softcap).masked_fill(~look, float("-inf"))
-        return (scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ values).transpose(0, 1)
-    out = F.scaled_dot_product_attention(
-        query[None], keys[None], values[None], look, is_causal=look is None, scale=scaling, enable_gqa=heads != groups
-    )
-    return out[0].transpose(0, 1)
-
-
-AttentionInterface.register(_PACKED, _attend_packed)
-AttentionMaskInterface.register(_PACKED, lambda *args, **kwargs: None)
+        ...

@@ -32,7 +32,7 @@ class Budget:
 
 
 class Scheduler:
-    def __init__(self, budget: Budget = Budget()) -> None:  # noqa: B008 (frozen)
+    def __init__(self, budget: Budget = Budget()) -> None:
         self.budget = budget
 
     def pick(self, works: list[W]) -> list[tuple[W, list[int]]]:

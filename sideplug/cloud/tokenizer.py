@@ -119,9 +119,8 @@ class TextStream:
         start = max(0, self._done - self._WINDOW)
         before = self._tokenizer.decode(self._ids[start : self._done])
         after = self._tokenizer.decode(self._ids[start:])
-        if (after.endswith("�") and not last) or not after.startswith(before):
-            if not last:
-                return ""
+        if not last and (after.endswith("�") or not after.startswith(before)):
+            return ""
         self._done = len(self._ids)
         return after[len(before) :]
 

@@ -1,7 +1,7 @@
 """The gate: which tokens the device is asked about. Evaluated in the cloud, on z, where z already is.
 
-Kinds so far: `open` (ask for every token) and `shut` (never: the plain base model). A trained gate, σ(u·z + b), will be a
-third kind here, with u and b travelling in OPEN. It does not know plugins or how a gate is trained.
+Kinds so far: `open` (ask for every token) and `shut` (never: the plain base model). A trained gate, σ(u·z + b), will be
+a third kind here, with u and b travelling in OPEN. It does not know plugins or how a gate is trained.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     token = argmax(logits / temperature + gumbel(seed, position))       over what top-k and top-p leave
 
-The noise is counter-based (Philox keyed by the seed, its counter is the token's position), so it depends on nothing else.
-Temperature 0 is greedy. It does not know models or batches: one position at a time.
+The noise is counter-based (Philox keyed by the seed, its counter is the token's position), so it depends on nothing
+else. Temperature 0 is greedy. It does not know models or batches: one position at a time.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 A tap is named by (layers, R, seed, codec) and the name is part of a plugin's fingerprint: "l0.4.8-r64-s0-int8".
 Codecs: `int8` (one scale a vector), `fp16`, and `raw` (R = D, no layernorm, no projection, fp16: the paper's wire).
 
-Letters: T tokens, K tapped layers, N blocks, D width, R code width. Layer l is Hugging Face's `hidden_states[l]`, so 0 is
-the embedding and N is z, the state after the final norm. It does not know where hidden states come from.
+Letters: T tokens, K tapped layers, N blocks, D width, R code width. Layer l is Hugging Face's `hidden_states[l]`, so 0
+is the embedding and N is z, the state after the final norm. It does not know where hidden states come from.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class Tap:
 
 def _layernorm(x: np.ndarray, eps: float = 1e-5) -> np.ndarray:
     x = x - x.mean(axis=-1, keepdims=True)
-    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
+    scaled: np.ndarray = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
+    return scaled
 
 
 @cache

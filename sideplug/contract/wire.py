@@ -32,7 +32,12 @@ MAX_FRAME_BYTES = HEADER.size + MAX_CONTROL_BYTES + MAX_PAYLOAD_BYTES
 MAX_TENSORS = 8
 MAX_DIMS = 4
 
-DTYPES = {"i1": np.dtype("<i1"), "i4": np.dtype("<i4"), "f2": np.dtype("<f2"), "f4": np.dtype("<f4")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "i1": np.dtype("<i1"),
+    "i4": np.dtype("<i4"),
+    "f2": np.dtype("<f2"),
+    "f4": np.dtype("<f4"),
+}
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -65,9 +70,7 @@ class Row:
 SCHEMA: dict[Kind, Row] = {
     Kind.OPEN: Row({"base": str, "tap": str, "merge": str, "gate": dict, "client": str}),
     Kind.OPENED: Row({"session": str, "model": dict, "limits": dict}),
-    Kind.PROMPT: Row(
-        {"turn": int, "messages?": list, "text?": str, "ids?": list, "max_tokens": int, "sampling": dict}
-    ),
+    Kind.PROMPT: Row({"turn": int, "messages?": list, "text?": str, "ids?": list, "max_tokens": int, "sampling": dict}),
     Kind.TOKENS: Row({"turn": int, "at": int, "ids": list, "text": str, "by": str}),
     Kind.ASK: Row({"turn": int, "at": list}, {"codes": 3, "scales": 2}),
     Kind.ANSWER: Row({"turn": int, "at": list}, {"delta": 2, "scales": 1}),
@@ -145,7 +148,7 @@ def encode(frame: Frame) -> bytes:
         parts.append(np.ascontiguousarray(tensor, dtype).tobytes())
     control = dict(frame.control, t=listing) if listing else frame.control
     try:
-        packed = msgpack.packb(control, use_bin_type=True)
+        packed: bytes = msgpack.packb(control, use_bin_type=True)
     except (TypeError, ValueError, OverflowError) as error:
         raise ProtocolError(f"{frame.kind.name} has a control map that can't be packed: {error}", "local") from error
     payload = b"".join(parts)

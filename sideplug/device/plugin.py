@@ -3,8 +3,8 @@
     ladder    s = 0; for k: s += A_k c_k; s += mlp_k(s);  Δ = C gelu(s) + b       added to z; C zero at the start
     paper     arXiv 2403.07088's released ladder over every raw state, relu, whose output replaces z
 
-An untrained `ladder` is exactly the base model. Files carry PEFT's names: adapter_config.json, adapter_model.safetensors;
-the latter's header holds everything that matters, so the pair can't disagree.
+An untrained `ladder` is exactly the base model. Files carry PEFT's names: adapter_config.json,
+adapter_model.safetensors; the latter's header holds everything that matters, so the pair can't disagree.
 
 Letters: T tokens, K tapped layers, R code width, W plugin width, D the base model's width.
 It does not know the wire, training data or the base model. Test: pytest tests/device/test_plugin.py
@@ -181,9 +181,7 @@ class Plugin:
     about: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def new(
-        cls, kind: str, base: str, base_name: str, tap: Tap, width: int, model_width: int, seed: int = 0
-    ) -> Plugin:
+    def new(cls, kind: str, base: str, base_name: str, tap: Tap, width: int, model_width: int, seed: int = 0) -> Plugin:
         """Untrained. Raises PluginError for a kind that does not exist, or a tap that the kind can't read."""
         if kind not in KINDS:
             raise PluginError(f"a plugin's kind must be {' or '.join(KINDS)}, got {kind!r}")

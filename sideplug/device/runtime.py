@@ -1,14 +1,14 @@
 """A conversation with the cloud: open a session, ask for a reply, correct what the cloud asks about.
 
-The loop is: tokens come down and are handed on; an ASK comes down, the plugin runs, its ANSWER goes up. It does not know
-sockets (see link), files or the command line. Test: pytest tests/test_equalities.py
+The loop is: tokens come down and are handed on; an ASK comes down, the plugin runs, its ANSWER goes up. It does not
+know sockets (see link), files or the command line. Test: pytest tests/test_equalities.py
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,8 +59,8 @@ class Usage:
         speed = self.reply_tokens / self.total_s if self.total_s else 0.0
         gate = 100 * self.plugin_tokens / self.reply_tokens if self.reply_tokens else 0.0
         return (
-            f"{self.reply_tokens} tokens, {speed:.1f} a second · {self.round_trips} round trips · gate open {gate:.0f} % "
-            f"· {self.bytes_down:,} bytes down, {self.bytes_up:,} up"
+            f"{self.reply_tokens} tokens, {speed:.1f} a second · {self.round_trips} round trips · "
+            f"gate open {gate:.0f} % · {self.bytes_down:,} bytes down, {self.bytes_up:,} up"
         )
 
 
@@ -90,7 +90,9 @@ class Session:
     _running: bool = False
 
     @classmethod
-    def open(cls, link: Link, plugin: Plugin | None = None, tap: Tap | None = None, gate: Gate | None = None) -> Session:
+    def open(
+        cls, link: Link, plugin: Plugin | None = None, tap: Tap | None = None, gate: Gate | None = None
+    ) -> Session:
         """With a plugin: its tap, and its gate unless another is given. Without: the gate is shut (or `tap` is read).
 
         Raises WrongBase when the plugin was made for another base model, CloudError when the cloud is gone.
@@ -117,8 +119,11 @@ class Session:
         return cls(link, model, plugin, readings)
 
     def generate(
-        self, prompt: Prompt, max_tokens: int = 256, sampling: Sampling = Sampling()  # noqa: B008 (frozen)
-    ) -> Iterator[Piece]:
+        self,
+        prompt: Prompt,
+        max_tokens: int = 256,
+        sampling: Sampling = Sampling(),
+    ) -> Generator[Piece, None, None]:
         """The reply, piece by piece; `usage` is complete afterwards. Closing the iterator cancels the reply."""
         self._turn += 1
         turn = self._turn

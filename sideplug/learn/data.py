@@ -84,7 +84,7 @@ def _read_file(file: Path, form: str) -> Iterator[Example]:
         raise DataError(f"{file} can't be read: {error.strerror or error}") from error
     if not text.strip():
         raise DataError(f"{file} is empty")
-    if file.suffix not in (".json", ".jsonl", ".ndjson") and text.lstrip()[:1] not in "{[" or (
+    if (file.suffix not in (".json", ".jsonl", ".ndjson") and text.lstrip()[:1] not in "{[") or (
         form == "text" and file.suffix in (".txt", ".md")
     ):
         if form not in ("auto", "text"):
@@ -122,18 +122,18 @@ def _records(text: str, file: Path) -> Iterator[tuple[int, Any]]:
 
     at = skip(text.index("[") + 1)
     while at < len(text) and text[at] != "]":
-        line = text.count("\n", 0, at) + 1
+        number = text.count("\n", 0, at) + 1
         try:
             value, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
             raise DataError(f"{file}:{error.lineno}: not JSON: {error.msg}") from error
-        yield line, value
+        yield number, value
         at = skip(at)
         if text[at : at + 1] == ",":
             at = skip(at + 1)
         elif text[at : at + 1] != "]":
-            line = text.count("\n", 0, at) + 1
-            raise DataError(f"{file}:{line}: the array must go on with a comma or end with ]")
+            number = text.count("\n", 0, at) + 1
+            raise DataError(f"{file}:{number}: the array must go on with a comma or end with ]")
     if at >= len(text):
         raise DataError(f"{file}:{text.count(chr(10)) + 1}: the array is cut off: it must end with ]")
 
@@ -144,7 +144,7 @@ def _detect(record: dict[str, Any], where: str) -> str:
             return form
     keys = ", ".join(map(str, list(record)[:6])) or "none"
     raise DataError(
-        f"{where}: an example must have instruction and output, or messages, or conversations, or text; its keys: {keys}"
+        f"{where}: an example must have instruction and output, messages, conversations or text; its keys: {keys}"
     )
 
 

@@ -2,10 +2,10 @@
 
     p(y) = exp(l_y) / (Σ_{c in S} exp(l_c) + rest · Σ_n exp(l_n) / Σ_n exp(base l_n))        l = bend(E · z')
 
-S are the candidate tokens whose head rows the device has (every target, and the base's best tokens), a few thousand of V.
-`rest` is the base's own mass outside S, known from the tape's log-sum-exp. It moves with the correction as a random sample
-of n tokens outside S does: held constant, as one might try first, a plugin learns to lift all of S against it, and most
-of what it seems to gain is not there under the whole vocabulary (docs/LOG.md has the figures).
+S are the candidate tokens whose head rows the device has (every target, and the base's best tokens), a few thousand of
+V. `rest` is the base's own mass outside S, known from the tape's log-sum-exp. It moves with the correction as a random
+sample of n tokens outside S does: held constant, as one might try first, a plugin learns to lift all of S against it,
+and most of what it seems to gain is not there under the whole vocabulary (docs/LOG.md has the figures).
 With S the whole vocabulary there is no rest and this is the plain softmax: the naive twin of the tests.
 
 Letters: T tokens, S candidates, n sampled tokens, D width. It does not know plugins or tapes.
@@ -51,7 +51,7 @@ class Head:
         return np.tanh(raw / self.softcap) * np.float32(self.softcap) if self.softcap else raw
 
     def log_weight(self, z_TD: np.ndarray, lse: np.ndarray) -> np.ndarray:
-        """(T,) log of what each sampled token counts, from the base's z and log-sum-exp: log rest − log Σ_n exp(base l_n)."""
+        """(T,) log of what each sampled token counts: log rest − log Σ_n exp(base l_n), from the base's z and lse."""
         count = len(self.ids)
         logits = self._logits(z_TD)
         if logits.shape[1] == count:

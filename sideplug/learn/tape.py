@@ -70,7 +70,7 @@ class Tape:
         return Reading(t["ids"], self.tap.decode(t["codes"], t["scales"]), z, t["top"], t["lse"])
 
     def candidates(self, limit: int) -> np.ndarray:
-        """Token ids for the candidate softmax: every target, then the base's best by how often they are, up to `limit`."""
+        """Token ids for the candidate softmax: every target, then the base's best, commonest first, up to `limit`."""
         targets: set[int] = set()
         counts: dict[int, int] = {}
         for i in range(len(self)):
@@ -97,8 +97,9 @@ def record(
 ) -> Tape:
     """Have the cloud read each example, once, and keep what it says in `path`. `progress` hears the number done.
 
-    A tape of the same base, tap and examples is gone on with; another one in its place is replaced. Raises CloudError when
-    the connection drops (what came is kept), DataError for an example that the cloud can't read, Stopped: disk full.
+    A tape of the same base, tap and examples is gone on with; another one in its place is replaced. Raises CloudError
+    when the connection drops (what came is kept), DataError for an example that the cloud can't read, Stopped: disk
+    full.
     """
     identity = {"base": session.model.fingerprint, "tap": tap.name, "examples": digest(examples)}
     about = path.with_suffix(".json")

@@ -64,9 +64,10 @@ class State:
 
     @classmethod
     def new(cls, params: Params) -> State:
-        zeros = {name: np.zeros_like(value) for name, value in params.items()}
-        copies = [{name: value.copy() for name, value in group.items()} for group in (params, params, zeros, zeros)]
-        return cls(*copies)
+        def copied(scale: int) -> Params:
+            return {name: value * np.float32(scale) for name, value in params.items()}
+
+        return cls(copied(1), copied(1), copied(0), copied(0))
 
     _GROUPS = ("params", "best", "mean", "square")
 
@@ -97,7 +98,8 @@ class State:
         for name, value in tensors.items():
             group, _, rest = name.partition(".")
             groups[group][rest] = value.copy()
-        return cls(**groups, **header["numbers"])
+        params, best, mean, square = (groups[group] for group in cls._GROUPS)
+        return cls(params, best, mean, square, **header["numbers"])
 
 
 @dataclass
@@ -137,7 +139,10 @@ class Trainer:
         self._tapes = (train, held)
         self._log_weight: dict[tuple[int, int], np.ndarray] = {}
         self._path = folder / CHECKPOINT
-        self._identity = {"settings": asdict(settings), "plugin": [plugin.kind, plugin.base, plugin.tap.name]}
+        self._identity: dict[str, Any] = {
+            "settings": asdict(settings),
+            "plugin": [plugin.kind, plugin.base, plugin.tap.name],
+        }
         self._identity["parameters"] = plugin.size
         self._identity["tokens"] = [train.tokens, held.tokens]
 

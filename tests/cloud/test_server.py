@@ -60,7 +60,10 @@ BREACHES: dict[str, tuple[list[Frame], type[Exception]]] = {
     "tap past the model": ([Frame(Kind.OPEN, {**OPEN, "tap": "l0.9-r16-s0-int8"})], InputError),
     "bad gate": ([Frame(Kind.OPEN, {**OPEN, "gate": {"kind": "x"}})], InputError),
     "bad merge": ([Frame(Kind.OPEN, {**OPEN, "merge": "x"})], InputError),
-    "two prompts at once": ([Frame(Kind.OPEN, OPEN), Frame(Kind.PROMPT, PROMPT), Frame(Kind.PROMPT, PROMPT)], ProtocolError),
+    "two prompts at once": (
+        [Frame(Kind.OPEN, OPEN), Frame(Kind.PROMPT, PROMPT), Frame(Kind.PROMPT, PROMPT)],
+        ProtocolError,
+    ),
     "answer for another position": ([Frame(Kind.OPEN, OPEN), Frame(Kind.PROMPT, PROMPT), answer(at=4)], ProtocolError),
     "answer for another turn": ([Frame(Kind.OPEN, OPEN), Frame(Kind.PROMPT, PROMPT), answer(turn=2)], ProtocolError),
     "score without read": (
@@ -185,9 +188,8 @@ def test_no_more_sessions_than_allowed(tiny: Path) -> None:
 
 
 def test_a_message_past_the_limit_is_refused(tiny: Path) -> None:
-    with a_cloud(tiny, message_bytes=2000) as cloud, a_session(cloud.url) as session:
-        with pytest.raises(CloudError):
-            list(session.generate(Prompt(text="a" * 3000), 2))
+    with a_cloud(tiny, message_bytes=2000) as cloud, a_session(cloud.url) as session, pytest.raises(CloudError):
+        list(session.generate(Prompt(text="a" * 3000), 2))
 
 
 def eventually(true: Callable[[], bool], within_s: float = 10.0) -> None:

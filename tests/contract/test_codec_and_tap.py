@@ -80,7 +80,9 @@ def test_names(layers: list[int], rank: int, seed: int, codec: str) -> None:
     assert Tap.parse(tap.name) == tap
 
 
-@pytest.mark.parametrize("name", ["", "l0-r64", "l1.0-r64-s0-int8", "l0-r0-s0-int8", "l0-r64-s0-int4", "l0-r64-s0-int8x"])
+@pytest.mark.parametrize(
+    "name", ["", "l0-r64", "l1.0-r64-s0-int8", "l0-r0-s0-int8", "l0-r64-s0-int4", "l0-r64-s0-int8x"]
+)
 def test_bad_names(name: str) -> None:
     with pytest.raises(InputError):
         Tap.parse(name)

@@ -13,6 +13,7 @@ import trustme
 from websockets.asyncio.server import serve
 from websockets.sync.client import connect
 
+from sideplug.cloud.server import bind
 from sideplug.contract.errors import CloudError, InputError, ProtocolError, Unreachable
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Frame, Kind, decode, encode
@@ -143,15 +144,15 @@ def test_tls(cloud: Cloud, tls: tuple[trustme.CA, Path]) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     ca.issue_cert("127.0.0.1").configure_cert(context)
     first = cloud.server._server
-    port = cloud._call(cloud.server.start("127.0.0.1", 0, context))
+    url = cloud._call(cloud.server.start(bind("127.0.0.1", 0), context))
     second, cloud.server._server = cloud.server._server, first
     try:
-        link = WebSocketLink.connect(f"wss://127.0.0.1:{port}", pem)
+        link = WebSocketLink.connect(url, pem)
         pieces = list(Session.open(link).generate(Prompt(ids=(5, 6)), 3))
         assert sum(len(p.ids) for p in pieces) <= 3
         link.close()
         with pytest.raises(Unreachable, match="not trusted"):
-            WebSocketLink.connect(f"wss://127.0.0.1:{port}")
+            WebSocketLink.connect(url)
     finally:
         second.close()
         cloud._call(second.wait_closed())

@@ -98,7 +98,11 @@ MALFORMED = {
     "no assistant": ("x.jsonl", lines({"messages": MESSAGES["messages"][:2]}), "there must be an assistant's message"),
     "no messages": ("x.jsonl", lines({"messages": []}), "messages must be a list"),
     "role": ("x.jsonl", lines({"messages": [{"role": "bot", "content": "a"}]}), "message 1's role must be one of"),
-    "content": ("x.jsonl", lines({"messages": [{"role": "user", "content": None}]}), "message 1's content must be text"),
+    "content": (
+        "x.jsonl",
+        lines({"messages": [{"role": "user", "content": None}]}),
+        "message 1's content must be text",
+    ),
     "message no object": ("x.jsonl", lines({"messages": ["hi"]}), "message 1 must be an object"),
     "empty text": ("x.jsonl", lines({"text": ""}), "text must not be empty"),
 }

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from sideplug.cloud.model import Chunk, KVCache, TorchModel
+from sideplug.cloud.cache import KVCache
+from sideplug.cloud.model import Chunk
+from sideplug.cloud.torch_model import TorchModel
 from sideplug.contract.errors import UnknownModel
 from tests.conftest import ARCHITECTURES, make_lm
 
