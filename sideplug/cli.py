@@ -169,10 +169,13 @@ def serve(
         from sideplug.cloud.torch_model import TorchModel
     except ModuleNotFoundError as error:
         raise InputError(f"serving needs the cloud's packages: pip install 'sideplug[cloud]' ({error})") from error
-    engine = Engine(TorchModel(base.folder, device, threads), Tokenizer(base.folder), Budget(step_tokens))
+
+    def make_engine() -> Engine:
+        return Engine(TorchModel(base.folder, device, threads), Tokenizer(base.folder), Budget(step_tokens))
+
+    server = CloudServer(base, make_engine, Limits(sessions=max_sessions))
 
     async def run() -> None:
-        server = CloudServer(base, engine, Limits(sessions=max_sessions))
         url = await server.start(listener, tls)
         seconds = time.perf_counter() - started
         if as_json:

@@ -119,15 +119,12 @@ class Cloud:
         from sideplug.cloud.torch_model import TorchModel
 
         self.base = find(str(folder))
-        self.engine = Engine(TorchModel(folder), Tokenizer(folder))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.server = self._call(self._make(CloudServer, Limits(**limits)))
+        self.server = CloudServer(self.base, lambda: Engine(TorchModel(folder), Tokenizer(folder)), Limits(**limits))
+        self.engine = self.server.thread.engine
         self.url = self._call(self.server.start(bind("127.0.0.1", 0)))
-
-    async def _make(self, cls: Any, limits: Any) -> Any:
-        return cls(self.base, self.engine, limits)
 
     def _call(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)

@@ -22,6 +22,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,13 +57,18 @@ class Limits:
 
 
 class EngineThread:
-    """Runs the engine's steps; `call` puts a function into its inbox, to be run between two steps."""
+    """Makes the engine and runs its steps; `call` puts a function into its inbox, to be run between two steps.
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    The model is loaded in the very thread that runs it: OpenMP keeps a team of workers for each thread that has used
+    it, and two teams on the same cores cost a third of the speed. Raises what `make` raises.
+    """
+
+    def __init__(self, make: Callable[[], Engine]) -> None:
+        made: Future[Engine] = Future()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(make, made), name="engine", daemon=True)
         self._thread.start()
+        self.engine = made.result()
 
     def call(self, function: Callable[[], None]) -> None:
         self._inbox.put(function)
@@ -71,13 +77,19 @@ class EngineThread:
         self._inbox.put(None)
         self._thread.join(timeout=10)
 
-    def _run(self) -> None:
+    def _run(self, make: Callable[[], Engine], made: Future[Engine]) -> None:
+        try:
+            engine = make()
+        except BaseException as error:
+            made.set_exception(error)
+            return
+        made.set_result(engine)
         busy = False
         while True:
             try:
                 item = self._inbox.get(block=not busy)
             except queue.Empty:
-                busy = self.engine.step()
+                busy = engine.step()
                 continue
             if item is None:
                 return
@@ -290,11 +302,11 @@ class Session:
 class CloudServer:
     """A base model at an address. `start`, then `serve_until_stopped`, or `close`."""
 
-    def __init__(self, base: Base, engine: Engine, limits: Limits | None = None) -> None:
+    def __init__(self, base: Base, make_engine: Callable[[], Engine], limits: Limits | None = None) -> None:
         self.base = base
-        self.tokenizer = engine.tokenizer
         self.limits = limits or Limits()
-        self.thread = EngineThread(engine)
+        self.thread = EngineThread(make_engine)
+        self.tokenizer = self.thread.engine.tokenizer
         self._sessions: set[Session] = set()
         self._server: Server | None = None
 

@@ -84,33 +84,52 @@ class TorchModel:
         self.softcap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         self.logit_scale = scale / float(getattr(config, "logits_scaling", None) or 1.0)
-        self._check_packed()
-        self._lm.set_attn_implementation(_PACKED)
+        self._project: Any = self._head
+        self._make_packed()
 
-    def _check_packed(self) -> None:
-        """Two short sequences in one packed forward, in two parts, must equal the plain forward."""
+    def _make_packed(self) -> None:
+        """Switch to the packed forward, and to oneDNN's weights where they work; both are checked."""
         name = type(self._lm).__name__
-        generator = np.random.default_rng(0)
-        texts = [generator.integers(0, self.vocab, n).tolist() for n in (9, 6)]
+        texts = [np.random.default_rng(n).integers(0, self.vocab, n).tolist() for n in (9, 6)]
         try:
             with torch.inference_mode():
-                plain = [self._lm(torch.tensor([ids], device=self.device)).logits[0].float().cpu() for ids in texts]
+                plain = [_numpy(self._lm(torch.tensor([ids], device=self.device)).logits[0]) for ids in texts]
             self._lm.set_attn_implementation(_PACKED)
-            caches = [KVCache() for _ in texts]
-            got: list[list[np.ndarray]] = [[], []]
-            for part in (slice(0, 4), slice(4, None)):
-                out = self.forward([Chunk(ids[part], cache) for ids, cache in zip(texts, caches, strict=True)])
-                first = len(texts[0][part])
-                rows = (slice(0, first), slice(first, None))
-                for i in (0, 1):
-                    got[i].append(self.logits(out.z(rows[i])))
-        except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, IndexError) as error:
-            raise UnknownModel(f"{name} can't be run packed: {_first_line(error)}") from error
+            error = self._error_against(plain, texts)
+        except Exception as fault:  # whatever an architecture does with what it does not know
+            raise UnknownModel(f"{name} can't be run packed: {_first_line(fault)}") from fault
         loose = 1e-3 if self._head.weight.dtype == torch.float32 else 5e-2
-        for want, parts in zip(plain, got, strict=True):
-            error_ = np.abs(np.concatenate(parts) - want.numpy()).max() / max(1.0, want.abs().max().item())
-            if not error_ < loose:
-                raise UnknownModel(f"{name} can't be run packed: its logits would be off by {error_:.2g}")
+        if not error < loose:
+            raise UnknownModel(f"{name} can't be run packed: its logits would be off by {error:.2g}")
+        if (
+            self.device.type == "cpu"
+            and self._head.weight.dtype == torch.float32
+            and torch.backends.mkldnn.is_available()
+        ):
+            plain_layers = _prepack(self._body)
+            self._project = _Prepacked(self._head)
+            try:
+                error = self._error_against(plain, texts)
+            except Exception:
+                error = float("inf")
+            if not error < loose:  # an architecture that looks into its layers: leave them as they were
+                self._project = self._head
+                for (parent, child), layer in plain_layers.items():
+                    setattr(parent, child, layer)
+
+    def _error_against(self, plain: list[np.ndarray], texts: list[list[int]]) -> float:
+        """Two short sequences in packed forwards of two parts: the largest error, relative to the largest logit."""
+        caches = [KVCache() for _ in texts]
+        got: list[list[np.ndarray]] = [[], []]
+        for part in (slice(0, 4), slice(4, None)):
+            out = self.forward([Chunk(ids[part], cache) for ids, cache in zip(texts, caches, strict=True)])
+            first = len(texts[0][part])
+            for i, rows in enumerate((slice(0, first), slice(first, None))):
+                got[i].append(self.logits(out.z(rows)))
+        return max(
+            float(np.abs(np.concatenate(parts) - want).max() / max(1.0, np.abs(want).max()))
+            for want, parts in zip(plain, got, strict=True)
+        )
 
     def new_cache(self) -> KVCache:
         return KVCache()
@@ -136,7 +155,7 @@ class TorchModel:
     @torch.inference_mode()
     def logits(self, z_TD: np.ndarray) -> np.ndarray:
         z = torch.from_numpy(np.ascontiguousarray(z_TD)).to(self.device, self._head.weight.dtype)
-        raw = self._head(z)
+        raw = self._project(z)
         if self.logit_scale != 1.0:
             raw = raw * self.logit_scale
         if self.softcap:
@@ -156,6 +175,31 @@ class TorchModel:
         bias = getattr(self._head, "bias", None)
         rows = _numpy(self._head.weight[index])
         return rows, np.zeros(len(ids), np.float32) if bias is None else _numpy(bias[index])
+
+
+class _Prepacked(torch.nn.Module):
+    """A frozen float32 Linear on a CPU, its weight in oneDNN's blocked layout: twice as fast at 1 to 16 rows."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 8)
+        self._bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+
+
+def _prepack(module: torch.nn.Module) -> dict[tuple[torch.nn.Module, str], torch.nn.Linear]:
+    """Replace every Linear below `module`; where each stood."""
+    found = {
+        (parent, name): child
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if type(child) is torch.nn.Linear
+    }
+    for (parent, name), child in found.items():
+        setattr(parent, name, _Prepacked(child))
+    return found
 
 
 def _first_line(error: Exception) -> str:
