@@ -1,9 +1,9 @@
-# make setup | demo | test | test-slow | lint
+# make setup | demo | test | test-slow | lint | docs
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow lint docs clean
 
 setup: $(READY)
 
@@ -28,6 +28,9 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(READY)
+	$(VENV)/bin/python -m tests.test_docs
 
 clean:
 	rm -rf $(VENV) demo-plugin dist build

@@ -156,6 +156,7 @@ def serve(
         raise InputError(f"--host {host} is beyond this machine: give --tls-cert and --tls-key, or say --insecure")
     started = time.perf_counter()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("websockets").setLevel(logging.CRITICAL)  # a scanner's broken handshake is no event of ours
     tls = _server_tls(tls_cert, tls_key) if tls_cert and tls_key else None
     try:
         from sideplug.cloud.server import CloudServer, Limits, bind
@@ -268,7 +269,10 @@ def _make_plugin(
         for label, examples in (("train", training), ("held", held)):
             with progress(f"recording the {label} tape", len(examples)) as show:
                 path = out / "tape" / f"{label}.tape"
-                tapes.append(tape.record(session, tap, examples, path, lambda done: show(done, "")))
+                try:
+                    tapes.append(tape.record(session, tap, examples, path, lambda done: show(done, "")))
+                except KeyboardInterrupt:
+                    raise Stopped("stopped; what is on the tape is kept, the same command goes on from there") from None
         candidates = np.union1d(tapes[0].candidates(settings["candidates"]), tapes[1].targets()).astype(np.int32)
         rows = head.fetch(session, candidates)
     tokens, size = tapes[0].tokens + tapes[1].tokens, tapes[0].nbytes + tapes[1].nbytes
@@ -342,7 +346,7 @@ def generate(
 
     max_tokens, sampling = _sampling(settings)
     if prompt is None or prompt == "-":
-        prompt = sys.stdin.read()
+        prompt = "" if sys.stdin.isatty() else sys.stdin.read()
     if not prompt.strip():
         raise InputError("the prompt is empty: give it as an argument or on standard input")
     if raw:
@@ -524,10 +528,14 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _peak_rss_mb() -> float:
-    import resource
-
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+def _peak_rss_mb() -> float | None:
+    """This process's largest resident memory so far; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
 
 
 def _print_json(value: Any) -> None:

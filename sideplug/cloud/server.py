@@ -214,7 +214,7 @@ class Session:
         if self._reply is not None:
             raise ProtocolError("a session must wait for DONE before its next PROMPT")
         try:
-            ids = self._server.tokenizer.encode(Prompt.from_wire(frame.control))
+            ids = self._server.tokenizer.encode(self._short_enough(Prompt.from_wire(frame.control)))
             if not ids:
                 raise InputError("the prompt is empty: give at least one word")
             if max(ids) >= engine.model.vocab:
@@ -241,6 +241,14 @@ class Session:
         reply = self._reply
         self._in_engine(lambda: engine.add(reply))
 
+    def _short_enough(self, prompt: Prompt, reply: str = "") -> Prompt:
+        """Refuse what can't fit before the tokenizer spends everybody's time on it: no token has 100 characters for long."""
+        context = self._server.thread.engine.model.context
+        size = prompt.characters + len(reply)
+        if size > 100 * context:
+            raise TooLong(f"the text has {size:,} characters, the base model takes at most {context} tokens")
+        return prompt
+
     def _check_length(self, tokens: int, what: str) -> None:
         context = self._server.thread.engine.model.context
         if tokens > context:
@@ -261,7 +269,7 @@ class Session:
         if number in self._readings or len(self._readings) >= limit:
             raise ProtocolError(f"a session must have at most {limit} examples in reading, each with its own number")
         try:
-            prompt = Prompt.from_wire(frame.control)
+            prompt = self._short_enough(Prompt.from_wire(frame.control), frame["reply"])
             start, reply = self._server.tokenizer.encode_example(prompt, frame["reply"])
             if not reply:
                 raise InputError(f"example {number} has an empty reply")

@@ -48,7 +48,7 @@ class TorchModel:
     """A Hugging Face decoder-only model. Raises UnknownModel when it can't be loaded or packed."""
 
     def __init__(self, folder: Path | str, device: str = "cpu", threads: int = 0) -> None:
-        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(threads or _cores())
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         # On a CPU everything is computed in float32: half precision is slower there and costs quality.
@@ -200,6 +200,11 @@ def _prepack(module: torch.nn.Module) -> dict[tuple[torch.nn.Module, str], torch
     for (parent, name), child in found.items():
         setattr(parent, name, _Prepacked(child))
     return found
+
+
+def _cores() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _first_line(error: Exception) -> str:

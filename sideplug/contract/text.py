@@ -26,6 +26,11 @@ class Prompt:
     def user(cls, content: str) -> Prompt:
         return cls(messages=({"role": "user", "content": content},))
 
+    @property
+    def characters(self) -> int:
+        """How much there is to tokenize."""
+        return len(self.text or "") + sum(len(message["content"]) for message in self.messages or ())
+
     def to_wire(self) -> dict[str, Any]:
         if self.messages is not None:
             return {"messages": list(self.messages)}

@@ -109,6 +109,7 @@ def record(
             path.unlink(missing_ok=True)
             write_aside(about, json.dumps(identity).encode())
         spans = list(_frames(path)) if path.exists() else []
+        path.touch(mode=0o600)  # it holds the person's words, as token ids
         with path.open("ab") as file:
             file.truncate(sum(size for _, size in spans))
             file.seek(0, 2)

@@ -131,6 +131,7 @@ def test_a_users_mistake_leaves_the_session_usable(cloud: Cloud) -> None:
     with a_session(cloud.url) as session:
         for prompt, error in (
             (Prompt(ids=tuple([5] * 300)), TooLong),
+            (Prompt(text="a" * 30_000), TooLong),
             (Prompt(text=""), InputError),
             (Prompt(ids=(10**6,)), InputError),
         ):

@@ -42,6 +42,7 @@ def test_what_is_on_it(cloud: Cloud, tiny: Path, tmp_path: Path) -> None:
         tape = record(session, TAP, EXAMPLES, tmp_path / "t.tape", heard.append)
     assert heard == list(range(1, len(EXAMPLES) + 1))
     assert len(tape) == len(EXAMPLES)
+    assert (tmp_path / "t.tape").stat().st_mode & 0o077 == 0, "a person's words are for that person"
     for i in (0, 1, 2, 9):
         ids, logits, hidden = plain(cloud, tiny, EXAMPLES[i])
         reading = tape[i]

@@ -1,0 +1,137 @@
+"""The real SmolLM2-135M-Instruct behind a real server process: equalities, bytes, memory, and the demo as its user runs it.
+
+Run: make test-slow
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from sideplug.cloud.store import DEFAULT, find
+from sideplug.contract.gate import Gate
+from sideplug.contract.sampling import Sampling
+from sideplug.contract.tap import Tap
+from sideplug.contract.text import Prompt
+from sideplug.device.plugin import Plugin
+from tests import naive
+from tests.conftest import a_session
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+ROOT = Path(__file__).parent.parent.parent
+TOKENS = 24
+PROMPTS = [
+    "What is the capital of France?",
+    "Write one sentence about rain.",
+    "Why is the sky blue?",
+    "Give a tip for better sleep.",
+]
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[dict[str, Any]]:
+    command = [sys.executable, "-m", "sideplug", "serve", "--port", "0", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    yield json.loads(process.stdout.readline())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+
+
+@pytest.fixture(scope="module")
+def lm() -> Any:
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return transformers.AutoModelForCausalLM.from_pretrained(find(DEFAULT).folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[list[int]]:
+    from sideplug.cloud.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(find(DEFAULT).folder)
+    return [tokenizer.encode(Prompt.user(text)) for text in PROMPTS]
+
+
+def a_plugin(base: str, seed: int) -> Plugin:
+    """Random, and strong enough to change many tokens."""
+    plugin = Plugin.new("ladder", base, DEFAULT, Tap.spread(30, 576), 64, 576, seed)
+    plugin.params["c"] = np.random.default_rng(seed).normal(0, 0.1, plugin.params["c"].shape).astype(np.float32)
+    return plugin
+
+
+def reply(url: str, ids: list[int], plugin: Plugin | None = None, gate: Gate | None = None, **sampling: Any) -> list[int]:
+    with a_session(url, plugin, gate=gate) as session:
+        pieces = session.generate(Prompt(ids=tuple(ids)), TOKENS, Sampling(**sampling))
+        return [i for piece in pieces for i in piece.ids]
+
+
+def test_equalities(served: dict[str, Any], lm: Any, asked: list[list[int]]) -> None:
+    """All at once over the wire: base, gate shut, and plugins, greedy and sampled, are what one process gives."""
+    url, base = served["url"], served["fingerprint"]
+    plugins = [a_plugin(base, seed) for seed in range(len(asked))]
+    sampled = {"temperature": 0.8, "top_k": 50, "seed": 3}
+    with ThreadPoolExecutor(16) as pool:
+        futures = {
+            (i, kind): pool.submit(reply, url, ids, plugin, gate, **how)
+            for i, ids in enumerate(asked)
+            for kind, plugin, gate, how in (
+                ("base", None, None, {}),
+                ("shut", plugins[i], Gate("shut"), {}),
+                ("greedy", plugins[i], None, {}),
+                ("sampled", plugins[i], None, sampled),
+            )
+        }
+        got = {key: future.result(600) for key, future in futures.items()}
+    changed = 0
+    for i, ids in enumerate(asked):
+        stop = frozenset([2])
+        want = naive.generate(lm, ids, TOKENS, stop=stop)
+        assert got[i, "base"] == want
+        assert got[i, "shut"] == want
+        greedy = naive.generate(lm, ids, TOKENS, plugin=plugins[i], stop=stop)
+        assert got[i, "greedy"] == greedy
+        assert got[i, "sampled"] == naive.generate(lm, ids, TOKENS, Sampling(**sampled), plugins[i], stop)
+        changed += greedy != want
+    assert changed
+
+
+def sideplug(*arguments: Any) -> dict[str, Any]:
+    command = [sys.executable, "-m", "sideplug", *map(str, arguments), "--json"]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def test_bytes_and_memory_of_generating(served: dict[str, Any], tmp_path: Path) -> None:
+    a_plugin(served["fingerprint"], 0).save(tmp_path)
+    done = sideplug("generate", "Tell me of rain.", "--plugin", tmp_path, "--cloud", served["url"], "--max-tokens", 40)
+    usage = done["usage"]
+    each_way = (usage["bytes_down"] + usage["bytes_up"]) / usage["reply_tokens"]
+    assert each_way <= 1500
+    assert done["peak_rss_mb"] <= 80
+
+
+def test_the_demo(tmp_path: Path) -> None:
+    """In an empty folder, as `make demo` runs it: the plugin helps its author, and nobody far from him."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "demo.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True
+    )
+    report = json.loads((tmp_path / "demo-plugin" / "demo.json").read_text())
+    own, other = (loss["plugin_loss"] - loss["base_loss"] for loss in report["losses"].values())
+    assert own < -0.05
+    assert own < other
+    assert report["training"]["peak_rss_mb"] <= 400
+    assert report["plugin"]["peak_rss_mb"] <= 80
+    assert report["plugin"]["usage"]["round_trips"] > 0
+    assert "Loss on held-out messages" in done.stdout
+    assert "generate --raw --plugin demo-plugin" in done.stdout
