@@ -8,6 +8,7 @@ Test: pytest tests/test_cli.py
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -50,6 +51,9 @@ def main(args: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         say("sideplug: stopped")
         code = 1
+    except UnicodeDecodeError:
+        say("sideplug: what is given on standard input must be UTF-8 text")
+        code = 2
     except BrokenPipeError:  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
@@ -111,9 +115,10 @@ def command(name: str, example: str) -> Callable[[Any], Any]:
 @json_option
 def pull(model: str, as_json: bool) -> None:
     """Fetch a model and convert it, once: smollm2-135m, a hub id, a folder or a .gguf file."""
-    from sideplug.cloud.store import find
+    with _cloud_packages():
+        from sideplug.cloud.store import find
 
-    base = find(model, say)
+        base = find(model, say)
     if as_json:
         _print_json({"name": base.name, "folder": str(base.folder), "fingerprint": base.fingerprint})
     else:
@@ -158,7 +163,7 @@ def serve(
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("websockets").setLevel(logging.CRITICAL)  # a scanner's broken handshake is no event of ours
     tls = _server_tls(tls_cert, tls_key) if tls_cert and tls_key else None
-    try:
+    with _cloud_packages():
         from sideplug.cloud.server import CloudServer, Limits, bind
         from sideplug.cloud.store import find
 
@@ -168,8 +173,6 @@ def serve(
         from sideplug.cloud.scheduler import Budget
         from sideplug.cloud.tokenizer import Tokenizer
         from sideplug.cloud.torch_model import TorchModel
-    except ModuleNotFoundError as error:
-        raise InputError(f"serving needs the cloud's packages: pip install 'sideplug[cloud]' ({error})") from error
 
     def make_engine() -> Engine:
         return Engine(TorchModel(base.folder, device, threads), Tokenizer(base.folder), Budget(step_tokens))
@@ -187,6 +190,15 @@ def serve(
         await server.serve_until_stopped()
 
     asyncio.run(run())
+
+
+@contextlib.contextmanager
+def _cloud_packages() -> Iterator[None]:
+    """The cloud's packages are an extra: said before anything is fetched, where they are missing."""
+    missing = [name for name in ("torch", "transformers", "tokenizers", "gguf") if not importlib.util.find_spec(name)]
+    if missing:
+        raise InputError(f"models need the cloud's packages ({', '.join(missing)}): pip install 'sideplug[cloud]'")
+    yield
 
 
 def _server_tls(cert: Path, key: Path) -> Any:
@@ -235,7 +247,7 @@ def train(data: Path, out: Path, cloud: str, ca: Path | None, form: str, held_ou
     as_json, seed = settings["as_json"], settings["seed"]
     if (out / WEIGHTS).exists() and not (settings["force"] or settings["resume"]):
         raise InputError(f"{out} already holds a plugin: give another --out, or --force to replace it")
-    examples = files.some(files.read(data, form), settings["limit"], seed)
+    examples = files.some(files.read(data, form, skip=out), settings["limit"], seed)
     training, held = files.split(examples, held_out, seed)
     first = training[0]
     start = " ".join(((first.prompt.messages or ({"content": ""},))[-1]["content"] + " ⟶ " + first.reply).split())
@@ -264,6 +276,8 @@ def _make_plugin(
         tap = Tap.raw(model.blocks, model.width)
     else:
         tap = Tap.parse(name) if name else Tap.spread(model.blocks, model.width, settings["taps"], settings["rank"])
+    width = settings["width"] or (32 if kind == "paper" else 128)
+    plugin = Plugin.new(kind, model.fingerprint, model.name, tap, width, model.width, settings["seed"])
     with _session(cloud, ca, tap=tap) as session:
         tapes = []
         for label, examples in (("train", training), ("held", held)):
@@ -278,8 +292,6 @@ def _make_plugin(
     tokens, size = tapes[0].tokens + tapes[1].tokens, tapes[0].nbytes + tapes[1].nbytes
     recorded_s = time.perf_counter() - started
     say(f"tape: {tokens:,} tokens, {size / 1e6:.1f} MB ({size / tokens:,.0f} bytes a token), {recorded_s:.0f} s")
-    width = settings["width"] or (32 if kind == "paper" else 128)
-    plugin = Plugin.new(kind, model.fingerprint, model.name, tap, width, model.width, settings["seed"])
     trainer = Trainer(plugin, rows, tapes[0], tapes[1], hyper, out)
     with progress("training", hyper.epochs * trainer.batches) as show:
 

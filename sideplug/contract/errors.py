@@ -25,6 +25,7 @@ class SideplugError(Exception):
 
     code = "error"
     exit_code = 1
+    number: int | None = None  # of the example that a cloud refused to read
 
 
 class InputError(SideplugError):
@@ -86,9 +87,9 @@ def _tree(cls: type[SideplugError]) -> list[type[SideplugError]]:
     return [cls] + [leaf for sub in cls.__subclasses__() for leaf in _tree(sub)]
 
 
-def from_wire(code: str, message: str) -> SideplugError:
+def from_wire(code: str, message: str, number: int | None = None) -> SideplugError:
     """The error that an ERROR frame carries, as the class of its code; an unknown code becomes CloudError."""
-    for cls in _tree(SideplugError):
-        if cls.code == code:
-            return cls(message)
-    return CloudError(message)
+    cls = next((cls for cls in _tree(SideplugError) if cls.code == code), CloudError)
+    error = cls(message)
+    error.number = number
+    return error

@@ -19,7 +19,7 @@ from sideplug.contract.errors import InputError
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 to 10 (0: greedy), top_k (0: off), top_p in (0, 1], repetition_penalty 0.1 to 10 (1: off), seed."""
+    """temperature 0 (greedy) or 0.001 to 10; top_k (0: off); top_p in (0, 1]; repetition_penalty 0.1 to 10 (1: off)."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -28,7 +28,8 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _must("temperature", self.temperature, 0 <= self.temperature <= 10, "0 to 10")
+        cold = self.temperature == 0
+        _must("temperature", self.temperature, cold or 1e-3 <= self.temperature <= 10, "0, or 0.001 to 10")
         _must("top_k", self.top_k, isinstance(self.top_k, int) and 0 <= self.top_k <= 1 << 24, "0 or more")
         _must("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
         _must("repetition_penalty", self.repetition_penalty, 0.1 <= self.repetition_penalty <= 10, "0.1 to 10")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from sideplug.contract.errors import InputError
 CODECS = ("int8", "fp16", "raw")
 MAX_LAYERS = 256
 MAX_RANK = 16384
+MAX_PROJECTED_RANK = 256
+MAX_PROJECTION = 1 << 24  # numbers, 64 MiB: what a tap may make the cloud hold
 _NAME = re.compile(r"l(\d{1,3}(?:\.\d{1,3})*)-r(\d{1,5})-s(\d{1,9})-(int8|fp16|raw)")
 
 
@@ -74,6 +76,17 @@ class Tap:
             raise InputError(f"a tap's layers must be 0 to {blocks} for this model, got {self.layers[-1]}")
         if self.rank > width or (self.codec == "raw" and self.rank != width):
             raise InputError(f"a tap's rank must be at most the model's width {width} (raw: equal), got {self.rank}")
+        size = len(self.layers) * width * self.rank
+        if self.codec != "raw" and (self.rank > MAX_PROJECTED_RANK or size > MAX_PROJECTION):
+            raise InputError(
+                f"a projected tap must have a rank of at most {MAX_PROJECTED_RANK} and layers · width · rank of at "
+                f"most {MAX_PROJECTION}, got rank {self.rank} and {size}"
+            )
+
+    def prepare(self, width: int) -> None:
+        """Make the projection now, so that no step has to wait for it."""
+        if self.codec != "raw":
+            _projection(len(self.layers), width, self.rank, self.seed)
 
     @property
     def bytes_per_token(self) -> int:
@@ -101,7 +114,7 @@ def _layernorm(x: np.ndarray, eps: float = 1e-5) -> np.ndarray:
     return scaled
 
 
-@cache
+@lru_cache(maxsize=8)
 def _projection(count: int, width: int, rank: int, seed: int) -> np.ndarray:
     """(K, D, R) float32, orthonormal columns: the same numbers wherever NumPy runs (QR's signs are fixed)."""
     out = np.empty((count, width, rank), np.float32)

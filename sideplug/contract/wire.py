@@ -56,7 +56,7 @@ class Kind(IntEnum):
     SCORED = 12  # cloud → device: exact log-probabilities of its target tokens, base and corrected
     ROWS = 13  # device → cloud: rows of the head, by token id
     HEAD = 14  # cloud → device: those rows
-    ERROR = 15  # either way: code and one sentence
+    ERROR = 15  # cloud → device: code and one sentence; of a READ, its number
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ SCHEMA: dict[Kind, Row] = {
     Kind.SCORED: Row({"number": int}, {"base": 1, "plugin": 1}),
     Kind.ROWS: Row({"part": int}, {"ids": 1}),
     Kind.HEAD: Row({"part": int, "scale": float, "softcap": float}, {"rows": 2, "bias": 1}),
-    Kind.ERROR: Row({"code": str, "message": str}),
+    Kind.ERROR: Row({"code": str, "message": str, "number?": int}),
 }
 
 
@@ -240,6 +240,8 @@ def _parse_tensors(kind: Kind, listing: Any, payload: bytes) -> dict[str, np.nda
             or not all(type(n) is int and 0 <= n <= MAX_PAYLOAD_BYTES for n in shape)
         ):
             raise ProtocolError(f"{kind.name} tensor {name!r} must have a shape of at most {MAX_DIMS} small integers")
+        if math.prod(max(1, n) for n in shape) > MAX_PAYLOAD_BYTES:  # a zero must not hide what NumPy would refuse
+            raise ProtocolError(f"{kind.name} tensor {name!r} must have at most {MAX_PAYLOAD_BYTES} elements")
         count = math.prod(shape)
         size = count * DTYPES[dtype_name].itemsize
         if name in tensors or offset + size > len(payload):
@@ -251,8 +253,12 @@ def _parse_tensors(kind: Kind, listing: Any, payload: bytes) -> dict[str, np.nda
     return tensors
 
 
-def error_frame(error: Exception) -> Frame:
-    """The ERROR frame of an exception; only our own errors' sentences travel, others as "internal"."""
+def error_frame(error: Exception, number: int | None = None) -> Frame:
+    """The ERROR frame of an exception; only our own errors' sentences travel, others as "internal".
+
+    `number` is the example's whose READ was refused.
+    """
     code = getattr(error, "code", "internal")
     message = str(error) if code != "internal" else "the cloud met a fault of its own; its log has the details"
-    return Frame(Kind.ERROR, {"code": code, "message": message})
+    control: dict[str, Any] = {"code": code, "message": message}
+    return Frame(Kind.ERROR, control if number is None else {**control, "number": number})

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidProxy, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
 from sideplug.contract.errors import CloudError, InputError, Unreachable, from_wire
@@ -50,10 +50,16 @@ class WebSocketLink:
     @classmethod
     def connect(cls, url: str = DEFAULT_URL, ca: Path | None = None) -> WebSocketLink:
         """`ca`: a PEM file to trust besides the system's. Raises InputError (bad URL) or Unreachable."""
-        parts = urlsplit(url)
-        scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-        if scheme not in ("ws", "wss") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            host = parts.hostname
+        except ValueError:
+            host = None
+        scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme) if host else ""
+        if scheme not in ("ws", "wss"):
             raise InputError(f"the cloud's address must look like {DEFAULT_URL} or wss://host, got {url!r}")
+        if ca is not None and not ca.is_file():
+            raise InputError(f"there is no certificate file {ca}")
         full = f"{scheme}://{parts.netloc}{PATH if parts.path in ('', '/') else parts.path}"
         tls = None
         try:
@@ -70,11 +76,12 @@ class WebSocketLink:
                     max_size=MAX_FRAME_BYTES,
                     open_timeout=CONNECT_TIMEOUT_S,
                     user_agent_header=None,
+                    proxy=None if host in ("localhost", "127.0.0.1", "::1") else True,
                 )
             )
         except ssl.SSLCertVerificationError as error:
             raise Unreachable(f"the certificate of {url} is not trusted: {error.verify_message}") from error
-        except (InvalidURI, ValueError) as error:
+        except (InvalidURI, InvalidProxy, ValueError, ImportError) as error:
             raise InputError(f"the cloud's address can't be used: {error}") from error
         except InvalidHandshake as error:
             raise Unreachable(f"{url} answers, but is no sideplug cloud: {error}") from error
@@ -108,7 +115,7 @@ class WebSocketLink:
         frame = decode(message)
         self.down[frame.kind.name] += len(message)
         if frame.kind is Kind.ERROR:
-            raise from_wire(frame["code"], frame["message"])
+            raise from_wire(frame["code"], frame["message"], frame.control.get("number"))
         return frame
 
     def _gone(self, error: Exception) -> CloudError:

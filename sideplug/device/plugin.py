@@ -185,7 +185,7 @@ class Plugin:
         """Untrained. Raises PluginError for a kind that does not exist, or a tap that the kind can't read."""
         if kind not in KINDS:
             raise PluginError(f"a plugin's kind must be {' or '.join(KINDS)}, got {kind!r}")
-        if kind == "paper" and tap.codec != "raw":
+        if kind == "paper" and (tap.codec != "raw" or len(tap.layers) < 3 or tap.layers[-1] != len(tap.layers) - 1):
             raise PluginError("the paper plugin must have a raw tap of every layer (--tap raw)")
         params = KINDS[kind].init(len(tap.layers), tap.rank, width, model_width, np.random.default_rng(seed))
         return cls(kind, base, base_name, tap, params)

@@ -38,12 +38,17 @@ class Example:
         return {**self.prompt.to_wire(), "reply": self.reply}
 
 
-def read(path: Path, form: str = "auto") -> list[Example]:
-    """All examples of a file or folder. Raises DataError with file and line."""
+def read(path: Path, form: str = "auto", skip: Path | None = None) -> list[Example]:
+    """All examples of a file or folder, but for what is in the folder `skip`. Raises DataError with file and line."""
     if form not in FORMATS:
         raise DataError(f"--format must be one of {', '.join(FORMATS)}, got {form!r}")
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and not file.name.startswith("."))
+        own = skip.resolve() if skip else None
+        files = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix in SUFFIXES and not file.name.startswith(".") and own not in file.resolve().parents
+        )
         if not files:
             raise DataError(f"the folder {path} has no {', '.join(SUFFIXES)} files")
     elif path.exists():
@@ -107,7 +112,7 @@ def _records(text: str, file: Path) -> Iterator[tuple[int, Any]]:
             return
         except ValueError:
             pass
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also cut inside JSON strings
             if line.strip():
                 try:
                     yield number, json.loads(line)
@@ -121,8 +126,9 @@ def _records(text: str, file: Path) -> Iterator[tuple[int, Any]]:
         return spaces.match(text, position).end()  # type: ignore[union-attr]
 
     at = skip(text.index("[") + 1)
+    number, counted = 1, 0
     while at < len(text) and text[at] != "]":
-        number = text.count("\n", 0, at) + 1
+        number, counted = number + text.count("\n", counted, at), at
         try:
             value, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:

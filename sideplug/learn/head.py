@@ -21,7 +21,7 @@ from sideplug.contract.errors import ProtocolError
 from sideplug.contract.wire import Frame, Kind
 from sideplug.device.runtime import Session
 
-ROWS_PER_FRAME = 4096
+ROWS_PER_FRAME = 2048
 SAMPLE = 2048  # tokens that stand for the rest of the vocabulary
 
 

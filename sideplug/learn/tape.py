@@ -14,11 +14,12 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sideplug.contract.codec import unpack
-from sideplug.contract.errors import DataError, ProtocolError, Stopped
+from sideplug.contract.errors import DataError, InputError, ProtocolError, Stopped
 from sideplug.contract.tap import Tap
 from sideplug.contract.wire import HEADER, Frame, Kind, decode, encode
 from sideplug.device.plugin import write_aside
@@ -32,7 +33,7 @@ class Reading:
 
     ids: np.ndarray  # (T,) int32, the reply's token ids: what each position should say
     code_TKR: np.ndarray  # float32, the tapped codes of the position before
-    z_TD: np.ndarray  # float32 (int8 on the wire)
+    z_TD: np.ndarray  # float32 (float16 on the wire)
     top: np.ndarray  # (T, 16) int32, the base's best ids
     lse: np.ndarray  # (T,) float32, the log-sum-exp of the base's logits over the whole vocabulary
 
@@ -98,14 +99,14 @@ def record(
     """Have the cloud read each example, once, and keep what it says in `path`. `progress` hears the number done.
 
     A tape of the same base, tap and examples is gone on with; another one in its place is replaced. Raises CloudError
-    when the connection drops (what came is kept), DataError for an example that the cloud can't read, Stopped: disk
+    when the connection drops (what came is kept), InputError for an example that the cloud can't read, Stopped: disk
     full.
     """
     identity = {"base": session.model.fingerprint, "tap": tap.name, "examples": digest(examples)}
     about = path.with_suffix(".json")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not (about.is_file() and path.is_file() and json.loads(about.read_text() or "{}") == identity):
+        if not (path.is_file() and _read_json(about) == identity):
             path.unlink(missing_ok=True)
             write_aside(about, json.dumps(identity).encode())
         spans = list(_frames(path)) if path.exists() else []
@@ -121,6 +122,13 @@ def record(
     return Tape(path, tap)
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def _read_in_order(session: Session, examples: list[Example], start: int) -> Iterator[Frame]:
     """EXAMPLE frames from number `start` on, in order; as many READs under way as the cloud allows."""
     waiting: dict[int, Frame] = {}
@@ -130,13 +138,23 @@ def _read_in_order(session: Session, examples: list[Example], start: int) -> Ite
             control = {"number": asked, "score": False, **examples[asked].to_wire()}
             session.link.send(Frame(Kind.READ, control))
             asked += 1
-        frame = session.link.receive()
+        frame = _receive(session, examples)
         if frame.kind is not Kind.EXAMPLE or not done <= frame["number"] < asked:
             raise ProtocolError(f"the cloud must answer READ by EXAMPLE, got {frame.kind.name}")
         waiting[frame["number"]] = frame
         while done in waiting:
             yield waiting.pop(done)
             done += 1
+
+
+def _receive(session: Session, examples: list[Example]) -> Frame:
+    """The next frame; what the cloud says against an example is said with its file and line."""
+    try:
+        return session.link.receive()
+    except InputError as error:
+        if error.number is None or not 0 <= error.number < len(examples):
+            raise
+        raise type(error)(f"{examples[error.number].where}: {error}") from error
 
 
 def _frames(path: Path) -> Iterator[tuple[int, int]]:
@@ -169,7 +187,7 @@ def score(
         while asked < len(examples) and asked - len(results) < session.readings:
             session.link.send(Frame(Kind.READ, {"number": asked, "score": True, **examples[asked].to_wire()}))
             asked += 1
-        frame = session.link.receive()
+        frame = _receive(session, examples)
         if frame.kind is Kind.EXAMPLE:
             session.link.send(Frame(Kind.SCORE, {"number": frame["number"]}, session.corrections(frame)))
         elif frame.kind is Kind.SCORED:

@@ -7,6 +7,7 @@ Test: pytest tests/learn/test_trainer.py
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -145,6 +146,7 @@ class Trainer:
         }
         self._identity["parameters"] = plugin.size
         self._identity["tokens"] = [train.tokens, held.tokens]
+        self._identity["candidates"] = hashlib.sha256(head.ids.tobytes()).hexdigest()
 
     def run(
         self,

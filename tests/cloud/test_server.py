@@ -74,6 +74,28 @@ BREACHES: dict[str, tuple[list[Frame], type[Exception]]] = {
         [Frame(Kind.OPEN, OPEN), Frame(Kind.ROWS, {"part": 0}, {"ids": np.array([10**6], np.int32)})],
         ProtocolError,
     ),
+    "scored before it is read": (
+        [
+            Frame(Kind.OPEN, OPEN),
+            Frame(Kind.READ, {"number": 1, "text": "", "reply": "Anna wrote to her brother", "score": True}),
+            Frame(Kind.SCORE, {"number": 1}, dict(answer().tensors)),
+        ],
+        ProtocolError,
+    ),
+    "too many examples at once": (
+        [
+            Frame(Kind.OPEN, OPEN),
+            *[
+                Frame(Kind.READ, {"number": i, "text": "", "reply": "Anna wrote to her brother", "score": True})
+                for i in range(9)
+            ],
+        ],
+        ProtocolError,
+    ),
+    "a tap that costs too much": (
+        [Frame(Kind.OPEN, {**OPEN, "tap": "l0-r300-s0-int8"})],
+        InputError,
+    ),
     "no rows": ([Frame(Kind.OPEN, OPEN), Frame(Kind.ROWS, {"part": 0}, {"ids": np.zeros(0, np.int32)})], ProtocolError),
 }
 
@@ -93,6 +115,7 @@ BAD_CORRECTIONS = {
     "int32": (np.zeros((1, 64), np.int32), np.zeros(1, np.float32)),
     "no scale": (np.zeros((1, 64), np.int8), np.zeros(0, np.float32)),
     "fp16 scale": (np.zeros((1, 64), np.int8), np.zeros(1, np.float16)),
+    "huge": (np.ones((1, 64), np.int8), np.full(1, 1e7, np.float32)),
     "infinite scale": (np.ones((1, 64), np.int8), np.full(1, np.inf, np.float32)),
     "nan": (np.full((1, 64), np.nan, np.float16), np.zeros(0, np.float32)),
 }
@@ -178,6 +201,32 @@ def test_a_device_that_never_answers_holds_nobody_up(cloud: Cloud) -> None:
         list(session.generate(Prompt(ids=(5, 6)), 30))
         assert session.usage.why in ("length", "stop")
     silent.close()
+
+
+def test_a_device_that_never_opens_is_sent_away(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sideplug.cloud import server
+
+    monkeypatch.setattr(server, "OPEN_TIMEOUT_S", 0.2)
+    with a_cloud(tiny) as cloud:
+        link = WebSocketLink.connect(cloud.url)
+        with pytest.raises(CloudError, match="closed the connection"):
+            link.receive(10)
+        link.close()
+        eventually(lambda: not cloud.server._sessions)
+
+
+def test_a_device_that_reads_nothing_makes_the_cloud_hold_little(cloud: Cloud) -> None:
+    """It asks for the head's rows for ever, or for replies, and never reads: the second request already waits."""
+    link = WebSocketLink.connect(cloud.url)
+    link.send(Frame(Kind.OPEN, OPEN))
+    rows = Frame(Kind.ROWS, {"part": 0}, {"ids": np.arange(300, dtype=np.int32)})
+    with pytest.raises((ProtocolError, CloudError)):
+        for _ in range(200):
+            link.send(rows)
+        while True:
+            link.receive(10)
+    link.close()
+    eventually(lambda: not cloud.engine._works)
 
 
 def test_no_more_sessions_than_allowed(tiny: Path) -> None:

@@ -86,6 +86,21 @@ def test_read_is_the_softmax_over_the_whole_vocabulary() -> None:
     np.testing.assert_array_equal(top, np.argsort(-logits, 1)[:, :4])
 
 
+def test_rotary_positions_that_depend_on_the_batch_are_refused() -> None:
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=90,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
+    )
+    with pytest.raises(UnknownModel, match="rotary positions"):
+        TorchModel.of(transformers.LlamaForCausalLM(config))
+
+
 def test_an_architecture_that_ignores_our_attention_is_refused() -> None:
     import transformers
 

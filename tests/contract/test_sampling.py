@@ -48,7 +48,16 @@ def test_repetition_penalty() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}, {"seed": -1}, {"repetition_penalty": 0}]
+    "bad",
+    [
+        {"temperature": -1},
+        {"temperature": 1e-310},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"seed": -1},
+        {"repetition_penalty": 0},
+    ],
 )
 def test_out_of_range(bad: dict[str, float]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(bad))} must be"):

@@ -109,6 +109,9 @@ MALFORMED = {
     "bool dimension": tensors(["codes", "i1", [True, 1, 1]], payload=b"x"),
     "too many dimensions": tensors(["codes", "i1", [1] * 5], payload=b"x"),
     "product overflows": tensors(["codes", "i1", [1 << 26, 1 << 26, 1 << 26]], payload=b"x"),
+    "a zero that hides a huge shape": tensors(
+        ["codes", "i1", [0, 1 << 26, 1 << 26]], ["scales", "f4", [1, 0]], payload=b""
+    ),
     "past the payload": tensors(["codes", "i1", [1, 1, 2]], payload=b"x"),
     "payload left over": tensors(["codes", "i1", [1, 1, 1]], ["scales", "f4", [1, 0]], payload=b"xy"),
     "tensor twice": tensors(["codes", "i1", [1, 1, 1]], ["codes", "i1", [1, 1, 1]], payload=b"xy"),

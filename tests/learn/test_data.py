@@ -74,6 +74,21 @@ def test_text_is_cut_at_paragraphs_and_nothing_is_lost(tmp_path: Path) -> None:
     assert [e.reply for e in from_json] == [e.reply for e in examples]
 
 
+def test_line_separators_inside_strings_are_no_line_ends(tmp_path: Path) -> None:
+    record = json.dumps({**ALPACA, "output": "a\u2028b\u0085c"}, ensure_ascii=False)
+    (only,) = read(put(tmp_path, "a.jsonl", record + "\n"))
+    assert only.reply == "a\u2028b\u0085c"
+    assert len(read(put(tmp_path, "b.jsonl", f"{record}\n{record}\n"))) == 2
+
+
+def test_the_plugins_own_folder_is_not_its_data(tmp_path: Path) -> None:
+    put(tmp_path, "a.txt", "Words.")
+    (tmp_path / "out" / "tape").mkdir(parents=True)
+    put(tmp_path / "out", "adapter_config.json", "{}")
+    put(tmp_path / "out" / "tape", "train.json", "{}")
+    assert len(read(tmp_path, skip=tmp_path / "out")) == 1
+
+
 def test_a_folder_is_its_files(tmp_path: Path) -> None:
     put(tmp_path, "b.txt", "Second.")
     put(tmp_path, "a.md", "First.")

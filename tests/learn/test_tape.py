@@ -1,6 +1,5 @@
 """The tape: what is on it, that it resumes, and that a score over the wire is the exact one."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +111,14 @@ def test_what_is_no_tape(tmp_path: Path, cloud: Cloud) -> None:
     path.write_bytes(b"something else entirely")
     with pytest.raises(DataError, match="is not a tape"):
         Tape(path, TAP)
-    path.with_suffix(".json").write_text(json.dumps({"base": "another"}))
+    path.with_suffix(".json").write_text("{damaged")
     with a_session(cloud.url, tap=TAP) as session:
         assert len(record(session, TAP, EXAMPLES[:2], path)) == 2
 
 
 def test_an_example_past_the_context_is_refused_with_its_number(cloud: Cloud, tmp_path: Path) -> None:
     long = Example(Prompt.user("x"), "Anna wrote " * 200, "x:1")
-    with a_session(cloud.url, tap=TAP) as session, pytest.raises(TooLong, match="example 1 has"):
+    with a_session(cloud.url, tap=TAP) as session, pytest.raises(TooLong, match="x:1: the example has"):
         record(session, TAP, [EXAMPLES[0], long], tmp_path / "t.tape")
 
 

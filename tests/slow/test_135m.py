@@ -1,4 +1,4 @@
-"""The real SmolLM2-135M-Instruct behind a real server process: equalities, bytes, memory, and the demo as its user runs it.
+"""The real SmolLM2-135M-Instruct behind a real server process: equalities, bytes, memory, the demo.
 
 Run: make test-slow
 """
@@ -71,7 +71,9 @@ def a_plugin(base: str, seed: int) -> Plugin:
     return plugin
 
 
-def reply(url: str, ids: list[int], plugin: Plugin | None = None, gate: Gate | None = None, **sampling: Any) -> list[int]:
+def reply(
+    url: str, ids: list[int], plugin: Plugin | None = None, gate: Gate | None = None, **sampling: Any
+) -> list[int]:
     with a_session(url, plugin, gate=gate) as session:
         pieces = session.generate(Prompt(ids=tuple(ids)), TOKENS, Sampling(**sampling))
         return [i for piece in pieces for i in piece.ids]

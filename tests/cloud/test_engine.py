@@ -1,0 +1,186 @@
+"""The engine without sockets: what shares a step, what is parked, and whose fault ends whose work."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sideplug.cloud.engine import HEAD_ROWS, Engine, Plug, Reading, Reply
+from sideplug.cloud.scheduler import Budget
+from sideplug.cloud.tokenizer import TextStream, Tokenizer
+from sideplug.cloud.torch_model import TorchModel
+from sideplug.contract.errors import ProtocolError
+from sideplug.contract.gate import Gate
+from sideplug.contract.sampling import Sampling
+from sideplug.contract.tap import Tap
+from sideplug.contract.wire import Frame, Kind
+
+TAP = Tap((0, 1, 2), 16)
+
+
+@pytest.fixture(scope="module")
+def parts(tiny: Path) -> tuple[TorchModel, Tokenizer]:
+    return TorchModel(tiny), Tokenizer(tiny)
+
+
+@pytest.fixture
+def engine(parts: tuple[TorchModel, Tokenizer]) -> Engine:
+    return Engine(*parts, Budget(64, 8))
+
+
+def a_reply(
+    engine: Engine, ids: list[int], gate: str = "shut", tokens: int = 5, **sampling: Any
+) -> tuple[Reply, list[Frame]]:
+    heard: list[Frame] = []
+    stream = TextStream(engine.tokenizer)
+    plug = Plug(TAP, Gate(gate))
+    reply = Reply(ids, heard.append, engine.model.new_cache(), 1, plug, Sampling(**sampling), tokens, stream)
+    engine.add(reply)
+    return reply, heard
+
+
+def a_reading(engine: Engine, count: int, score: bool = False) -> tuple[Reading, list[Frame]]:
+    heard: list[Frame] = []
+    ids = np.random.default_rng(count).integers(2, 300, count).tolist()
+    reading = Reading(ids, heard.append, engine.model.new_cache(), 7, Plug(TAP, Gate("open")), 3, score)
+    engine.add(reading)
+    return reading, heard
+
+
+def answer(at: int, turn: int = 1) -> Frame:
+    tensors = {"delta": np.zeros((1, 64), np.int8), "scales": np.zeros(1, np.float32)}
+    return Frame(Kind.ANSWER, {"turn": turn, "at": [at]}, tensors)
+
+
+def kinds(frames: list[Frame]) -> list[str]:
+    return [frame.kind.name for frame in frames]
+
+
+def drain(engine: Engine) -> int:
+    count = 0
+    while engine.step():
+        count += 1
+        assert count < 10_000
+    return count
+
+
+def test_sessions_share_their_steps(engine: Engine) -> None:
+    replies = [a_reply(engine, [5 + i, 6, 7])[1] for i in range(6)]
+    drain(engine)
+    assert engine.steps == 5  # one prefill for all, then a token a step (the last token needs none)
+    assert all(frames[-1].kind is Kind.DONE for frames in replies)
+
+
+def test_parked_until_answered_once_and_for_its_own_position(engine: Engine) -> None:
+    reply, heard = a_reply(engine, [5, 6, 7], "open", 2)
+    drain(engine)
+    assert kinds(heard) == ["ASK"]
+    assert heard[0]["at"] == [3]
+    assert not engine.step()
+    for wrong in (answer(4), answer(3, turn=2)):
+        with pytest.raises(ProtocolError, match="turn 1, position 3"):
+            engine.answer(reply, wrong)
+    engine.answer(reply, answer(3))
+    with pytest.raises(ProtocolError):
+        engine.answer(reply, answer(3))
+    drain(engine)
+    assert kinds(heard) == ["ASK", "TOKENS", "ASK"]
+    engine.answer(reply, answer(4))
+    drain(engine)
+    assert kinds(heard)[-2:] == ["TOKENS", "DONE"]
+    engine.answer(reply, answer(5))  # late, for a reply that is over: nothing happens
+
+
+def test_a_long_prompt_is_prefilled_in_chunks_beside_others(engine: Engine) -> None:
+    _, heard = a_reply(engine, [5, 6], tokens=12)
+    engine.step()
+    a_reply(engine, [9] * 60, tokens=1)
+    before = len(heard)
+    for _ in range(4):
+        engine.step()
+    assert len(heard) == before + 4, "a token a step, whoever is prefilled beside it"
+    drain(engine)
+
+
+def test_one_works_fault_ends_that_work_only(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sideplug.cloud import engine as module
+
+    good = module.choose
+
+    def choose(logits: np.ndarray, sampling: Sampling, position: int, context: Any) -> int:
+        if sampling.seed == 666:
+            raise IndexError("a fault of ours")
+        return good(logits, sampling, position, context)
+
+    monkeypatch.setattr(module, "choose", choose)
+    _, bad = a_reply(engine, [5, 6, 7], seed=666)
+    _, fine = a_reply(engine, [5, 6, 7])
+    drain(engine)
+    assert kinds(bad) == ["ERROR"]
+    assert bad[0]["code"] == "internal"
+    assert fine[-1].kind is Kind.DONE
+
+
+def test_a_step_that_fails_ends_its_batch_and_the_engine_goes_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(chunks: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.model, "forward", fail)
+        _, bad = a_reply(engine, [5, 6, 7])
+        drain(engine)
+        assert kinds(bad) == ["ERROR"]
+    _, fine = a_reply(engine, [5, 6, 7])
+    drain(engine)
+    assert fine[-1].kind is Kind.DONE
+
+
+def test_a_reading_is_the_same_in_one_chunk_and_in_many(parts: tuple[TorchModel, Tokenizer]) -> None:
+    got = []
+    for budget in (Budget(512), Budget(7)):
+        engine = Engine(*parts, budget)
+        _, heard = a_reading(engine, 3 + 2 * HEAD_ROWS + 5)
+        drain(engine)
+        assert kinds(heard) == ["EXAMPLE"]
+        got.append(heard[0].tensors)
+    np.testing.assert_array_equal(got[0]["ids"], got[1]["ids"])
+    np.testing.assert_allclose(got[0]["lse"], got[1]["lse"], atol=1e-4)
+    np.testing.assert_allclose(got[0]["z"].astype(np.float32), got[1]["z"].astype(np.float32), atol=5e-3)
+    assert len(got[0]["ids"]) == 2 * HEAD_ROWS + 5
+
+
+def test_a_score_shares_its_steps_and_comes_once(engine: Engine) -> None:
+    reading, heard = a_reading(engine, 3 + 2 * HEAD_ROWS + 5, score=True)
+    count = 2 * HEAD_ROWS + 5
+    tensors = {"delta": np.zeros((count, 64), np.int8), "scales": np.zeros(count, np.float32)}
+    frame = Frame(Kind.SCORE, {"number": 7}, tensors)
+    with pytest.raises(ProtocolError, match="read before"):
+        engine.score(reading, frame)
+    drain(engine)
+    engine.score(reading, frame)
+    with pytest.raises(ProtocolError, match="scored once"):
+        engine.score(reading, frame)
+    _, other = a_reply(engine, [5, 6, 7])
+    engine.step()
+    assert kinds(other) == ["TOKENS"]
+    assert kinds(heard) == ["EXAMPLE"]
+    drain(engine)
+    assert kinds(heard) == ["EXAMPLE", "SCORED"]
+    np.testing.assert_allclose(heard[1].tensors["base"], heard[1].tensors["plugin"], atol=1e-5)
+
+
+def test_what_is_dropped_leaves_nothing(engine: Engine) -> None:
+    reply, _ = a_reply(engine, [5, 6, 7], "open")
+    reading, _ = a_reading(engine, 20, score=True)
+    drain(engine)
+    tensors = {"delta": np.zeros((17, 64), np.int8), "scales": np.zeros(17, np.float32)}
+    engine.score(reading, Frame(Kind.SCORE, {"number": 7}, tensors))
+    engine.answer(reply, answer(3))
+    engine.drop(reply, reading)
+    assert not engine._works
+    assert not engine._scorings
+    drain(engine)
+    assert not engine._answers
