@@ -51,9 +51,6 @@ def main(args: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         say("sideplug: stopped")
         code = 1
-    except UnicodeDecodeError:
-        say("sideplug: what is given on standard input must be UTF-8 text")
-        code = 2
     except BrokenPipeError:  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
@@ -359,6 +356,7 @@ def generate(
     max_tokens, sampling = _sampling(settings)
     if prompt is None or prompt == "-":
         prompt = "" if sys.stdin.isatty() else sys.stdin.read()
+    _check_utf8(prompt)
     if not prompt.strip():
         raise InputError("the prompt is empty: give it as an argument or on standard input")
     if raw:
@@ -399,7 +397,7 @@ def chat(
         say(f"{session.model.name} with {who}. Ctrl-D ends, /new starts afresh.")
         while True:
             try:
-                line = input("> " if sys.stdin.isatty() else "").strip()
+                line = _check_utf8(input("> " if sys.stdin.isatty() else "").strip())
             except EOFError:
                 break
             if line in ("/quit", "/exit"):
@@ -505,6 +503,15 @@ def _sampling(settings: dict[str, Any]) -> tuple[int, Sampling]:
     return settings.pop("max_tokens"), Sampling(**settings)
 
 
+def _check_utf8(text: str) -> str:
+    """Python hands on bytes that are no text as lone surrogates; they can't be sent. Raises InputError."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError("what is given must be UTF-8 text") from error
+    return text
+
+
 def _stream(
     session: Session, prompt: Prompt, max_tokens: int, sampling: Sampling, show: bool
 ) -> tuple[str, list[int], bool]:
@@ -542,12 +549,16 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
 
 def _peak_rss_mb() -> float | None:
     """This process's largest resident memory so far; None where the system does not tell (Windows)."""
-    try:
+    with contextlib.suppress(OSError):  # Linux: getrusage would also count the process that started this one
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 1024, 1)
+    with contextlib.suppress(ImportError):
         import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
+    return None
 
 
 def _print_json(value: Any) -> None:

@@ -138,7 +138,7 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
     [
         (["nonsense"], "No such command"),
         (["generate", "--tempreature", "1"], "No such option"),
-        (["generate", "hi", "--temperature", "-1"], "temperature must be 0 to 10, got -1.0"),
+        (["generate", "hi", "--temperature", "-1"], "temperature must be 0, or 0.001 to 10, got -1.0"),
         (["generate", "hi", "--top-p", "x"], "not a valid float"),
         (["generate", "  "], "the prompt is empty"),
         (["generate", "hi", "--gate", "open"], "--gate open needs a --plugin"),
@@ -203,7 +203,7 @@ def test_standard_input_that_is_no_text(served: dict[str, Any]) -> None:
     command = [sys.executable, "-m", "sideplug", "generate", "--cloud", served["url"]]
     done = subprocess.run(command, input=b"\xff\xfe", capture_output=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert done.stderr.decode().strip() == "sideplug: what is given on standard input must be UTF-8 text"
+    assert done.stderr.decode().strip() == "sideplug: what is given must be UTF-8 text"
 
 
 def test_an_example_that_does_not_fit_is_named_by_its_line(run: Run, served: dict[str, Any], tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def served() -> Iterator[dict[str, Any]]:
     assert process.stdout is not None
     yield json.loads(process.stdout.readline())
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    process.communicate(timeout=30)
+    assert process.returncode == 0
 
 
 @pytest.fixture(scope="module")
