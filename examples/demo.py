@@ -134,9 +134,10 @@ def fetch_texts() -> Path:
 
 
 def opening(file: Path) -> str:
-    """The message's first sentence of some length."""
-    sentences = re.split(r"(?<=[.:])\s+", file.read_text())
-    return next(" ".join(sentence.split()) for sentence in sentences if len(sentence.split()) > 10)
+    """The message's first sentence of some length and the next one's first words: something to go on with."""
+    sentences = [" ".join(s.split()) for s in re.split(r"(?<=[.:])\s+", file.read_text())]
+    first = next(i for i, sentence in enumerate(sentences) if len(sentence.split()) > 10)
+    return f"{sentences[first]} {' '.join(sentences[first + 1].split()[:4])}"
 
 
 def show(report: dict[str, Any], prompt: str) -> None:
