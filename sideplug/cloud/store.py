@@ -21,6 +21,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sideplug.contract.errors import NoNetwork, Stopped, UnknownModel
 
@@ -190,15 +191,18 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    load: Any = transformers.AutoModelForCausalLM.from_pretrained
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        model, found = load(**where, dtype=torch.float32, output_loading_info=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
     except Exception as error:  # whatever the readers find wrong with the file
         if isinstance(error, OSError) and error.errno:
             raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UnknownModel(f"{gguf.name} can't be converted: {reason}") from error
+    if found["missing_keys"]:  # transformers would leave them random
+        raise UnknownModel(f"{gguf.name} lacks {len(found['missing_keys'])} of its weights")
     config = model.config
     if hasattr(config, "quantization_config"):  # the weights are plain floats from here on
         del config.quantization_config

@@ -58,13 +58,17 @@ class TorchModel:
             raise InputError(f"the device {device!r} can't be used: {_first_line(error)}") from error
         # On a CPU everything is computed in float32: half precision is slower there and costs quality.
         dtype = torch.float32 if place.type == "cpu" else "auto"
+        load: Any = transformers.AutoModelForCausalLM.from_pretrained
         try:
-            lm = transformers.AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=dtype, use_safetensors=True, local_files_only=True
+            lm, found = load(
+                str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
         except Exception as error:  # whatever transformers, safetensors or the model's config find wrong
             raise UnknownModel(f"the model in {folder} can't be loaded: {_first_line(error)}") from error
-        self._wrap(lm.to(place))  # type: ignore[arg-type]
+        if found["missing_keys"]:  # transformers would leave them random
+            name = sorted(found["missing_keys"])[0]
+            raise UnknownModel(f"the model in {folder} lacks {len(found['missing_keys'])} of its weights: {name}, say")
+        self._wrap(lm.to(place))
 
     @classmethod
     def of(cls, lm: Any) -> TorchModel:
