@@ -6,7 +6,6 @@ frames mean.
 
 from __future__ import annotations
 
-import socket
 import ssl
 from collections import Counter
 from contextlib import ExitStack
@@ -90,7 +89,6 @@ class WebSocketLink:
             raise Unreachable(
                 f"no cloud answers at {url} ({reason}): start one with sideplug serve, or give its --cloud address"
             ) from error
-        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return cls(connection, url, closing)
 
     def send(self, frame: Frame) -> None:
