@@ -105,10 +105,10 @@ class Reading(Sequence):
     plug: Plug
     prompt_tokens: int
     score: bool
-    result: tuple[np.ndarray, np.ndarray] | None = (
-        None  # z (T, D) and log p of the targets (T,), while it may be scored
-    )
-    parts: list[tuple[np.ndarray, ...]] = field(default_factory=list)  # of each step: z, hidden, log p, top, lse
+    # z (T, D) and log p of the targets (T,), while it may be scored
+    result: tuple[np.ndarray, np.ndarray] | None = None
+    # of each head call so far: z, codes, scales, log p, top, lse
+    parts: list[tuple[np.ndarray, ...]] = field(default_factory=list)
 
     @property
     def targets(self) -> np.ndarray:

@@ -40,10 +40,17 @@ from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
-from sideplug.contract.wire import MAX_PAYLOAD_BYTES, Frame, Kind, decode, encode, error_frame
+from sideplug.contract.wire import (
+    MAX_PAYLOAD_BYTES,
+    PATH,
+    ROWS_PER_FRAME,
+    Frame,
+    Kind,
+    decode,
+    encode,
+    error_frame,
+)
 
-PATH = "/v1/session"
-ROWS_PER_FRAME = 2048  # head rows in one HEAD frame
 OPEN_TIMEOUT_S = 10.0  # from the connection to OPEN
 OUTBOX_FRAMES = 32  # a device that does not read what it asked for is not read from either
 CALLS_A_STEP = 256  # of the inbox, so that no device's flood keeps the others' steps waiting
@@ -63,7 +70,7 @@ class EngineThread:
     """Makes the engine and runs its steps; `call` puts a function into its inbox, to be run between two steps.
 
     The model is loaded in the very thread that runs it: OpenMP keeps a team of workers for each thread that has used
-    it, and two teams on the same cores cost a third of the speed. Raises what `make` raises.
+    it, and two teams on the same cores cost half of the speed. Raises what `make` raises.
     """
 
     def __init__(self, make: Callable[[], Engine]) -> None:

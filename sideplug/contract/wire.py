@@ -23,12 +23,14 @@ import numpy as np
 
 from sideplug.contract.errors import ProtocolError
 
+PATH = "/v1/session"  # where a cloud's WebSocket is
 MAGIC = b"SP"
 VERSION = 1
 HEADER = struct.Struct("<2sBBII")  # magic, version, kind, control_bytes, payload_bytes
 MAX_CONTROL_BYTES = 4 << 20
 MAX_PAYLOAD_BYTES = 64 << 20
 MAX_FRAME_BYTES = HEADER.size + MAX_CONTROL_BYTES + MAX_PAYLOAD_BYTES
+ROWS_PER_FRAME = 2048  # head rows in one HEAD frame
 MAX_TENSORS = 8
 MAX_DIMS = 4
 

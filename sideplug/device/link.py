@@ -17,9 +17,8 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidPro
 from websockets.sync.client import ClientConnection, connect
 
 from sideplug.contract.errors import CloudError, InputError, Unreachable, from_wire
-from sideplug.contract.wire import MAX_FRAME_BYTES, Frame, Kind, decode, encode
+from sideplug.contract.wire import MAX_FRAME_BYTES, PATH, Frame, Kind, decode, encode
 
-PATH = "/v1/session"
 DEFAULT_URL = "ws://127.0.0.1:8765"
 CONNECT_TIMEOUT_S = 10.0
 REPLY_TIMEOUT_S = 300.0

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sideplug.contract.errors import ProtocolError
-from sideplug.contract.wire import Frame, Kind
+from sideplug.contract.wire import ROWS_PER_FRAME, Frame, Kind
 from sideplug.device.runtime import Session
 
-ROWS_PER_FRAME = 2048
 SAMPLE = 2048  # tokens that stand for the rest of the vocabulary
 
 

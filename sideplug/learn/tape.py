@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from sideplug.contract.codec import unpack
 from sideplug.contract.errors import DataError, InputError, ProtocolError, Stopped
 from sideplug.contract.tap import Tap
-from sideplug.contract.wire import HEADER, Frame, Kind, decode, encode
+from sideplug.contract.wire import HEADER, MAGIC, Frame, Kind, decode, encode
 from sideplug.device.plugin import write_aside
 from sideplug.device.runtime import Session
 from sideplug.learn.data import Example
@@ -45,12 +46,15 @@ class Tape:
         self.path = path
         self.tap = tap
         self._spans = [(at, size) for at, size in _frames(path)]
-        self.tokens = 0
-        self.largest = 0
+        counts: Counter[int] = Counter()  # of the base's best ids
+        targets: Counter[int] = Counter()
         for i in range(len(self)):
-            count = len(self._frame(i).tensors["ids"])
-            self.tokens += count
-            self.largest = max(self.largest, count)
+            t = self._frame(i).tensors
+            targets.update(t["ids"].tolist())
+            counts.update(t["top"].ravel().tolist())
+        self.tokens = targets.total()
+        self._targets = sorted(targets)
+        self._others = [token for token, _ in counts.most_common() if token not in targets]
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -72,20 +76,12 @@ class Tape:
 
     def candidates(self, limit: int) -> np.ndarray:
         """Token ids for the candidate softmax: every target, then the base's best, commonest first, up to `limit`."""
-        targets: set[int] = set()
-        counts: dict[int, int] = {}
-        for i in range(len(self)):
-            t = self._frame(i).tensors
-            targets.update(t["ids"].tolist())
-            ids, times = np.unique(t["top"], return_counts=True)
-            for token, count in zip(ids.tolist(), times.tolist(), strict=True):
-                counts[token] = counts.get(token, 0) + count
-        others = sorted((token for token in counts if token not in targets), key=lambda token: -counts[token])
-        return np.array(sorted(targets | set(others[: max(0, limit - len(targets))])), np.int32)
+        others = self._others[: max(0, limit - len(self._targets))]
+        return np.array(sorted([*self._targets, *others]), np.int32)
 
     def targets(self) -> np.ndarray:
         """Every target's token id, rising."""
-        return np.unique(np.concatenate([self._frame(i).tensors["ids"] for i in range(len(self))]))
+        return np.array(self._targets, np.int32)
 
 
 def digest(examples: list[Example]) -> str:
@@ -166,7 +162,7 @@ def _frames(path: Path) -> Iterator[tuple[int, int]]:
             file.seek(at)
             magic, _, _, control_bytes, payload_bytes = HEADER.unpack(file.read(HEADER.size))
             size = HEADER.size + control_bytes + payload_bytes
-            if magic != b"SP":
+            if magic != MAGIC:
                 raise DataError(f"{path} is not a tape: delete it, and it is recorded anew")
             if at + size > end:
                 return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,8 +207,7 @@ class Trainer:
         columns = self.head.column(np.concatenate([r.ids for r in readings]))
         log_weight = np.concatenate([self._weight(0, i, r) for i, r in zip(examples, readings, strict=True)])
         delta, saved = self._kind.forward(state.params, code, train=True)
-        corrected = z + delta if self._kind.merge == "add" else delta
-        losses, d_delta = self.head.loss_and_gradient(corrected, columns, log_weight)
+        losses, d_delta = self.head.loss_and_gradient(self._merged(z, delta), columns, log_weight)
         gradients = self._kind.backward(state.params, code, saved, d_delta / np.float32(len(columns)))
         self._adamw(state, gradients, total_steps)
         state.batch += 1
@@ -243,18 +242,18 @@ class Trainer:
 
     def _held_loss(self, params: Params | None) -> float:
         total, count = 0.0, 0
-        for i, reading in self._held_readings():
+        for i in range(len(self._tapes[1])):
+            reading = self._tapes[1][i]
             z = reading.z_TD
             if params is not None:
-                delta, _ = self._kind.forward(params, reading.code_TKR)
-                z = z + delta if self._kind.merge == "add" else delta
+                z = self._merged(z, self._kind.forward(params, reading.code_TKR)[0])
             losses = self.head.loss(z, self.head.column(reading.ids), self._weight(1, i, reading))
             total, count = total + float(losses.sum()), count + len(losses)
         return total / count
 
-    def _held_readings(self) -> Iterator[tuple[int, Reading]]:
-        for i in range(len(self._tapes[1])):
-            yield i, self._tapes[1][i]
+    def _merged(self, z_TD: np.ndarray, delta_TD: np.ndarray) -> np.ndarray:
+        merged: np.ndarray = z_TD + delta_TD if self._kind.merge == "add" else delta_TD
+        return merged
 
     def _weight(self, which: int, i: int, reading: Reading) -> np.ndarray:
         """What the head's sampled tokens count at each position, computed once an example."""
