@@ -51,7 +51,7 @@ class Tape:
         for i in range(len(self)):
             t = self._frame(i).tensors
             targets.update(t["ids"].tolist())
-            counts.update(t["top"].ravel().tolist())
+            counts.update(np.sort(t["top"], axis=None).tolist())  # sorted: equal counts keep a fixed order
         self.tokens = targets.total()
         self._targets = sorted(targets)
         self._others = [token for token, _ in counts.most_common() if token not in targets]
