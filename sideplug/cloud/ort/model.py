@@ -1,0 +1,188 @@
+"""ONNX Runtime behind the seam of `sideplug.cloud.model`: the CPU's engine. No torch.
+
+It lays out a step for the graph (decode rows over neighbouring slots, chunks of one session each), binds the slots'
+memory, and runs. It does not know sessions, plugins or the wire. Test: pytest tests/cloud/test_ort_model.py
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sideplug.cloud.model import Chunk
+from sideplug.cloud.ort.graph import Variant
+from sideplug.cloud.ort.prepare import Prepared
+from sideplug.cloud.ort.slots import SlotCache, Slots
+from sideplug.cloud.ort.weights import Blocks
+
+CHUNKS = 4  # groups of several tokens in one run: more of them go into further runs
+KEPT_BINDINGS = 128  # of slots to a graph: each step of the same sessions finds its own again
+
+
+class States:
+    """What one packed step gave: see `model.Forward`. `order`: where each row of the step's chunks was run."""
+
+    def __init__(self, blocks: int, found: dict[int, np.ndarray], order: np.ndarray) -> None:
+        self._blocks = blocks
+        self._found = found
+        self._order = order
+
+    def z(self, rows: Sequence[int] | slice) -> np.ndarray:
+        return self._found[self._blocks][self._order[rows]]
+
+    def tapped(self, rows: Sequence[int] | slice, layers: Sequence[int]) -> np.ndarray:
+        index = self._order[rows]
+        return np.stack([self._found[layer][index] for layer in layers], axis=1)
+
+
+@dataclass
+class Layout:
+    """One run: its graph, the slots of each group, and its small inputs; `ids` in the order of its rows."""
+
+    variant: Variant
+    slots: tuple[tuple[int, int], ...]  # of each group: first, count
+    ids: list[int]
+    small: dict[str, np.ndarray]
+
+
+def lay_out(decode: Sequence[Chunk], chunks: Sequence[Chunk], lengths: np.ndarray) -> Layout:
+    """Decode rows (sorted by slot) and chunks as one run. `lengths`: tokens in every slot."""
+    ids = [token for chunk in (*decode, *chunks) for token in chunk.ids]
+    rows = [len(decode)] * bool(decode) + [len(chunk.ids) for chunk in chunks]
+    after = {chunk.cache.slot: chunk.cache.length + len(chunk.ids) for chunk in chunks}
+    small: dict[str, np.ndarray] = {}
+    slots: list[tuple[int, int]] = []
+    kind = 0
+    if decode:
+        first, last = decode[0].cache.slot, decode[-1].cache.slot
+        seen = lengths[first : last + 1].copy()
+        # A slot between them whose session sits this step out takes part, but writes behind what it has.
+        for slot, length in after.items():
+            if first <= slot <= last:
+                seen[slot - first] = length
+        slots.append((first, len(seen)))
+        small |= {"seen_d": seen, "total_d": np.array([seen.max() + 1], np.int32)}
+        kind = 1
+        if len(seen) > len(decode):
+            kind = 2
+            gather = np.array([chunk.cache.slot - first for chunk in decode], np.int64)
+            spread = np.zeros(len(seen), np.int64)
+            spread[gather] = np.arange(len(decode))
+            small |= {"spread": spread, "gather": gather}
+    for n, chunk in enumerate(chunks):
+        slots.append((chunk.cache.slot, 1))
+        total = chunk.cache.length + len(chunk.ids)
+        small |= {f"seen_c{n}": np.array([total - 1], np.int32), f"total_c{n}": np.array([total], np.int32)}
+    if len(rows) > 1:
+        small["split"] = np.array(rows, np.int64)
+    return Layout(Variant(kind, len(chunks)), tuple(slots), ids, small)
+
+
+class OrtModel:
+    """A prepared model, as `model.Model` wants it."""
+
+    def __init__(self, prepared: Prepared, kv_limit_bytes: int) -> None:
+        b = prepared.blueprint
+        self.blocks, self.width, self.vocab, self.context = b.blocks, b.width, b.vocab, b.context
+        self.logit_scale, self.softcap = 1.0, b.softcap
+        self._prepared = prepared
+        self._blueprint = b
+        self._head = prepared.head()
+        self._head_matrix, self._head_bias = prepared.head_matrix()
+        self._embedding = prepared.embedding()
+        self._slots = Slots(b.blocks, b.kv_heads, b.head_size, b.context, kv_limit_bytes)
+        self._sessions: dict[Variant, Any] = {}
+        self._bindings: OrderedDict[tuple[Variant, tuple[tuple[int, int], ...]], Any] = OrderedDict()
+
+    def new_cache(self, tokens: int) -> SlotCache:
+        return self._slots.take(tokens)
+
+    def forward(self, chunks: Sequence[Chunk], layers: Collection[int] = ()) -> States:
+        several = [i for i, chunk in enumerate(chunks) if len(chunk.ids) > 1 or not chunk.cache.length]
+        single = sorted(set(range(len(chunks))) - set(several), key=lambda i: chunks[i].cache.slot)
+        starts = np.cumsum([0, *(len(chunk.ids) for chunk in chunks)])
+        order = np.empty(starts[-1], np.int64)
+        parts = []
+        row = 0
+        for at in range(0, max(1, len(several)), CHUNKS):
+            now = several[at : at + CHUNKS]
+            decode = [] if at else single
+            parts.append(self._run([chunks[i] for i in decode], [chunks[i] for i in now], layers))
+            for i in (*decode, *now):
+                count = len(chunks[i].ids)
+                order[starts[i] : starts[i + 1]] = np.arange(row, row + count)
+                row += count
+        found = parts[0] if len(parts) == 1 else {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
+        return States(self.blocks, found, order)
+
+    def _run(self, decode: Sequence[Chunk], chunks: Sequence[Chunk], layers: Collection[int]) -> dict[int, np.ndarray]:
+        layout = lay_out(decode, chunks, self._slots.lengths)
+        x = self._embed(layout.ids)
+        session, binding = self._bound(layout)
+        binding.bind_cpu_input("x", x)
+        for name, value in layout.small.items():
+            binding.bind_cpu_input(name, value)
+        found = {0: x}
+        for layer in {*layers, self.blocks} - {0}:
+            found[layer] = np.empty_like(x)
+            name = "z" if layer == self.blocks else f"h{layer}"
+            binding.bind_output(name, "cpu", 0, np.float32, x.shape, found[layer].ctypes.data)
+        session.run_with_iobinding(binding)
+        for chunk in (*decode, *chunks):
+            chunk.cache.advance(len(chunk.ids))
+        return found
+
+    def _bound(self, layout: Layout) -> tuple[Any, Any]:
+        """The graph of a layout and its slots' memory, bound."""
+        session = self._sessions.get(layout.variant)
+        if session is None:
+            session = self._sessions[layout.variant] = self._prepared.session(layout.variant)
+        key = (layout.variant, layout.slots)
+        binding = self._bindings.pop(key, None)
+        if binding is None:
+            binding = session.io_binding()
+            for group, (first, count) in zip(layout.variant.groups, layout.slots, strict=True):
+                shape = (count, *self._slots.shape)
+                for i in range(self.blocks):
+                    for n, kind in enumerate("kv"):
+                        place = self._slots.pointer(2 * i + n, first)
+                        binding.bind_input(f"{kind}{i}_{group}", "cpu", 0, np.float32, shape, place)
+                        binding.bind_output(f"new_{kind}{i}_{group}", "cpu", 0, np.float32, shape, place)
+            if len(self._bindings) >= KEPT_BINDINGS:
+                self._bindings.popitem(last=False)
+        self._bindings[key] = binding
+        return session, binding
+
+    def _embed(self, ids: list[int]) -> np.ndarray:
+        index = np.asarray(ids, np.int64)
+        if isinstance(self._embedding, Blocks):
+            x = self._embedding.rows(index)
+        else:
+            x = np.asarray(self._embedding[index], np.float32)
+        return np.ascontiguousarray(x * np.float32(self._blueprint.embedding_scale))
+
+    def logits(self, z_TD: np.ndarray) -> np.ndarray:
+        (raw,) = self._head.run(None, {"z": np.ascontiguousarray(z_TD, np.float32)})
+        if self.softcap:
+            raw = np.tanh(raw / self.softcap) * self.softcap
+        return raw
+
+    def read(self, z_TD: np.ndarray, targets: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        logits = self.logits(z_TD)
+        most = logits.max(1, keepdims=True)
+        lse = (np.log(np.exp(logits - most).sum(1, keepdims=True)) + most)[:, 0]
+        logp = np.take_along_axis(logits, targets.astype(np.int64)[:, None], 1)[:, 0] - lse
+        best = np.argpartition(-logits, min(top, logits.shape[1]) - 1, 1)[:, :top]
+        order = np.argsort(-np.take_along_axis(logits, best, 1), 1, kind="stable")
+        return logp, np.take_along_axis(best, order, 1).astype(np.int32), lse
+
+    def head_rows(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        index = ids.astype(np.int64)
+        head = self._head_matrix
+        rows = head.rows(index) if isinstance(head, Blocks) else np.asarray(head[index], np.float32)
+        bias = self._head_bias
+        return rows, np.zeros(len(ids), np.float32) if bias is None else np.asarray(bias[index])
