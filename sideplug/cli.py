@@ -112,10 +112,10 @@ def command(name: str, example: str) -> Callable[[Any], Any]:
 @json_option
 def pull(model: str, as_json: bool) -> None:
     """Fetch a model and convert it, once: smollm2-135m, a hub id, a folder or a .gguf file."""
-    with _cloud_packages():
-        from sideplug.cloud.store import find
+    _check_cloud_packages()
+    from sideplug.cloud.store import find
 
-        base = find(model, say)
+    base = find(model, say)
     if as_json:
         _print_json({"name": base.name, "folder": str(base.folder), "fingerprint": base.fingerprint})
     else:
@@ -129,8 +129,26 @@ def pull(model: str, as_json: bool) -> None:
 @option("--tls-cert", type=FOLDER, help="The server's certificate, PEM; serves wss.")
 @option("--tls-key", type=FOLDER, help="The certificate's private key, PEM.")
 @option("--insecure", is_flag=True, help="Allow an address beyond this machine without TLS.")
+@option(
+    "--engine",
+    default="auto",
+    type=click.Choice(["auto", "onnx", "torch"]),
+    help="onnx: fast on a CPU; torch: GPUs, and models that onnx does not know.",
+)
+@option(
+    "--bits",
+    default="auto",
+    type=click.Choice(["auto", "4", "8", "16"]),
+    help="Of the weights (onnx); auto: 8, or a GGUF's own 4; 16: as they are, not quantised.",
+)
 @option("--device", default="cpu", help="Where the model runs, as torch calls it: cpu, cuda, cuda:1.")
 @option("--threads", default=0, type=click.IntRange(0), help="CPU threads; 0: as many as the process may use.")
+@option(
+    "--kv-memory",
+    default=0.0,
+    type=click.FloatRange(0),
+    help="GiB for all texts in work (their KV caches); 0: half of what is free at the start.",
+)
 @option("--max-sessions", default=64, type=click.IntRange(1), help="Connections at once.")
 @option("--step-tokens", default=512, type=click.IntRange(1), help="Tokens of a step at most.")
 @json_option
@@ -141,8 +159,11 @@ def serve(
     tls_cert: Path | None,
     tls_key: Path | None,
     insecure: bool,
+    engine: str,
+    bits: str,
     device: str,
     threads: int,
+    kv_memory: float,
     max_sessions: int,
     step_tokens: int,
     as_json: bool,
@@ -160,42 +181,47 @@ def serve(
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("websockets").setLevel(logging.CRITICAL)  # a scanner's broken handshake is no event of ours
     tls = _server_tls(tls_cert, tls_key) if tls_cert and tls_key else None
-    with _cloud_packages():
-        from sideplug.cloud.server import CloudServer, Limits, bind
-        from sideplug.cloud.store import find
+    _check_cloud_packages()
+    from sideplug.cloud.engine import Engine
+    from sideplug.cloud.engines import Opened, Wanted, open_model
+    from sideplug.cloud.scheduler import Budget
+    from sideplug.cloud.server import CloudServer, Limits, bind
+    from sideplug.cloud.store import find
+    from sideplug.cloud.tokenizer import Tokenizer
 
-        listener = bind(host, port)  # a port that is taken is said before the model is loaded
-        base = find(model, say)
-        from sideplug.cloud.engine import Engine
-        from sideplug.cloud.scheduler import Budget
-        from sideplug.cloud.tokenizer import Tokenizer
-        from sideplug.cloud.torch_model import TorchModel
+    wanted = Wanted(engine, bits, device, threads, int(kv_memory * 2**30))
+    listener = bind(host, port)  # a port that is taken is said before the model is loaded
+    base = find(model, say)
+    opened: list[Opened] = []
 
     def make_engine() -> Engine:
-        return Engine(TorchModel(base.folder, device, threads), Tokenizer(base.folder), Budget(step_tokens))
+        opened.append(open_model(base, wanted, say))
+        return Engine(opened[0].model, Tokenizer(base.folder), Budget(step_tokens))
 
     server = CloudServer(base, make_engine, Limits(sessions=max_sessions))
+    how = f"{opened[0].engine} engine, {opened[0].how}"
 
     async def run() -> None:
         url = await server.start(listener, tls)
-        seconds = time.perf_counter() - started
+        seconds = round(time.perf_counter() - started, 2)
         if as_json:
-            _print_json({"url": url, "model": base.name, "fingerprint": base.fingerprint, "start_s": round(seconds, 2)})
+            about = {"model": base.name, "fingerprint": base.fingerprint, "engine": opened[0].engine, "how": how}
+            _print_json({"url": url, **about, "start_s": seconds})
         else:
             click.echo(f"sideplug serves {base.name} ({base.fingerprint[:12]}) at {url} — ready in {seconds:.1f} s")
+            click.echo(how)
         sys.stdout.flush()
         await server.serve_until_stopped()
 
     asyncio.run(run())
 
 
-@contextlib.contextmanager
-def _cloud_packages() -> Iterator[None]:
+def _check_cloud_packages() -> None:
     """The cloud's packages are an extra: said before anything is fetched, where they are missing."""
-    missing = [name for name in ("torch", "transformers", "tokenizers", "gguf") if not importlib.util.find_spec(name)]
+    needed = ("onnx", "onnxruntime", "tokenizers", "gguf", "jinja2", "huggingface_hub")
+    missing = [name for name in needed if not importlib.util.find_spec(name)]
     if missing:
         raise InputError(f"models need the cloud's packages ({', '.join(missing)}): pip install 'sideplug[cloud]'")
-    yield
 
 
 def _server_tls(cert: Path, key: Path) -> Any:

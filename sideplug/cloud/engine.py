@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sideplug.cloud.model import Cache, Chunk, Forward, Model
+from sideplug.cloud.model import Cache, Chunk, Forward, Model, NoCache
 from sideplug.cloud.scheduler import Budget, Scheduler
 from sideplug.cloud.tokenizer import TextStream, Tokenizer
 from sideplug.contract.codec import pack, unpack
@@ -73,6 +73,11 @@ class Sequence:
     def pending(self) -> int:
         return len(self.ids) - self.cache.length
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Those that may be tapped."""
+        return ()
+
     def next_ids(self, count: int) -> list[int]:
         return self.ids[self.cache.length : self.cache.length + count]
 
@@ -93,6 +98,10 @@ class Reply(Sequence):
         self.prompt_tokens = len(self.ids)
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        return () if self.plug.gate.kind == "shut" else self.plug.tap.layers
+
+    @property
     def reply_tokens(self) -> int:
         return len(self.ids) - self.prompt_tokens
 
@@ -109,6 +118,10 @@ class Reading(Sequence):
     result: tuple[np.ndarray, np.ndarray] | None = None
     # of each head call so far: z, codes, scales, log p, top, lse
     parts: list[tuple[np.ndarray, ...]] = field(default_factory=list)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self.plug.tap.layers
 
     @property
     def targets(self) -> np.ndarray:
@@ -144,6 +157,7 @@ class Engine:
         """Forget these (their device is gone, or they are complete)."""
         for work in works:
             work.alive = False
+            work.cache = NoCache()  # its memory is free at once, whoever still holds the work
             if work in self._works:
                 self._works.remove(work)
             self._scorings = [scoring for scoring in self._scorings if scoring.reading is not work]
@@ -175,7 +189,8 @@ class Engine:
         if not batch:
             return bool(answered) or scored
         try:
-            out = self.model.forward([Chunk(ids, work.cache) for work, ids in batch])
+            layers = {layer for work, _ in batch for layer in work.layers}
+            out = self.model.forward([Chunk(ids, work.cache) for work, ids in batch], layers)
         except Exception as error:
             for work, _ in batch:
                 self._fail(work, error)
@@ -271,7 +286,7 @@ class Engine:
         tensors = {"ids": reading.targets, "codes": codes, "scales": scales}
         tensors |= {"z": z_codes, "z_scales": z_scales, "top": top, "lse": lse}
         self.drop(reading)
-        reading.parts, reading.cache = [], self.model.new_cache()  # only z stays, and only until it is scored
+        reading.parts = []  # only z stays, and only until it is scored
         reading.result = (z, logp) if reading.score else None
         reading.send(Frame(Kind.EXAMPLE, {"number": reading.number}, tensors))
 

@@ -1,14 +1,15 @@
 """The seam between the engine and whatever runs the model: packed token ids and caches in, z and tapped states out.
 
-Everything that crosses it is NumPy, so an engine needs no tensor library. `torch_model` is the general implementation.
+Everything that crosses it is NumPy, so an engine needs no tensor library. `ort` is the CPU's implementation,
+`torch_model` the general one and its twin in the tests; `engines` chooses.
 Letters: T tokens of all sequences together, K tapped layers, N blocks, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,7 +17,8 @@ import numpy as np
 class Cache(Protocol):
     """The KV cache of one sequence: `length` tokens are in it."""
 
-    length: int
+    @property
+    def length(self) -> int: ...
 
     def advance(self, count: int) -> None:
         """`count` more tokens are in it now: said once a step, when every block has written them."""
@@ -27,12 +29,22 @@ class Cache(Protocol):
         ...
 
 
+class NoCache:
+    """What a work has that is over."""
+
+    length = 0
+
+    def advance(self, count: int) -> None: ...
+
+    def trim(self, length: int) -> None: ...
+
+
 @dataclass
 class Chunk:
     """Some tokens of one sequence: `ids` go behind the `cache.length` tokens that its cache has."""
 
     ids: list[int]
-    cache: Cache
+    cache: Any  # a Cache of the model that runs it
 
 
 class Forward(Protocol):
@@ -57,10 +69,12 @@ class Model(Protocol):
     logit_scale: float  # what bends the head's logits (1: nothing) …
     softcap: float  # … and caps them (0: nothing)
 
-    def new_cache(self) -> Cache: ...
+    def new_cache(self, tokens: int) -> Cache:
+        """A KV cache for `tokens` tokens at most, whose memory is promised until it is let go. Raises Busy."""
+        ...
 
-    def forward(self, chunks: Sequence[Chunk]) -> Forward:
-        """One packed step; every chunk's cache grows by its ids."""
+    def forward(self, chunks: Sequence[Chunk], layers: Collection[int] = ()) -> Forward:
+        """One packed step; every chunk's cache grows by its ids. `layers`: those that may be tapped."""
         ...
 
     def logits(self, z_TD: np.ndarray) -> np.ndarray:

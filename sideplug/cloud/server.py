@@ -262,14 +262,15 @@ class Session:
             if frame["max_tokens"] < 1:
                 raise InputError(f"max_tokens must be 1 or more, got {frame['max_tokens']}")
             sampling = Sampling.from_wire(frame["sampling"])
-        except InputError as error:  # the user's mistake, not the device's: the session goes on
+            cache = engine.model.new_cache(min(len(ids) + frame["max_tokens"], engine.model.context))
+        except (InputError, Busy) as error:  # the user's mistake, or nobody's: the session goes on
             self._outbox.put_nowait(error_frame(error))
             return
         stream = TextStream(self._server.tokenizer)
         self._reply = Reply(
             ids,
             self._send_from_engine,
-            engine.model.new_cache(),
+            cache,
             frame["turn"],
             self._opened,
             sampling,
@@ -316,10 +317,10 @@ class Session:
             most = MAX_PAYLOAD_BYTES // (plug.tap.bytes_per_token + 2 * engine.model.width + 4 * TOP + 8)
             if len(reply) > most:
                 raise TooLong(f"the example's reply has {len(reply)} tokens, with this tap it may have at most {most}")
-        except InputError as error:
+            cache = engine.model.new_cache(len(start) + len(reply))
+        except (InputError, Busy) as error:
             self._outbox.put_nowait(error_frame(error, number))
             return
-        cache = engine.model.new_cache()
         reading = Reading(start + reply, self._send_from_engine, cache, number, plug, len(start), frame["score"])
         self._readings[number] = reading
         self._in_engine(lambda: engine.add(reading))

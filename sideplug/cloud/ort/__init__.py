@@ -1,1 +1,1 @@
-"""A model on a CPU through ONNX Runtime: config → blueprint, weights → blocks, both → graph; slots hold the KV caches."""
+"""A model on a CPU through ONNX Runtime: its config is a blueprint, that becomes graphs, slots hold the KV caches."""

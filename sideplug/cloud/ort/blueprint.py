@@ -1,6 +1,6 @@
 """What a model's config.json says about its graph: sizes, norms, rotary positions, windows.
 
-Llama, Mistral, SmolLM2 and 3, Qwen2 and 2.5, Qwen3, Gemma, Gemma 2 and Gemma 3 fit one shape of block. Whatever does not
+Llama, Mistral, SmolLM2 and 3, Qwen2 and 2.5, Qwen3, Gemma, Gemma 2 and Gemma 3 fit one shape of block. What does not
 fit raises Unfit with the reason, and the torch engine takes it. It does not read weights.
 """
 
@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 
-
-class Unfit(Exception):
-    """This graph can't run the model: str() says what it has that the graph does not know."""
+from sideplug.cloud.weights import Unfit
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,11 @@ class Blueprint:
     post_norms: bool = False  # Gemma 2 and 3 also norm what attention and feed-forward give
     embedding_scale: float = 1.0
     softcap: float = 0.0  # of the logits
+
+    @property
+    def rotaries(self) -> list[tuple[float, ...]]:
+        """The different frequencies of its blocks."""
+        return sorted(set(self.rope) - {()})
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -137,9 +140,7 @@ def _layer_kinds(config: dict[str, Any], family: str, blocks: int) -> list[str]:
     return [full] * blocks
 
 
-def _rope(
-    config: dict[str, Any], family: str, kinds: Sequence[str], head_size: int
-) -> tuple[tuple[float, ...], ...]:
+def _rope(config: dict[str, Any], family: str, kinds: Sequence[str], head_size: int) -> tuple[tuple[float, ...], ...]:
     """Inverse frequencies of each block."""
     parameters = config.get("rope_parameters") or {}
     old = {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}

@@ -20,7 +20,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from sideplug.cloud.ort.blueprint import Blueprint
-from sideplug.cloud.ort.weights import BLOCK, Blocks, Weights, matrix
+from sideplug.cloud.weights import BLOCK, Blocks, Weights, matrix
 
 MS = "com.microsoft"
 OPSETS = [helper.make_opsetid("", 20), helper.make_opsetid(MS, 1)]
@@ -42,6 +42,12 @@ class Variant:
     @property
     def groups(self) -> list[str]:
         return (["d"] if self.decode else []) + [f"c{i}" for i in range(self.chunks)]
+
+    def shape(self, rows: int | str) -> list[int | str]:
+        """Of the rows before their width: as the attention wants them when there is one group, else only (R,)."""
+        if len(self.groups) > 1 or self.decode == 2:
+            return [rows]
+        return [rows, 1] if self.decode else [1, rows]
 
 
 class Store:
@@ -89,7 +95,7 @@ def store_weights(b: Blueprint, weights: Weights, bits: int, store: Store) -> No
         for norm in norms:
             store.add(f"{i}.{norm}", weights.array(f"model.layers.{i}.{norm}.weight") + b.norm_offset)
     store.add("norm", weights.array("model.norm.weight") + np.float32(b.norm_offset))
-    for n, frequencies in enumerate(sorted(set(b.rope) - {()})):
+    for n, frequencies in enumerate(b.rotaries):
         angles = np.arange(b.context)[:, None] * np.array(frequencies)
         store.add(f"cos{n}", np.cos(angles).astype(np.float32))
         store.add(f"sin{n}", np.sin(angles).astype(np.float32))
@@ -151,18 +157,17 @@ class Builder:
         out = self.node("MatMulNBits", inputs, [name], MS, **how)
         if name + ".offsets" not in self.tensors:
             return out
-        return self.node("Gemm", [self._block_sums(x, parts), self.weight(name + ".offsets"), out], [name + "+"])
+        more = self.node("MatMul", [self._block_sums(x, parts), self.weight(name + ".offsets")], [name + ".more"])
+        return self.node("Add", [out, more], [name + "+"])
 
     def _biased(self, name: str) -> bool:
         return name + ".bias" in self.tensors
 
     def _block_sums(self, x: str, parts: int) -> str:
-        """(R, K) → (R, K/32): an offset of a block counts once for each of its 32 inputs."""
-        name = x + ".sums"
-        if not any(name in node.output for node in self.nodes):
-            wide = self.node("Reshape", [x, self.constant(f"blocks{parts}", [-1, parts, BLOCK])], [x + ".parts"])
-            self.node("ReduceSum", [wide, self.constant("last", [-1])], [name], keepdims=0)
-        return name
+        """(…, K) → (…, K/32): an offset of a block counts once for each of its 32 inputs."""
+        name = f"sums{parts}"
+        self.used[name] = numpy_helper.from_array(np.repeat(np.eye(parts, dtype=np.float32), BLOCK, 0), name)
+        return self.node("MatMul", [x, name], [x + ".sums"])
 
     def norm(self, x: str, weight: str, out: str, eps: float) -> str:
         inputs = [x, self.weight(weight)]
@@ -181,7 +186,8 @@ class Builder:
 def build(b: Blueprint, variant: Variant, tensors: dict[str, TensorProto]) -> ModelProto:
     """The graph of one variant over these stored tensors."""
     g = Builder(tensors)
-    x = g.input("x", TensorProto.FLOAT, ["R", b.width])
+    shape = [*variant.shape("R"), b.width]
+    x = g.input("x", TensorProto.FLOAT, shape)
     for group in variant.groups:
         g.input(f"seen_{group}", TensorProto.INT32, ["B" if group == "d" else 1])
         g.input(f"total_{group}", TensorProto.INT32, [1])
@@ -205,14 +211,14 @@ def build(b: Blueprint, variant: Variant, tensors: dict[str, TensorProto]) -> Mo
         h = g.add_norm(f"{i}.x'", d, following, "z" if last else f"{i + 1}.h", f"h{i + 1}", b.eps)
         x = f"h{i + 1}"
         if not last:
-            g.output(x, ["R", b.width])
-    g.output("z", ["R", b.width])
+            g.output(x, shape)
+    g.output("z", shape)
     return g.model()
 
 
 def _feed_forward(g: Builder, b: Blueprint, i: int, h: str) -> str:
     both = g.linear(h, f"{i}.gate_up")
-    g.node("Split", [both], [f"{i}.gate", f"{i}.up"], axis=1, num_outputs=2)
+    g.node("Split", [both], [f"{i}.gate", f"{i}.up"], axis=-1, num_outputs=2)
     if b.activation == "silu":
         gate = g.node("QuickGelu", [f"{i}.gate"], [f"{i}.act"], MS, alpha=1.0)
     else:
@@ -225,6 +231,8 @@ def _attention(g: Builder, b: Blueprint, variant: Variant, i: int, h: str) -> st
     """(R, D) → (R, heads · head size): each group of rows with its own caches."""
     qkv = g.linear(h, f"{i}.qkv")
     groups = variant.groups
+    if len(variant.shape("R")) == 2:
+        return _attend(g, b, i, groups[0], qkv, shaped=True)
     parts = [qkv] if len(groups) == 1 else [f"{i}.qkv_{group}" for group in groups]
     if len(groups) > 1:
         g.node("Split", [qkv, "split"], parts, axis=0)
@@ -234,14 +242,15 @@ def _attention(g: Builder, b: Blueprint, variant: Variant, i: int, h: str) -> st
         gaps = decode and variant.decode == 2
         if gaps:
             part = g.node("Gather", [part, "spread"], [part + "s"], axis=0)
-        out = _attend(g, b, i, group, part)
+        out = _attend(g, b, i, group, part, shaped=False)
         wide = b.heads * b.head_size
         flat = g.node("Reshape", [out, g.constant(f"flat{wide}", [-1, wide])], [f"{i}.a_{group}"])
         outs.append(g.node("Gather", [flat, "gather"], [flat + "g"], axis=0) if gaps else flat)
     return outs[0] if len(outs) == 1 else g.node("Concat", outs, [f"{i}.a"], axis=0)
 
 
-def _attend(g: Builder, b: Blueprint, i: int, group: str, qkv: str) -> str:
+def _attend(g: Builder, b: Blueprint, i: int, group: str, qkv: str, shaped: bool) -> str:
+    """One group's attention: qkv (R, w), or `shaped` for it already, → (B, 1, heads · head size) or (1, T, …)."""
     decode = group == "d"
     kv_shape = ["B" if decode else 1, b.kv_heads, "slot", b.head_size]
     past = []
@@ -249,26 +258,28 @@ def _attend(g: Builder, b: Blueprint, i: int, group: str, qkv: str) -> str:
         past.append(g.input(f"{kind}{i}_{group}", TensorProto.FLOAT, kv_shape))
         g.output(f"new_{kind}{i}_{group}", kv_shape)
 
-    def shaped(part: str, wide: int) -> str:  # (R, w) → (B, 1, w) or (1, T, w)
-        shape = g.constant(f"{'d' if decode else 'c'}{wide}", [-1, 1, wide] if decode else [1, -1, wide])
-        return g.node("Reshape", [part, shape], [part + ".3"])
+    def shape(part: str, wide: int) -> str:  # (R, w) → (B, 1, w) or (1, T, w)
+        target = g.constant(f"{'d' if decode else 'c'}{wide}", [-1, 1, wide] if decode else [1, -1, wide])
+        return g.node("Reshape", [part, target], [part + ".3"])
 
     sizes = [b.heads * b.head_size, b.kv_heads * b.head_size, b.kv_heads * b.head_size]
     if b.qk_norm:
         names = [f"{qkv}.{kind}" for kind in "qkv"]
-        g.node("Split", [qkv, g.constant("qkv", sizes)], names, axis=1)
+        g.node("Split", [qkv, g.constant("qkv", sizes)], names, axis=-1)
         for n, kind in enumerate("qk"):
             heads = g.constant(f"heads{b.head_size}", [-1, b.head_size])
             cut = g.node("Reshape", [names[n], heads], [names[n] + ".cut"])
             normed = g.norm(cut, f"{i}.self_attn.{kind}_norm", names[n] + ".n", b.eps)
             names[n] = normed
-        inputs = [shaped(name, wide) for name, wide in zip(names, sizes, strict=True)]
+        if not shaped:
+            names[2] = shape(names[2], sizes[2])
+        inputs = [shape(names[0], sizes[0]), shape(names[1], sizes[1]), names[2]]
     else:
-        inputs = [shaped(qkv, sum(sizes)), "", ""]
+        inputs = [qkv if shaped else shape(qkv, sum(sizes)), "", ""]
     inputs += [*past, f"seen_{group}", f"total_{group}"]
     rotary = b.rope[i]
     if rotary:
-        n = sorted(set(b.rope) - {()}).index(rotary)
+        n = b.rotaries.index(rotary)
         inputs += [g.weight(f"cos{n}"), g.weight(f"sin{n}")]
     how: dict[str, Any] = {"num_heads": b.heads, "kv_num_heads": b.kv_heads, "scale": b.attention_scale}
     how |= {"do_rotary": int(bool(rotary)), "softcap": b.attention_softcap}

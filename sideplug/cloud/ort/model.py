@@ -7,17 +7,21 @@ memory, and runs. It does not know sessions, plugins or the wire. Test: pytest t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sideplug.cloud.memory import KVMemory
 from sideplug.cloud.model import Chunk
+from sideplug.cloud.ort.blueprint import Blueprint
 from sideplug.cloud.ort.graph import Variant
-from sideplug.cloud.ort.prepare import Prepared
+from sideplug.cloud.ort.prepare import Prepared, prepare, start_pool
 from sideplug.cloud.ort.slots import SlotCache, Slots
-from sideplug.cloud.ort.weights import Blocks
+from sideplug.cloud.store import Base
+from sideplug.cloud.weights import Blocks
 
 CHUNKS = 4  # groups of several tokens in one run: more of them go into further runs
 KEPT_BINDINGS = 128  # of slots to a graph: each step of the same sessions finds its own again
@@ -94,9 +98,35 @@ class OrtModel:
         self._head = prepared.head()
         self._head_matrix, self._head_bias = prepared.head_matrix()
         self._embedding = prepared.embedding()
-        self._slots = Slots(b.blocks, b.kv_heads, b.head_size, b.context, kv_limit_bytes)
+        memory = KVMemory(kv_limit_bytes, b.kv_bytes_per_token)
+        self._slots = Slots(b.blocks, b.kv_heads, b.head_size, b.context, memory)
+        self.bits = prepared.bits
         self._sessions: dict[Variant, Any] = {}
         self._bindings: OrderedDict[tuple[Variant, tuple[tuple[int, int], ...]], Any] = OrderedDict()
+
+        self._warm_up()
+
+    @classmethod
+    def load(
+        cls,
+        base: Base,
+        blueprint: Blueprint,
+        bits: int,
+        threads: int,
+        root: Path,
+        kv_limit_bytes: int,
+        say: Callable[[str], None],
+    ) -> OrtModel:
+        """The model of a folder, prepared below `root`: see `prepare`."""
+        start_pool(threads)
+        return cls(prepare(base.folder, blueprint, base.fingerprint, bits, root, say), kv_limit_bytes)
+
+    def _warm_up(self) -> None:
+        """Open the usual graphs, so that nobody's first token waits for them."""
+        caches = [self.new_cache(4) for _ in range(2)]
+        self.forward([Chunk([0, 0], caches[0])])
+        self.forward([Chunk([0], caches[0]), Chunk([0, 0], caches[1])])
+        self.logits(self.forward([Chunk([0], cache) for cache in caches]).z(slice(0, 2)))
 
     def new_cache(self, tokens: int) -> SlotCache:
         return self._slots.take(tokens)
@@ -123,14 +153,15 @@ class OrtModel:
         layout = lay_out(decode, chunks, self._slots.lengths)
         x = self._embed(layout.ids)
         session, binding = self._bound(layout)
-        binding.bind_cpu_input("x", x)
+        shape: Any = (*layout.variant.shape(len(x)), self.width)
+        binding.bind_cpu_input("x", x.reshape(shape))
         for name, value in layout.small.items():
             binding.bind_cpu_input(name, value)
         found = {0: x}
         for layer in {*layers, self.blocks} - {0}:
             found[layer] = np.empty_like(x)
             name = "z" if layer == self.blocks else f"h{layer}"
-            binding.bind_output(name, "cpu", 0, np.float32, x.shape, found[layer].ctypes.data)
+            binding.bind_output(name, "cpu", 0, np.float32, shape, found[layer].ctypes.data)
         session.run_with_iobinding(binding)
         for chunk in (*decode, *chunks):
             chunk.cache.advance(len(chunk.ids))

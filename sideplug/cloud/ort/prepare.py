@@ -20,15 +20,23 @@ import onnx
 import onnxruntime
 from onnx import ModelProto, TensorProto
 
-from sideplug.cloud.ort.blueprint import Blueprint, Unfit
-from sideplug.cloud.ort.graph import Store, Variant, build, build_head, mapped, mapped_matrix, store_matrix, store_weights
-from sideplug.cloud.ort.weights import Blocks, Gguf, Safetensors, Weights
+from sideplug.cloud.ort.blueprint import Blueprint
+from sideplug.cloud.ort.graph import (
+    Store,
+    Variant,
+    build,
+    build_head,
+    mapped,
+    mapped_matrix,
+    store_matrix,
+    store_weights,
+)
+from sideplug.cloud.weights import BLOCK, Blocks, Unfit, weights_of
 from sideplug.contract.errors import Stopped
 
-FORMAT = 1  # of what is kept: counted up when the graph changes
+FORMAT = 2  # of what is kept: counted up when the graph changes
 BODY, HEAD = "body", "head"
 EMBEDDING = "model.embed_tokens.weight"
-_ROTATED = ("llama", "mistral", "smollm3")  # families whose q and k llama.cpp's converter reorders
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,6 @@ class Prepared:
 
     folder: Path
     blueprint: Blueprint
-    threads: int
 
     @cached_property
     def tensors(self) -> dict[str, TensorProto]:
@@ -51,10 +58,16 @@ class Prepared:
             aside = path.with_name(f".{path.name}.{id(self)}")
             _write(build(self.blueprint, variant, self.tensors), aside)
             aside.replace(path)
-        return _open(path, self.threads)
+        return _open(path)
 
     def head(self) -> onnxruntime.InferenceSession:
-        return _open(self.folder / f"{HEAD}.onnx", self.threads)
+        return _open(self.folder / f"{HEAD}.onnx")
+
+    @property
+    def bits(self) -> int:
+        """Of the body's matrices; 32 where they are not in blocks."""
+        codes = self.tensors.get("0.qkv.codes")
+        return codes.dims[2] * 8 // BLOCK if codes else 32
 
     def head_matrix(self) -> tuple[Blocks | np.ndarray, np.ndarray | None]:
         """The head's weights and, where it has them, its biases; mapped."""
@@ -71,18 +84,21 @@ class Prepared:
 
 
 def prepare(
-    folder: Path, blueprint: Blueprint, fingerprint: str, bits: int, threads: int, root: Path, say: Callable[[str], None]
+    folder: Path, b: Blueprint, fingerprint: str, bits: int, root: Path, say: Callable[[str], None]
 ) -> Prepared:
-    """What runs this model, made when it is not there yet. Raises Unfit, Stopped (disk full)."""
-    key = f"{fingerprint[:16]}-{bits or 'file'}-{FORMAT}-{_machine()}"
+    """What runs this model, made below `root` when it is not there yet. Raises Unfit, UnknownModel, Stopped.
+
+    `bits`: 4, 8, 16 (not quantised), or 0: what suits the file.
+    """
+    key = f"{fingerprint[:16]}-{bits or 'auto'}-{FORMAT}-{_machine()}"
     target = root / "graphs" / key
     if not target.is_dir():
-        say("preparing the model for this CPU, once (some seconds)")
+        say("arranging the weights for this CPU, once (some seconds)")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             aside = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=target.parent))
             try:
-                _make(folder, blueprint, bits, threads, aside)
+                _make(folder, b, bits, aside)
                 aside.chmod(0o755)
                 aside.replace(target)
             finally:
@@ -90,27 +106,34 @@ def prepare(
         except OSError as error:
             if not target.is_dir():  # else: another process was faster
                 raise Stopped(f"{target} could not be written: {error.strerror or error}") from error
-    return Prepared(target, blueprint, threads)
+    return Prepared(target, b)
 
 
-def weights_of(folder: Path, blueprint: Blueprint) -> Weights:
-    gguf = folder / "model.gguf"
-    if gguf.is_file():
-        return Gguf(gguf, blueprint.heads, blueprint.kv_heads, blueprint.family in _ROTATED)
-    return Safetensors(folder)
+_pool: list[int] = []  # threads of ONNX Runtime's pool, once it is there
 
 
-def _make(folder: Path, b: Blueprint, bits: int, threads: int, aside: Path) -> None:
-    weights = weights_of(folder, b)
+def start_pool(threads: int) -> int:
+    """One pool of threads for all graphs of this process (two would fight for the cores); how many threads it has.
+
+    The first call decides: ONNX Runtime makes it once. It spins for a moment between runs and sleeps when idle.
+    """
+    if not _pool:
+        onnxruntime.set_global_thread_pool_sizes(threads, 1)
+        _pool.append(threads)
+    return _pool[0]
+
+
+def _make(folder: Path, b: Blueprint, bits: int, aside: Path) -> None:
+    weights = weights_of(folder)
     tied = b.tied or not weights.has("lm_head.weight")
     store = Store(aside / "body.raw")
     store_weights(b, weights, bits, store)
     store.close()
-    _pack(build(b, Variant(1, 1), store.tensors), aside, BODY, threads)
+    _pack(build(b, Variant(1, 1), store.tensors), aside, BODY)
     store = Store(aside / "head.raw")
     store_matrix("head", [EMBEDDING if tied else "lm_head.weight"], weights, bits, store)
     store.close()
-    _pack(build_head(b, store.tensors), aside, HEAD, threads)
+    _pack(build_head(b, store.tensors), aside, HEAD)
     if not tied:
         store = Store(aside / "embedding.bin")
         store_matrix("embedding", [EMBEDDING], weights, bits, store)
@@ -119,12 +142,12 @@ def _make(folder: Path, b: Blueprint, bits: int, threads: int, aside: Path) -> N
         (aside / "embedding.pb").write_bytes(tensors.SerializeToString())
 
 
-def _pack(model: ModelProto, folder: Path, name: str, threads: int) -> None:
+def _pack(model: ModelProto, folder: Path, name: str) -> None:
     """Let ONNX Runtime write the graph with its blocks arranged for this CPU, and drop the raw ones."""
     raw = folder / f"{name}.raw"
     plain = folder / f"{name}.plain.onnx"
     _write(model, plain)
-    options = _options(threads)
+    options = _options()
     options.optimized_model_filepath = str(folder / f"{name}.onnx")
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{name}.bin")
@@ -137,13 +160,13 @@ def _pack(model: ModelProto, folder: Path, name: str, threads: int) -> None:
     raw.unlink()
 
 
-def _open(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(str(path), _options(threads), providers=["CPUExecutionProvider"])
+def _open(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(path), _options(), providers=["CPUExecutionProvider"])
 
 
-def _options(threads: int) -> onnxruntime.SessionOptions:
+def _options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.use_per_session_threads = False  # one pool for all graphs: two would fight for the cores
+    options.use_per_session_threads = False  # those of `start_pool`
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is written as it runs
     options.log_severity_level = 3
     return options

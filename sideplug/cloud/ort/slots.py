@@ -1,8 +1,8 @@
-"""The KV caches of many sequences, in one reserved stretch of memory: slot after slot, for each block its keys and values.
+"""The KV caches of many sequences in one reserved stretch of memory: for each block its keys and values, slot by slot.
 
-ONNX Runtime writes a step's keys and values into them in place, and takes the slots of a decode step as one tensor. Only
-what is written is ever backed by memory, page by page, and a slot that is let go gives its pages back. It does not know
-attention.
+ONNX Runtime writes a step's keys and values into them in place, and takes the slots of a decode step as one tensor.
+Only what is written is ever backed by memory, page by page, and a slot that is let go gives its pages back. It does not
+know attention.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from heapq import heappop, heappush
 
 import numpy as np
 
+from sideplug.cloud.memory import KVMemory, Promise
 from sideplug.contract.errors import Busy, Stopped
 
 RESERVE = 1 << 44  # bytes of address space at most: reserving costs nothing
@@ -22,7 +23,7 @@ PAGE = 4096
 class Slots:
     """Room for `count` sequences of `rows` tokens: (kv_heads, rows, head_size) float32 for keys, values and block."""
 
-    def __init__(self, blocks: int, kv_heads: int, head_size: int, context: int, limit_bytes: int) -> None:
+    def __init__(self, blocks: int, kv_heads: int, head_size: int, context: int, memory: KVMemory) -> None:
         row = kv_heads * head_size * 4
         step = max(1, PAGE // row)
         while step * row % PAGE:
@@ -30,24 +31,22 @@ class Slots:
         self.rows = -(-(context + 1) // step) * step  # one more: a row that sits a step out writes behind its own
         self.shape = (kv_heads, self.rows, head_size)
         self.slot_bytes = row * self.rows
-        self.token_bytes = 2 * blocks * row
-        self.limit_bytes = limit_bytes
+        self.memory = memory
         self._tensors = 2 * blocks
         count = max(1, min(4096, RESERVE // (self._tensors * self.slot_bytes)))
         while True:
             try:
                 flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-                self._memory = mmap.mmap(-1, self._tensors * count * self.slot_bytes, flags=flags)
+                self._pages = mmap.mmap(-1, self._tensors * count * self.slot_bytes, flags=flags)
                 break
             except (OSError, ValueError) as error:  # a limit on address space
                 if count == 1:
                     raise Stopped("there is no address space for one KV cache") from error
                 count //= 2
         if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a huge page would be filled by a few tokens of one head
-            self._memory.madvise(mmap.MADV_NOHUGEPAGE)
+            self._pages.madvise(mmap.MADV_NOHUGEPAGE)
         self.count = count
-        self.reserved_bytes = 0
-        self._base = np.frombuffer(self._memory, np.uint8).ctypes.data
+        self._base = np.frombuffer(self._pages, np.uint8).ctypes.data
         self.lengths = np.zeros(count, np.int32)  # tokens in each slot
         self._free = list(range(count))
         self._lock = threading.RLock()  # caches are made by whoever takes a request and freed by whoever held them last
@@ -57,34 +56,31 @@ class Slots:
         return self._base + (tensor * self.count + slot) * self.slot_bytes
 
     def take(self, tokens: int) -> SlotCache:
-        """The lowest free slot, with room for `tokens`. Raises Busy when the memory for KV caches is promised already."""
-        size = min(tokens, self.rows) * self.token_bytes
+        """The lowest free slot, with memory promised for `tokens`. Raises Busy."""
+        promise = self.memory.promise(min(tokens, self.rows))
         with self._lock:
-            if self.reserved_bytes + size > self.limit_bytes or not self._free:
-                room = self.limit_bytes / 2**20
-                raise Busy(f"the cloud's memory for texts in work ({room:,.0f} MiB) is taken: try later")
-            self.reserved_bytes += size
-            return SlotCache(self, heappop(self._free), size)
+            if not self._free:
+                raise Busy(f"the cloud has {self.count} texts in work: try later")
+            return SlotCache(self, heappop(self._free), promise)
 
-    def give_back(self, slot: int, size: int) -> None:
+    def give_back(self, slot: int) -> None:
         """The slot is free again, and its memory the system's."""
         if hasattr(mmap, "MADV_DONTNEED"):
             for tensor in range(self._tensors):
                 start = (tensor * self.count + slot) * self.slot_bytes
-                self._memory.madvise(mmap.MADV_DONTNEED, start, self.slot_bytes)
+                self._pages.madvise(mmap.MADV_DONTNEED, start, self.slot_bytes)
         with self._lock:
             self.lengths[slot] = 0
-            self.reserved_bytes -= size
             heappush(self._free, slot)
 
 
 class SlotCache:
     """The KV cache of one sequence: its slot is given back when nobody holds it any more."""
 
-    def __init__(self, slots: Slots, slot: int, size: int) -> None:
+    def __init__(self, slots: Slots, slot: int, promise: Promise) -> None:
         self.slot = slot
         self._slots = slots
-        self._size = size
+        self._promise = promise
 
     @property
     def length(self) -> int:
@@ -98,4 +94,4 @@ class SlotCache:
         self._slots.lengths[self.slot] = min(self.length, length)
 
     def __del__(self) -> None:
-        self._slots.give_back(self.slot, self._size)
+        self._slots.give_back(self.slot)

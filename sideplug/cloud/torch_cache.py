@@ -5,6 +5,8 @@ Grows by doubling, so appending is O(1) and a view of what is there is free. It 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -13,8 +15,9 @@ class KVCache:
 
     FIRST = 128  # tokens
 
-    def __init__(self) -> None:
+    def __init__(self, promise: Any = None) -> None:
         self.length = 0
+        self._promise = promise  # of memory, kept as long as the cache is
         self._keys: dict[int, torch.Tensor] = {}
         self._values: dict[int, torch.Tensor] = {}
 

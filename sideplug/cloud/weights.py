@@ -1,29 +1,34 @@
-"""A model's weights as the graph wants them: vectors in float32, matrices in blocks of 32 with a scale a block.
+"""A model's weights on disk: any tensor in float32, and matrices in blocks of 32 with a scale a block.
 
 Two sources under one signature: a folder of safetensors, and a GGUF file whose Q4_0, Q4_1 and Q8_0 blocks are taken
-bit for bit. Names are Hugging Face's. It does not know the graph.
+bit for bit. Names are Hugging Face's. It does not know any engine.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
-from sideplug.cloud.ort.blueprint import Unfit
+from sideplug.contract.errors import UnknownModel
 
 BLOCK = 32
+GGUF_WEIGHTS = "model.gguf"  # in a model folder, instead of safetensors
+
+
+class Unfit(Exception):
+    """This way can't take the model, another may: str() says what it has that is not known here."""
 
 
 @dataclass(frozen=True)
 class Blocks:
     """A matrix (N, K): weight = scale · (code - 2^(bits-1)) + offset, a scale and an offset for 32 neighbours of a row.
 
-    codes: (N, K/32, 4·bits) uint8, the lower half of a byte first; scales: (N, K/32) float32; offsets: the same, or None.
+    codes: (N, K/32, 4·bits) uint8, the lower half of a byte first; both others (N, K/32) float32.
     """
 
     bits: int
@@ -88,9 +93,10 @@ class Weights(Protocol):
 class Safetensors:
     """Every .safetensors of a folder, mapped. NumPy has no bfloat16, so the files are read by their header."""
 
-    _TYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "BF16": np.uint16}
+    _TYPES: ClassVar = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "BF16": np.uint16}
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._found: dict[str, tuple[Path, int, dict]] = {}
         for path in sorted(folder.glob("*.safetensors")):
             with path.open("rb") as file:
@@ -104,7 +110,7 @@ class Safetensors:
 
     def array(self, name: str) -> np.ndarray:
         if name not in self._found:
-            raise Unfit(f"its weights lack {name}")
+            raise UnknownModel(f"the model in {self._folder} lacks its weight {name}")
         path, start, about = self._found[name]
         kind = self._TYPES.get(about["dtype"])
         if kind is None:
@@ -119,14 +125,10 @@ class Safetensors:
 
 
 class Gguf:
-    """One GGUF file, mapped. `rotated` families have the rows of q and k in llama.cpp's rotary order."""
+    """One GGUF file, mapped. llama.cpp keeps the rows of q and k of some families in a rotary order of its own."""
 
-    _NAMES = {
-        "model.embed_tokens.weight": "token_embd.weight",
-        "model.norm.weight": "output_norm.weight",
-        "lm_head.weight": "output.weight",
-    }
-    _PARTS = {
+    _NAMES: ClassVar = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    _PARTS: ClassVar = {
         "input_layernorm": "attn_norm",
         "self_attn.q_proj": "attn_q",
         "self_attn.k_proj": "attn_k",
@@ -140,20 +142,29 @@ class Gguf:
         "mlp.down_proj": "ffn_down",
     }
 
-    def __init__(self, path: Path, heads: int, kv_heads: int, rotated: bool) -> None:
+    _ROTATED = ("llama", "mistral", "smollm3")
+
+    def __init__(self, path: Path, family: str, heads: int, kv_heads: int) -> None:
         from gguf import GGUFReader
 
+        self._path = path
         self._tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
-        self._heads = {"attn_q": heads, "attn_k": kv_heads} if rotated else {}
+        self._heads = {"attn_q": heads, "attn_k": kv_heads} if family in self._ROTATED else {}
 
     @classmethod
     def name(cls, name: str) -> str:
         """llama.cpp's name of a tensor."""
-        if name in cls._NAMES:
-            return cls._NAMES[name]
-        _, _, block, rest = name.split(".", 3)
-        part, _, kind = rest.rpartition(".")
+        stem, _, kind = name.rpartition(".")
+        if stem in cls._NAMES:
+            return f"{cls._NAMES[stem]}.{kind}"
+        _, _, block, part = stem.split(".", 3)
         return f"blk.{block}.{cls._PARTS[part]}.{kind}"
+
+    @classmethod
+    def all_names(cls, blocks: int) -> list[str]:
+        """Every weight and bias that this reads, Hugging Face's names."""
+        parts = [*cls._NAMES, *(f"model.layers.{i}.{part}" for i in range(blocks) for part in cls._PARTS)]
+        return [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
 
     def has(self, name: str) -> bool:
         return self.name(name) in self._tensors
@@ -168,7 +179,7 @@ class Gguf:
     def _tensor(self, name: str):  # type: ignore[no-untyped-def]  # gguf has no types
         found = self._tensors.get(self.name(name))
         if found is None:
-            raise Unfit(f"its weights lack {name}")
+            raise UnknownModel(f"{self._path} lacks its weight {name}")
         return found
 
     def array(self, name: str) -> np.ndarray:
@@ -199,16 +210,24 @@ class Gguf:
 
 
 def matrix(weights: Weights, names: list[str], bits: int) -> Blocks:
-    """These matrices, stacked, at `bits`, or as the file has them when bits is 0 (8 where it has no blocks)."""
+    """These matrices, stacked, in blocks of 4 or 8 bits: the file's own where it has them at these bits.
+
+    `bits` 0: the file's own, or 8 bits where it has none, or where they have offsets (Q4_1), which cost more time than
+    twice the bytes do.
+    """
     found = [weights.blocks(name) for name in names]
-    if any(part is None for part in found) or len({part.bits for part in found if part}) > 1:
-        return stack([quantise(weights.array(name), bits or 8) for name in names])
     have = [part for part in found if part]
-    if bits and bits != have[0].bits:
-        return stack([quantise(weights.array(name), bits) for name in names])
-    return stack(have)
+    kinds = {part.bits for part in have}
+    own = len(have) == len(names) and len(kinds) == 1
+    if own and (bits in kinds or (not bits and all(part.offsets is None for part in have))):
+        return stack(have)
+    return stack([quantise(weights.array(name), bits or 8) for name in names])
 
 
-def without_offsets(blocks: Blocks) -> Blocks:
-    """The same matrix in 8 bits whose codes alone say it, to within a 500th of a block's range."""
-    return blocks if blocks.offsets is None else replace(quantise(blocks.rows(slice(None)), 8))
+def weights_of(folder: Path) -> Weights:
+    """Where the tensors of a model folder are."""
+    path = folder / GGUF_WEIGHTS
+    if not path.is_file():
+        return Safetensors(folder)
+    config = json.loads((folder / "config.json").read_text())
+    return Gguf(path, config["model_type"], config["num_attention_heads"], config["num_key_value_heads"])

@@ -1,0 +1,140 @@
+"""A GGUF file → a model folder: config.json and a tokenizer made from its header, the file itself beside them.
+
+Its weights stay as they are: `sideplug.cloud.weights.Gguf` reads them. What this does not know raises Unfit, and
+transformers converts the file instead. Test: pytest tests/cloud/test_gguf_file.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sideplug.cloud.weights import GGUF_WEIGHTS, Gguf, Unfit
+
+_FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+# How the pretokenizers that llama.cpp names cut a text. GPT-2's own pattern is in the tokenizers library.
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_PATTERNS = {"llama-bpe": _LLAMA3, "llama3": _LLAMA3, "qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2}
+_GPT2 = ("default", "gpt-2")
+_DIGITS = ("smollm", "codeshell", "exaone")  # GPT-2's, with every digit on its own
+_CONTROL, _USER_DEFINED = 3, 4  # token types
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Write the model folder of a GGUF file. Raises Unfit, OSError."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        header = {name: field.contents() for name, field in reader.fields.items()}
+    except OSError:
+        raise
+    except Exception as error:  # whatever the library finds wrong with the file
+        raise Unfit(f"it can't be read: {error}") from error
+    names = {tensor.name for tensor in reader.tensors}
+    config = _config(header, names)
+    _write(folder / "config.json", config)
+    _write_tokenizer(header, folder)
+    ids = {name: header[f"tokenizer.ggml.{name}"] for name in ("bos_token_id", "eos_token_id") if _has(header, name)}
+    _write(folder / "generation_config.json", ids)
+    try:
+        os.link(path, folder / GGUF_WEIGHTS)
+    except OSError:  # another file system
+        shutil.copyfile(path, folder / GGUF_WEIGHTS)
+
+
+def _has(header: dict[str, Any], name: str) -> bool:
+    return f"tokenizer.ggml.{name}" in header
+
+
+def _config(header: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    family = header.get("general.architecture")
+    if family not in _FAMILIES:
+        raise Unfit(f"its architecture is {family}")
+    if "rope_freqs.weight" in names or f"{family}.rope.scaling.type" in header:
+        raise Unfit("its rotary positions are scaled")
+    if f"{family}.expert_count" in header:
+        raise Unfit("it is a mixture of experts")
+
+    def of(name: str, default: Any = None) -> Any:
+        found = header.get(f"{family}.{name}", default)
+        if found is None:
+            raise Unfit(f"it does not say its {name}")
+        return found
+
+    width, heads = of("embedding_length"), of("attention.head_count")
+    head_size = of("attention.key_length", of("rope.dimension_count", width // heads))
+    if of("rope.dimension_count", head_size) != head_size:
+        raise Unfit("only a part of each head has rotary positions")
+    known = {Gguf.name(name) for name in Gguf.all_names(of("block_count"))}
+    if names - known:
+        raise Unfit(f"it has a tensor {sorted(names - known)[0]}")
+    config = {
+        "architectures": [_FAMILIES[family]],
+        "model_type": family,
+        "hidden_size": width,
+        "intermediate_size": of("feed_forward_length"),
+        "num_hidden_layers": of("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": of("attention.head_count_kv", heads),
+        "head_dim": head_size,
+        "max_position_embeddings": of("context_length"),
+        "rms_norm_eps": of("attention.layer_norm_rms_epsilon"),
+        "rope_theta": of("rope.freq_base", 10000.0),
+        "vocab_size": len(header.get("tokenizer.ggml.tokens") or ()),
+        "tie_word_embeddings": "output.weight" not in names,
+        "hidden_act": "silu",
+    }
+    for name in ("bos_token_id", "eos_token_id"):
+        if _has(header, name):
+            config[name] = header[f"tokenizer.ggml.{name}"]
+    return config
+
+
+def _write_tokenizer(header: dict[str, Any], folder: Path) -> None:
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    kind, cut = header.get("tokenizer.ggml.model"), header.get("tokenizer.ggml.pre", "default")
+    if kind != "gpt2":
+        raise Unfit(f"its tokenizer is of the kind {kind}")
+    tokens, types = header["tokenizer.ggml.tokens"], header["tokenizer.ggml.token_type"]
+    merges = [tuple(line.split(" ", 1)) for line in header["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if cut in _DIGITS:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    elif cut in _PATTERNS:
+        split = pre_tokenizers.Split(Regex(_PATTERNS[cut]), "isolated")
+        bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])
+    elif cut in _GPT2:
+        tokenizer.pre_tokenizer = byte_level
+    else:
+        raise Unfit(f"its tokenizer cuts a text as {cut!r}")
+    tokenizer.decoder = decoders.ByteLevel()
+    for add, kind in ((tokenizer.add_special_tokens, _CONTROL), (tokenizer.add_tokens, _USER_DEFINED)):
+        chosen = [token for token, own in zip(tokens, types, strict=True) if own == kind]
+        add([AddedToken(token, normalized=False) for token in chosen])
+    config: dict[str, Any] = {}
+    for name, field in (("bos_token", "bos_token_id"), ("eos_token", "eos_token_id")):
+        if _has(header, field):
+            config[name] = tokens[header[f"tokenizer.ggml.{field}"]]
+    if header.get("tokenizer.ggml.add_bos_token") and "bos_token" in config:
+        bos = config["bos_token"]
+        start = (bos, header["tokenizer.ggml.bos_token_id"])
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[start])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write(folder / "tokenizer_config.json", config)
+    if "tokenizer.chat_template" in header:
+        (folder / "chat_template.jinja").write_text(header["tokenizer.chat_template"])
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1))

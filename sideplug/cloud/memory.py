@@ -1,0 +1,45 @@
+"""The memory that all KV caches together may take: promised to a text when its work begins, for its longest end.
+
+So a cloud says "try later" at the door, and never runs out of memory in the middle of somebody's reply.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from sideplug.contract.errors import Busy
+
+
+class KVMemory:
+    """`limit_bytes` for caches of `token_bytes` a token."""
+
+    def __init__(self, limit_bytes: int, token_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.token_bytes = token_bytes
+        self.promised_bytes = 0
+        self._lock = threading.RLock()  # promised by whoever takes a request, released by whoever held it last
+
+    def promise(self, tokens: int) -> Promise:
+        """Raises Busy when what is left does not hold `tokens`."""
+        size = tokens * self.token_bytes
+        with self._lock:
+            if self.promised_bytes + size > self.limit_bytes:
+                room = self.limit_bytes / 2**20
+                raise Busy(f"the cloud's memory for texts in work ({room:,.0f} MiB) is taken: try later")
+            self.promised_bytes += size
+        return Promise(self, size)
+
+    def release(self, size: int) -> None:
+        with self._lock:
+            self.promised_bytes -= size
+
+
+class Promise:
+    """Some bytes, until nobody holds it any more."""
+
+    def __init__(self, memory: KVMemory, size: int) -> None:
+        self._memory = memory
+        self._size = size
+
+    def __del__(self) -> None:
+        self._memory.release(self._size)
