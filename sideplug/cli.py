@@ -150,7 +150,7 @@ def pull(model: str, as_json: bool) -> None:
     help="GiB for all texts in work (their KV caches); 0: half of what is free at the start.",
 )
 @option("--max-sessions", default=64, type=click.IntRange(1), help="Connections at once.")
-@option("--step-tokens", default=512, type=click.IntRange(1), help="Tokens of a step at most.")
+@option("--step-tokens", default=512, type=click.IntRange(3), help="Tokens of a step at most.")
 @json_option
 def serve(
     model: str,

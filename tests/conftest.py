@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from safetensors.numpy import load_file, save_file
+
+from sideplug.cloud.engines import Wanted
 
 # No clock decides a test: a slow machine draws its inputs slowly.
 settings.register_profile("quiet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -21,6 +27,7 @@ settings.load_profile("quiet")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for name in [name for name in os.environ if name.startswith("SIDEPLUG_")]:
     del os.environ[name]  # a developer's own settings must not steer the tests
+OWN_CACHE = tempfile.TemporaryDirectory(prefix="sideplug-tests-")
 
 TEXT = """The river was high that spring and the mill stood still. Anna wrote to her brother that the bridge had gone.
 He answered in a week: the bees are well, the roof is not, bring nails. She laughed, and packed nails, honey and tea.
@@ -47,8 +54,6 @@ ARCHITECTURES = ("llama", "qwen3", "gemma3", "mistral", "gemma2")
 
 def make_tokenizer(folder: Path) -> int:
     """A byte-level BPE tokenizer with ChatML, trained on TEXT; its vocabulary's size."""
-    import json
-
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -67,14 +72,29 @@ def make_tokenizer(folder: Path) -> int:
     return tokenizer.get_vocab_size()
 
 
-def make_lm(architecture: str, vocab: int, seed: int = 0) -> Any:
-    import torch
-    import transformers as t
+def twin(package: str) -> Any:
+    """A package that only twins need; without it their tests are skipped, and said to be."""
+    return pytest.importorskip(package, reason=f"the twin needs {package}: make test-twins")
 
+
+def make_lm(architecture: str, vocab: int, seed: int = 0) -> Any:
+    torch, t = twin("torch"), twin("transformers")
     torch.manual_seed(seed)
     config: Any
     if architecture == "llama":
         config = t.LlamaConfig(vocab_size=vocab, tie_word_embeddings=True, **SHAPE)
+    elif architecture == "untied":
+        config = t.LlamaConfig(vocab_size=vocab, tie_word_embeddings=False, attention_bias=True, mlp_bias=True, **SHAPE)
+    elif architecture == "llama3-rope":
+        rope = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0}
+        rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+        config = t.LlamaConfig(vocab_size=vocab, rope_parameters=rope, **SHAPE)
+    elif architecture == "qwen2":
+        config = t.Qwen2Config(vocab_size=vocab, **SHAPE)
+    elif architecture == "smollm3":
+        config = t.SmolLM3Config(vocab_size=vocab, no_rope_layers=[1, 0], **SHAPE)
+    elif architecture == "gemma":
+        config = t.GemmaConfig(vocab_size=vocab, **SHAPE)
     elif architecture == "qwen3":
         config = t.Qwen3Config(vocab_size=vocab, **SHAPE)
     elif architecture == "gemma3":
@@ -89,11 +109,78 @@ def make_lm(architecture: str, vocab: int, seed: int = 0) -> Any:
     return lm.float()
 
 
-def make_folder(folder: Path, architecture: str = "llama", seed: int = 0) -> Path:
-    """A model folder as the store wants it."""
+def make_folder(folder: Path, architecture: str = "", seed: int = 0) -> Path:
+    """A model folder as the store wants it: a tiny Llama made with NumPy, or an architecture of transformers'."""
     folder.mkdir(parents=True, exist_ok=True)
-    make_lm(architecture, make_tokenizer(folder), seed).save_pretrained(folder)
+    vocab = make_tokenizer(folder)
+    if architecture:
+        make_lm(architecture, vocab, seed).save_pretrained(folder)
+    else:
+        config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": vocab, **SHAPE}
+        (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True, "rms_norm_eps": 1e-6}))
+        save_file(llama_weights(vocab, seed), folder / "model.safetensors", {"format": "pt"})
     return folder
+
+
+def llama_weights(vocab: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random weights of a Llama of SHAPE; wide enough that its logits differ enough to be a test."""
+    rng = np.random.default_rng(seed)
+    width, hidden, head = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["head_dim"]
+    queries, keys = SHAPE["num_attention_heads"] * head, SHAPE["num_key_value_heads"] * head
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, width), "model.norm.weight": (width,)}
+    for i in range(SHAPE["num_hidden_layers"]):
+        layer = f"model.layers.{i}"
+        shapes |= {
+            f"{layer}.self_attn.{kind}_proj.weight": (rows, width)
+            for kind, rows in zip("qkv", (queries, keys, keys), strict=True)
+        }
+        shapes[f"{layer}.self_attn.o_proj.weight"] = (width, queries)
+        shapes |= {f"{layer}.mlp.{kind}_proj.weight": (hidden, width) for kind in ("gate", "up")}
+        shapes[f"{layer}.mlp.down_proj.weight"] = (width, hidden)
+        shapes |= {f"{layer}.{norm}_layernorm.weight": (width,) for norm in ("input", "post_attention")}
+    weights = {name: rng.normal(0, 0.2, shape) for name, shape in shapes.items()}
+    return {name: (value + (value.ndim == 1)).astype(np.float32) for name, value in weights.items()}
+
+
+def write_gguf(path: Path, folder: Path, kind: str = "F32", pre: str = "gpt-2", family: str = "llama") -> None:
+    """A model folder as llama.cpp's converter writes it: other names, q and k in its rotary order, in blocks."""
+    import gguf
+
+    config = json.loads((folder / "config.json").read_text())
+    writer = gguf.GGUFWriter(path, family)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if i < 2 else 1 for i in range(len(tokens))])
+    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
+    for name, number in (("bos", 0), ("eos", 1), ("unk", 0), ("pad", 1)):
+        getattr(writer, f"add_{name}_token_id")(number)
+    writer.add_chat_template(CHAT)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.upper()], config["num_hidden_layers"])
+    for name, value in load_file(folder / "model.safetensors").items():
+        for part, heads in (("q_proj", 4), ("k_proj", 2)):
+            if part in name and family == "llama":
+                value = value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
+        kind_of = gguf.GGMLQuantizationType[kind if value.ndim == 2 else "F32"]
+        data = gguf.quants.quantize(np.ascontiguousarray(value, np.float32), kind_of)
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), data, raw_dtype=kind_of)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 @pytest.fixture(scope="session")
@@ -108,21 +195,39 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("models") / "other", seed=1)
 
 
+UNQUANTISED = Wanted("onnx", "16", kv_bytes=1 << 30)  # so that a twin in float32 gives the same text
+EIGHT_BITS = Wanted(kv_bytes=1 << 30)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The graphs of tiny models go where they vanish; the slow tests use the user's own cache, for its model."""
+    slow = "slow" in request.config.option.markexpr and "not slow" not in request.config.option.markexpr
+    if not slow:
+        os.environ["SIDEPLUG_CACHE"] = OWN_CACHE.name
+    yield
+    OWN_CACHE.cleanup()
+
+
 class Cloud:
     """A real server in a thread: `url`, and the engine behind it for tests that look inside."""
 
-    def __init__(self, folder: Path, **limits: Any) -> None:
+    def __init__(self, folder: Path, wanted: Wanted = UNQUANTISED, **limits: Any) -> None:
         from sideplug.cloud.engine import Engine
+        from sideplug.cloud.engines import open_model
         from sideplug.cloud.server import CloudServer, Limits, bind
         from sideplug.cloud.store import find
         from sideplug.cloud.tokenizer import Tokenizer
-        from sideplug.cloud.torch_model import TorchModel
 
         self.base = find(str(folder))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.server = CloudServer(self.base, lambda: Engine(TorchModel(folder), Tokenizer(folder)), Limits(**limits))
+
+        def make() -> Engine:
+            return Engine(open_model(self.base, wanted).model, Tokenizer(folder))
+
+        self.server = CloudServer(self.base, make, Limits(**limits))
         self.engine = self.server.thread.engine
         self.url = self._call(self.server.start(bind("127.0.0.1", 0)))
 
@@ -137,8 +242,8 @@ class Cloud:
 
 
 @contextmanager
-def a_cloud(folder: Path, **limits: Any) -> Iterator[Cloud]:
-    cloud = Cloud(folder, **limits)
+def a_cloud(folder: Path, wanted: Wanted = UNQUANTISED, **limits: Any) -> Iterator[Cloud]:
+    cloud = Cloud(folder, wanted, **limits)
     try:
         yield cloud
     finally:
@@ -165,8 +270,6 @@ def a_session(url: str, plugin: Any = None, **settings: Any) -> Iterator[Any]:
 
 def a_plugin(base: str, kind: str = "ladder", scale: float = 0.5, seed: int = 3, **tap: Any) -> Any:
     """A plugin for the tiny models whose every parameter is random: its corrections change tokens."""
-    import numpy as np
-
     from sideplug.contract.tap import Tap
     from sideplug.device.plugin import Plugin
 

@@ -42,7 +42,8 @@ def served(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
     yield json.loads(line)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (0, "", "")
+    assert (process.returncode, out) == (0, "")
+    assert err == "arranging the weights for this CPU, once (some seconds)\n"
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def test_a_default_model_without_a_network(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 64, b"not a gguf at all" * 99])
 def test_a_file_that_is_no_gguf(run: Run, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.gguf").write_bytes(content)
-    sentence(run("pull", tmp_path / "x.gguf"), 2, "x.gguf can't be converted")
+    sentence(run("pull", tmp_path / "x.gguf"), 2, "x.gguf can't be read")
 
 
 def test_folders_that_are_no_models(run: Run, tiny: Path, tmp_path: Path) -> None:
@@ -295,7 +296,7 @@ def test_ctrl_c_in_training_keeps_a_checkpoint(run: Run, served: dict[str, Any],
 
 def test_ctrl_c_in_a_reply(served: dict[str, Any], tmp_path: Path) -> None:
     """The reply stops, what came stays on the screen, and the cloud has forgotten it."""
-    for attempt in range(5):
+    for attempt in range(20):
         process = start(
             "generate",
             "hi",
@@ -313,13 +314,13 @@ def test_ctrl_c_in_a_reply(served: dict[str, Any], tmp_path: Path) -> None:
         first = process.stdout.read(1)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
-        if process.returncode == 0:
+        if process.returncode == 0 or err == "sideplug: stopped\n":
             continue  # the tiny model had ended its reply before the signal came
         assert process.returncode == 1
         assert err.splitlines()[-1] == "sideplug: stopped in the middle of the reply"
         assert first + out
         return
-    pytest.fail("five replies ended before they could be interrupted")
+    pytest.fail("twenty replies ended before they could be interrupted")
 
 
 LITTLE_DISK = """
@@ -374,8 +375,8 @@ def test_a_cloud_that_dies_in_the_middle_of_a_reply(tiny: Path, tmp_path: Path) 
 
 def test_a_reader_that_leaves(served: dict[str, Any], tmp_path: Path) -> None:
     command = f"{sys.executable} -m sideplug generate hi --cloud {served['url']} --max-tokens 200 | head -c 1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False)
-    assert done.stderr == ""
+    done = subprocess.run(command, shell=True, capture_output=True, timeout=60, check=False)
+    assert done.stderr == b""  # (what came out is the first byte of a character, perhaps)
 
 
 def test_in_process_cloud_is_the_same(cloud: Cloud, run: Run) -> None:

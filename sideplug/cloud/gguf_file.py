@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sideplug.cloud.weights import GGUF_WEIGHTS, Gguf, Unfit
+from sideplug.contract.errors import UnknownModel
 
 _FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 # How the pretokenizers that llama.cpp names cut a text. GPT-2's own pattern is in the tokenizers library.
@@ -28,16 +29,14 @@ _CONTROL, _USER_DEFINED = 3, 4  # token types
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """Write the model folder of a GGUF file. Raises Unfit, OSError."""
+    """Write the model folder of a GGUF file. Raises Unfit, UnknownModel (a damaged file), OSError (a full disk)."""
     from gguf import GGUFReader
 
     try:
         reader = GGUFReader(path)
         header = {name: field.contents() for name, field in reader.fields.items()}
-    except OSError:
-        raise
     except Exception as error:  # whatever the library finds wrong with the file
-        raise Unfit(f"it can't be read: {error}") from error
+        raise UnknownModel(f"{path.name} can't be read: {str(error) or type(error).__name__}") from error
     names = {tensor.name for tensor in reader.tensors}
     config = _config(header, names)
     _write(folder / "config.json", config)

@@ -1,14 +1,17 @@
 """Which tokens run in the next step: every sequence that decodes, then as much prefill as the budget leaves.
 
 A sequence that waits for its device has nothing pending, so it takes no part and holds nobody up. Prefill is cut into
-chunks, smaller ones while others decode, so a long prompt does not stall them; prefills take turns.
-It does not know models, gates or sockets.
+chunks, smaller ones while others decode, so a long prompt does not stall them; prefills take turns. A chunk is never
+one token and never leaves one: an engine may sum a single token in another order than several, and then a text would
+depend on who else was in its step. It does not know models, gates or sockets.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
+
+from sideplug.contract.errors import InputError
 
 
 class Work(Protocol):
@@ -21,6 +24,7 @@ class Work(Protocol):
 
 
 W = TypeVar("W", bound=Work)
+LEAST = 3  # tokens of a step: two, where three are left
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,10 @@ class Budget:
 
     step_tokens: int = 512
     prefill_beside_decode_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if min(self.step_tokens, self.prefill_beside_decode_tokens) < LEAST:
+            raise InputError(f"a step must have at least {LEAST} tokens")
 
 
 class Scheduler:
@@ -47,9 +55,12 @@ class Scheduler:
         if batch:
             left = min(left, self.budget.prefill_beside_decode_tokens)
         for work in [work for work in works if work.pending > 1]:
-            if left <= 0:
-                break
-            ids = work.next_ids(min(work.pending, left))
+            count = min(work.pending, left)
+            if work.pending - count == 1:
+                count -= 1
+            if count < 2:
+                continue
+            ids = work.next_ids(count)
             batch.append((work, ids))
             left -= len(ids)
             works.remove(work)

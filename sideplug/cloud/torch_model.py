@@ -208,7 +208,7 @@ def _load_gguf(folder: Path, dtype: Any) -> tuple[Any, set[str]]:
     weights = weights_of(folder)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     names = set(lm.state_dict()) - tied
-    state = {name: torch.from_numpy(weights.array(name)) for name in names if weights.has(name)}
+    state = {name: torch.from_numpy(np.array(weights.array(name))) for name in names if weights.has(name)}
     lm.load_state_dict(state, strict=False)
     lm.tie_weights()
     return lm, names - set(state)

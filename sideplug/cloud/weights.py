@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 import numpy as np
+from safetensors import safe_open
 
 from sideplug.contract.errors import UnknownModel
 
@@ -91,7 +92,7 @@ class Weights(Protocol):
 
 
 class Safetensors:
-    """Every .safetensors of a folder, mapped. NumPy has no bfloat16, so the files are read by their header."""
+    """Every .safetensors of a folder, mapped. The library checks them; NumPy has no bfloat16, so it can't read them."""
 
     _TYPES: ClassVar = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "BF16": np.uint16}
 
@@ -99,6 +100,10 @@ class Safetensors:
         self._folder = folder
         self._found: dict[str, tuple[Path, int, dict]] = {}
         for path in sorted(folder.glob("*.safetensors")):
+            try:
+                safe_open(path, "np")
+            except Exception as error:  # the library's own class, or the system's
+                raise UnknownModel(f"the model in {folder} can't be loaded: {path.name}: {error}") from error
             with path.open("rb") as file:
                 (size,) = struct.unpack("<Q", file.read(8))
                 header = json.loads(file.read(size))

@@ -7,25 +7,28 @@ import numpy as np
 import pytest
 
 from sideplug.cloud.engine import HEAD_ROWS, Engine, Plug, Reading, Reply
+from sideplug.cloud.engines import open_model
+from sideplug.cloud.model import Model
 from sideplug.cloud.scheduler import Budget
+from sideplug.cloud.store import find
 from sideplug.cloud.tokenizer import TextStream, Tokenizer
-from sideplug.cloud.torch_model import TorchModel
 from sideplug.contract.errors import ProtocolError
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.wire import Frame, Kind
+from tests.conftest import UNQUANTISED
 
 TAP = Tap((0, 1, 2), 16)
 
 
 @pytest.fixture(scope="module")
-def parts(tiny: Path) -> tuple[TorchModel, Tokenizer]:
-    return TorchModel(tiny), Tokenizer(tiny)
+def parts(tiny: Path) -> tuple[Model, Tokenizer]:
+    return open_model(find(str(tiny)), UNQUANTISED).model, Tokenizer(tiny)
 
 
 @pytest.fixture
-def engine(parts: tuple[TorchModel, Tokenizer]) -> Engine:
+def engine(parts: tuple[Model, Tokenizer]) -> Engine:
     return Engine(*parts, Budget(64, 8))
 
 
@@ -35,7 +38,7 @@ def a_reply(
     heard: list[Frame] = []
     stream = TextStream(engine.tokenizer)
     plug = Plug(TAP, Gate(gate))
-    reply = Reply(ids, heard.append, engine.model.new_cache(), 1, plug, Sampling(**sampling), tokens, stream)
+    reply = Reply(ids, heard.append, engine.model.new_cache(100), 1, plug, Sampling(**sampling), tokens, stream)
     engine.add(reply)
     return reply, heard
 
@@ -43,7 +46,7 @@ def a_reply(
 def a_reading(engine: Engine, count: int, score: bool = False) -> tuple[Reading, list[Frame]]:
     heard: list[Frame] = []
     ids = np.random.default_rng(count).integers(2, 300, count).tolist()
-    reading = Reading(ids, heard.append, engine.model.new_cache(), 7, Plug(TAP, Gate("open")), 3, score)
+    reading = Reading(ids, heard.append, engine.model.new_cache(100), 7, Plug(TAP, Gate("open")), 3, score)
     engine.add(reading)
     return reading, heard
 
@@ -125,7 +128,7 @@ def test_one_works_fault_ends_that_work_only(engine: Engine, monkeypatch: pytest
 def test_a_step_that_fails_ends_its_batch_and_the_engine_goes_on(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(chunks: Any) -> Any:
+    def fail(chunks: Any, layers: Any) -> Any:
         raise MemoryError
 
     with monkeypatch.context() as patched:
@@ -138,7 +141,7 @@ def test_a_step_that_fails_ends_its_batch_and_the_engine_goes_on(
     assert fine[-1].kind is Kind.DONE
 
 
-def test_a_reading_is_the_same_in_one_chunk_and_in_many(parts: tuple[TorchModel, Tokenizer]) -> None:
+def test_a_reading_is_the_same_in_one_chunk_and_in_many(parts: tuple[Model, Tokenizer]) -> None:
     got = []
     for budget in (Budget(512), Budget(7)):
         engine = Engine(*parts, budget)

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+import pytest
+
 from sideplug.cloud.scheduler import Budget, Scheduler
+from sideplug.contract.errors import InputError
 
 
 @dataclass(eq=False)
@@ -30,6 +33,19 @@ def test_prefill_alone_takes_the_whole_budget_and_takes_turns() -> None:
     assert sizes(scheduler.pick(works)) == {"x": 100}
     assert sizes(scheduler.pick(works)) == {"y": 100}
     assert sizes(scheduler.pick(works)) == {"z": 30, "x": 70}
+
+
+def test_a_prompt_is_never_cut_to_one_token() -> None:
+    for prompt in range(2, 40):
+        for step in range(3, 12):
+            scheduler = Scheduler(Budget(step, step))
+            work = Work("x", prompt)
+            while work.pending:
+                ((_, ids),) = scheduler.pick([work])
+                assert 2 <= len(ids) <= step
+                work.pending -= len(ids)
+    with pytest.raises(InputError, match="at least 3 tokens"):
+        Budget(2)
 
 
 def test_nothing_ready() -> None:

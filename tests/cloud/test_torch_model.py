@@ -1,19 +1,27 @@
 """Packed = plain, for every architecture: the first of the three equalities, at the model's seam."""
 
+import shutil
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
-import torch
 
-from sideplug.cloud.cache import KVCache
 from sideplug.cloud.model import Chunk
-from sideplug.cloud.torch_model import TorchModel
+from sideplug.cloud.store import find
 from sideplug.contract.errors import UnknownModel
-from tests.conftest import ARCHITECTURES, make_lm
+from tests.conftest import ARCHITECTURES, make_lm, twin, write_gguf
+
+torch = twin("torch")
+pytestmark = pytest.mark.twin
+
+from sideplug.cloud.torch_cache import KVCache  # noqa: E402
+from sideplug.cloud.torch_model import TorchModel  # noqa: E402
 
 TOLERANCE = 2e-5  # of logits and states of order 1, float32
 
 
-def plain(lm: torch.nn.Module, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def plain(lm: Any, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """logits (T, V) and states (T, N+1, D) of transformers' own forward."""
     with torch.inference_mode():
         out = lm(torch.tensor([ids]), output_hidden_states=True)
@@ -87,7 +95,7 @@ def test_read_is_the_softmax_over_the_whole_vocabulary() -> None:
 
 
 def test_rotary_positions_that_depend_on_the_batch_are_refused() -> None:
-    import transformers
+    transformers = twin("transformers")
 
     config = transformers.LlamaConfig(
         vocab_size=90,
@@ -102,10 +110,24 @@ def test_rotary_positions_that_depend_on_the_batch_are_refused() -> None:
 
 
 def test_an_architecture_that_ignores_our_attention_is_refused() -> None:
-    import transformers
+    transformers = twin("transformers")
 
     config = transformers.MambaConfig(
         vocab_size=90, hidden_size=32, num_hidden_layers=2, state_size=4, intermediate_size=64, time_step_rank=2
     )
     with pytest.raises(UnknownModel, match="can't be run packed"):
         TorchModel.of(transformers.MambaForCausalLM(config))
+
+
+def test_weights_that_are_missing_are_not_made_up(tiny: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(tiny / "model.safetensors")
+    del weights["model.norm.weight"]
+    shutil.copytree(tiny, tmp_path / "m")
+    save_file(weights, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UnknownModel, match=r"lacks 1 of its weights: model\.norm\.weight"):
+        TorchModel(tmp_path / "m")
+    write_gguf(tmp_path / "m.gguf", tmp_path / "m")
+    with pytest.raises(UnknownModel, match=r"lacks 1 of its weights: model\.norm\.weight"):
+        TorchModel(find(str(tmp_path / "m.gguf")).folder)

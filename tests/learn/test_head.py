@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
 
 from sideplug.learn.head import Head, _logsumexp, fetch
-from tests.conftest import Cloud, a_session
+from tests.conftest import Cloud, a_session, twin
 
 V, D, T = 300, 16, 12
 rng = np.random.default_rng(0)
@@ -24,9 +23,11 @@ def full(scale: float = 1.0, softcap: float = 0.0) -> Head:
     return a_head(np.arange(V), np.zeros(0, int), scale, softcap)
 
 
+@pytest.mark.twin
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, 0.0), (0.5, 0.0), (1.0, 5.0)])
 def test_the_whole_vocabulary_is_the_plain_softmax(scale: float, softcap: float) -> None:
     head = full(scale, softcap)
+    torch = twin("torch")
     z = torch.tensor(Z, requires_grad=True)
     logits = (z @ torch.tensor(ROWS).T + torch.tensor(BIAS)) * scale
     logits = torch.tanh(logits / softcap) * softcap if softcap else logits

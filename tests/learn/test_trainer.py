@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from sideplug.contract.errors import InputError, PluginError, Stopped
 from sideplug.contract.tap import Tap
@@ -14,7 +13,7 @@ from sideplug.learn.data import Example
 from sideplug.learn.head import Head, fetch
 from sideplug.learn.tape import Tape, record, score
 from sideplug.learn.trainer import CHECKPOINT, Settings, State, Trainer
-from tests.conftest import Cloud, a_session
+from tests.conftest import Cloud, a_session, twin
 
 TAP = Tap((0, 1, 2), 16)
 FACTS = {"dog": "Pepper", "tea": "lapsang", "town": "Hamar", "sister": "Katrin", "day": "Thursday", "bank": "Midt"}
@@ -110,12 +109,14 @@ def test_early_stop_keeps_the_best_and_never_worse_than_the_base(
     assert trainer._held_loss(plugin.params) == pytest.approx(result.best_loss)
 
 
+@pytest.mark.twin
 def test_adamw_equals_torch(stage: tuple[Tape, Tape, Head, str], tmp_path: Path) -> None:
     train, held, head, base = stage
     trainer = Trainer(fresh(base), head, train, held, Settings(learning_rate=0.01, warmup_steps=1, clip=1e9), tmp_path)
     rng = np.random.default_rng(0)
     start = rng.normal(size=(5, 4)).astype(np.float32)
     state = State.new({"w": start.copy()})
+    torch = twin("torch")
     parameter = torch.nn.Parameter(torch.from_numpy(start.copy()))
     optimiser = torch.optim.AdamW([parameter], lr=0.01, weight_decay=0.1)
     for step in range(6):

@@ -68,7 +68,10 @@ class Store:
         value.tofile(self._file)
         self.tensors[name] = tensor
 
-    def close(self) -> None:
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
 

@@ -102,7 +102,8 @@ class OrtModel:
         self._slots = Slots(b.blocks, b.kv_heads, b.head_size, b.context, memory)
         self.bits = prepared.bits
         self._sessions: dict[Variant, Any] = {}
-        self._bindings: OrderedDict[tuple[Variant, tuple[tuple[int, int], ...]], Any] = OrderedDict()
+        # What is bound stays bound, so a binding is of one set of outputs: another's memory would be written to.
+        self._bindings: OrderedDict[tuple[Variant, tuple[tuple[int, int], ...], tuple[int, ...]], Any] = OrderedDict()
 
         self._warm_up()
 
@@ -152,13 +153,14 @@ class OrtModel:
     def _run(self, decode: Sequence[Chunk], chunks: Sequence[Chunk], layers: Collection[int]) -> dict[int, np.ndarray]:
         layout = lay_out(decode, chunks, self._slots.lengths)
         x = self._embed(layout.ids)
-        session, binding = self._bound(layout)
+        wanted = tuple(sorted({*layers, self.blocks} - {0}))
+        session, binding = self._bound(layout, wanted)
         shape: Any = (*layout.variant.shape(len(x)), self.width)
         binding.bind_cpu_input("x", x.reshape(shape))
         for name, value in layout.small.items():
             binding.bind_cpu_input(name, value)
         found = {0: x}
-        for layer in {*layers, self.blocks} - {0}:
+        for layer in wanted:
             found[layer] = np.empty_like(x)
             name = "z" if layer == self.blocks else f"h{layer}"
             binding.bind_output(name, "cpu", 0, np.float32, shape, found[layer].ctypes.data)
@@ -167,12 +169,12 @@ class OrtModel:
             chunk.cache.advance(len(chunk.ids))
         return found
 
-    def _bound(self, layout: Layout) -> tuple[Any, Any]:
-        """The graph of a layout and its slots' memory, bound."""
+    def _bound(self, layout: Layout, wanted: tuple[int, ...]) -> tuple[Any, Any]:
+        """The graph of a layout, and a binding of its slots' memory for these outputs."""
         session = self._sessions.get(layout.variant)
         if session is None:
             session = self._sessions[layout.variant] = self._prepared.session(layout.variant)
-        key = (layout.variant, layout.slots)
+        key = (layout.variant, layout.slots, wanted)
         binding = self._bindings.pop(key, None)
         if binding is None:
             binding = session.io_binding()

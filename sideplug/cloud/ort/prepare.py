@@ -22,6 +22,7 @@ from onnx import ModelProto, TensorProto
 
 from sideplug.cloud.ort.blueprint import Blueprint
 from sideplug.cloud.ort.graph import (
+    ALIGN,
     Store,
     Variant,
     build,
@@ -34,7 +35,7 @@ from sideplug.cloud.ort.graph import (
 from sideplug.cloud.weights import BLOCK, Blocks, Unfit, weights_of
 from sideplug.contract.errors import Stopped
 
-FORMAT = 2  # of what is kept: counted up when the graph changes
+FORMAT = 3  # of what is kept: counted up when the graph changes
 BODY, HEAD = "body", "head"
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -126,18 +127,15 @@ def start_pool(threads: int) -> int:
 def _make(folder: Path, b: Blueprint, bits: int, aside: Path) -> None:
     weights = weights_of(folder)
     tied = b.tied or not weights.has("lm_head.weight")
-    store = Store(aside / "body.raw")
-    store_weights(b, weights, bits, store)
-    store.close()
+    with Store(aside / f"{BODY}.raw") as store:
+        store_weights(b, weights, bits, store)
     _pack(build(b, Variant(1, 1), store.tensors), aside, BODY)
-    store = Store(aside / "head.raw")
-    store_matrix("head", [EMBEDDING if tied else "lm_head.weight"], weights, bits, store)
-    store.close()
+    with Store(aside / f"{HEAD}.raw") as store:
+        store_matrix("head", [EMBEDDING if tied else "lm_head.weight"], weights, bits, store)
     _pack(build_head(b, store.tensors), aside, HEAD)
     if not tied:
-        store = Store(aside / "embedding.bin")
-        store_matrix("embedding", [EMBEDDING], weights, bits, store)
-        store.close()
+        with Store(aside / "embedding.bin") as store:
+            store_matrix("embedding", [EMBEDDING], weights, bits, store)
         tensors = onnx.GraphProto(initializer=list(store.tensors.values()))
         (aside / "embedding.pb").write_bytes(tensors.SerializeToString())
 
@@ -148,16 +146,66 @@ def _pack(model: ModelProto, folder: Path, name: str) -> None:
     plain = folder / f"{name}.plain.onnx"
     _write(model, plain)
     options = _options()
-    options.optimized_model_filepath = str(folder / f"{name}.onnx")
+    loose = folder / f"{name}.loose.onnx"
+    options.optimized_model_filepath = str(loose)
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{name}.bin")
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{name}.loose")
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     try:
-        onnxruntime.InferenceSession(str(plain), options, providers=["CPUExecutionProvider"])
+        first = onnxruntime.InferenceSession(str(plain), options, providers=["CPUExecutionProvider"])
+        _write(_aligned(onnx.load(loose, load_external_data=False), folder, name), folder / f"{name}.onnx")
+        want, got = (_try(session) for session in (first, _open(folder / f"{name}.onnx")))
     except Exception as error:  # whatever ONNX Runtime finds wrong with the graph
         raise Unfit(f"ONNX Runtime refuses its graph: {str(error).splitlines()[0]}") from error
-    plain.unlink()
-    raw.unlink()
+    if not all(np.array_equal(a, b) and np.isfinite(a).all() for a, b in zip(want, got, strict=True)):
+        raise Unfit("its weights, kept as ONNX Runtime arranges them, give other results than its file's")
+    for file in (plain, raw, loose, folder / f"{name}.loose"):
+        file.unlink()
+
+
+def _try(session: onnxruntime.InferenceSession) -> list[np.ndarray]:
+    """What a graph gives for one decode row and a chunk of three tokens, or, without attention, for any rows."""
+    small = {"seen_d": [0], "total_d": [1], "seen_c0": [2], "total_c0": [3], "split": [1, 3]}
+    rows, rng = 4, np.random.default_rng(0)
+    feed: dict[str, np.ndarray] = {}
+    for taken in session.get_inputs():
+        kind = np.dtype({"tensor(float)": "f4", "tensor(int32)": "i4", "tensor(int64)": "i8"}[taken.type])
+        if taken.name in small:
+            feed[taken.name] = np.array(small[taken.name], kind)
+        else:
+            sizes = {"R": rows, "B": 1, "slot": 8}
+            shape = [sizes.get(size, size) for size in taken.shape]
+            feed[taken.name] = rng.normal(size=shape).astype(kind)
+    names = [given.name for given in session.get_outputs() if not given.name.startswith("new_")]
+    return session.run(names, feed)
+
+
+def _aligned(model: ModelProto, folder: Path, name: str) -> ModelProto:
+    """Move what ONNX Runtime wrote into a file where everything is aligned.
+
+    A prepacked matrix has inner parts at aligned addresses. ONNX Runtime writes small ones anywhere in the file; mapped
+    from there, their parts would be looked for in the wrong places, and the products come out as nonsense.
+    """
+    with (folder / f"{name}.loose").open("rb") as source, (folder / f"{name}.bin").open("wb") as out:
+
+        def move(offset: str, length: str) -> int:
+            out.write(b"\0" * (-out.tell() % ALIGN))
+            start = out.tell()
+            source.seek(int(offset))
+            out.write(source.read(int(length)))
+            return start
+
+        for tensor in model.graph.initializer:
+            where = {entry.key: entry for entry in tensor.external_data}
+            if where:
+                where["offset"].value = str(move(where["offset"].value, where["length"].value))
+                where["location"].value = f"{name}.bin"
+            for key, entry in where.items():
+                if key.startswith("prepacked"):  # kernel+hash|offset;length;checksum|…
+                    kernel, *parts = entry.value.split("|")
+                    moved = [part.split(";") for part in parts]
+                    entry.value = "|".join([kernel, *(f"{move(o, n)};{n};{c}" for o, n, c in moved)])
+    return model
 
 
 def _open(path: Path) -> onnxruntime.InferenceSession:

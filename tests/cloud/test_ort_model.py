@@ -1,0 +1,174 @@
+"""The onnx engine: transformers' equal where nothing is quantised, and its own to the bit, however a step is cut."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from sideplug.cloud.engines import open_model
+from sideplug.cloud.model import Chunk
+from sideplug.cloud.ort import blueprint, prepare
+from sideplug.cloud.ort.model import CHUNKS, OrtModel
+from sideplug.cloud.store import find
+from sideplug.cloud.weights import quantise
+from sideplug.contract.errors import Busy, UnknownModel
+from tests.conftest import ARCHITECTURES, EIGHT_BITS, UNQUANTISED, Wanted, make_folder, make_lm, twin
+
+TOLERANCE = 2e-5  # of logits and states of order 1, float32
+LAYERS = range(3)
+
+
+def texts(*lengths: int) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 90, n).tolist() for n in lengths]
+
+
+def in_pieces(model: Any, asked: list[list[int]], sizes: tuple[int, ...], seed: int = 0) -> list[Any]:
+    """(logits, states) of every text, run together in pieces of random sizes; 0: it sits a step out."""
+    rng = np.random.default_rng(seed)
+    caches = [model.new_cache(64) for _ in asked]
+    got: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in asked]
+    while any(cache.length < len(ids) for cache, ids in zip(caches, asked, strict=True)):
+        chunks, owners = [], []
+        for i, (cache, ids) in enumerate(zip(caches, asked, strict=True)):
+            left = len(ids) - cache.length
+            count = min(left, int(rng.choice(sizes)))
+            if count:
+                chunks.append(Chunk(ids[cache.length : cache.length + count], cache))
+                owners.append(i)
+        if not chunks:
+            continue
+        out = model.forward(chunks, LAYERS)
+        row = 0
+        for i, chunk in zip(owners, chunks, strict=True):
+            rows = slice(row, row + len(chunk.ids))
+            got[i].append((model.logits(out.z(rows)), out.tapped(rows, LAYERS)))
+            row = rows.stop
+    return [tuple(np.concatenate(part) for part in zip(*parts, strict=True)) for parts in got]
+
+
+@pytest.fixture(scope="module")
+def eight(tiny: Path) -> Any:
+    return open_model(find(str(tiny)), EIGHT_BITS).model
+
+
+@pytest.mark.twin
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "qwen2", "smollm3", "gemma", "llama3-rope", "untied"])
+def test_it_equals_transformers(architecture: str, tmp_path: Path) -> None:
+    torch = twin("torch")
+    folder = make_folder(tmp_path / "m", architecture)
+    asked = texts(23, 14, 1, 9, 40)
+    model = open_model(find(str(folder)), Wanted(engine="onnx", bits="16", kv_bytes=1 << 30)).model
+    lm = make_lm(architecture, model.vocab)
+    for ids, (logits, states) in zip(asked, in_pieces(model, asked, (0, 1, 1, 2, 5)), strict=True):
+        with torch.inference_mode():
+            out = lm(torch.tensor([ids]), output_hidden_states=True)
+        np.testing.assert_allclose(logits, out.logits[0].numpy(), atol=TOLERANCE, rtol=TOLERANCE)
+        want = torch.stack([h[0] for h in out.hidden_states], 1).numpy()
+        np.testing.assert_allclose(states, want, atol=2e-4, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["several", "one by one"])
+def test_how_a_step_is_cut_changes_no_bit(eight: OrtModel, kind: str) -> None:
+    """Chunks of two or more, of whatever sizes beside whomever, sum alike; so do single tokens. (The two differ.)"""
+    asked = texts(*([30] * (CHUNKS + 2)))
+    if kind == "several":
+        alone = [in_pieces(eight, [ids], (30,))[0] for ids in asked]
+        ways = [in_pieces(eight, asked, sizes, seed) for seed, sizes in enumerate(((2,), (0, 2, 4), (6, 10, 0)))]
+    else:
+        alone = [in_pieces(eight, [ids], (1,))[0] for ids in asked]
+        ways = [in_pieces(eight, asked, (0, 1), seed) for seed in range(3)]
+    for way in ways:
+        for (logits, states), (want_logits, want_states) in zip(way, alone, strict=True):
+            np.testing.assert_array_equal(states, want_states)
+            np.testing.assert_array_equal(logits, want_logits)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_is_the_dequantised_model_to_within_its_activations(tiny: Path, tmp_path: Path, bits: int) -> None:
+    """The same rounded weights, once in blocks and once in float32: only the inputs' rounding to 8 bits is between."""
+    folder = tmp_path / "m"
+    shutil.copytree(tiny, folder)
+    weights = load_file(folder / "model.safetensors")
+    for name, value in weights.items():
+        if value.ndim == 2:
+            weights[name] = quantise(value, bits).rows(slice(None))
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    asked = texts(60)
+    rounded, plain = (
+        in_pieces(open_model(find(str(path)), Wanted(bits=b, kv_bytes=1 << 30)).model, asked, (60,))[0][0]
+        for path, b in ((tiny, str(bits)), (folder, "16"))
+    )
+    assert 0 < np.abs(rounded - plain).mean() / np.abs(plain).mean() < 0.08
+
+
+def test_a_trimmed_cache_goes_on_as_if_it_had_never_been_longer(eight: OrtModel) -> None:
+    (ids,) = texts(30)
+    straight, cache = eight.new_cache(64), eight.new_cache(64)
+    want = eight.forward([Chunk(ids, straight)]).z([-1])
+    eight.forward([Chunk(ids[:20] + [7, 8, 9], cache)])
+    cache.trim(20)
+    np.testing.assert_array_equal(eight.forward([Chunk(ids[20:], cache)]).z([-1]), want)
+
+
+def test_layers_that_were_not_asked_for_are_never_written(eight: OrtModel) -> None:
+    """The same sessions, with and without taps, in turn: a binding of one must not write into the other's memory."""
+    (ids,) = texts(40)
+    cache = eight.new_cache(64)
+    kept = []
+    for i, token in enumerate(ids):
+        out = eight.forward([Chunk([token], cache)], LAYERS if i % 2 else ())
+        kept.append((out, out.z([0]).copy()))
+    for out, z in kept:
+        np.testing.assert_array_equal(out.z([0]), z)
+
+
+def test_memory_is_promised_and_given_back(tiny: Path) -> None:
+    model: Any = open_model(find(str(tiny)), Wanted(kv_bytes=100 * 2 * 2 * 2 * 16 * 4)).model  # of 100 tokens
+    first = model.new_cache(60)
+    with pytest.raises(Busy, match="try later"):
+        model.new_cache(60)
+    second = model.new_cache(40)
+    assert (first.slot, second.slot) == (0, 1)
+    model.forward([Chunk([1, 2, 3], first)])
+    del first
+    third = model.new_cache(60)
+    assert (third.slot, third.length) == (0, 0)
+    np.testing.assert_array_equal(
+        model.forward([Chunk([1, 2, 3], third)]).z([2]), model.forward([Chunk([1, 2, 3], second)]).z([2])
+    )
+
+
+def test_the_second_start_maps_what_the_first_has_made(tiny: Path, tmp_path: Path) -> None:
+    base, said = find(str(tiny)), []
+    shape = blueprint.read(tiny)
+    prepare.start_pool(2)
+    first = prepare.prepare(tiny, shape, base.fingerprint, 8, tmp_path, said.append)
+    assert len(said) == 1
+    files = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
+    assert {path.name for path in files} == {"body.onnx", "body.bin", "head.onnx", "head.bin"}
+    again = prepare.prepare(tiny, shape, base.fingerprint, 8, tmp_path, said.append)
+    assert len(said) == 1
+    assert {path: path.stat().st_mtime_ns for path in again.folder.iterdir()} == files
+
+
+def test_what_the_graph_does_not_know_goes_to_torch_and_says_why(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "m")
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"llama"', '"mamba"'))
+    with pytest.raises(UnknownModel, match="onnx engine can't run .*: its architecture is mamba"):
+        open_model(find(str(folder)), Wanted(engine="onnx"))
+
+
+def test_a_weight_that_is_missing_is_said(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UnknownModel, match=r"lacks its weight model\.layers\.1\.mlp\.up_proj\.weight"):
+        open_model(find(str(folder)), UNQUANTISED)
