@@ -1,9 +1,10 @@
-# make setup | demo | test | test-slow | lint | docs
+# make setup | demo | test | test-twins | test-slow | bench | lint | docs
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
+TWINS := $(VENV)/ready-twins
 
-.PHONY: setup demo test test-slow lint docs clean
+.PHONY: setup setup-twins demo test test-twins test-slow bench lint docs clean
 
 setup: $(READY)
 
@@ -11,9 +12,16 @@ setup: $(READY)
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"sideplug needs Python 3.11 or newer, $(PYTHON) is {v.major}.{v.minor}: give another with make PYTHON=python3.11 setup")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[cloud,bench,dev]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $(READY)
+
+# torch, transformers and the benchmarks' rivals: what ours is held against.
+setup-twins: $(TWINS)
+
+$(TWINS): $(READY)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
+	@touch $(TWINS)
 
 demo: $(READY)
 	$(VENV)/bin/python examples/demo.py
@@ -21,8 +29,14 @@ demo: $(READY)
 test: $(READY)
 	$(VENV)/bin/python -m pytest
 
-test-slow: $(READY)
+test-twins: $(TWINS)
+	$(VENV)/bin/python -m pytest -m 'twin and not slow'
+
+test-slow: $(TWINS)
 	$(VENV)/bin/python -m pytest -m slow
+
+bench: $(TWINS)
+	$(VENV)/bin/python bench/decode.py
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

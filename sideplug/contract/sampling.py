@@ -53,15 +53,21 @@ def _must(name: str, value: Any, ok: bool, allowed: str) -> None:
         raise InputError(f"{name} must be {allowed}, got {value}")
 
 
-def gumbel(seed: int, position: int, size: int) -> np.ndarray:
-    """Standard Gumbel noise (size,) float64 of one position; a longer `size` only appends."""
-    bits = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, position]))
-    uniform = bits.random(size)
+def uniform(seed: int, position: int, size: int) -> np.ndarray:
+    """Numbers in [0, 1), (size,) float64, of one position; a longer `size` only appends."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, position])).random(size)
+
+
+def gumbel(uniform: np.ndarray) -> np.ndarray:
+    """Standard Gumbel noise of uniform numbers; it grows with them."""
     return -np.log(-np.log(uniform + 1e-300) + 1e-300)
 
 
 def choose(logits_V: np.ndarray, sampling: Sampling, position: int, context: Sequence[int] = ()) -> int:
-    """The token id for `position` (its index in the whole text). `context`: ids so far, for the repetition penalty."""
+    """The token id for `position` (its index in the whole text). `context`: ids so far, for the repetition penalty.
+
+    The Gumbel-max trick: the best of score + noise is a sample of the softmax. Only what may win is computed.
+    """
     if sampling.repetition_penalty != 1.0 and len(context):
         logits_V = logits_V.copy()
         seen = np.unique(np.asarray(context))
@@ -70,15 +76,34 @@ def choose(logits_V: np.ndarray, sampling: Sampling, position: int, context: Seq
         logits_V[seen] = np.where(scores > 0, scores / penalty, scores * penalty)
     if sampling.temperature == 0:
         return int(np.argmax(logits_V))
-    kept = np.arange(logits_V.size)
+    scores, kept = logits_V.astype(np.float64) / sampling.temperature, None
     if 0 < sampling.top_k < logits_V.size:
         kept = np.sort(np.argpartition(logits_V, -sampling.top_k)[-sampling.top_k :])
-    scores = logits_V[kept].astype(np.float64) / sampling.temperature
+        scores = scores[kept]
     if sampling.top_p < 1:
-        order = np.argsort(-scores, kind="stable")
-        p = np.exp(scores[order] - scores[order[0]])
-        before = np.cumsum(p) - p  # the mass before each token; the first is always kept
-        keep = np.sort(order[before < sampling.top_p * p.sum()])
-        kept, scores = kept[keep], scores[keep]
-    noise = gumbel(sampling.seed, position, int(kept[-1]) + 1)[kept]
-    return int(kept[np.argmax(scores + noise)])
+        inside = _nucleus(scores, sampling.top_p)
+        kept, scores = (inside if kept is None else kept[inside]), scores[inside]
+    numbers = uniform(sampling.seed, position, logits_V.size if kept is None else int(kept[-1]) + 1)
+    numbers = numbers if kept is None else numbers[kept]
+    # Nobody's noise is above that of the largest number: what can't reach the best score's sum so can't win.
+    best = int(np.argmax(scores))
+    lead = gumbel(numbers.max()) - gumbel(numbers[best])
+    may_win = np.flatnonzero(scores >= scores[best] - lead - 1e-9)
+    winner = may_win[np.argmax(scores[may_win] + gumbel(numbers[may_win]))]
+    return int(winner if kept is None else kept[winner])
+
+
+def _nucleus(scores: np.ndarray, top_p: float) -> np.ndarray:
+    """Indices, ascending, of the best scores whose mass before each is below top_p; equal ones in their own order."""
+    p = np.exp(scores - scores.max())
+    enough = top_p * p.sum()
+    count = 256
+    while True:
+        count = min(count, scores.size)
+        least = np.partition(scores, -count)[-count]
+        found = np.flatnonzero(scores >= least)
+        order = found[np.argsort(-scores[found], kind="stable")]
+        before = np.cumsum(p[order]) - p[order]
+        if count == scores.size or before[-1] + p[order[-1]] >= enough:
+            return np.sort(order[before < enough])
+        count *= 8

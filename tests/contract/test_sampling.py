@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sideplug.contract.errors import InputError
-from sideplug.contract.sampling import Sampling, choose, gumbel
+from sideplug.contract.sampling import Sampling, choose, gumbel, uniform
 
 LOGITS = np.array([0.0, 2.0, 1.0, -1.0, 1.9], np.float32)
 
@@ -14,9 +14,9 @@ def test_greedy_takes_the_best() -> None:
 
 
 def test_noise_depends_on_seed_and_position_only() -> None:
-    np.testing.assert_array_equal(gumbel(1, 2, 50), gumbel(1, 2, 99)[:50])
-    assert not np.array_equal(gumbel(1, 2, 50), gumbel(1, 3, 50))
-    assert not np.array_equal(gumbel(1, 2, 50), gumbel(2, 2, 50))
+    np.testing.assert_array_equal(uniform(1, 2, 50), uniform(1, 2, 99)[:50])
+    assert not np.array_equal(uniform(1, 2, 50), uniform(1, 3, 50))
+    assert not np.array_equal(uniform(1, 2, 50), uniform(2, 2, 50))
 
 
 def test_frequencies_are_the_softmax() -> None:
@@ -40,6 +40,35 @@ def test_a_filter_does_not_change_the_noise_of_what_it_keeps() -> None:
         free = choose(LOGITS, Sampling(1.5), i)
         if free in (1, 4):
             assert choose(LOGITS, Sampling(1.5, top_k=2), i) == free
+
+
+def naive(logits: np.ndarray, sampling: Sampling, position: int) -> int:
+    """Everything is sorted and everything gets its noise."""
+    scores = logits.astype(np.float64) / sampling.temperature
+    kept = np.arange(logits.size)
+    if 0 < sampling.top_k < logits.size:
+        kept = np.sort(np.argsort(-logits, kind="stable")[: sampling.top_k])
+    order = kept[np.argsort(-scores[kept], kind="stable")]
+    p = np.exp(scores - scores[kept].max())
+    before = np.cumsum(p[order]) - p[order]
+    kept = np.sort(order[before < sampling.top_p * p[kept].sum()]) if sampling.top_p < 1 else kept
+    return int(kept[np.argmax(scores[kept] + gumbel(uniform(sampling.seed, position, logits.size))[kept])])
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize("size", [1, 2, 300, 5000])
+def test_only_what_may_win_is_computed_and_nothing_else_changes(size: int, spread: float) -> None:
+    rng = np.random.default_rng(size)
+    for position in range(40):
+        logits = np.round(rng.normal(0, spread, size), 1).astype(np.float32)  # rounded: many are equal
+        for top_k, top_p in ((0, 1.0), (0, 0.9), (0, 0.2), (0, 0.999)):
+            sampling = Sampling(0.8, top_k, top_p, seed=3)
+            assert choose(logits, sampling, position) == naive(logits, sampling, position)
+        distinct = rng.permutation(size).astype(np.float32) * spread / size
+        assert (
+            choose(distinct, Sampling(1.0, 40, 0.9), position) == naive(distinct, Sampling(1.0, 40, 0.9), position)
+            or not spread
+        )
 
 
 def test_repetition_penalty() -> None:
