@@ -17,9 +17,9 @@ import psutil
 
 
 @contextmanager
-def served(model: str) -> Iterator[tuple[str, psutil.Process]]:
+def served(model: str, *options: str) -> Iterator[tuple[str, psutil.Process]]:
     """`sideplug serve` as a user starts it: (its URL, its process)."""
-    command = [sys.executable, "-m", "sideplug", "serve", model, "--port", "0", "--json"]
+    command = [sys.executable, "-m", "sideplug", "serve", model, "--port", "0", "--json", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -43,7 +43,7 @@ def sideplug(*arguments: Any) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """Cores, memory, versions: what a figure stands with."""
-    packages = ("torch", "transformers", "peft", "numpy", "sideplug")
+    packages = ("onnxruntime", "torch", "transformers", "peft", "xllamacpp", "numpy", "sideplug")
     return {
         "cpu": next(
             (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),

@@ -217,14 +217,12 @@ class Gguf:
 def matrix(weights: Weights, names: list[str], bits: int) -> Blocks:
     """These matrices, stacked, in blocks of 4 or 8 bits: the file's own where it has them at these bits.
 
-    `bits` 0: the file's own, or 8 bits where it has none, or where they have offsets (Q4_1), which cost more time than
-    twice the bytes do.
+    `bits` 0: the file's own, or 8 bits where it has none.
     """
     found = [weights.blocks(name) for name in names]
     have = [part for part in found if part]
     kinds = {part.bits for part in have}
-    own = len(have) == len(names) and len(kinds) == 1
-    if own and (bits in kinds or (not bits and all(part.offsets is None for part in have))):
+    if len(have) == len(names) and len(kinds) == 1 and (not bits or bits in kinds):
         return stack(have)
     return stack([quantise(weights.array(name), bits or 8) for name in names])
 

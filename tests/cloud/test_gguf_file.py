@@ -38,8 +38,8 @@ def test_blocks_are_what_the_file_says(tiny: Path, tmp_path: Path, kind: str) ->
     own = {"Q8_0": 8, "Q4_0": 4, "Q4_1": 4}.get(kind)
     for bits in (0, 4, 8):
         blocks = matrix(weights, NAMES, bits)
-        assert blocks.bits == (bits or {"Q4_0": 4}.get(kind, 8))
-        if bits == own or (not bits and kind in ("Q8_0", "Q4_0")):
+        assert blocks.bits == (bits or own or 8)
+        if own and bits in (0, own):
             np.testing.assert_allclose(blocks.rows(slice(None)), want, rtol=0, atol=1e-7)
         elif blocks.bits == 8:
             np.testing.assert_allclose(blocks.rows(slice(None)), want, atol=np.abs(want).max() / 250)

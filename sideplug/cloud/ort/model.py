@@ -16,9 +16,10 @@ import numpy as np
 
 from sideplug.cloud.memory import KVMemory
 from sideplug.cloud.model import Chunk
+from sideplug.cloud.ort.arrange import start_pool
 from sideplug.cloud.ort.blueprint import Blueprint
 from sideplug.cloud.ort.graph import Variant
-from sideplug.cloud.ort.prepare import Prepared, prepare, start_pool
+from sideplug.cloud.ort.prepare import Prepared, prepare
 from sideplug.cloud.ort.slots import SlotCache, Slots
 from sideplug.cloud.store import Base
 from sideplug.cloud.weights import Blocks
