@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sideplug.cloud.weights import GGUF_WEIGHTS, Gguf, Unfit
+from sideplug.cloud.weights import GGUF_INDEX, GGUF_WEIGHTS, Gguf, Unfit
 from sideplug.contract.errors import UnknownModel
 
 _FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -43,6 +43,16 @@ def unpack(path: Path, folder: Path) -> None:
     _write_tokenizer(header, folder)
     ids = {name: header[f"tokenizer.ggml.{name}"] for name in ("bos_token_id", "eos_token_id") if _has(header, name)}
     _write(folder / "generation_config.json", ids)
+    index = {
+        tensor.name: {
+            "type": tensor.tensor_type.name,
+            "dtype": str(tensor.data.dtype),
+            "shape": list(tensor.data.shape),
+            "offset": int(tensor.data_offset),
+        }
+        for tensor in reader.tensors
+    }
+    _write(folder / GGUF_INDEX, index)
     try:
         os.link(path, folder / GGUF_WEIGHTS)
     except OSError:  # another file system

