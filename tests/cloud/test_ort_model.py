@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,25 @@ def test_quantised_is_the_dequantised_model_to_within_its_activations(tiny: Path
         for path, b in ((tiny, str(bits)), (folder, "16"))
     )
     assert 0 < np.abs(rounded - plain).mean() / np.abs(plain).mean() < 0.08
+
+
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+def test_read_is_the_softmax_over_the_whole_vocabulary(tmp_path: Path, softcap: float) -> None:
+    folder = make_folder(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "final_logit_softcapping": softcap}))
+    model = open_model(find(str(folder)), UNQUANTISED).model
+    z = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
+    targets = np.array([1, 2, 3, 4, 89], np.int32)
+    logp, top, lse = model.read(z, targets, 4)
+    logits = model.logits(z).astype(np.float64)
+    rows = model.head_rows(np.arange(model.vocab))[0].astype(np.float64)
+    plain = z.astype(np.float64) @ rows.T
+    np.testing.assert_allclose(logits, np.tanh(plain / softcap) * softcap if softcap else plain, atol=1e-4)
+    want = np.log(np.exp(logits).sum(1))
+    np.testing.assert_allclose(lse, want, rtol=1e-5)
+    np.testing.assert_allclose(logp, logits[np.arange(5), targets] - want, rtol=1e-4)
+    np.testing.assert_array_equal(top, np.argsort(-logits, 1)[:, :4])
 
 
 def test_a_trimmed_cache_goes_on_as_if_it_had_never_been_longer(eight: OrtModel) -> None:

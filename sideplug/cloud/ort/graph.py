@@ -143,6 +143,10 @@ class Builder:
         self.used[name] = numpy_helper.from_array(np.array(values, np.int64), name)
         return name
 
+    def number(self, name: str, value: float) -> str:
+        self.used[name] = numpy_helper.from_array(np.array(value, np.float32), name)
+        return name
+
     def node(self, op: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op, inputs, outputs, domain=domain, **attributes))
         return outputs[0]
@@ -292,11 +296,29 @@ def _attend(g: Builder, b: Blueprint, i: int, group: str, qkv: str, shaped: bool
     return g.node("GroupQueryAttention", inputs, outputs, MS, **how)
 
 
-def build_head(b: Blueprint, tensors: dict[str, TensorProto]) -> ModelProto:
-    """z (R, D) → logits (R, V)."""
+def build_head(b: Blueprint, tensors: dict[str, TensorProto], reads: bool = False) -> ModelProto:
+    """z (R, D) → logits (R, V). Where it `reads`: with targets (R, 1) and top (1,) → what `model.Model.read` gives."""
     g = Builder(tensors)
-    out = g.linear(g.input("z", TensorProto.FLOAT, ["R", b.width]), "head")
-    g.output(out, ["R", b.vocab])
+    logits = g.linear(g.input("z", TensorProto.FLOAT, ["R", b.width]), "head")
+    if b.softcap:
+        cap = g.number("softcap", b.softcap)
+        bent = g.node("Tanh", [g.node("Div", [logits, cap], ["bent"])], ["tanh"])
+        logits = g.node("Mul", [bent, cap], ["capped"])
+    if not reads:
+        g.output(logits, ["R", b.vocab])
+        return g.model()
+    targets, top = g.input("targets", TensorProto.INT64, ["R", 1]), g.input("top", TensorProto.INT64, [1])
+    # log of the sum of exp, by hand: the operator of that name takes four times as long.
+    axis = g.constant("axis", [1])
+    most = g.node("ReduceMax", [logits, axis], ["most"], keepdims=1)
+    exp = g.node("Exp", [g.node("Sub", [logits, most], ["below"])], ["exp"])
+    log = g.node("Log", [g.node("ReduceSum", [exp, axis], ["sum"], keepdims=1)], ["log"])
+    lse = g.node("Add", [log, most], ["lse"])
+    g.node("Sub", [g.node("GatherElements", [logits, targets], ["chosen"], axis=1), lse], ["logp"])
+    g.node("TopK", [logits, top], ["values", "best"], axis=1)
+    g.output("logp", ["R", 1])
+    g.output("lse", ["R", 1])
+    g.outputs.append(helper.make_tensor_value_info("best", TensorProto.INT64, ["R", "K"]))
     return g.model()
 
 

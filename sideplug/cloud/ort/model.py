@@ -96,7 +96,7 @@ class OrtModel:
         self.logit_scale, self.softcap = 1.0, b.softcap
         self._prepared = prepared
         self._blueprint = b
-        self._head = prepared.head()
+        self._head, self._reader = prepared.head(), prepared.reader()
         self._head_matrix, self._head_bias = prepared.head_matrix()
         self._embedding = prepared.embedding()
         memory = KVMemory(kv_limit_bytes, b.kv_bytes_per_token)
@@ -200,19 +200,14 @@ class OrtModel:
         return np.ascontiguousarray(x * np.float32(self._blueprint.embedding_scale))
 
     def logits(self, z_TD: np.ndarray) -> np.ndarray:
-        (raw,) = self._head.run(None, {"z": np.ascontiguousarray(z_TD, np.float32)})
-        if self.softcap:
-            raw = np.tanh(raw / self.softcap) * self.softcap
-        return raw
+        (logits,) = self._head.run(None, {"z": np.ascontiguousarray(z_TD, np.float32)})
+        return logits
 
     def read(self, z_TD: np.ndarray, targets: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        logits = self.logits(z_TD)
-        most = logits.max(1, keepdims=True)
-        lse = (np.log(np.exp(logits - most).sum(1, keepdims=True)) + most)[:, 0]
-        logp = np.take_along_axis(logits, targets.astype(np.int64)[:, None], 1)[:, 0] - lse
-        best = np.argpartition(-logits, min(top, logits.shape[1]) - 1, 1)[:, :top]
-        order = np.argsort(-np.take_along_axis(logits, best, 1), 1, kind="stable")
-        return logp, np.take_along_axis(best, order, 1).astype(np.int32), lse
+        feed = {"z": np.ascontiguousarray(z_TD, np.float32), "targets": targets.astype(np.int64)[:, None]}
+        feed["top"] = np.array([min(top, self.vocab)], np.int64)
+        logp, best, lse = self._reader.run(["logp", "best", "lse"], feed)
+        return logp[:, 0], best.astype(np.int32), lse[:, 0]
 
     def head_rows(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         index = ids.astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import TensorProto
+from onnx import ModelProto, TensorProto
 
 from sideplug.cloud.ort.arrange import arrange, open_session, write
 from sideplug.cloud.ort.block_sums import places, write_sums
@@ -51,10 +52,17 @@ class Prepared:
         return {tensor.name: tensor for model in models for tensor in model.graph.initializer}
 
     def session(self, variant: Variant) -> onnxruntime.InferenceSession:
-        path = self.folder / f"{variant.name}.onnx"
+        return self._further(variant.name, lambda: build(self.blueprint, variant, self.tensors))
+
+    def reader(self) -> onnxruntime.InferenceSession:
+        return self._further("read", lambda: build_head(self.blueprint, self.tensors, reads=True))
+
+    def _further(self, name: str, make: Callable[[], ModelProto]) -> onnxruntime.InferenceSession:
+        """A graph over the same weights, written when it is first wanted."""
+        path = self.folder / f"{name}.onnx"
         if not path.exists():
-            aside = path.with_name(f".{path.name}.{id(self)}")
-            write(build(self.blueprint, variant, self.tensors), aside)
+            aside = path.with_name(f".{name}.{os.getpid()}")
+            write(make(), aside)
             aside.replace(path)
         return open_session(path)
 
