@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +209,25 @@ def test_offsets_cost_no_nodes_and_change_nothing(tiny: Path, tmp_path: Path, mo
     asked = texts(30)
     (a, _), (b, _) = (in_pieces(OrtModel(made, 1 << 30), asked, (30,))[0] for made in (fast, slow))
     assert np.abs(a - b).mean() / np.abs(b).mean() < 0.05, "they differ by how a block's sum of inputs is rounded"
+
+
+def test_onnx_runtime_phones_nobody(tiny: Path, tmp_path: Path) -> None:
+    """Its telemetry keeps a database below the home folder and a connection: neither is there."""
+    code = f"""
+import os, sys
+from pathlib import Path
+from sideplug.cloud.engines import Wanted, open_model
+from sideplug.cloud.store import find
+model = open_model(find({str(tiny)!r}), Wanted(kv_bytes=1 << 20)).model
+open_files = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.exists()]
+print([name for name in open_files if "onnxruntime.db" in name or name.startswith("socket:")])
+"""
+    env = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path / "x"),
+        "SIDEPLUG_CACHE": str(tmp_path / "s"),
+    }
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert done.stdout == "[]\n"
+    assert not list(tmp_path.rglob("onnxruntime.db"))
