@@ -104,10 +104,10 @@ def transformers_generate(model: str) -> Iterator[tuple[list[Ask], psutil.Proces
 def serve_transformers(model: str) -> None:
     import torch
 
-    from sideplug.cloud.torch_model import _load_gguf
+    from sideplug.cloud.torch_model import load_lm
 
     torch.set_num_threads(cores()[0])
-    lm, _ = _load_gguf(find(model).folder, torch.float32)
+    lm, _ = load_lm(find(model).folder, torch.float32)
     lm.eval()
     print("ready", flush=True)
 

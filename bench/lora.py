@@ -30,18 +30,18 @@ def lora(model: str, texts: Path, passages: int, epochs: int, rate: float, teste
     import os
 
     import torch
-    import transformers
     from peft import LoraConfig, get_peft_model
 
     from sideplug.cloud.store import find
     from sideplug.cloud.tokenizer import Tokenizer
+    from sideplug.cloud.torch_model import load_lm
     from sideplug.learn import data
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     base = find(model)
     tokenizer = Tokenizer(base.folder)
-    lm = transformers.AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
+    lm, _ = load_lm(base.folder, torch.float32)
 
     # The very examples that `sideplug train --limit` and `sideplug eval --limit` draw.
     training, _ = data.split(data.some(data.read(texts / "train"), passages), 0.1, 0)
@@ -117,7 +117,7 @@ def main() -> None:
         start = time.perf_counter()
         trained = sideplug("train", texts / "train", "--limit", arguments.passages, "--out", out, "--cloud", url)
         wall = time.perf_counter() - start
-        cloud_mb = cloud.memory_info().rss / 2**20
+        cloud_mb = cloud.memory_full_info().pss / 2**20
         tested = sideplug("eval", texts / "own.txt", "--limit", arguments.tested, "--plugin", out, "--cloud", url)
     epochs = trained["epochs"]
     rivals = []
@@ -137,7 +137,7 @@ def main() -> None:
             "train_s": round(trained["seconds"], 1),
             "wall_s": round(wall, 1),
             "device_peak_mb": trained["peak_rss_mb"],
-            "cloud_rss_mb": round(cloud_mb),
+            "cloud_pss_mb": round(cloud_mb),
             "loss": tested["plugin_loss"],
             "parameters": trained["parameters"],
         },

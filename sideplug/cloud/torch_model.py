@@ -61,7 +61,7 @@ class TorchModel:
         # On a CPU everything is computed in float32: half precision is slower there and costs quality.
         dtype = torch.float32 if place.type == "cpu" else "auto"
         try:
-            lm, missing = (_load_gguf if (folder / GGUF_WEIGHTS).is_file() else _load)(folder, dtype)
+            lm, missing = load_lm(folder, dtype)
         except UnknownModel:
             raise
         except Exception as error:  # whatever transformers, safetensors or the model's config find wrong
@@ -193,21 +193,18 @@ class TorchModel:
         return rows, np.zeros(len(ids), np.float32) if bias is None else _numpy(bias[index])
 
 
-def _load(folder: Path, dtype: Any) -> tuple[Any, set[str]]:
-    """A folder of safetensors: the model, and the names of weights that it lacks."""
-    load: Any = transformers.AutoModelForCausalLM.from_pretrained
-    lm, found = load(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True)
-    return lm, set(found["missing_keys"])
-
-
-def _load_gguf(folder: Path, dtype: Any) -> tuple[Any, set[str]]:
-    """An unpacked GGUF file, its blocks dequantised: the twin of what the other engine runs."""
+def load_lm(folder: Path, dtype: Any) -> tuple[Any, set[str]]:
+    """A model folder as transformers' model, and the weights that it lacks; a GGUF's blocks are dequantised."""
+    if not (folder / GGUF_WEIGHTS).is_file():
+        load: Any = transformers.AutoModelForCausalLM.from_pretrained
+        how = {"dtype": dtype, "use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+        lm, found = load(str(folder), **how)
+        return lm, set(found["missing_keys"])
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     build: Any = transformers.AutoModelForCausalLM.from_config
     lm = build(config, dtype=torch.float32 if dtype == "auto" else dtype)
     weights = weights_of(folder)
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    names = set(lm.state_dict()) - tied
+    names = set(lm.state_dict()) - ({"lm_head.weight"} if config.tie_word_embeddings else set())
     state = {name: torch.from_numpy(np.array(weights.array(name))) for name in names if weights.has(name)}
     lm.load_state_dict(state, strict=False)
     lm.tie_weights()
