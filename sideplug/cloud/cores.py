@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+_CGROUP, _SYS, _MEMINFO = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"), Path("/proc/meminfo")
+
 
 def cores() -> tuple[int, str]:
     """Threads that have a core of their own, and what says so."""
     count, why = os.cpu_count() or 1, "the machine's cores"
     if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < count:
         count, why = len(os.sched_getaffinity(0)), "the process's CPU affinity"
-    quota = _cgroup_cpus()
+    quota = _cpu_quota()
     if quota is not None and quota < count:
         count, why = max(1, int(quota)), f"a cgroup quota of {quota:g} CPUs"
     return count, why
@@ -21,42 +23,52 @@ def memory_bytes() -> int:
     """Memory that is free for us now: what the system calls available, at most what the cgroup leaves."""
     free = 4 << 30
     try:
-        with open("/proc/meminfo") as file:
-            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+        lines = _MEMINFO.read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         pass
-    for folder in _cgroups():
-        limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
-        if limit is not None and used is not None:
-            free = min(free, max(0, limit - used))
+    for folder in _groups("memory"):
+        for limit_name, used_name in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            limit, used = _number(folder / limit_name), _number(folder / used_name)
+            if limit is not None and used is not None:
+                free = min(free, max(0, limit - used))
     return free
 
 
-def _cgroup_cpus() -> float | None:
-    """The tightest CPU quota of the process's cgroup (version 2, or 1) and those above it."""
+def _cpu_quota() -> float | None:
+    """CPUs of the tightest quota of the process's cgroup and those above it."""
     found = []
-    for folder in _cgroups():
+    for folder in _groups("cpu"):
         try:
             quota, period = (folder / "cpu.max").read_text().split()
             if quota != "max":
                 found.append(int(quota) / int(period))
         except (OSError, ValueError):
             pass
-    old = Path("/sys/fs/cgroup/cpu")
-    quota_us, period_us = _number(old / "cpu.cfs_quota_us"), _number(old / "cpu.cfs_period_us")
-    if quota_us is not None and quota_us > 0 and period_us:
-        found.append(quota_us / period_us)
+        quota_us, period_us = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+        if quota_us is not None and quota_us > 0 and period_us:
+            found.append(quota_us / period_us)
     return min(found, default=None)
 
 
-def _cgroups() -> list[Path]:
+def _groups(controller: str) -> list[Path]:
+    """Folders of the process's cgroups: version 2 below its root, version 1 below its controller's."""
+    found = []
     try:
-        line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):
+        lines = _CGROUP.read_text().splitlines()
+    except OSError:
         return []
-    root = Path("/sys/fs/cgroup")
-    own = root / line[3:].lstrip("/")
-    return [folder for folder in (own, *own.parents) if folder == root or root in folder.parents]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = _SYS / controller if controllers else _SYS
+        own = root / path.lstrip("/")
+        found += [folder for folder in (own, *own.parents) if folder == root or root in folder.parents]
+    return found
 
 
 def _number(path: Path) -> int | None:

@@ -180,14 +180,6 @@ def test_the_second_start_maps_what_the_first_has_made(tiny: Path, tmp_path: Pat
     assert {path: path.stat().st_mtime_ns for path in again.folder.iterdir()} == files
 
 
-def test_what_the_graph_does_not_know_goes_to_torch_and_says_why(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "m")
-    config = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(config.replace('"llama"', '"mamba"'))
-    with pytest.raises(UnknownModel, match="onnx engine can't run .*: its architecture is mamba"):
-        open_model(find(str(folder)), Wanted(engine="onnx"))
-
-
 def test_a_weight_that_is_missing_is_said(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "m")
     weights = load_file(folder / "model.safetensors")
