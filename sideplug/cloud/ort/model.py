@@ -46,12 +46,13 @@ class States:
 
 @dataclass
 class Layout:
-    """One run: its graph, the slots of each group, and its small inputs; `ids` in the order of its rows."""
+    """One run: its graph, the slots of each group, its small inputs, and who sits it out; `ids` as its rows are."""
 
     variant: Variant
     slots: tuple[tuple[int, int], ...]  # of each group: first, count
     ids: list[int]
     small: dict[str, np.ndarray]
+    idle: np.ndarray  # slots whose first token is written over
 
 
 def lay_out(decode: Sequence[Chunk], chunks: Sequence[Chunk], lengths: np.ndarray) -> Layout:
@@ -61,20 +62,27 @@ def lay_out(decode: Sequence[Chunk], chunks: Sequence[Chunk], lengths: np.ndarra
     after = {chunk.cache.slot: chunk.cache.length + len(chunk.ids) for chunk in chunks}
     small: dict[str, np.ndarray] = {}
     slots: list[tuple[int, int]] = []
+    idle = np.zeros(0, np.int64)
     kind = 0
     if decode:
         first, last = decode[0].cache.slot, decode[-1].cache.slot
-        seen = lengths[first : last + 1].copy()
-        # A slot between them whose session sits this step out takes part, but writes behind what it has.
+        # A slot between them whose session sits this step out takes part as a text of one token, which is put back
+        # afterwards: to look at all that it has would cost as much as to run it. One that has a chunk of its own in
+        # this run writes behind that instead.
+        seen = np.zeros(last + 1 - first, np.int32)
+        ready = np.array([chunk.cache.slot for chunk in decode])
+        seen[ready - first] = lengths[ready]
         for slot, length in after.items():
             if first <= slot <= last:
                 seen[slot - first] = length
+        others = np.setdiff1d(np.arange(first, last + 1), [*ready, *after])
+        idle = others[lengths[others] > 0]
         slots.append((first, len(seen)))
         small |= {"seen_d": seen, "total_d": np.array([seen.max() + 1], np.int32)}
         kind = 1
         if len(seen) > len(decode):
             kind = 2
-            gather = np.array([chunk.cache.slot - first for chunk in decode], np.int64)
+            gather = (ready - first).astype(np.int64)
             spread = np.zeros(len(seen), np.int64)
             spread[gather] = np.arange(len(decode))
             small |= {"spread": spread, "gather": gather}
@@ -84,7 +92,7 @@ def lay_out(decode: Sequence[Chunk], chunks: Sequence[Chunk], lengths: np.ndarra
         small |= {f"seen_c{n}": np.array([total - 1], np.int32), f"total_c{n}": np.array([total], np.int32)}
     if len(rows) > 1:
         small["split"] = np.array(rows, np.int64)
-    return Layout(Variant(kind, len(chunks)), tuple(slots), ids, small)
+    return Layout(Variant(kind, len(chunks)), tuple(slots), ids, small, idle)
 
 
 class OrtModel:
@@ -165,7 +173,11 @@ class OrtModel:
             found[layer] = np.empty_like(x)
             name = "z" if layer == self.blocks else f"h{layer}"
             binding.bind_output(name, "cpu", 0, np.float32, shape, found[layer].ctypes.data)
-        session.run_with_iobinding(binding)
+        kept = self._slots.first_rows(layout.idle)
+        try:
+            session.run_with_iobinding(binding)
+        finally:
+            self._slots.put_first_rows(layout.idle, kept)
         for chunk in (*decode, *chunks):
             chunk.cache.advance(len(chunk.ids))
         return found

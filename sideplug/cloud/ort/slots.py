@@ -46,7 +46,8 @@ class Slots:
         if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a huge page would be filled by a few tokens of one head
             self._pages.madvise(mmap.MADV_NOHUGEPAGE)
         self.count = count
-        self._base = np.frombuffer(self._pages, np.uint8).ctypes.data
+        self._tokens = np.frombuffer(self._pages, np.float32).reshape(self._tensors, count, *self.shape)
+        self._base = self._tokens.ctypes.data
         self.lengths = np.zeros(count, np.int32)  # tokens in each slot
         self._free = list(range(count))
         self._lock = threading.RLock()  # caches are made by whoever takes a request and freed by whoever held them last
@@ -54,6 +55,13 @@ class Slots:
     def pointer(self, tensor: int, slot: int) -> int:
         """Where the keys (tensor 2i) or values (2i + 1) of block i of a slot are."""
         return self._base + (tensor * self.count + slot) * self.slot_bytes
+
+    def first_rows(self, slots: np.ndarray) -> np.ndarray:
+        """A copy of what every block keeps of the first token of these slots."""
+        return self._tokens[:, slots, :, 0]
+
+    def put_first_rows(self, slots: np.ndarray, rows: np.ndarray) -> None:
+        self._tokens[:, slots, :, 0] = rows
 
     def take(self, tokens: int) -> SlotCache:
         """The lowest free slot, with memory promised for `tokens`. Raises Busy."""
