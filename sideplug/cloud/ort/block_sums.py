@@ -27,7 +27,7 @@ _NAME = "codes"
 def places(bits: int, rows: int, columns: int) -> np.ndarray | None:
     """Of a matrix (rows, columns): which float32 of its arranged bytes belongs to each block, (rows, columns/32).
 
-    None: not found, or the proof failed.
+    None: not found, refused, or the proof failed.
     """
     parts = columns // BLOCK
     rng = np.random.default_rng(0)
@@ -54,7 +54,10 @@ def places(bits: int, rows: int, columns: int) -> np.ndarray | None:
         write_sums(model, folder, {_NAME: (place, offsets - zero * scales)})
         x = rng.integers(-126, 127, (5, columns)).astype(np.float32)
         x[:, ::BLOCK] = 127
-        session = open_session(folder / "proof.onnx")
+        try:
+            session = open_session(folder / "proof.onnx")
+        except Exception:  # 1.32 packs anew at every start and compares: it takes no floats but its own
+            return None
         want = x.astype(np.float64) @ blocks.rows(slice(None)).T.astype(np.float64)
         for some in (slice(0, 1), slice(None)):
             (got,) = session.run(None, {"x": x[some]})
