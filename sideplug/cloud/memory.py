@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import threading
 
-from sideplug.contract.errors import Busy
+from sideplug.contract.errors import Busy, InputError
+
+LEAST = 64  # tokens: below that nobody could be served
 
 
 class KVMemory:
-    """`limit_bytes` for caches of `token_bytes` a token."""
+    """`limit_bytes` for caches of `token_bytes` a token. Raises InputError where that is next to nothing."""
 
     def __init__(self, limit_bytes: int, token_bytes: int) -> None:
+        if limit_bytes < LEAST * token_bytes:
+            raise InputError(
+                f"the memory for texts in work must be at least {LEAST * token_bytes / 2**20:.1f} MiB for this model "
+                f"({LEAST} tokens), got {limit_bytes / 2**20:.1f}"
+            )
         self.limit_bytes = limit_bytes
         self.token_bytes = token_bytes
         self.promised_bytes = 0

@@ -20,7 +20,7 @@ from sideplug.cloud.ort import arrange, block_sums, blueprint, prepare
 from sideplug.cloud.ort.model import CHUNKS, OrtModel
 from sideplug.cloud.store import find
 from sideplug.cloud.weights import quantise
-from sideplug.contract.errors import Busy, UnknownModel
+from sideplug.contract.errors import Busy, InputError, UnknownModel
 from tests.conftest import ARCHITECTURES, EIGHT_BITS, UNQUANTISED, Wanted, make_folder, make_lm, twin
 
 TOLERANCE = 2e-5  # of logits and states of order 1, float32
@@ -165,6 +165,22 @@ def test_memory_is_promised_and_given_back(tiny: Path) -> None:
     np.testing.assert_array_equal(
         model.forward([Chunk([1, 2, 3], third)]).z([2]), model.forward([Chunk([1, 2, 3], second)]).z([2])
     )
+
+
+def test_memory_for_next_to_nothing_is_refused(tiny: Path) -> None:
+    with pytest.raises(InputError, match=r"must be at least .* \(64 tokens\), got 0\.0"):
+        open_model(find(str(tiny)), Wanted(kv_bytes=1000))
+
+
+def test_the_last_position_of_the_context(eight: OrtModel) -> None:
+    """A text that a chunk fills to the brim, between sessions that decode beside it."""
+    ids = np.random.default_rng(5).integers(2, 300, 256).tolist()
+    want = eight.forward([Chunk(ids, eight.new_cache(256))]).z(slice(250, 256))
+    caches = [eight.new_cache(256) for _ in range(3)]
+    eight.forward([Chunk(ids[:5], caches[0]), Chunk(ids[:250], caches[1]), Chunk(ids[:7], caches[2])])
+    out = eight.forward([Chunk([9], caches[0]), Chunk(ids[250:], caches[1]), Chunk([9], caches[2])])
+    np.testing.assert_array_equal(out.z(slice(1, 7)), want)
+    assert np.isfinite(out.z([0, 7])).all()
 
 
 def test_the_second_start_maps_what_the_first_has_made(tiny: Path, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def store_weights(b: Blueprint, weights: Weights, bits: int, store: Store) -> No
             store.add(f"{i}.{norm}", weights.array(f"model.layers.{i}.{norm}.weight") + b.norm_offset)
     store.add("norm", weights.array("model.norm.weight") + np.float32(b.norm_offset))
     for n, frequencies in enumerate(b.rotaries):
-        angles = np.arange(b.context)[:, None] * np.array(frequencies)
+        angles = np.arange(b.context + 1)[:, None] * np.array(frequencies)  # one more: see `Slots.rows`
         store.add(f"cos{n}", np.cos(angles).astype(np.float32))
         store.add(f"sin{n}", np.sin(angles).astype(np.float32))
 

@@ -113,7 +113,6 @@ class OrtModel:
         self._sessions: dict[Variant, Any] = {}
         # What is bound stays bound, so a binding is of one set of outputs: another's memory would be written to.
         self._bindings: OrderedDict[tuple[Variant, tuple[tuple[int, int], ...], tuple[int, ...]], Any] = OrderedDict()
-
         self._warm_up()
 
     @classmethod

@@ -33,7 +33,7 @@ from sideplug.cloud.ort.graph import (
 from sideplug.cloud.weights import BLOCK, Blocks, weights_of
 from sideplug.contract.errors import Stopped
 
-FORMAT = 5  # of what is kept: counted up when the graph changes
+FORMAT = 6  # of what is kept: counted up when the graph changes
 BODY, HEAD = "body", "head"
 EMBEDDING = "model.embed_tokens.weight"
 
