@@ -169,26 +169,34 @@ def _gguf_folder(name: str, digest: str) -> Path:
 
 
 def _from_gguf(gguf: Path, digest: str, say: Say, name: str = "gguf") -> Path:
-    """Unpack a GGUF into a folder of the cache, once; written aside and renamed, so a half one is never seen."""
+    """Unpack a GGUF into a folder of the cache, once."""
     folder = _gguf_folder(name, digest)
     if folder.is_dir():
         return folder
     say("unpacking the GGUF file, once")
+
+    def make(aside: Path) -> None:
+        _unpack(gguf, aside, say)
+        (aside / SOURCE).write_text(digest)
+
+    make_once(folder, make)
+    return folder
+
+
+def make_once(folder: Path, make: Callable[[Path], None]) -> None:
+    """Have a folder of the cache made aside, then renamed: a half one is never seen. Raises Stopped (disk full)."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            _unpack(gguf, aside, say)
-            (aside / SOURCE).write_text(digest)
+            make(aside)
             aside.chmod(0o755)
             aside.replace(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
-        if folder.is_dir():  # another process was faster
-            return folder
-        raise Stopped(f"{folder} could not be written: {error.strerror or error}") from error
-    return folder
+        if not folder.is_dir():  # else: another process was faster
+            raise Stopped(f"{folder} could not be written: {error.strerror or error}") from error
 
 
 def _unpack(gguf: Path, folder: Path, say: Say) -> None:

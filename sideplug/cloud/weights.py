@@ -84,7 +84,7 @@ class Weights(Protocol):
     def has(self, name: str) -> bool: ...
 
     def array(self, name: str) -> np.ndarray:
-        """The tensor in float32. Raises Unfit when it is not there."""
+        """The tensor in float32. Raises UnknownModel when it is not there, Unfit for a type that NumPy can't read."""
         ...
 
     def blocks(self, name: str) -> Blocks | None:

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from sideplug.cloud.ort.arrange import arrange, arranged, open_session
+from sideplug.cloud.ort.graph import Builder
 from sideplug.cloud.weights import BLOCK, Blocks
 
-_NAME = "codes"
+_NAME = "one.codes"
 
 
 def places(bits: int, rows: int, columns: int) -> np.ndarray | None:
@@ -74,12 +74,13 @@ def write_sums(model: onnx.ModelProto, folder: Path, sums: dict[str, tuple[np.nd
 
 
 def _matmul(blocks: Blocks) -> onnx.ModelProto:
+    """x (R, K) → y (R, N) through this matrix alone, as the model's own graph has it."""
     rows, columns = blocks.shape
-    how: dict[str, Any] = {"K": columns, "N": rows, "bits": blocks.bits, "block_size": BLOCK, "accuracy_level": 4}
-    node = helper.make_node("MatMulNBits", ["x", _NAME, "scales"], ["y"], domain="com.microsoft", **how)
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["R", columns])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["R", rows])
-    weights = [numpy_helper.from_array(blocks.codes, _NAME), numpy_helper.from_array(blocks.scales, "scales")]
-    graph = helper.make_graph([node], "one", [x], [y], weights)
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    g = Builder(
+        {
+            _NAME: numpy_helper.from_array(blocks.codes, _NAME),
+            "one.scales": numpy_helper.from_array(blocks.scales, "one.scales"),
+        }
+    )
+    g.output(g.linear(g.input("x", TensorProto.FLOAT, ["R", columns]), "one"), ["R", rows])
+    return g.model()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,8 +28,8 @@ from sideplug.cloud.ort.graph import (
     store_matrix,
     store_weights,
 )
+from sideplug.cloud.store import make_once
 from sideplug.cloud.weights import BLOCK, Blocks, weights_of
-from sideplug.contract.errors import Stopped
 
 FORMAT = 6  # of what is kept: counted up when the graph changes
 BODY, HEAD = "body", "head"
@@ -100,18 +98,7 @@ def prepare(
     target = root / "graphs" / key
     if not target.is_dir():
         say("arranging the weights for this CPU, once (some seconds)")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            aside = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=target.parent))
-            try:
-                _make(folder, b, bits, aside)
-                aside.chmod(0o755)
-                aside.replace(target)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-        except OSError as error:
-            if not target.is_dir():  # else: another process was faster
-                raise Stopped(f"{target} could not be written: {error.strerror or error}") from error
+        make_once(target, lambda aside: _make(folder, b, bits, aside))
     return Prepared(target, b)
 
 

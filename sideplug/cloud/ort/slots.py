@@ -28,7 +28,7 @@ class Slots:
         step = max(1, PAGE // row)
         while step * row % PAGE:
             step += 1
-        self.rows = -(-(context + 1) // step) * step  # one more: a row that sits a step out writes behind its own
+        self.rows = -(-(context + 1) // step) * step  # one more: see `lay_out`, who has a chunk
         self.shape = (kv_heads, self.rows, head_size)
         self.slot_bytes = row * self.rows
         self.memory = memory
