@@ -178,6 +178,8 @@ def serve(
     if host not in ("127.0.0.1", "::1", "localhost") and not tls_cert and not insecure:
         raise InputError(f"--host {host} is beyond this machine: give --tls-cert and --tls-key, or say --insecure")
     started = time.perf_counter()
+    # NumPy's part of a step is small, and its threads would fight with the model's: 5 ms where one takes 1.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("websockets").setLevel(logging.CRITICAL)  # a scanner's broken handshake is no event of ours
     tls = _server_tls(tls_cert, tls_key) if tls_cert and tls_key else None

@@ -63,6 +63,7 @@ def generate(
     sampling: Sampling = Sampling(),
     plugin: Any = None,
     stop: frozenset[int] = frozenset(),
+    gate: Any = None,
 ) -> list[int]:
     """The reply's ids."""
     ids = list(ids)
@@ -70,7 +71,7 @@ def generate(
     new = ids
     while len(ids) - start < max_tokens:
         z, hidden = twin.feed(new)
-        if plugin is not None:
+        if plugin is not None and (gate is None or gate.opens(z)[0]):
             delta = plugin.correct(plugin.tap.decode(*plugin.tap.encode(hidden[:, list(plugin.tap.layers)])))
             delta = unpack(*pack(delta, int8=plugin.tap.codec == "int8"))
             z = z + delta if plugin.merge == "add" else delta

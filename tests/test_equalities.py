@@ -10,6 +10,7 @@ in it, to the bit.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
 from sideplug.device.plugin import Plugin
+from sideplug.device.runtime import Pace, Usage
 from tests import naive
 from tests.conftest import EIGHT_BITS, UNQUANTISED, Cloud, a_cloud, a_plugin, a_session, make_folder, twin
 
@@ -63,10 +65,19 @@ def prompts(count: int) -> list[list[int]]:
 
 
 def over_the_wire(
-    cloud: Cloud, ids: list[int], sampling: Sampling, plugin: Plugin | None = None, gate: Gate | None = None
+    cloud: Cloud,
+    ids: list[int],
+    sampling: Sampling,
+    plugin: Plugin | None = None,
+    gate: Gate | None = None,
+    pace: Pace = Pace(),
+    used: list[Usage] | None = None,
 ) -> list[int]:
     with a_session(cloud.url, plugin, gate=gate) as session:
-        return [i for piece in session.generate(Prompt(ids=tuple(ids)), TOKENS, sampling) for i in piece.ids]
+        said = [i for piece in session.generate(Prompt(ids=tuple(ids)), TOKENS, sampling, pace) for i in piece.ids]
+        if used is not None:
+            used.append(session.usage)
+        return said
 
 
 def all_at_once(calls: list[Any]) -> list[Any]:
@@ -122,6 +133,41 @@ def test_c_gate_shut_and_untrained_are_the_base(stage: Stage) -> None:
             want = naive.generate(alone(), ids, TOKENS, sampling, stop=stop)
             assert over_the_wire(cloud, ids, sampling, wild, Gate("shut")) == want
             assert over_the_wire(cloud, ids, sampling, untrained) == want
+
+
+PACES = {"plain": Pace(0), "run-ahead": Pace(6, lookahead=False), "lookahead": Pace(24), "one ahead": Pace(1)}
+
+
+@pytest.mark.parametrize("how", SAMPLINGS)
+@pytest.mark.parametrize("gated", [False, True], ids=["open", "gated"])
+def test_d_every_path_gives_the_same_text(stage: Stage, how: str, gated: bool) -> None:
+    """Waiting, running ahead, with drafts that are right and drafts that are nonsense, all packed together."""
+    cloud, _ = stage
+    alone = lambda: naive.Alone(cloud.engine.model)  # noqa: E731
+    stop = cloud.engine.tokenizer.stop_ids
+    weight = np.random.default_rng(1).normal(size=64).astype(np.float32)
+    gate = Gate("linear", weight, 0.1) if gated else Gate("open")
+    mild, wild = (a_plugin(cloud.base.fingerprint, scale=scale) for scale in (0.12, 0.5))
+    asked = prompts(3)
+    want, calls = [], []
+    used: list[Usage] = []
+    for plugin in (mild, wild):
+        for ids in asked:
+            text = naive.generate(alone(), ids, TOKENS, SAMPLINGS[how], plugin, stop, gate)
+            nonsense = np.random.default_rng(5).permutation(np.array(text, np.int32))
+            for phrases in (np.array(text, np.int32), np.concatenate([nonsense, [-1], nonsense[::-1]])):
+                told = dataclasses.replace(plugin, phrases=phrases.astype(np.int32))
+                for pace in PACES.values():
+                    want.append(text)
+                    calls.append(
+                        lambda ids=ids, told=told, pace=pace: over_the_wire(
+                            cloud, ids, SAMPLINGS[how], told, gate, pace, used
+                        )
+                    )
+    got = [text for at in range(0, len(calls), 6) for text in all_at_once(calls[at : at + 6])]
+    assert got == want
+    for name in ("confirmed", "taken_back", "accepted"):
+        assert sum(getattr(usage, name) for usage in used), f"nothing was {name}: this test shows nothing"
 
 
 def test_nobodys_correction_reaches_anothers_text(cloud: Cloud) -> None:

@@ -1,119 +1,49 @@
 """The engine: schedule, run, postprocess. One homogeneous batch a step, because nobody's adapter is in the cloud.
 
 Two kinds of work share the steps: a Reply is generated, a Reading is run through once for the device's tape or its
-score. A Reply whose gate opens is parked with its z until the device's correction comes; the head then runs on the
-corrected z. It does not know sockets (it hands frames to a `send` function) nor how plugins are made. All of it runs in
-one thread. Test: pytest tests/cloud/test_engine.py
+score. Where a Reply's gate opens the device is asked, and the text goes on with a guess or waits (see reply); every
+step has one head call for all choices: of shut gates, of guesses, of the corrected z that came. It does not know
+sockets (it hands frames to a `send` function) nor how plugins are made. All of it runs in one thread.
+Test: pytest tests/cloud/test_engine.py
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from sideplug.cloud.model import Cache, Chunk, Forward, Model, NoCache
+from sideplug.cloud import foresight
+from sideplug.cloud.model import Chunk, Forward, Model, NoCache
+from sideplug.cloud.reply import Answer, Ask, Plug, Reply, Sequence
 from sideplug.cloud.scheduler import Budget, Scheduler
-from sideplug.cloud.tokenizer import TextStream, Tokenizer
-from sideplug.contract.codec import pack, unpack
-from sideplug.contract.errors import InputError, ProtocolError
-from sideplug.contract.gate import Gate
-from sideplug.contract.sampling import Sampling, choose
-from sideplug.contract.tap import Tap
+from sideplug.cloud.tokenizer import Tokenizer
+from sideplug.contract.codec import pack
+from sideplug.contract.errors import ProtocolError
+from sideplug.contract.sampling import choose
 from sideplug.contract.wire import Frame, Kind, error_frame
 
 TOP = 16  # best ids a tape keeps of each position: the candidates of training
 HEAD_ROWS = 64  # rows of a head call for readings and scores: their logits stay small, and nobody waits long for them
-MAX_CORRECTED = 1e6  # of any number in a corrected z: far past every model's, far below what overflows in the head
+BUSY = 16  # sequences of a step: from there on nobody's guesses run, whatever they are worth
 
 log = logging.getLogger("sideplug.cloud")
-Send = Callable[[Frame], None]
-
-
-@dataclass
-class Plug:
-    """What a device said in OPEN: how its plugin is asked and how its answer is used ("add" to z, or "replace" it)."""
-
-    tap: Tap
-    gate: Gate
-    merge: str = "add"
-
-    def __post_init__(self) -> None:
-        if self.merge not in ("add", "replace"):
-            raise InputError(f"merge must be add or replace, got {self.merge!r}")
-
-    def correct(self, z_TD: np.ndarray, frame: Frame) -> np.ndarray:
-        """z after the device's answer. Raises ProtocolError for an answer of another size or with no finite numbers."""
-        codes, scales = frame.tensors["delta"], frame.tensors["scales"]
-        int8 = codes.dtype == np.int8
-        if codes.shape != z_TD.shape or codes.dtype not in (np.int8, np.float16):
-            raise ProtocolError(f"a correction must be int8 or fp16 {z_TD.shape}, got {codes.dtype} {codes.shape}")
-        if scales.dtype != np.float32 or scales.shape != ((len(z_TD),) if int8 else (0,)):
-            raise ProtocolError(f"a correction's scales must be one float32 a vector for int8, got {scales.shape}")
-        with np.errstate(all="ignore"):
-            delta = unpack(codes, scales)
-            corrected = z_TD + delta if self.merge == "add" else delta
-        if not np.abs(corrected).max(initial=0) <= MAX_CORRECTED:  # also false for what is not a number
-            raise ProtocolError(f"a correction must be finite and at most {MAX_CORRECTED:.0e}")
-        return corrected
-
-
-@dataclass(eq=False)
-class Sequence:
-    """Token ids, of which the cache has the first `cache.length`."""
-
-    ids: list[int]
-    send: Send
-    cache: Cache
-    alive: bool = field(default=True, kw_only=True)
-
-    @property
-    def pending(self) -> int:
-        return len(self.ids) - self.cache.length
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Those that may be tapped."""
-        return ()
-
-    def next_ids(self, count: int) -> list[int]:
-        return self.ids[self.cache.length : self.cache.length + count]
-
-
-@dataclass(eq=False)
-class Reply(Sequence):
-    """A reply in the making: `ids` is the prompt, then what was accepted."""
-
-    turn: int
-    plug: Plug
-    sampling: Sampling
-    max_tokens: int
-    text: TextStream
-    prompt_tokens: int = field(init=False)
-    asked_z: np.ndarray | None = None  # (1, D) while parked: what the device was asked about
-
-    def __post_init__(self) -> None:
-        self.prompt_tokens = len(self.ids)
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return () if self.plug.gate.kind == "shut" else self.plug.tap.layers
-
-    @property
-    def reply_tokens(self) -> int:
-        return len(self.ids) - self.prompt_tokens
 
 
 @dataclass(eq=False)
 class Reading(Sequence):
-    """An example to be read once: for each reply token, what predicted it (the position before)."""
+    """An example to be read once: for each reply token, what predicted it (the position before).
+
+    With `write`, the reply is the base's own: that many tokens at most, greedy, written as they are read.
+    """
 
     number: int
     plug: Plug
     prompt_tokens: int
     score: bool
+    write: int = 0
     # z (T, D) and log p of the targets (T,), while it may be scored
     result: tuple[np.ndarray, np.ndarray] | None = None
     # of each head call so far: z, codes, scales, log p, top, lse
@@ -138,6 +68,21 @@ class Scoring:
     done: list[np.ndarray] = field(default_factory=list)
 
 
+@dataclass
+class Row:
+    """One choice of the next head call: the token of `at` from z (1, D). It is void when its run was taken back."""
+
+    work: Reply
+    at: int
+    z_1D: np.ndarray
+    answer: Answer | None = None  # the device's; or …
+    guess: Ask | None = None  # … what to go on with before it comes; or neither: the gate is shut
+    run: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.run = self.work.run
+
+
 class Engine:
     """`add` work, `answer` what was asked, and call `step` until it says that nothing is ready."""
 
@@ -147,7 +92,10 @@ class Engine:
         self.steps = 0
         self._scheduler = Scheduler(budget or Budget())
         self._works: list[Sequence] = []
-        self._answers: list[tuple[Reply, np.ndarray]] = []
+        self._rows: list[Row] = []  # of the last forward: not yet through the head
+        self._answered: list[Reply] = []
+        self._busy = 0  # sequences in the last step
+        self._step_s = 0.01  # running mean, of steps without prefill
         self._scorings: list[Scoring] = []
 
     def add(self, work: Reply | Reading) -> None:
@@ -168,26 +116,28 @@ class Engine:
 
     def answer(self, reply: Reply, frame: Frame) -> None:
         """The device's corrections. Raises ProtocolError when they answer something else than what was asked."""
-        if not reply.alive:
-            return  # it was cancelled while the answer was on its way
-        position = len(reply.ids)
-        if reply.asked_z is None or frame["turn"] != reply.turn or frame["at"] != [position]:
-            raise ProtocolError(
-                f"an answer must be for turn {reply.turn}, position {position}, asked once; got turn {frame['turn']}, "
-                f"positions {str(frame['at'])[:60]}"
-            )
-        self._answers.append((reply, reply.plug.correct(reply.asked_z, frame)))
-        reply.asked_z = None
+        if reply.alive:  # else it was cancelled while the answer was on its way
+            reply.hear(frame, self.model.vocab, time.monotonic())
+            self._note(reply)
+
+    def expire(self, reply: Reply, run: int, at: int) -> None:
+        """The deadline of an ask has passed: unless it was answered, the base's token is used."""
+        if reply.expire(run, at):
+            self._note(reply)
+
+    def _note(self, reply: Reply) -> None:
+        if reply.answers and reply not in self._answered:
+            self._answered.append(reply)
 
     def step(self) -> bool:
         """Run everything that is ready once. False: nothing was."""
-        answered = [(reply, z) for reply, z in self._answers if reply.alive]
-        self._answers = []
-        self._choose(answered, "plugin")
+        started = time.monotonic()
+        chosen = self._choose()
         scored = self._score_some()
         batch = self._scheduler.pick(self._works)
+        self._busy = len(batch)
         if not batch:
-            return bool(answered) or scored
+            return chosen or scored
         try:
             layers = {layer for work, _ in batch for layer in work.layers}
             out = self.model.forward([Chunk(ids, work.cache) for work, ids in batch], layers)
@@ -197,6 +147,8 @@ class Engine:
             return True
         self.steps += 1
         self._postprocess(batch, out)
+        if all(len(ids) == 1 for _, ids in batch):
+            self._step_s += 0.1 * (time.monotonic() - started - self._step_s)
         return True
 
     def _fail(self, work: Sequence, error: Exception) -> None:
@@ -206,65 +158,130 @@ class Engine:
         self.drop(work)
 
     def _postprocess(self, batch: list[tuple[Sequence, list[int]]], out: Forward) -> None:
-        shut: list[tuple[Reply, np.ndarray]] = []
+        writing: list[tuple[Reading, np.ndarray, np.ndarray]] = []
         row = 0
         for work, ids in batch:
+            last = row + len(ids) - 1
             try:
-                if isinstance(work, Reading):
+                if isinstance(work, Reading) and work.write:
+                    if not work.pending:
+                        writing.append((work, out.z([last]), out.tapped([last], work.layers)))
+                elif isinstance(work, Reading):
                     self._read(work, len(ids), row, out)
                 elif isinstance(work, Reply) and not work.pending:
-                    z_1D = out.z([row + len(ids) - 1])
+                    z_1D = out.z([last])
                     if work.plug.gate.opens(z_1D)[0]:
-                        self._ask(work, z_1D, out.tapped([row + len(ids) - 1], work.plug.tap.layers))
+                        self._ask(work, z_1D, out.tapped([last], work.plug.tap.layers))
                     else:
-                        shut.append((work, z_1D))
+                        self._rows.append(Row(work, len(work.ids), z_1D))
             except Exception as error:
                 self._fail(work, error)
             row += len(ids)
-        self._choose(shut, "cloud")
+        self._write(writing)
 
     def _ask(self, reply: Reply, z_1D: np.ndarray, hidden_1KD: np.ndarray) -> None:
         codes, scales = reply.plug.tap.encode(hidden_1KD)
-        reply.asked_z = z_1D
-        tensors = {"codes": codes, "scales": scales}
-        reply.send(Frame(Kind.ASK, {"turn": reply.turn, "at": [len(reply.ids)]}, tensors))
+        seen = reply.plug.tap.decode(codes, scales).ravel() if codes.size <= foresight.MOST else z_1D[0]
+        ask = reply.ask(z_1D, seen, time.monotonic())
+        start, ids = reply.untold()
+        control = {"turn": reply.turn, "run": reply.run, "at": [ask.at], "from": start, "ids": ids}
+        reply.send(Frame(Kind.ASK, control, {"codes": codes, "scales": scales}))
+        self._go_on(reply)
 
-    def _choose(self, rows: list[tuple[Reply, np.ndarray]], by: str) -> None:
-        """One head call for all these z, then a token each."""
+    def _go_on(self, reply: Reply) -> None:
+        """Guess at the last ask, where that is worth its step: a row of the next head call."""
+        ask = reply.unguessed
+        if ask is None or len(reply.asks) > reply.ahead:
+            return
+        habits = reply.habits
+        right = habits.own_agrees if ask.drafted is None else max(habits.own_agrees, habits.draft_agrees)
+        # A wrong guess costs the step that is under way when the answer comes: a near device is waited for.
+        if (1 - right) * self._step_s > habits.answer_s:
+            return
+        # The step's use falls with every open ask before it; the fuller the batch, the more it must be.
+        if right ** len(reply.asks) * BUSY > self._busy:
+            z_1D = ask.z_1D + habits.foresight.foretell(ask.seen)
+            self._rows.append(Row(reply, ask.at, z_1D, guess=ask))
+
+    def _choose(self) -> bool:
+        """One head call for all choices that are due, then a token each. False: none was."""
+        answered, self._answered = [reply for reply in self._answered if reply.alive], []
+        for reply in answered:
+            if not any(row.work is reply for row in self._rows):
+                self._go_on(reply)
+        answers = [Row(reply, answer.ask.at, answer.z_1D, answer) for reply in answered for answer in reply.answers]
+        rows = [*answers, *(row for row in self._rows if row.work.alive)]  # what is answered comes before what follows
+        self._rows = []
         if not rows:
-            return
+            return False
         try:
-            logits = self.model.logits(np.concatenate([z for _, z in rows]))
+            logits = self.model.logits(np.concatenate([row.z_1D for row in rows]))
         except Exception as error:
-            for reply, _ in rows:
+            for reply in {id(row.work): row.work for row in rows}.values():
                 self._fail(reply, error)
-            return
-        for (reply, _), logits_V in zip(rows, logits, strict=True):
+            return True
+        for row, logits_V in zip(rows, logits, strict=True):
+            reply = row.work
+            if not reply.alive or row.run != reply.run:
+                continue
+            if not row.answer and (reply.end or row.at != len(reply.ids)):
+                continue  # its answer has just come: there is nothing left to guess
             try:
-                self._accept(reply, choose(logits_V, reply.sampling, len(reply.ids), reply.ids), by)
+                before = reply.ids if row.at == len(reply.ids) else reply.ids[: row.at]
+                token = choose(logits_V, reply.sampling, row.at, before)
+                if row.answer:
+                    reply.confirm(token)
+                elif row.guess:
+                    reply.guess(row.guess, token)
+                else:
+                    reply.extend(token)
             except Exception as error:
                 self._fail(reply, error)
+        for reply in {id(row.work): row.work for row in rows}.values():
+            if reply.alive:
+                self._settle(reply)
+        return True
 
-    def _accept(self, reply: Reply, token: int, by: str) -> None:
-        if token in self.tokenizer.stop_ids:
-            self._finish(reply, "stop")
-            return
-        at = len(reply.ids)
-        reply.ids.append(token)
-        full = reply.reply_tokens >= reply.max_tokens or len(reply.ids) >= self.model.context
-        text = reply.text.push([token], last=full)
-        reply.send(Frame(Kind.TOKENS, {"turn": reply.turn, "at": at, "ids": [token], "text": text, "by": by}))
-        if full:
-            self._finish(reply, "length")
+    def _settle(self, reply: Reply) -> None:
+        """Send what has become final, and end a reply that is over."""
+        parts = reply.settle()
+        for number, (at, ids, by) in enumerate(parts):
+            last = reply.over and number == len(parts) - 1
+            text = reply.text.push(ids, last)
+            reply.send(Frame(Kind.TOKENS, {"turn": reply.turn, "at": at, "ids": ids, "text": text, "by": by}))
+        if reply.over:
+            self._finish(reply, reply.end)
 
     def _finish(self, reply: Reply, why: str) -> None:
         rest = reply.text.push([], last=True)
         if rest:
-            at = len(reply.ids)
+            at = reply.settled
             reply.send(Frame(Kind.TOKENS, {"turn": reply.turn, "at": at, "ids": [], "text": rest, "by": "cloud"}))
-        counts = {"prompt": reply.prompt_tokens, "reply": reply.reply_tokens}
-        reply.send(Frame(Kind.DONE, {"turn": reply.turn, "why": why, **counts}))
+        control = {"turn": reply.turn, "why": why, "prompt": reply.prompt_tokens, "reply": reply.reply_tokens}
+        reply.send(Frame(Kind.DONE, {**control, "counts": vars(reply.counts)}))
         self.drop(reply)
+
+    def _write(self, writing: list[tuple[Reading, np.ndarray, np.ndarray]]) -> None:
+        """One head call for the replies that the base writes itself; each gets its next token."""
+        if not writing:
+            return
+        z_TD = np.concatenate([z for _, z, _ in writing])
+        try:
+            columns = self.model.read(z_TD, np.zeros(len(z_TD), np.int32), TOP)
+        except Exception as error:
+            for reading, _, _ in writing:
+                self._fail(reading, error)
+            return
+        for i, (reading, z, hidden) in enumerate(writing):
+            try:
+                logp, top, lse = (column[i : i + 1] for column in columns)
+                reading.parts.append((z, *reading.plug.tap.encode(hidden), logp, top, lse))
+                reading.ids.append(int(top[0, 0]))
+                written = len(reading.parts)
+                if reading.ids[-1] in self.tokenizer.stop_ids or written >= reading.write:
+                    self._hand_over(reading)
+            except Exception as error:
+                self._fail(reading, error)
 
     def _read(self, reading: Reading, count: int, first_row: int, out: Forward) -> None:
         """Keep what this step's `count` rows tell of reply tokens; with the last of them, the example is complete."""
@@ -279,8 +296,11 @@ class Engine:
             targets = np.asarray(reading.ids[at + 1 : end + 1], np.int32)
             hidden = out.tapped(rows, reading.plug.tap.layers)
             reading.parts.append((z, *reading.plug.tap.encode(hidden), *self.model.read(z, targets, TOP)))
-        if reading.pending:
-            return
+        if not reading.pending:
+            self._hand_over(reading)
+
+    def _hand_over(self, reading: Reading) -> None:
+        """The example is complete."""
         z, codes, scales, logp, top, lse = (np.concatenate(column) for column in zip(*reading.parts, strict=True))
         z_codes, z_scales = pack(z, int8=False)
         tensors = {"ids": reading.targets, "codes": codes, "scales": scales}
@@ -296,7 +316,8 @@ class Engine:
             raise ProtocolError(f"example {reading.number} must be read before it is scored, and scored once")
         z, logp = reading.result
         reading.result = None
-        self._scorings.append(Scoring(reading, logp, reading.plug.correct(z, frame)))
+        corrected = reading.plug.correct(z, frame.tensors["delta"], frame.tensors["scales"])
+        self._scorings.append(Scoring(reading, logp, corrected))
 
     def _score_some(self) -> bool:
         """One head call for the score that has waited longest."""

@@ -32,7 +32,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from sideplug import __version__
-from sideplug.cloud.engine import TOP, Engine, Plug, Reading, Reply
+from sideplug.cloud.engine import TOP, Engine, Reading
+from sideplug.cloud.reply import Habits, Plug, Reply
 from sideplug.cloud.store import Base
 from sideplug.cloud.tokenizer import TextStream
 from sideplug.contract.errors import Busy, InputError, ProtocolError, SideplugError, Stopped, TooLong, WrongBase
@@ -41,7 +42,9 @@ from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import (
+    MAX_AHEAD,
     MAX_PAYLOAD_BYTES,
+    MAX_WRITTEN,
     PATH,
     ROWS_PER_FRAME,
     Frame,
@@ -124,6 +127,8 @@ class Session:
         self._reply: Reply | None = None
         self._readings: dict[int, Reading] = {}
         self._rows_asked = False
+        self._habits = Habits()
+        self._deadline_s = 0.0
 
     async def run(self) -> None:
         sender = asyncio.create_task(self._send_all())
@@ -177,10 +182,19 @@ class Session:
                 elif frame.kind is Kind.SCORED or (frame.kind is Kind.EXAMPLE and not self._is_scored(frame)):
                     self._readings.pop(frame["number"], None)
                 await self._connection.send(encode(frame))
+                if frame.kind is Kind.ASK and self._deadline_s:
+                    self._expect_answer(frame)
         except ConnectionClosed:
             pass
         except Exception as error:
             await self._refuse(error)
+
+    def _expect_answer(self, ask: Frame) -> None:
+        """Tell the engine when the answer's deadline has passed."""
+        reply, engine = self._reply, self._server.thread.engine
+        if reply is not None:
+            passed = lambda: engine.expire(reply, ask["run"], ask["at"][0])  # noqa: E731
+            self._loop.call_later(self._deadline_s, self._in_engine, passed)
 
     def _is_scored(self, frame: Frame) -> bool:
         reading = self._readings.get(frame["number"])
@@ -240,7 +254,9 @@ class Session:
             )
         tap = Tap.parse(frame["tap"]) if frame["tap"] else Tap.spread(model.blocks, model.width)
         tap.check(model.blocks, model.width)
-        self._plug = Plug(tap, Gate.from_wire(frame["gate"]), frame["merge"])
+        gate = Gate.from_wire(frame["gate"], frame.tensors["gate"])
+        gate.check(model.width)
+        self._plug = Plug(tap, gate, frame["merge"])
         await asyncio.to_thread(tap.prepare, model.width)
         shape = {"blocks": model.blocks, "width": model.width, "vocab": model.vocab, "context": model.context}
         about = {"name": base.name, "fingerprint": base.fingerprint, "chat": self._server.tokenizer.has_chat, **shape}
@@ -261,21 +277,30 @@ class Session:
             self._check_length(len(ids) + 1, "the prompt")
             if frame["max_tokens"] < 1:
                 raise InputError(f"max_tokens must be 1 or more, got {frame['max_tokens']}")
+            ahead, deadline_ms = frame.control.get("ahead", 0), frame.control.get("deadline_ms", 0)
+            if not 0 <= ahead <= MAX_AHEAD:
+                raise InputError(f"the cloud runs 0 to {MAX_AHEAD} asks ahead, got {ahead}")
+            if not 0 <= deadline_ms <= 1 << 31:
+                raise InputError(f"an answer's deadline must be 0 (none) or more milliseconds, got {deadline_ms}")
             sampling = Sampling.from_wire(frame["sampling"])
             cache = engine.model.new_cache(min(len(ids) + frame["max_tokens"], engine.model.context))
         except (InputError, Busy) as error:  # the user's mistake, or nobody's: the session goes on
             self._outbox.put_nowait(error_frame(error))
             return
-        stream = TextStream(self._server.tokenizer)
+        self._deadline_s = deadline_ms / 1000
         self._reply = Reply(
             ids,
             self._send_from_engine,
             cache,
             frame["turn"],
             self._opened,
+            TextStream(self._server.tokenizer),
             sampling,
             frame["max_tokens"],
-            stream,
+            engine.model.context,
+            self._server.tokenizer.stop_ids,
+            ahead,
+            self._habits,
         )
         reply = self._reply
         self._in_engine(lambda: engine.add(reply))
@@ -310,18 +335,25 @@ class Session:
         engine, plug = self._server.thread.engine, self._opened
         try:
             prompt = self._short_enough(Prompt.from_wire(frame.control), frame["reply"])
-            start, reply = self._server.tokenizer.encode_example(prompt, frame["reply"])
-            if not reply:
+            write, reply = frame.control.get("write", 0), list[int]()
+            if write:
+                if not 0 < write <= MAX_WRITTEN or frame["reply"] or frame["score"]:
+                    raise InputError(f"the base writes 1 to {MAX_WRITTEN} tokens, and no reply is given then")
+                start = self._server.tokenizer.encode(prompt)
+            else:
+                start, reply = self._server.tokenizer.encode_example(prompt, frame["reply"])
+            size = len(reply) or write
+            if not start or not size:
                 raise InputError("the example has nothing to learn: its reply is empty, or its text one token")
-            self._check_length(len(start) + len(reply), "the example")
+            self._check_length(len(start) + size, "the example")
             most = MAX_PAYLOAD_BYTES // (plug.tap.bytes_per_token + 2 * engine.model.width + 4 * TOP + 8)
-            if len(reply) > most:
-                raise TooLong(f"the example's reply has {len(reply)} tokens, with this tap it may have at most {most}")
-            cache = engine.model.new_cache(len(start) + len(reply))
+            if size > most:
+                raise TooLong(f"the example's reply has {size} tokens, with this tap it may have at most {most}")
+            cache = engine.model.new_cache(len(start) + size)
         except (InputError, Busy) as error:
             self._outbox.put_nowait(error_frame(error, number))
             return
-        reading = Reading(start + reply, self._send_from_engine, cache, number, plug, len(start), frame["score"])
+        reading = Reading(start + reply, self._send_from_engine, cache, number, plug, len(start), frame["score"], write)
         self._readings[number] = reading
         self._in_engine(lambda: engine.add(reading))
 

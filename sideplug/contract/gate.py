@@ -1,37 +1,86 @@
 """The gate: which tokens the device is asked about. Evaluated in the cloud, on z, where z already is.
 
-Kinds so far: `open` (ask for every token) and `shut` (never: the plain base model). A trained gate, σ(u·z + b), will be
-a third kind here, with u and b travelling in OPEN. It does not know plugins or how a gate is trained.
+    open      ask for every token
+    shut      never: the plain base model
+    linear    ask where weight · z + bias > threshold            (a trained gate: σ of the left side is "ask")
+
+A linear gate has a dial: the quantiles of its scores on held-out personal text, so that any rate can be asked for
+without training anew. It does not know plugins or how a gate is trained.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from sideplug.contract.errors import InputError
 
-KINDS = ("open", "shut")
+KINDS = ("open", "shut", "linear")
 
 
-@dataclass(frozen=True)
+def _none() -> np.ndarray:
+    return np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True, eq=False)
 class Gate:
+    """`weight_D` (D,) float32 for a linear gate, else empty; `dial`: score quantiles at even steps, rising."""
+
     kind: str = "open"
+    weight_D: np.ndarray = field(default_factory=_none)
+    bias: float = 0.0
+    threshold: float = 0.0
+    dial: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(f"a gate must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        numbers = (self.bias, self.threshold, *self.dial, *self.weight_D.tolist())
+        if not np.isfinite(np.asarray(numbers, np.float64)).all():
+            raise InputError("a gate's numbers must be finite")
+
+    def check(self, width: int) -> None:
+        """Raises InputError unless it can look at a z of D numbers."""
+        if self.weight_D.shape != ((width,) if self.kind == "linear" else (0,)):
+            raise InputError(f"a {self.kind} gate has {self.weight_D.size} weights, z has {width} numbers")
+
+    def scores(self, z_TD: np.ndarray) -> np.ndarray:
+        """z (T, D) → (T,) weight · z + bias of a linear gate."""
+        # Row by row: a row's score must not depend on how many others are looked at with it.
+        return np.array([float(z @ self.weight_D) for z in z_TD]) + self.bias
 
     def opens(self, z_TD: np.ndarray) -> np.ndarray:
         """z (T, D) → (T,) bool: ask the device?"""
+        if self.kind == "linear":
+            return self.scores(z_TD) > self.threshold
         return np.full(z_TD.shape[0], self.kind == "open")
 
+    def at_rate(self, rate: float) -> Gate:
+        """The gate that opens for this share of personal tokens: 0 is shut, 1 is open. Raises InputError."""
+        if not 0 <= rate <= 1:
+            raise InputError(f"the gate's rate must be 0 to 1, got {rate}")
+        if rate in (0, 1):
+            return Gate("open" if rate else "shut")
+        if not self.dial:
+            raise InputError(f"this plugin's gate is {self.kind}, its rate can be 0 or 1: train it with general text")
+        steps = np.linspace(0, 1, len(self.dial))
+        return replace(self, threshold=float(np.interp(1 - rate, steps, self.dial)))
+
     def to_wire(self) -> dict[str, Any]:
-        return {"kind": self.kind}
+        """Without `weight_D`, which travels as a tensor, and the dial, which stays on the device."""
+        if self.kind != "linear":
+            return {"kind": self.kind}
+        return {"kind": self.kind, "bias": self.bias, "threshold": self.threshold}
 
     @classmethod
-    def from_wire(cls, control: dict[str, Any]) -> Gate:
+    def from_wire(
+        cls, control: dict[str, Any], weight_D: np.ndarray | None = None, dial: tuple[float, ...] = ()
+    ) -> Gate:
         """Raises InputError for a map that is not a gate."""
-        return cls(str(control.get("kind")))
+        numbers = {name: control.get(name, 0.0) for name in ("bias", "threshold")}
+        if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in numbers.values()):
+            raise InputError("a gate's bias and threshold must be numbers")
+        weights = _none() if weight_D is None else weight_D.astype(np.float32)
+        return cls(str(control.get("kind")), weights, **numbers, dial=dial)

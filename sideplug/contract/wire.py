@@ -31,6 +31,9 @@ MAX_CONTROL_BYTES = 4 << 20
 MAX_PAYLOAD_BYTES = 64 << 20
 MAX_FRAME_BYTES = HEADER.size + MAX_CONTROL_BYTES + MAX_PAYLOAD_BYTES
 ROWS_PER_FRAME = 2048  # head rows in one HEAD frame
+MAX_AHEAD = 32  # asks that may be open while the cloud goes on
+MAX_DRAFT = 32  # token ids that an answer may expect behind its position
+MAX_WRITTEN = 512  # tokens of a reply that the base writes for the tape
 MAX_TENSORS = 8
 MAX_DIMS = 4
 
@@ -44,12 +47,12 @@ _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Kind(IntEnum):
-    OPEN = 1  # device → cloud: which base, tap, gate
+    OPEN = 1  # device → cloud: which base, tap, gate (its weights; none for one that is open or shut)
     OPENED = 2  # cloud → device: session id, the model's shape, limits
     PROMPT = 3  # device → cloud: generate
     TOKENS = 4  # cloud → device: accepted tokens and their text
     ASK = 5  # cloud → device: codes of positions whose gate is open
-    ANSWER = 6  # device → cloud: corrections for those positions
+    ANSWER = 6  # device → cloud: corrections for those positions, and what it expects to be said from each on
     DONE = 7  # cloud → device: the reply is complete
     CANCEL = 8  # device → cloud: stop the reply
     READ = 9  # device → cloud: one example, to be read for the tape (or to be scored)
@@ -70,15 +73,26 @@ class Row:
 
 
 SCHEMA: dict[Kind, Row] = {
-    Kind.OPEN: Row({"base": str, "tap": str, "merge": str, "gate": dict, "client": str}),
+    Kind.OPEN: Row({"base": str, "tap": str, "merge": str, "gate": dict, "client": str}, {"gate": 1}),
     Kind.OPENED: Row({"session": str, "model": dict, "limits": dict}),
-    Kind.PROMPT: Row({"turn": int, "messages?": list, "text?": str, "ids?": list, "max_tokens": int, "sampling": dict}),
+    Kind.PROMPT: Row(
+        {
+            "turn": int,
+            "messages?": list,
+            "text?": str,
+            "ids?": list,
+            "max_tokens": int,
+            "sampling": dict,
+            "ahead?": int,
+            "deadline_ms?": int,
+        }
+    ),
     Kind.TOKENS: Row({"turn": int, "at": int, "ids": list, "text": str, "by": str}),
-    Kind.ASK: Row({"turn": int, "at": list}, {"codes": 3, "scales": 2}),
-    Kind.ANSWER: Row({"turn": int, "at": list}, {"delta": 2, "scales": 1}),
-    Kind.DONE: Row({"turn": int, "why": str, "prompt": int, "reply": int}),
+    Kind.ASK: Row({"turn": int, "run": int, "at": list, "from": int, "ids": list}, {"codes": 3, "scales": 2}),
+    Kind.ANSWER: Row({"turn": int, "run": int, "at": list}, {"delta": 2, "scales": 1, "draft": 2}),
+    Kind.DONE: Row({"turn": int, "why": str, "prompt": int, "reply": int, "counts": dict}),
     Kind.CANCEL: Row({"turn": int}),
-    Kind.READ: Row({"number": int, "messages?": list, "text?": str, "reply": str, "score": bool}),
+    Kind.READ: Row({"number": int, "messages?": list, "text?": str, "reply": str, "score": bool, "write?": int}),
     Kind.EXAMPLE: Row(
         {"number": int},
         {"ids": 1, "codes": 3, "scales": 2, "z": 2, "z_scales": 1, "top": 2, "lse": 1},

@@ -34,6 +34,10 @@ class Link(Protocol):
 
     def receive(self, timeout_s: float = REPLY_TIMEOUT_S) -> Frame: ...
 
+    def arrived(self) -> Frame | None:
+        """The next frame, if it is there already."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -102,9 +106,22 @@ class WebSocketLink:
     def receive(self, timeout_s: float = REPLY_TIMEOUT_S) -> Frame:
         """The next frame. Raises what an ERROR frame says, CloudError when the connection is gone or silent."""
         try:
-            message = self._connection.recv(timeout_s)
+            return self._receive(timeout_s)
         except TimeoutError as error:
             raise CloudError(f"the cloud at {self._url} said nothing for {timeout_s:.0f} s") from error
+
+    def arrived(self) -> Frame | None:
+        try:
+            return self._receive(0)
+        except TimeoutError:
+            return None
+
+    def _receive(self, timeout_s: float) -> Frame:
+        """Raises TimeoutError too."""
+        try:
+            message = self._connection.recv(timeout_s)
+        except TimeoutError:
+            raise
         except (ConnectionClosed, OSError) as error:
             raise self._gone(error) from error
         if not isinstance(message, bytes):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from sideplug.contract.tap import Tap
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-FORMAT = 1
+GATE, PHRASES = "gate", "phrases"  # tensors beside the parameters
+FORMAT = 2
 Params = dict[str, np.ndarray]
 
 
@@ -178,6 +179,7 @@ class Plugin:
     tap: Tap
     params: Params
     gate: Gate = field(default_factory=Gate)
+    phrases: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))  # the person's, for the lookahead
     about: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -214,14 +216,15 @@ class Plugin:
             "base_fingerprint": self.base,
             "tap": self.tap.name,
             "merge": self.merge,
-            "gate": asdict(self.gate),
+            "gate": {**self.gate.to_wire(), "dial": list(self.gate.dial)},
             "about": self.about,
         }
 
     def save(self, folder: Path) -> None:
         """Write both files aside, then rename them: a full disk leaves the old plugin whole. Raises Stopped."""
         config = self.config()
-        blob = safetensors.numpy.save(self.params, {"sideplug": json.dumps(config)})
+        tensors = {**self.params, GATE: self.gate.weight_D, PHRASES: self.phrases}
+        blob = safetensors.numpy.save(tensors, {"sideplug": json.dumps(config)})
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_aside(folder / WEIGHTS, blob)
@@ -248,16 +251,19 @@ class Plugin:
             if config["format"] != FORMAT:
                 raise PluginError(f"{path} has format {config['format']}, this version reads {FORMAT}")
             tap = Tap.parse(config["tap"])
+            gate, phrases = params.pop(GATE), params.pop(PHRASES)
             plugin = cls(
                 config["kind"],
                 config["base_fingerprint"],
                 config["base_model_name_or_path"],
                 tap,
                 params,
-                Gate.from_wire(config["gate"]),
+                Gate.from_wire(config["gate"], gate, tuple(config["gate"]["dial"])),
+                phrases,
                 config["about"],
             )
-            plugin.correct(np.zeros((1, len(tap.layers), tap.rank), np.float32))
+            delta = plugin.correct(np.zeros((1, len(tap.layers), tap.rank), np.float32))
+            plugin.gate.check(delta.shape[1])
         except PluginError:
             raise
         except Exception as error:

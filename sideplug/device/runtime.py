@@ -1,7 +1,9 @@
 """A conversation with the cloud: open a session, ask for a reply, correct what the cloud asks about.
 
-The loop is: tokens come down and are handed on; an ASK comes down, the plugin runs, its ANSWER goes up. It does not
-know sockets (see link), files or the command line. Test: pytest tests/test_equalities.py
+The loop is: tokens come down and are handed on; an ASK comes down, the plugin runs, its ANSWER goes up, those that came
+together in one. The cloud may run ahead of the answers: an ASK says on which text it stands, and asks of a run that is
+taken back are let lie. It does not know sockets (see link), files or the command line.
+Test: pytest tests/test_equalities.py
 """
 
 from __future__ import annotations
@@ -23,26 +25,53 @@ from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Frame, Kind
 from sideplug.device.link import Link
+from sideplug.device.lookahead import Lookahead
 from sideplug.device.plugin import Plugin
+
+AHEAD = 24  # asks that may be open while the cloud goes on
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some of a reply: token ids, their text, and who chose them ("cloud" or "plugin")."""
+    """Some of a reply: token ids, their text, and who chose them ("cloud", "plugin"; "fallback": it was late)."""
 
     ids: list[int]
     text: str
     by: str
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How a reply is fetched; the text does not depend on it, but for a deadline's.
+
+    ahead: asks that may be open while the cloud goes on with guesses, 0 to 32; 0 waits for each answer. lookahead:
+    drafts from the person's phrases go up with the answers. deadline_ms: after it the base's token is used; 0: never.
+    """
+
+    ahead: int = AHEAD
+    lookahead: bool = True
+    deadline_ms: int = 0
+
+
 @dataclass
 class Usage:
-    """What one reply took. Bytes are of whole WebSocket messages; TCP and TLS add theirs."""
+    """What one reply took. Bytes are of whole WebSocket messages; TCP and TLS add theirs.
+
+    round_trips: times that the text waited for the device, which with run-ahead are far fewer than what was asked.
+    """
 
     prompt_tokens: int = 0
     reply_tokens: int = 0
     plugin_tokens: int = 0
     round_trips: int = 0
+    asked: int = 0
+    guessed: int = 0
+    confirmed: int = 0
+    taken_back: int = 0
+    thrown_away: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    fallback: int = 0
     bytes_down: int = 0
     bytes_up: int = 0
     first_token_s: float = 0.0
@@ -58,9 +87,10 @@ class Usage:
         """One line for a person to read."""
         speed = self.reply_tokens / self.total_s if self.total_s else 0.0
         gate = 100 * self.plugin_tokens / self.reply_tokens if self.reply_tokens else 0.0
+        late = f" · {self.fallback} without the plugin (late)" if self.fallback else ""
         return (
             f"{self.reply_tokens} tokens, {speed:.1f} a second · {self.round_trips} round trips · "
-            f"gate open {gate:.0f} % · {self.bytes_down:,} bytes down, {self.bytes_up:,} up"
+            f"gate open {gate:.0f} % · {self.bytes_down:,} bytes down, {self.bytes_up:,} up{late}"
         )
 
 
@@ -88,6 +118,7 @@ class Session:
     usage: Usage = field(default_factory=Usage)
     _turn: int = 0
     _running: bool = False
+    _lookahead: Lookahead | None = None
 
     @classmethod
     def open(
@@ -106,7 +137,7 @@ class Session:
             "gate": gate.to_wire(),
             "client": f"sideplug/{__version__}",
         }
-        link.send(Frame(Kind.OPEN, control))
+        link.send(Frame(Kind.OPEN, control, {"gate": gate.weight_D}))
         opened = _expect(link.receive(), Kind.OPENED)
         about = opened["model"]
         try:
@@ -119,53 +150,84 @@ class Session:
         return cls(link, model, plugin, readings)
 
     def generate(
-        self,
-        prompt: Prompt,
-        max_tokens: int = 256,
-        sampling: Sampling = Sampling(),
+        self, prompt: Prompt, max_tokens: int = 256, sampling: Sampling = Sampling(), pace: Pace = Pace()
     ) -> Generator[Piece, None, None]:
         """The reply, piece by piece; `usage` is complete afterwards. Closing the iterator cancels the reply."""
         self._turn += 1
-        turn = self._turn
         usage = self.usage = Usage()
         down, up = sum(self.link.down.values()), sum(self.link.up.values())
         start = time.perf_counter()
-        control = {"turn": turn, **prompt.to_wire(), "max_tokens": max_tokens, "sampling": sampling.to_wire()}
+        control = {"turn": self._turn, **prompt.to_wire(), "max_tokens": max_tokens, "sampling": sampling.to_wire()}
+        control |= {"ahead": pace.ahead, "deadline_ms": pace.deadline_ms}
+        phrases = self.plugin.phrases if self.plugin and pace.lookahead and pace.ahead else None
+        self._lookahead = None if phrases is None or not len(phrases) else Lookahead(phrases)
         self.link.send(Frame(Kind.PROMPT, control))
         self._running = True
         try:
             while self._running:
-                frame = self.link.receive()
-                if frame.control.get("turn") != turn:
-                    raise ProtocolError(f"the cloud must speak of turn {turn}, got {frame.kind.name} of another")
-                if frame.kind is Kind.TOKENS:
-                    if not usage.first_token_s:
-                        usage.first_token_s = time.perf_counter() - start
-                    if frame["by"] == "plugin":
-                        usage.plugin_tokens += len(frame["ids"])
-                    yield Piece(frame["ids"], frame["text"], frame["by"])
-                elif frame.kind is Kind.ASK:
-                    self._answer(frame)
-                else:
-                    done = _expect(frame, Kind.DONE)
-                    self._running = False
-                    usage.why, usage.prompt_tokens, usage.reply_tokens = done["why"], done["prompt"], done["reply"]
+                asks: list[Frame] = []
+                frame: Frame | None = self.link.receive()
+                while frame is not None:
+                    if frame.control.get("turn") != self._turn:
+                        raise ProtocolError(f"the cloud must speak of turn {self._turn}, not {frame.kind.name} another")
+                    if frame.kind is Kind.ASK:
+                        asks.append(frame)
+                    elif frame.kind is Kind.TOKENS:
+                        if not usage.first_token_s:
+                            usage.first_token_s = time.perf_counter() - start
+                        if frame["by"] == "plugin":
+                            usage.plugin_tokens += len(frame["ids"])
+                        if self._lookahead:
+                            self._lookahead.settled(frame["at"], frame["ids"])
+                        if asks:  # an answer never waits for whoever reads the text
+                            asks = self._answer(asks)
+                        yield Piece(frame["ids"], frame["text"], frame["by"])
+                    else:
+                        self._done(_expect(frame, Kind.DONE))
+                        break
+                    frame = self.link.arrived()
+                self._answer(asks)
         except SideplugError:
             self._running = False  # the cloud has ended it: there is nothing to cancel
             raise
         finally:
             if self._running:
-                self._cancel(turn)
+                self._cancel()
             usage.total_s = time.perf_counter() - start
             usage.bytes_down = sum(self.link.down.values()) - down
             usage.bytes_up = sum(self.link.up.values()) - up
 
-    def _answer(self, ask: Frame) -> None:
+    def _answer(self, asks: list[Frame]) -> list[Frame]:
+        """Answer these in one frame, but for those of a run that was taken back; nothing is left."""
+        asks = [ask for ask in asks if ask["run"] == asks[-1]["run"]]
+        if not asks or not self._running:
+            return []
         start = time.perf_counter()
-        tensors = self.corrections(ask)
+        # One by one: a matrix product of several rows may differ in the last bit, and the text must not.
+        answers = [self.corrections(ask) for ask in asks]
+        tensors = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+        drafts = [self._draft(ask) for ask in asks]
+        tensors["draft"] = np.full((len(asks), max(map(len, drafts))), -1, np.int32)
+        for row, draft in zip(tensors["draft"], drafts, strict=True):
+            row[: len(draft)] = draft
         self.usage.plugin_s += time.perf_counter() - start
-        self.usage.round_trips += 1
-        self.link.send(Frame(Kind.ANSWER, {"turn": ask["turn"], "at": ask["at"]}, tensors))
+        control = {"turn": self._turn, "run": asks[-1]["run"], "at": [at for ask in asks for at in ask["at"]]}
+        self.link.send(Frame(Kind.ANSWER, control, tensors))
+        return []
+
+    def _draft(self, ask: Frame) -> list[int]:
+        if self._lookahead is None:
+            return []
+        self._lookahead.hear(ask["from"], ask["ids"])
+        return self._lookahead.draft(ask["at"][0])
+
+    def _done(self, done: Frame) -> None:
+        """The reply is over: take over what the cloud counted."""
+        self._running = False
+        self.usage.why, self.usage.prompt_tokens, self.usage.reply_tokens = done["why"], done["prompt"], done["reply"]
+        for name, value in done["counts"].items():
+            if name in Usage.__dataclass_fields__ and type(value) is int:
+                setattr(self.usage, name, value)
 
     def corrections(self, asked: Frame) -> dict[str, np.ndarray]:
         """The plugin's answer to the codes of an ASK or EXAMPLE, as the tensors that go up."""
@@ -175,15 +237,14 @@ class Session:
         codes, scales = pack(delta_TD, int8=self.plugin.tap.codec == "int8")
         return {"delta": codes, "scales": scales}
 
-    def _cancel(self, turn: int) -> None:
+    def _cancel(self) -> None:
         """Stop the reply and wait for the cloud's DONE, so that the session can go on."""
         self._running = False
-        self.link.send(Frame(Kind.CANCEL, {"turn": turn}))
+        self.link.send(Frame(Kind.CANCEL, {"turn": self._turn}))
         while True:
             frame = self.link.receive()
             if frame.kind is Kind.DONE:
-                self.usage.why, self.usage.prompt_tokens = frame["why"], frame["prompt"]
-                self.usage.reply_tokens = frame["reply"]
+                self._done(frame)
                 return
 
     def bytes_by_kind(self) -> dict[str, Counter[str]]:

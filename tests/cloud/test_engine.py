@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sideplug.cloud.engine import HEAD_ROWS, Engine, Plug, Reading, Reply
+from sideplug.cloud.engine import HEAD_ROWS, Engine, Reading
 from sideplug.cloud.engines import open_model
 from sideplug.cloud.model import Model
+from sideplug.cloud.reply import Plug, Reply
 from sideplug.cloud.scheduler import Budget
 from sideplug.cloud.store import find
 from sideplug.cloud.tokenizer import TextStream, Tokenizer
@@ -33,12 +34,13 @@ def engine(parts: tuple[Model, Tokenizer]) -> Engine:
 
 
 def a_reply(
-    engine: Engine, ids: list[int], gate: str = "shut", tokens: int = 5, **sampling: Any
+    engine: Engine, ids: list[int], gate: str = "shut", tokens: int = 5, ahead: int = 0, **sampling: Any
 ) -> tuple[Reply, list[Frame]]:
     heard: list[Frame] = []
     stream = TextStream(engine.tokenizer)
     plug = Plug(TAP, Gate(gate))
-    reply = Reply(ids, heard.append, engine.model.new_cache(100), 1, plug, Sampling(**sampling), tokens, stream)
+    cache, stops = engine.model.new_cache(100), engine.tokenizer.stop_ids
+    reply = Reply(ids, heard.append, cache, 1, plug, stream, Sampling(**sampling), tokens, 256, stops, ahead)
     engine.add(reply)
     return reply, heard
 
@@ -51,9 +53,12 @@ def a_reading(engine: Engine, count: int, score: bool = False) -> tuple[Reading,
     return reading, heard
 
 
-def answer(at: int, turn: int = 1) -> Frame:
-    tensors = {"delta": np.zeros((1, 64), np.int8), "scales": np.zeros(1, np.float32)}
-    return Frame(Kind.ANSWER, {"turn": turn, "at": [at]}, tensors)
+def answer(*at: int, turn: int = 1, run: int = 0, delta: float = 0.0) -> Frame:
+    """Corrections that change nothing, or much."""
+    codes = np.random.default_rng(0).integers(-127, 127, 64).astype(np.int8)
+    tensors = {"delta": np.tile(codes, (len(at), 1)), "scales": np.full(len(at), delta, np.float32)}
+    tensors["draft"] = np.zeros((len(at), 0), np.int32)
+    return Frame(Kind.ANSWER, {"turn": turn, "run": run, "at": list(at)}, tensors)
 
 
 def kinds(frames: list[Frame]) -> list[str]:
@@ -82,7 +87,7 @@ def test_parked_until_answered_once_and_for_its_own_position(engine: Engine) -> 
     assert heard[0]["at"] == [3]
     assert not engine.step()
     for wrong in (answer(4), answer(3, turn=2)):
-        with pytest.raises(ProtocolError, match="turn 1, position 3"):
+        with pytest.raises(ProtocolError, match=r"turn 1, run 0, positions \[3\]"):
             engine.answer(reply, wrong)
     engine.answer(reply, answer(3))
     with pytest.raises(ProtocolError):
@@ -93,6 +98,75 @@ def test_parked_until_answered_once_and_for_its_own_position(engine: Engine) -> 
     drain(engine)
     assert kinds(heard)[-2:] == ["TOKENS", "DONE"]
     engine.answer(reply, answer(5))  # late, for a reply that is over: nothing happens
+
+
+def test_it_runs_ahead_and_takes_back(engine: Engine) -> None:
+    reply, heard = a_reply(engine, [5, 6, 7], "open", 12, ahead=4)
+    drain(engine)
+    assert [frame["at"] for frame in heard] == [[3], [4], [5], [6], [7]], "four guesses, and the ask that waits"
+    guessed = [frame["ids"] for frame in heard]
+    assert [frame["from"] for frame in heard] == [3, 3, 4, 5, 6]
+    engine.answer(reply, answer(3, 4))  # what the base says itself
+    drain(engine)
+    tokens = [frame for frame in heard if frame.kind is Kind.TOKENS]
+    assert [token for frame in tokens for token in frame["ids"]] == guessed[1] + guessed[2]
+    assert [frame["by"] for frame in tokens] == ["plugin"]
+    assert [frame["at"] for frame in heard if frame.kind is Kind.ASK][5:] == [[8], [9]], "two more"
+    before = len(heard)
+    engine.answer(reply, answer(5, delta=9.0))  # another token: all behind it is taken back
+    engine.answer(reply, answer(6))  # was on its way
+    drain(engine)
+    assert heard[before]["ids"] != guessed[3]
+    asks = [frame for frame in heard[before:] if frame.kind is Kind.ASK]
+    assert {frame["run"] for frame in asks} == {1}
+    assert (asks[0]["at"], asks[0]["from"], asks[0]["ids"]) == ([6], 5, heard[before]["ids"])
+    assert (reply.counts.taken_back, reply.counts.thrown_away) == (1, 4)
+    with pytest.raises(ProtocolError, match="run 1"):
+        engine.answer(reply, answer(7, run=1))
+
+
+def test_a_full_batch_leaves_no_room_for_guesses(engine: Engine) -> None:
+    _, heard = a_reply(engine, [5, 6, 7], "open", 8, ahead=4)
+    others = [a_reply(engine, [i, 6, 7], tokens=30)[0] for i in range(16)]
+    for _ in range(10):
+        engine.step()
+    assert len([frame for frame in heard if frame.kind is Kind.ASK]) == 1
+    engine.drop(*others)
+
+
+def test_a_late_answer_is_dropped_and_the_base_goes_on(engine: Engine) -> None:
+    for ahead in (0, 3):
+        _, want = a_reply(engine, [5, 6, 7], tokens=2)
+        drain(engine)
+        reply, heard = a_reply(engine, [5, 6, 7], "open", 2, ahead)
+        drain(engine)
+        engine.expire(reply, 0, 4)  # not the first that is open: somebody's clock is wrong
+        engine.expire(reply, 0, 3)
+        drain(engine)
+        engine.answer(reply, answer(3, delta=9.0))  # late
+        engine.answer(reply, answer(4))
+        drain(engine)
+        tokens = [frame for frame in heard if frame.kind is Kind.TOKENS]
+        assert [frame["by"] for frame in tokens] == ["fallback", "plugin"]
+        assert [frame["ids"] for frame in tokens] == [frame["ids"] for frame in want if frame.kind is Kind.TOKENS]
+        assert heard[-1]["counts"]["fallback"] == 1
+
+
+def test_the_base_writes_for_the_tape_what_it_says(engine: Engine) -> None:
+    _, want = a_reply(engine, [5, 6, 7], tokens=9)
+    drain(engine)
+    heard: list[Frame] = []
+    plug = Plug(TAP, Gate("shut"))
+    engine.add(Reading([5, 6, 7], heard.append, engine.model.new_cache(100), 7, plug, 3, False, 9))
+    engine.add(Reading([9, 6, 7], heard.append, engine.model.new_cache(100), 8, plug, 3, False, 4))
+    drain(engine)
+    assert sorted(frame["number"] for frame in heard) == [7, 8]
+    written = next(frame for frame in heard if frame["number"] == 7).tensors
+    said = [token for frame in want if frame.kind is Kind.TOKENS for token in frame["ids"]]
+    ids = [token for token in written["ids"].tolist() if token not in engine.tokenizer.stop_ids]
+    assert ids == said
+    assert len(written["z"]) == len(written["ids"]) == len(written["codes"])
+    np.testing.assert_array_equal(written["top"][:, 0], written["ids"])
 
 
 def test_a_long_prompt_is_prefilled_in_chunks_beside_others(engine: Engine) -> None:
@@ -168,6 +242,7 @@ def test_a_score_shares_its_steps_and_comes_once(engine: Engine) -> None:
         engine.score(reading, frame)
     _, other = a_reply(engine, [5, 6, 7])
     engine.step()
+    engine.step()
     assert kinds(other) == ["TOKENS"]
     assert kinds(heard) == ["EXAMPLE"]
     drain(engine)
@@ -186,4 +261,5 @@ def test_what_is_dropped_leaves_nothing(engine: Engine) -> None:
     assert not engine._works
     assert not engine._scorings
     drain(engine)
-    assert not engine._answers
+    assert not engine._answered
+    assert not engine._rows

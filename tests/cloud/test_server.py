@@ -42,49 +42,78 @@ def exchange(cloud: Cloud, *frames: Frame) -> Exception:
         link.close()
 
 
-def answer(turn: int = 1, at: Any = 3, delta: Any = None, scales: Any = None) -> Frame:
+def opening(control: dict[str, Any] = OPEN, weights: int = 0) -> Frame:
+    return Frame(Kind.OPEN, control, {"gate": np.zeros(weights, np.float32)})
+
+
+def corrections(delta: Any = None, scales: Any = None) -> dict[str, np.ndarray]:
     delta = np.zeros((1, 64), np.int8) if delta is None else delta
     scales = np.zeros(1, np.float32) if scales is None else scales
-    return Frame(Kind.ANSWER, {"turn": turn, "at": [at]}, {"delta": delta, "scales": scales})
+    return {"delta": delta, "scales": scales}
+
+
+def answer(turn: int = 1, at: Any = 3, run: int = 0, draft: Any = None, **tensors: Any) -> Frame:
+    draft = np.zeros((1, 0), np.int32) if draft is None else np.array([draft], np.int32)
+    return Frame(Kind.ANSWER, {"turn": turn, "run": run, "at": [at]}, {**corrections(**tensors), "draft": draft})
 
 
 BREACHES: dict[str, tuple[list[Frame], type[Exception]]] = {
     "prompt before open": ([Frame(Kind.PROMPT, PROMPT)], ProtocolError),
-    "opened twice": ([Frame(Kind.OPEN, OPEN)] * 2, ProtocolError),
+    "opened twice": ([opening()] * 2, ProtocolError),
     "a frame of the cloud's": (
-        [Frame(Kind.OPEN, OPEN), Frame(Kind.DONE, {"turn": 1, "why": "", "prompt": 0, "reply": 0})],
+        [opening(), Frame(Kind.DONE, {"turn": 1, "why": "", "prompt": 0, "reply": 0, "counts": {}})],
         ProtocolError,
     ),
-    "wrong base": ([Frame(Kind.OPEN, {**OPEN, "base": "f" * 64})], WrongBase),
-    "bad tap": ([Frame(Kind.OPEN, {**OPEN, "tap": "x"})], InputError),
-    "tap past the model": ([Frame(Kind.OPEN, {**OPEN, "tap": "l0.9-r16-s0-int8"})], InputError),
-    "bad gate": ([Frame(Kind.OPEN, {**OPEN, "gate": {"kind": "x"}})], InputError),
-    "bad merge": ([Frame(Kind.OPEN, {**OPEN, "merge": "x"})], InputError),
+    "wrong base": ([opening({**OPEN, "base": "f" * 64})], WrongBase),
+    "bad tap": ([opening({**OPEN, "tap": "x"})], InputError),
+    "tap past the model": ([opening({**OPEN, "tap": "l0.9-r16-s0-int8"})], InputError),
+    "bad gate": ([opening({**OPEN, "gate": {"kind": "x"}})], InputError),
+    "bad merge": ([opening({**OPEN, "merge": "x"})], InputError),
+    "a gate of another width": ([opening({**OPEN, "gate": {"kind": "linear"}}, 63)], InputError),
+    "an open gate with weights": ([opening(OPEN, 64)], InputError),
+    "a gate that is not finite": (
+        [opening({**OPEN, "gate": {"kind": "linear", "bias": float("nan")}}, 64)],
+        InputError,
+    ),
+    "a gate's threshold is text": (
+        [opening({**OPEN, "gate": {"kind": "linear", "threshold": "1"}}, 64)],
+        InputError,
+    ),
+    "too far ahead": ([opening(), Frame(Kind.PROMPT, {**PROMPT, "ahead": 33})], InputError),
+    "a deadline below none": ([opening(), Frame(Kind.PROMPT, {**PROMPT, "deadline_ms": -1})], InputError),
     "two prompts at once": (
-        [Frame(Kind.OPEN, OPEN), Frame(Kind.PROMPT, PROMPT), Frame(Kind.PROMPT, PROMPT)],
+        [opening(), Frame(Kind.PROMPT, PROMPT), Frame(Kind.PROMPT, PROMPT)],
         ProtocolError,
     ),
-    "answer for another position": ([Frame(Kind.OPEN, OPEN), Frame(Kind.PROMPT, PROMPT), answer(at=4)], ProtocolError),
-    "answer for another turn": ([Frame(Kind.OPEN, OPEN), Frame(Kind.PROMPT, PROMPT), answer(turn=2)], ProtocolError),
+    "answer for another position": ([opening(), Frame(Kind.PROMPT, PROMPT), answer(at=4)], ProtocolError),
+    "answer for a run to come": ([opening(), Frame(Kind.PROMPT, PROMPT), answer(run=1)], ProtocolError),
+    "a position that is no number": ([opening(), Frame(Kind.PROMPT, PROMPT), answer(at=[3])], ProtocolError),
+    "a draft past the vocabulary": ([opening(), Frame(Kind.PROMPT, PROMPT), answer(draft=[10**6])], ProtocolError),
+    "a draft too long": ([opening(), Frame(Kind.PROMPT, PROMPT), answer(draft=[1] * 33)], ProtocolError),
+    "written and given": (
+        [opening(), Frame(Kind.READ, {"number": 1, "text": "Anna", "reply": "wrote", "score": False, "write": 4})],
+        InputError,
+    ),
+    "answer for another turn": ([opening(), Frame(Kind.PROMPT, PROMPT), answer(turn=2)], ProtocolError),
     "score without read": (
-        [Frame(Kind.OPEN, OPEN), Frame(Kind.SCORE, {"number": 1}, dict(answer().tensors))],
+        [opening(), Frame(Kind.SCORE, {"number": 1}, corrections())],
         ProtocolError,
     ),
     "rows past the vocabulary": (
-        [Frame(Kind.OPEN, OPEN), Frame(Kind.ROWS, {"part": 0}, {"ids": np.array([10**6], np.int32)})],
+        [opening(), Frame(Kind.ROWS, {"part": 0}, {"ids": np.array([10**6], np.int32)})],
         ProtocolError,
     ),
     "scored before it is read": (
         [
-            Frame(Kind.OPEN, OPEN),
+            opening(),
             Frame(Kind.READ, {"number": 1, "text": "", "reply": "Anna wrote to her brother", "score": True}),
-            Frame(Kind.SCORE, {"number": 1}, dict(answer().tensors)),
+            Frame(Kind.SCORE, {"number": 1}, corrections()),
         ],
         ProtocolError,
     ),
     "too many examples at once": (
         [
-            Frame(Kind.OPEN, OPEN),
+            opening(),
             *[
                 Frame(Kind.READ, {"number": i, "text": "", "reply": "Anna wrote to her brother", "score": True})
                 for i in range(9)
@@ -93,10 +122,10 @@ BREACHES: dict[str, tuple[list[Frame], type[Exception]]] = {
         ProtocolError,
     ),
     "a tap that costs too much": (
-        [Frame(Kind.OPEN, {**OPEN, "tap": "l0-r300-s0-int8"})],
+        [opening({**OPEN, "tap": "l0-r300-s0-int8"})],
         InputError,
     ),
-    "no rows": ([Frame(Kind.OPEN, OPEN), Frame(Kind.ROWS, {"part": 0}, {"ids": np.zeros(0, np.int32)})], ProtocolError),
+    "no rows": ([opening(), Frame(Kind.ROWS, {"part": 0}, {"ids": np.zeros(0, np.int32)})], ProtocolError),
 }
 
 
@@ -124,7 +153,7 @@ BAD_CORRECTIONS = {
 @pytest.mark.parametrize("tensors", BAD_CORRECTIONS.values(), ids=BAD_CORRECTIONS.keys())
 def test_bad_corrections(cloud: Cloud, tensors: tuple[np.ndarray, np.ndarray]) -> None:
     link = WebSocketLink.connect(cloud.url)
-    link.send(Frame(Kind.OPEN, OPEN))
+    link.send(opening())
     link.send(Frame(Kind.PROMPT, PROMPT))
     while link.receive(10).kind is not Kind.ASK:
         pass
@@ -193,7 +222,7 @@ def test_a_device_that_leaves_is_forgotten(cloud: Cloud) -> None:
 
 def test_a_device_that_never_answers_holds_nobody_up(cloud: Cloud) -> None:
     silent = WebSocketLink.connect(cloud.url)
-    silent.send(Frame(Kind.OPEN, OPEN))
+    silent.send(opening())
     silent.send(Frame(Kind.PROMPT, PROMPT))
     while silent.receive(10).kind is not Kind.ASK:
         pass
@@ -218,7 +247,7 @@ def test_a_device_that_never_opens_is_sent_away(tiny: Path, monkeypatch: pytest.
 def test_a_device_that_reads_nothing_makes_the_cloud_hold_little(cloud: Cloud) -> None:
     """It asks for the head's rows for ever, or for replies, and never reads: the second request already waits."""
     link = WebSocketLink.connect(cloud.url)
-    link.send(Frame(Kind.OPEN, OPEN))
+    link.send(opening())
     rows = Frame(Kind.ROWS, {"part": 0}, {"ids": np.arange(300, dtype=np.int32)})
     with pytest.raises((ProtocolError, CloudError)):
         for _ in range(200):

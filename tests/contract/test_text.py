@@ -3,7 +3,6 @@
 import pytest
 
 from sideplug.contract.errors import InputError
-from sideplug.contract.gate import Gate
 from sideplug.contract.text import Prompt
 
 GOOD = [Prompt.user("hi"), Prompt(text=""), Prompt(text="Dear"), Prompt(ids=(1, 2))]
@@ -32,9 +31,3 @@ def test_over_the_wire(prompt: Prompt) -> None:
 def test_refused(control: dict[str, object]) -> None:
     with pytest.raises(InputError):
         Prompt.from_wire(control)
-
-
-def test_gate() -> None:
-    with pytest.raises(InputError, match="open, shut"):
-        Gate.from_wire({"kind": "ajar"})
-    assert Gate.from_wire(Gate("shut").to_wire()) == Gate("shut")

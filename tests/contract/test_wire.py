@@ -26,14 +26,14 @@ GOLDEN = [
         b"SP\x01\x0f" + b"\x19\x00\x00\x00" + b"\x00\x00\x00\x00" + b"\x82\xa4code\xa4busy\xa7message\xa5later",
     ),
     (
-        Frame(Kind.DONE, {"turn": 1, "why": "stop", "prompt": 300, "reply": 2}),
-        b"SP\x01\x07" + b"\x21\x00\x00\x00" + b"\x00\x00\x00\x00"
-        b"\x84\xa4turn\x01\xa3why\xa4stop\xa6prompt\xcd\x01\x2c\xa5reply\x02",
+        Frame(Kind.DONE, {"turn": 1, "why": "stop", "prompt": 300, "reply": 2, "counts": {"asked": 1}}),
+        b"SP\x01\x07" + b"\x30\x00\x00\x00" + b"\x00\x00\x00\x00"
+        b"\x85\xa4turn\x01\xa3why\xa4stop\xa6prompt\xcd\x01\x2c\xa5reply\x02\xa6counts\x81\xa5asked\x01",
     ),
     (
-        Frame(Kind.ASK, {"turn": 1, "at": [9]}, {"codes": CODES, "scales": SCALES}),
-        b"SP\x01\x05" + b"\x2b\x00\x00\x00" + b"\x0c\x00\x00\x00"
-        b"\x83\xa4turn\x01\xa2at\x91\x09\xa1t\x92"
+        Frame(Kind.ASK, {"turn": 1, "run": 0, "at": [9], "from": 8, "ids": [5]}, {"codes": CODES, "scales": SCALES}),
+        b"SP\x01\x05" + b"\x3c\x00\x00\x00" + b"\x0c\x00\x00\x00"
+        b"\x86\xa4turn\x01\xa3run\x00\xa2at\x91\x09\xa4from\x08\xa3ids\x91\x05\xa1t\x92"
         b"\x93\xa5codes\xa2i1\x93\x01\x02\x02\x93\xa6scales\xa2f4\x92\x01\x02"
         b"\x01\xfe\x03\x80" + b"\x00\x00\x00\x3f\x00\x00\x00\x40",
     ),
@@ -73,7 +73,7 @@ def raw(kind: int, control_map: object, body: bytes = b"", **header: int) -> byt
 
 
 def tensors(*listing: object, payload: bytes = b"") -> bytes:
-    return raw(Kind.ASK, {"turn": 1, "at": [1], "t": list(listing)}, payload)
+    return raw(Kind.ASK, {"turn": 1, "run": 0, "at": [1], "from": 1, "ids": [], "t": list(listing)}, payload)
 
 
 MALFORMED = {
@@ -100,7 +100,7 @@ MALFORMED = {
     "field of another type": raw(Kind.CANCEL, {"turn": "1"}),
     "bool for a number": raw(Kind.CANCEL, {"turn": True}),
     "tensor missing": tensors(),
-    "listing no list": raw(Kind.ASK, {"turn": 1, "at": [1], "t": 5}),
+    "listing no list": raw(Kind.ASK, {"turn": 1, "run": 0, "at": [1], "from": 1, "ids": [], "t": 5}),
     "too many tensors": tensors(*[["codes", "i1", [0]]] * 9),
     "tensor entry short": tensors(["codes", "i1"]),
     "dtype unknown": tensors(["codes", "O", [1]], payload=b"x"),
@@ -169,7 +169,11 @@ def test_what_we_send_is_checked_too() -> None:
         Frame(Kind.CANCEL, {}),
         Frame(Kind.CANCEL, {"turn": 1, "x": 2}),
         Frame(Kind.CANCEL, {"turn": 1}, {"codes": CODES}),
-        Frame(Kind.ASK, {"turn": 1, "at": [1]}, {"codes": CODES.astype(np.float64), "scales": SCALES}),
+        Frame(
+            Kind.ASK,
+            {"turn": 1, "run": 0, "at": [1], "from": 1, "ids": []},
+            {"codes": CODES.astype(np.float64), "scales": SCALES},
+        ),
         Frame(Kind.ERROR, {"code": "x", "message": "m" * (wire.MAX_CONTROL_BYTES + 1)}),
     ]
     for frame in bad:

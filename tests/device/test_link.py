@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import trustme
 from websockets.asyncio.server import serve
@@ -18,7 +19,7 @@ from sideplug.contract.errors import CloudError, InputError, ProtocolError, Unre
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Frame, Kind, decode, encode
 from sideplug.device.link import WebSocketLink
-from sideplug.device.runtime import Session
+from sideplug.device.runtime import AHEAD, Session
 from tests.conftest import Cloud, a_session
 
 
@@ -50,6 +51,7 @@ def test_bytes_are_counted_by_kind(cloud: Cloud) -> None:
         assert set(session.link.up) == {"OPEN", "PROMPT"}
         assert set(session.link.down) == {"OPENED", "TOKENS", "DONE"}
         control = {"turn": 1, "ids": [5, 6], "max_tokens": 4, "sampling": session_sampling()}
+        control |= {"ahead": AHEAD, "deadline_ms": 0}
         assert session.link.up["PROMPT"] == len(encode(Frame(Kind.PROMPT, control)))
 
 
@@ -105,7 +107,7 @@ OPENED = {
         ([b"garbage"], ProtocolError),
         (["text"], CloudError),
         ([None], CloudError),
-        ([encode(Frame(Kind.DONE, {"turn": 1, "why": "", "prompt": 0, "reply": 0}))], ProtocolError),
+        ([encode(Frame(Kind.DONE, {"turn": 1, "why": "", "prompt": 0, "reply": 0, "counts": {}}))], ProtocolError),
         ([encode(Frame(Kind.OPENED, {**OPENED, "model": {}}))], ProtocolError),
         ([encode(Frame(Kind.OPENED, {**OPENED, "limits": {}}))], ProtocolError),
         ([encode(Frame(Kind.OPENED, OPENED)), None], CloudError),
@@ -113,7 +115,7 @@ OPENED = {
         (
             [
                 encode(Frame(Kind.OPENED, OPENED)),
-                encode(Frame(Kind.DONE, {"turn": 5, "why": "", "prompt": 0, "reply": 0})),
+                encode(Frame(Kind.DONE, {"turn": 5, "why": "", "prompt": 0, "reply": 0, "counts": {}})),
             ],
             ProtocolError,
         ),
@@ -173,7 +175,11 @@ def test_decode_is_what_connect_gives(cloud: Cloud) -> None:
     with connect(cloud.url + "/v1/session") as ws:
         ws.send(
             encode(
-                Frame(Kind.OPEN, {"base": "", "tap": "", "merge": "add", "gate": {"kind": "shut"}, "client": "test"})
+                Frame(
+                    Kind.OPEN,
+                    {"base": "", "tap": "", "merge": "add", "gate": {"kind": "shut"}, "client": "test"},
+                    {"gate": np.zeros(0, np.float32)},
+                )
             )
         )
         opened = decode(ws.recv())  # type: ignore[arg-type]

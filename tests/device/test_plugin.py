@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 from sideplug.contract.errors import PluginError, Stopped, WrongBase
+from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
 from sideplug.device.plugin import CONFIG, KINDS, WEIGHTS, Plugin, write_aside
 from tests.conftest import a_plugin, twin
@@ -67,15 +68,16 @@ def test_untrained_is_exactly_nothing() -> None:
 def test_saved_and_loaded_is_the_same(tmp_path: Path, kind: str) -> None:
     plugin = a_plugin("fingerprint", kind)
     plugin.about = {"loss": 1.5}
+    if kind == "ladder":
+        weight = np.random.default_rng(0).normal(size=64).astype(np.float32)
+        plugin.gate = Gate("linear", weight, 0.5, -1.25, (-3.0, 0.0, 2.0))
+        plugin.phrases = np.array([5, 6, -1, 7], np.int32)
     plugin.save(tmp_path / "p")
     back = Plugin.load(tmp_path / "p")
-    assert (back.kind, back.base, back.tap, back.gate, back.about) == (
-        plugin.kind,
-        plugin.base,
-        plugin.tap,
-        plugin.gate,
-        plugin.about,
-    )
+    assert back.config() == plugin.config()
+    assert (back.gate.dial, back.gate.threshold) == (plugin.gate.dial, plugin.gate.threshold)
+    np.testing.assert_array_equal(back.gate.weight_D, plugin.gate.weight_D)
+    np.testing.assert_array_equal(back.phrases, plugin.phrases)
     for name, value in plugin.params.items():
         np.testing.assert_array_equal(back.params[name], value)
     assert json.loads((tmp_path / "p" / CONFIG).read_text())["peft_type"] == "SIDEPLUG"
@@ -97,15 +99,18 @@ def test_ways_to_be_no_plugin(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match="another kind of adapter"):
         Plugin.load(folder)
     config = plugin.config()
-    missing = {name: value for name, value in plugin.params.items() if name != "a"}
-    wrong = {**plugin.params, "a": np.zeros((3, 5, 24), np.float32)}
+    whole = {**plugin.params, "gate": np.zeros(0, np.float32), "phrases": plugin.phrases}
+    missing = {name: value for name, value in whole.items() if name != "a"}
+    wrong = {**whole, "a": np.zeros((3, 5, 24), np.float32)}
     for params, changed in (
         (missing, {}),
         (wrong, {}),
-        (plugin.params, {"format": 99}),
-        (plugin.params, {"kind": "x"}),
-        (plugin.params, {"tap": "x"}),
-        (plugin.params, {"gate": {}}),
+        (whole, {"format": 99}),
+        (whole, {"kind": "x"}),
+        (whole, {"tap": "x"}),
+        (whole, {"gate": {}}),
+        ({**whole, "gate": np.zeros(64, np.float32)}, {}),
+        (whole, {"gate": {"kind": "linear", "bias": 0.0, "threshold": 0.0, "dial": []}}),
     ):
         header = {"sideplug": json.dumps({**config, **changed})}
         (folder / WEIGHTS).write_bytes(safetensors.numpy.save(params, header))

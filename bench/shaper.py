@@ -1,0 +1,110 @@
+"""A network in a process: a TCP proxy with a delay, jitter and a bandwidth, each way.
+
+    python bench/shaper.py 127.0.0.1:8765 --rtt-ms 50 --jitter-ms 2 --mbit 10
+
+A piece that is read waits for the line (its bytes over the bandwidth), then for the delay; nothing overtakes, nothing
+is lost. It prints the address to connect to. It does not know what passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True)
+class Network:
+    """rtt_ms: both ways together; jitter_ms: standard deviation of each way's delay; mbit a second each way, 0: any."""
+
+    rtt_ms: float = 0.0
+    jitter_ms: float = 0.0
+    mbit: float = 0.0
+
+
+class Way:
+    """One direction of one connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, network: Network) -> None:
+        self._reader, self._writer, self._network = reader, writer, network
+        self._sent: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(4096)
+
+    async def run(self) -> None:
+        deliver = asyncio.create_task(self._deliver())
+        clock = asyncio.get_running_loop().time
+        free = due = 0.0
+        with contextlib.suppress(OSError):
+            while piece := await self._reader.read(1 << 14):
+                now = clock()
+                free = max(now, free) + (len(piece) * 8e-6 / self._network.mbit if self._network.mbit else 0.0)
+                delay = self._network.rtt_ms / 2 + abs(random.gauss(0, self._network.jitter_ms))
+                due = max(due, free + delay / 1000)
+                await self._sent.put((due, piece))
+        await self._sent.put((due, b""))
+        await deliver
+
+    async def _deliver(self) -> None:
+        clock = asyncio.get_running_loop().time
+        with contextlib.suppress(OSError):
+            while True:
+                due, piece = await self._sent.get()
+                if due > clock():
+                    await asyncio.sleep(due - clock())
+                if not piece:
+                    break
+                self._writer.write(piece)
+                await self._writer.drain()
+        self._writer.close()
+
+
+async def shape(host: str, port: int, network: Network) -> None:
+    """Pass on to host:port until cancelled; the own port is printed."""
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection(host, port)
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(Way(reader, far_writer, network).run(), Way(far_reader, writer, network).run())
+
+    server = await asyncio.start_server(pass_on, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+@contextlib.contextmanager
+def shaped(url: str, network: Network) -> Iterator[str]:
+    """A ws:// address behind this network, in a process of its own: its URL."""
+    parts = urlsplit(url)
+    numbers = ["--rtt-ms", network.rtt_ms, "--jitter-ms", network.jitter_ms, "--mbit", network.mbit]
+    command = [sys.executable, __file__, f"{parts.hostname}:{parts.port}", *map(str, numbers)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield f"{parts.scheme}://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.kill()  # what is under way in a network that goes away is lost
+        process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("to", metavar="HOST:PORT")
+    parser.add_argument("--rtt-ms", type=float, default=0.0)
+    parser.add_argument("--jitter-ms", type=float, default=0.0)
+    parser.add_argument("--mbit", type=float, default=0.0)
+    options = parser.parse_args()
+    host, port = options.to.rsplit(":", 1)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(shape(host, int(port), Network(options.rtt_ms, options.jitter_ms, options.mbit)))
+
+
+if __name__ == "__main__":
+    main()

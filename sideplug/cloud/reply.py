@@ -1,0 +1,307 @@
+"""A reply in the making: what is settled, what is only guessed, and what the device was asked. No model, no socket.
+
+Run-ahead (optimistic decoding): the cloud does not stop at an ask. It goes on with a guess, and asks on. An answer that
+confirms the guess settles it; one that changes the token takes everything behind it back, and the run's number goes
+up, so that an answer to what is gone is known for what it is. All noise is of a position, so the text is the same
+with any window, with none, and whatever was guessed. Test: pytest tests/cloud/test_reply.py
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sideplug.cloud.foresight import Foresight
+from sideplug.cloud.model import Cache
+from sideplug.cloud.tokenizer import TextStream
+from sideplug.contract.codec import unpack
+from sideplug.contract.errors import InputError, ProtocolError
+from sideplug.contract.gate import Gate
+from sideplug.contract.sampling import Sampling
+from sideplug.contract.tap import Tap
+from sideplug.contract.wire import MAX_DRAFT, Frame
+
+MAX_CORRECTED = 1e6  # of any number in a corrected z: far past every model's, far below what overflows in the head
+RECENT = 0.05  # weight of the newest observation in a running mean
+Send = Callable[[Frame], None]
+
+
+@dataclass(frozen=True)
+class Plug:
+    """What a device said in OPEN: how its plugin is asked and how its answer is used ("add" to z, or "replace" it)."""
+
+    tap: Tap
+    gate: Gate
+    merge: str = "add"
+
+    def __post_init__(self) -> None:
+        if self.merge not in ("add", "replace"):
+            raise InputError(f"merge must be add or replace, got {self.merge!r}")
+
+    def correct(self, z_TD: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        """z after the device's answer. Raises ProtocolError for an answer of another size or with no finite numbers."""
+        int8 = codes.dtype == np.int8
+        if codes.shape != z_TD.shape or codes.dtype not in (np.int8, np.float16):
+            raise ProtocolError(f"a correction must be int8 or fp16 {z_TD.shape}, got {codes.dtype} {codes.shape}")
+        if scales.dtype != np.float32 or scales.shape != ((len(z_TD),) if int8 else (0,)):
+            raise ProtocolError(f"a correction's scales must be one float32 a vector for int8, got {scales.shape}")
+        with np.errstate(all="ignore"):
+            delta = unpack(codes, scales)
+            corrected = z_TD + delta if self.merge == "add" else delta
+        if not np.abs(corrected).max(initial=0) <= MAX_CORRECTED:  # also false for what is not a number
+            raise ProtocolError(f"a correction must be finite and at most {MAX_CORRECTED:.0e}")
+        return corrected
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Token ids, of which the cache has the first `cache.length`."""
+
+    ids: list[int]
+    send: Send
+    cache: Cache
+    alive: bool = field(default=True, kw_only=True)
+
+    @property
+    def pending(self) -> int:
+        return len(self.ids) - self.cache.length
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Those that may be tapped."""
+        return ()
+
+    def next_ids(self, count: int) -> list[int]:
+        return self.ids[self.cache.length : self.cache.length + count]
+
+
+@dataclass
+class Ask:
+    """The device is asked about the token at position `at`, which z (1, D) predicts."""
+
+    at: int
+    z_1D: np.ndarray
+    seen: np.ndarray  # what the device sees of it, as numbers
+    asked_s: float  # when, on a monotonic clock
+    own: int | None = None  # what the cloud itself would go on with
+    drafted: int | None = None  # what the device's draft says there
+
+
+@dataclass
+class Answer:
+    """z (1, D) as the device corrected it, or after its deadline as it was."""
+
+    ask: Ask
+    z_1D: np.ndarray
+    by: str  # "plugin" or "fallback"
+    draft: list[int]
+
+
+@dataclass
+class Counts:
+    """What a reply took, for DONE."""
+
+    asked: int = 0
+    round_trips: int = 0  # times that the text waited for the device: a plain ask, a guess taken back, the end
+    guessed: int = 0  # tokens that were gone on with before their answer came
+    confirmed: int = 0  # of these: the answer said the same
+    taken_back: int = 0  # answers that changed a guess
+    thrown_away: int = 0  # tokens that were run and are not in the text
+    drafted: int = 0  # guesses that came from the device's drafts
+    accepted: int = 0  # of these: confirmed
+    fallback: int = 0  # tokens of the base, because the device was late
+
+
+@dataclass
+class Habits:
+    """What a session's replies have shown so far, for the window. All are running means."""
+
+    own_agrees: float = 0.7  # how often the cloud's own guess is confirmed …
+    draft_agrees: float = 0.7  # … and the device's draft, where there is one
+    own_agrees_at_drafts: float = 0.7
+    answer_s: float = 0.1  # from an ask to its answer
+    foresight: Foresight = field(default_factory=Foresight)
+
+    def observe(self, name: str, value: float) -> None:
+        setattr(self, name, (1 - RECENT) * getattr(self, name) + RECENT * value)
+
+
+@dataclass(eq=False)
+class Reply(Sequence):
+    """`ids` is the prompt, then what was settled (before `settled`), then what is guessed.
+
+    `ahead`: asks that may be open while the cloud goes on; 0 waits for each answer.
+    """
+
+    turn: int
+    plug: Plug
+    text: TextStream
+    sampling: Sampling
+    max_tokens: int
+    context: int  # positions that the model has
+    stop_ids: Collection[int]
+    ahead: int = 0
+    habits: Habits = field(default_factory=Habits)
+    prompt_tokens: int = field(init=False)
+    settled: int = field(init=False)
+    told: int = field(init=False)  # ids before this were sent with an ask of this run
+    end: str = ""  # "stop" or "length", when the text (so far as it is guessed) is over
+    run: int = 0
+    asks: deque[Ask] = field(default_factory=deque)
+    answers: deque[Answer] = field(default_factory=deque)  # not yet through the head
+    late: set[int] = field(default_factory=set)  # positions of this run that fell back: their answers are dropped
+    by: dict[int, str] = field(default_factory=dict)  # who chose, where it was not the cloud alone
+    draft: dict[int, int] = field(default_factory=dict)  # position → token that the device expects
+    counts: Counts = field(default_factory=Counts)
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = self.settled = self.told = len(self.ids)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return () if self.plug.gate.kind == "shut" else self.plug.tap.layers
+
+    @property
+    def pending(self) -> int:
+        """0 while an answer is waited for, and at the end."""
+        return 0 if self.end else len(self.ids) - self.cache.length
+
+    @property
+    def reply_tokens(self) -> int:
+        return self.settled - self.prompt_tokens
+
+    @property
+    def unguessed(self) -> Ask | None:
+        """The last ask, where the text waits behind it."""
+        return self.asks[-1] if self.asks and self.asks[-1].at == len(self.ids) and not self.end else None
+
+    def ask(self, z_1D: np.ndarray, seen: np.ndarray, now_s: float) -> Ask:
+        """The gate is open for the next position."""
+        ask = Ask(len(self.ids), z_1D, seen, now_s, drafted=self.draft.get(len(self.ids)))
+        self.asks.append(ask)
+        self.counts.asked += 1
+        return ask
+
+    def untold(self) -> tuple[int, list[int]]:
+        """(position, ids): the text from what the device last heard of it to now."""
+        start, self.told = self.told, len(self.ids)
+        return start, self.ids[start:]
+
+    def guess(self, ask: Ask, own: int) -> None:
+        """Go on before the answer: as the device's draft says where it has proven the better guess, else with `own`."""
+        ask.own = token = own
+        if ask.drafted is not None and self.habits.draft_agrees >= self.habits.own_agrees_at_drafts:
+            token = ask.drafted
+            self.counts.drafted += 1
+        self.counts.guessed += 1
+        self.extend(token)
+
+    def extend(self, token: int) -> None:
+        """The next token, settled or guessed."""
+        at = len(self.ids)
+        if self.draft.get(at, token) != token:
+            self.draft = {}  # the text has gone another way
+        if token in self.stop_ids:
+            self.end = "stop"
+            return
+        self.ids.append(token)
+        if len(self.ids) - self.prompt_tokens >= self.max_tokens or len(self.ids) >= self.context:
+            self.end = "length"
+
+    def hear(self, frame: Frame, vocab: int, now_s: float) -> None:
+        """An ANSWER has come. Raises ProtocolError when it answers something else than what was asked."""
+        turn, run, at, t = frame["turn"], frame["run"], frame["at"], frame.tensors
+        if turn == self.turn and 0 <= run < self.run:
+            return  # it was on its way when its run was taken back
+        draft = t["draft"]
+        if not all(type(position) is int for position in at):
+            raise ProtocolError("an answer's positions must be whole numbers")
+        if not (len(t["delta"]) == len(at) == len(draft) and draft.shape[1] <= MAX_DRAFT and draft.dtype == np.int32):
+            raise ProtocolError(f"an answer must have a correction and a draft of at most {MAX_DRAFT} ids a position")
+        if draft.size and not -1 <= draft.min() <= draft.max() < vocab:
+            raise ProtocolError(f"a draft's ids must be below {vocab}, and -1 behind its end")
+        keep = [i for i, position in enumerate(at) if position not in self.late]
+        asked = [self.asks[i].at for i in range(min(len(keep), len(self.asks)))]
+        if turn != self.turn or run != self.run or [at[i] for i in keep] != asked:
+            raise ProtocolError(
+                f"an answer must be for turn {self.turn}, run {self.run}, positions {asked}…, each asked once; got "
+                f"turn {turn}, run {run}, positions {str(at)[:60]}"
+            )
+        self.late.difference_update(at)
+        z_TD = np.concatenate([self.asks[i].z_1D for i in range(len(keep))] or [np.zeros((0, t["delta"].shape[1]))])
+        scales = t["scales"][keep] if t["delta"].dtype == np.int8 and len(t["scales"]) == len(at) else t["scales"]
+        corrected = self.plug.correct(z_TD, t["delta"][keep], scales)
+        for row, i in enumerate(keep):
+            ask = self.asks.popleft()
+            self.habits.observe("answer_s", now_s - ask.asked_s)
+            self.habits.foresight.observe(ask.seen, corrected[row] - ask.z_1D[0])
+            expected = [token for token in draft[i].tolist() if token >= 0]
+            self.answers.append(Answer(ask, corrected[row : row + 1], "plugin", expected))
+
+    def expire(self, run: int, at: int) -> bool:
+        """The deadline of an ask has passed. True: nobody has answered it, and the base's token is used."""
+        if not self.alive or run != self.run or not self.asks or self.asks[0].at != at:
+            return False
+        ask = self.asks.popleft()
+        self.late.add(at)
+        self.answers.append(Answer(ask, ask.z_1D, "fallback", []))
+        return True
+
+    def confirm(self, token: int) -> None:
+        """What the first answer makes of its position: the guess stands, or all behind it is taken back."""
+        answer = self.answers.popleft()
+        ask = answer.ask
+        self.by[ask.at] = answer.by
+        self.counts.fallback += answer.by == "fallback"
+        if ask.own is not None and answer.by == "plugin":
+            self.habits.observe("own_agrees", ask.own == token)
+            if ask.drafted is not None:
+                self.habits.observe("draft_agrees", ask.drafted == token)
+                self.habits.observe("own_agrees_at_drafts", ask.own == token)
+        guessed = self.ids[ask.at] if len(self.ids) > ask.at else None
+        ended = guessed is None and self.end == "stop"  # the guess was to end here
+        if guessed == token or (ended and token in self.stop_ids):
+            self.counts.confirmed += 1
+            self.counts.accepted += ask.drafted == token
+            self.counts.round_trips += bool(self.end) and not self.asks and not self.answers
+        else:
+            self.counts.round_trips += 1
+            if guessed is not None or ended:
+                self._take_back(ask.at)
+            self.extend(token)
+        if answer.draft[:1] == [token] and self.ids[ask.at :] == answer.draft[: len(self.ids) - ask.at]:
+            self.draft = dict(enumerate(answer.draft, ask.at))
+
+    def _take_back(self, at: int) -> None:
+        self.counts.taken_back += 1
+        self.counts.thrown_away += max(0, self.cache.length - at)
+        del self.ids[at:]
+        self.by = {position: by for position, by in self.by.items() if position <= at}
+        self.cache.trim(at)
+        self.told = min(self.told, at)
+        self.end = ""
+        self.run += 1
+        self.asks.clear()
+        self.answers.clear()
+        self.late.clear()
+        self.draft = {}
+
+    def settle(self) -> list[tuple[int, list[int], str]]:
+        """What has become final since: (position, ids, who chose), in order."""
+        end = self.asks[0].at if self.asks else len(self.ids)
+        parts: list[tuple[int, list[int], str]] = []
+        for at in range(self.settled, end):
+            by = self.by.pop(at, "cloud")
+            if parts and parts[-1][2] == by:
+                parts[-1][1].append(self.ids[at])
+            else:
+                parts.append((at, [self.ids[at]], by))
+        self.settled = max(self.settled, end)
+        return parts
+
+    @property
+    def over(self) -> bool:
+        return bool(self.end) and not self.asks and not self.answers
