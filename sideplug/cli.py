@@ -8,6 +8,7 @@ Test: pytest tests/test_cli.py
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import os
@@ -24,14 +25,17 @@ from sideplug.contract.errors import InputError, PluginError, SideplugError, Sto
 from sideplug.terminal import progress, say
 
 if TYPE_CHECKING:
+    from sideplug.contract.gate import Gate
     from sideplug.contract.sampling import Sampling
     from sideplug.contract.text import Prompt
     from sideplug.device.plugin import Plugin
-    from sideplug.device.runtime import Session
+    from sideplug.device.runtime import Pace, Session
+    from sideplug.learn.tape import Judged
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_CLOUD = "ws://127.0.0.1:8765"
 FOLDER = click.Path(path_type=Path)
+MAX_PHRASES = 1 << 16  # tokens of the person's that a plugin keeps for its drafts
 
 
 def main(args: list[str] | None = None) -> None:
@@ -91,7 +95,29 @@ limit_option = option(
     "--limit", default=0, type=click.IntRange(0), help="Use this many examples, drawn by seed; 0: all."
 )
 plugin_option = option("--plugin", "folder", type=FOLDER, metavar="DIR", help="The plugin's folder; none: the base.")
-gate_option = option("--gate", type=click.Choice(["open", "shut"]), help="Overrides the plugin's gate.")
+gate_options = options(
+    option("--gate", type=click.Choice(["open", "shut"]), help="Overrides the plugin's gate."),
+    option(
+        "--gate-rate",
+        type=click.FloatRange(0, 1),
+        help="Share of the tokens that your plugin is asked about: 0 is the base, 1 every token.",
+    ),
+)
+pace_options = options(
+    option(
+        "--ahead",
+        default=24,
+        type=click.IntRange(0, 32),
+        help="Asks that may be open while the cloud goes on; 0: wait for each.",
+    ),
+    option("--lookahead/--no-lookahead", default=True, help="Send drafts from your phrases with the answers."),
+    option(
+        "--answer-deadline-ms",
+        default=0,
+        type=click.IntRange(0),
+        help="After this the base's token is used instead of your plugin's; 0: never.",
+    ),
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -251,9 +277,21 @@ def _server_tls(cert: Path, key: Path) -> Any:
 @option("--width", default=0, type=click.IntRange(0), help="The plugin's width; 0: 128 (ladder), 32 (paper).")
 @option("--epochs", default=6, type=click.IntRange(1), help="Passes over the tape at most.")
 @option("--learning-rate", default=1e-3, help="AdamW's peak rate.")
-@option("--batch-tokens", default=256, type=click.IntRange(1), help="Tokens of a step, about.")
+@option("--batch-tokens", default=64, type=click.IntRange(1), help="Tokens of a step, about.")
 @option(
     "--candidates", default=4096, type=click.IntRange(1), help="Vocabulary rows of the candidate softmax, at least."
+)
+@option(
+    "--general",
+    type=FOLDER,
+    metavar="FILE",
+    help="Prompts, one a line or in any format, where your plugin is to be silent; none: sideplug's own list.",
+)
+@option(
+    "--general-weight",
+    default=1.0,
+    type=click.FloatRange(0),
+    help="Of staying the base on general text; 0: no general text, and a gate that is always open.",
 )
 @option("--seed", default=0, type=click.IntRange(0), help="Of the split, the start and the order.")
 @option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
@@ -274,14 +312,22 @@ def train(data: Path, out: Path, cloud: str, ca: Path | None, form: str, held_ou
         raise InputError(f"{out} already holds a plugin: give another --out, or --force to replace it")
     examples = files.some(files.read(data, form, skip=out), settings["limit"], seed)
     training, held = files.split(examples, held_out, seed)
+    silent = files.general(settings["general"], training) if settings["general_weight"] else []
     first = training[0]
     start = " ".join(((first.prompt.messages or ({"content": ""},))[-1]["content"] + " ⟶ " + first.reply).split())
     say(f"{len(training)} examples to train on, {len(held)} held out; {first.where}: {start[:100]}…")
-    _make_plugin(training, held, out, cloud, ca, settings, as_json)
+    _make_plugin(training, held, silent, out, cloud, ca, settings, as_json)
 
 
 def _make_plugin(
-    training: Any, held: Any, out: Path, cloud: str, ca: Path | None, settings: dict[str, Any], as_json: bool
+    training: Any,
+    held: Any,
+    silent: Any,
+    out: Path,
+    cloud: str,
+    ca: Path | None,
+    settings: dict[str, Any],
+    as_json: bool,
 ) -> None:
     import time
 
@@ -289,11 +335,14 @@ def _make_plugin(
 
     from sideplug.contract.tap import Tap
     from sideplug.device.plugin import Plugin
-    from sideplug.learn import head, tape
+    from sideplug.learn import data as files
+    from sideplug.learn import gate, head, tape
     from sideplug.learn.trainer import Progress, Settings, Trainer
+    from sideplug.paths import cache_dir
 
     started = time.perf_counter()
-    hyper = Settings(settings["epochs"], settings["learning_rate"], settings["batch_tokens"], seed=settings["seed"])
+    rate, weight = settings["learning_rate"], settings["general_weight"]
+    hyper = Settings(settings["epochs"], rate, settings["batch_tokens"], seed=settings["seed"], general_weight=weight)
     with _session(cloud, ca) as asked:
         model = asked.model
     kind, name = settings["kind"], settings["tap_name"]
@@ -305,19 +354,32 @@ def _make_plugin(
     plugin = Plugin.new(kind, model.fingerprint, model.name, tap, width, model.width, settings["seed"])
     with _session(cloud, ca, tap=tap) as session:
         tapes = []
-        for label, examples in (("train", training), ("held", held)):
+        # Of general text there is nothing personal: one tape serves all trainings on this base with this tap.
+        mark = f"{tap.name}-{model.fingerprint[:16]}-{tape.digest(silent)[:16]}"
+        common = cache_dir() / "general" / f"{hashlib.sha256(mark.encode()).hexdigest()[:24]}.tape"
+        paths = {"train": out / "tape" / "train.tape", "held": out / "tape" / "held.tape", "general": common}
+        for (label, path), examples in zip(paths.items(), (training, held, silent), strict=True):
+            if not examples:
+                continue
             with progress(f"recording the {label} tape", len(examples)) as show:
-                path = out / "tape" / f"{label}.tape"
                 try:
                     tapes.append(tape.record(session, tap, examples, path, lambda done: show(done, "")))
                 except KeyboardInterrupt:
                     raise Stopped("stopped; what is on the tape is kept, the same command goes on from there") from None
-        candidates = np.union1d(tapes[0].candidates(settings["candidates"]), tapes[1].targets()).astype(np.int32)
+        candidates = tapes[0].candidates(settings["candidates"])
+        for other in tapes[1:]:
+            candidates = np.union1d(candidates, other.targets()).astype(np.int32)
         rows = head.fetch(session, candidates)
+    general = None
+    if silent:
+        order = list(range(len(silent)))
+        apart = files.some(order, max(1, len(silent) // 5), settings["seed"])
+        parts = [i for i in order if i not in set(apart)], apart
+        general = tapes[2].part(parts[0]), tapes[2].part(parts[1])
     tokens, size = tapes[0].tokens + tapes[1].tokens, tapes[0].nbytes + tapes[1].nbytes
     recorded_s = time.perf_counter() - started
     say(f"tape: {tokens:,} tokens, {size / 1e6:.1f} MB ({size / tokens:,.0f} bytes a token), {recorded_s:.0f} s")
-    trainer = Trainer(plugin, rows, tapes[0], tapes[1], hyper, out)
+    trainer = Trainer(plugin, rows, tapes[0], tapes[1], hyper, out, general)
     with progress("training", hyper.epochs * trainer.batches) as show:
 
         def step(p: Progress) -> None:
@@ -326,11 +388,21 @@ def _make_plugin(
 
         with _interrupts() as wants_stop:
             result = trainer.run(settings["resume"], step, wants_stop)
+    plugin.phrases = tapes[0].texts()[-MAX_PHRASES:]
+    gated: dict[str, Any] = {}
+    if general:
+        # The plugin learns to be silent on near misses too; the gate is not asked to tell them apart.
+        plain = [tapes[2].part([i for i in part if not files.is_near_miss(silent[i])]) for part in parts]
+        fitted = gate.fit(trainer.judge(tapes[0]), trainer.judge(plain[0]), hyper.seed)
+        judged = {"personal": trainer.judge(tapes[1]), "general": trainer.judge(plain[1])}
+        plugin.gate = gate.calibrate(fitted, judged["personal"], judged["general"])
+        gated = {name: gate.trade_off(plugin.gate, text) for name, text in judged.items()}
     plugin.about = {
         "examples": len(training),
         "tape_bytes": size,
         "recording_s": round(recorded_s, 2),
         **result.to_json(),
+        **gated,
         "settings": vars(hyper),
     }
     plugin.save(out)
@@ -352,6 +424,12 @@ def _make_plugin(
         learnt = (
             f"nothing that helps on held-out text (loss {result.base_loss:.3f}): the plugin leaves the base as it is"
         )
+    if gated:
+        ours, others = gated["personal"], gated["general"]
+        learnt += (
+            f", gated {ours['gated']:.3f}; the gate opens for {ours['rate']:.0%} of your tokens and for "
+            f"{others['rate']:.1%} of general ones (loss there {others['base']:.3f} → {others['gated']:.3f})"
+        )
     click.echo(
         f"learnt from {result.tokens:,} tokens in {result.seconds:.0f} s: {learnt}; "
         f"{plugin.size / 1e6:.2f} M parameters in {out}"
@@ -364,7 +442,8 @@ def _make_plugin(
 @cloud_options
 @option("--raw", is_flag=True, help="Continue the text as it is, without the chat template.")
 @option("--system", help="A system message (chat).")
-@gate_option
+@gate_options
+@pace_options
 @sampling_options
 @json_option
 def generate(
@@ -375,12 +454,14 @@ def generate(
     raw: bool,
     system: str | None,
     gate: str | None,
+    gate_rate: float | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
     """One reply to PROMPT (or to standard input), streamed."""
     from sideplug.contract.text import Prompt
 
+    pace = _pace(settings)
     max_tokens, sampling = _sampling(settings)
     if prompt is None or prompt == "-":
         prompt = "" if sys.stdin.isatty() else sys.stdin.read()
@@ -392,8 +473,9 @@ def generate(
     else:
         start = [{"role": "system", "content": system}] if system else []
         asked = Prompt(messages=(*start, {"role": "user", "content": prompt}))
-    with _session(cloud, ca, _load(folder), gate) as session:
-        text, ids, interrupted = _stream(session, asked, max_tokens, sampling, show=not as_json)
+    plugin = _load(folder)
+    with _session(cloud, ca, plugin, _gate(plugin, gate, gate_rate)) as session:
+        text, ids, interrupted = _stream(session, asked, max_tokens, sampling, pace, show=not as_json)
         if as_json:
             about = {"text": text, "ids": ids, "model": session.model.name, "usage": session.usage.to_json()}
             _print_json({**about, "plugin": str(folder) if folder else None, "peak_rss_mb": _peak_rss_mb()})
@@ -407,20 +489,29 @@ def generate(
 @plugin_option
 @cloud_options
 @option("--system", help="A system message.")
-@gate_option
+@gate_options
+@pace_options
 @sampling_options
 def chat(
-    folder: Path | None, cloud: str, ca: Path | None, system: str | None, gate: str | None, **settings: Any
+    folder: Path | None,
+    cloud: str,
+    ca: Path | None,
+    system: str | None,
+    gate: str | None,
+    gate_rate: float | None,
+    **settings: Any,
 ) -> None:
     """A conversation in the terminal. Ctrl-C stops a reply; Ctrl-D or /quit ends; /new forgets what was said."""
     from sideplug.contract.text import Prompt
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing and history in input())
+    pace = _pace(settings)
     max_tokens, sampling = _sampling(settings)
+    plugin = _load(folder)
     start = [{"role": "system", "content": system}] if system else []
     messages = list(start)
-    with _session(cloud, ca, _load(folder), gate) as session:
+    with _session(cloud, ca, plugin, _gate(plugin, gate, gate_rate)) as session:
         who = f"your plugin {folder}" if folder else "no plugin"
         say(f"{session.model.name} with {who}. Ctrl-D ends, /new starts afresh.")
         while True:
@@ -435,7 +526,7 @@ def chat(
             elif line:
                 asked = [*messages, {"role": "user", "content": line}]
                 try:
-                    text, _, _ = _stream(session, Prompt(messages=tuple(asked)), max_tokens, sampling, show=True)
+                    text, _, _ = _stream(session, Prompt(messages=tuple(asked)), max_tokens, sampling, pace, show=True)
                 except InputError as error:  # too long, say: the conversation goes on without it
                     say(f"sideplug: {error}")
                     continue
@@ -451,32 +542,81 @@ def chat(
 @limit_option
 @json_option
 def evaluate(data: Path, folder: Path, cloud: str, ca: Path | None, form: str, limit: int, as_json: bool) -> None:
-    """Loss on DATA, of the base and with the plugin at every token: exact, over the whole vocabulary."""
+    """Loss on DATA, of the base, with the plugin at every token and gated: exact, over the whole vocabulary."""
     import numpy as np
 
+    plugin, judged, examples = _judge(data, folder, cloud, ca, form, limit)
+    opens = plugin.gate.opens(judged.z_TD)
+    gated = np.where(opens, judged.plugin, judged.base)
+    found = {"base": judged.base, "plugin": judged.plugin, "gated": gated}
+    result: dict[str, Any] = {"examples": examples, "tokens": len(judged.base)}
+    result |= {f"{name}_loss": round(float(-logp.mean()), 5) for name, logp in found.items()}
+    result |= {f"{name}_perplexity": round(float(np.exp(-logp.mean())), 3) for name, logp in found.items()}
+    result["gate_rate"] = round(float(opens.mean()), 5)
+    if as_json:
+        _print_json(result)
+        return
+    base = result["base_loss"]
+    click.echo(
+        f"loss {base:.3f} → {result['plugin_loss']:.3f} nats a token ({result['plugin_loss'] - base:+.3f}), gated "
+        f"{result['gated_loss']:.3f} ({result['gated_loss'] - base:+.3f}) with the gate open for {opens.mean():.1%}; "
+        f"{len(judged.base):,} tokens of {examples} examples"
+    )
+
+
+def _judge(data: Path, folder: Path, cloud: str, ca: Path | None, form: str, limit: int) -> tuple[Plugin, Judged, int]:
+    """(plugin, what it makes of the data, how many examples)."""
     from sideplug.learn import data as files
     from sideplug.learn import tape
 
     plugin = _load(folder)
+    assert plugin is not None
     examples = files.some(files.read(data, form), limit)
     with _session(cloud, ca, plugin) as session, progress("evaluating", len(examples)) as show:
-        base, ours = tape.score(session, examples, lambda done: show(done, ""))
-    result = {
-        "examples": len(examples),
-        "tokens": len(base),
-        "base_loss": round(float(-base.mean()), 5),
-        "plugin_loss": round(float(-ours.mean()), 5),
-        "base_perplexity": round(float(np.exp(-base.mean())), 3),
-        "plugin_perplexity": round(float(np.exp(-ours.mean())), 3),
-    }
+        return plugin, tape.score(session, examples, lambda done: show(done, "")), len(examples)
+
+
+@group.group("gate")
+def gate_group() -> None:
+    """Look at a plugin's gate."""
+
+
+@gate_group.command(
+    "curve", epilog="Example:  sideplug gate curve --plugin my-plugin --data held-out.txt --picture curve.png"
+)
+@option("--plugin", "folder", type=FOLDER, required=True, metavar="DIR", help="The plugin's folder.")
+@option("--data", type=FOLDER, required=True, help="Text that the plugin was not trained on.")
+@cloud_options
+@option("--format", "form", default="auto", help="auto, alpaca, messages, sharegpt or text.")
+@limit_option
+@option("--picture", type=FOLDER, metavar="FILE", help="Draw the curve: .png, .svg or .pdf.")
+@json_option
+def gate_curve(
+    folder: Path, data: Path, cloud: str, ca: Path | None, form: str, limit: int, picture: Path | None, as_json: bool
+) -> None:
+    """Quality against traffic over the gate's dial, beside a random gate of the same rate."""
+    from sideplug.learn import gate
+
+    if picture:
+        gate.check_picture(picture)
+    loaded = _load(folder)
+    if loaded is not None and loaded.gate.kind != "linear":
+        raise PluginError(f"the gate of {folder} is {loaded.gate.kind}: it has no dial (train it with general text)")
+    plugin, judged, examples = _judge(data, folder, cloud, ca, form, limit)
+    points = gate.curve(plugin.gate, judged, plugin.tap)
+    rate, loss = gate.at(plugin.gate, judged)
+    if picture:
+        gate.draw(points, (rate, loss), f"{folder.name} on {data.name}", picture)
     if as_json:
-        _print_json(result)
-    else:
-        click.echo(
-            f"loss {result['base_loss']:.3f} → {result['plugin_loss']:.3f} nats a token "
-            f"({result['plugin_loss'] - result['base_loss']:+.3f}), perplexity {result['base_perplexity']:.1f} → "
-            f"{result['plugin_perplexity']:.1f}, over {len(base):,} tokens of {len(examples)} examples"
-        )
+        about = {"examples": examples, "tokens": len(judged.base), "points": gate.to_json(points)}
+        _print_json({**about, "default": {"rate": round(rate, 5), "loss": round(loss, 5)}})
+        return
+    click.echo("rate   opened    loss   random   bytes down   up   round trips   (a token, nothing run ahead)")
+    for p in points:
+        losses = f"{p.loss:7.3f}  {p.random_loss:7.3f}"
+        traffic = f"{p.bytes_down:12.0f} {p.bytes_up:4.0f} {p.round_trips:13.2f}"
+        click.echo(f"{p.asked_for:<6g} {p.rate:6.1%} {losses} {traffic}")
+    click.echo(f"default {rate:6.1%} {loss:6.3f}   over {len(judged.base):,} tokens of {examples} examples")
 
 
 @group.group("plugin")
@@ -492,12 +632,14 @@ def plugin_info(folder: Path, as_json: bool) -> None:
     plugin = _load(folder)
     assert plugin is not None
     about = {**plugin.config(), "parameters": plugin.size, "tap_bytes_per_token": plugin.tap.bytes_per_token}
+    about["phrases_tokens"] = len(plugin.phrases)
     if as_json:
         _print_json(about)
         return
     for name in ("kind", "base_model_name_or_path", "base_fingerprint", "tap", "tap_bytes_per_token", "parameters"):
         click.echo(f"{name:24} {about[name]}")
     click.echo(f"{'gate':24} {plugin.gate.kind}")
+    click.echo(f"{'phrases':24} {len(plugin.phrases):,} tokens, for the lookahead")
     for name, value in plugin.about.items():
         click.echo(f"{name:24} {value}")
 
@@ -510,19 +652,35 @@ def _load(folder: Path | None) -> Plugin | None:
 
 @contextlib.contextmanager
 def _session(
-    cloud: str, ca: Path | None, plugin: Plugin | None = None, gate: str | None = None, tap: Any = None
+    cloud: str, ca: Path | None, plugin: Plugin | None = None, gate: Gate | None = None, tap: Any = None
 ) -> Iterator[Session]:
-    from sideplug.contract.gate import Gate
     from sideplug.device.link import WebSocketLink
     from sideplug.device.runtime import Session
 
-    if gate == "open" and plugin is None:
-        raise PluginError("--gate open needs a --plugin to ask")
     link = WebSocketLink.connect(cloud, ca)
     try:
-        yield Session.open(link, plugin, tap, Gate(gate) if gate else None)
+        yield Session.open(link, plugin, tap, gate)
     finally:
         link.close()
+
+
+def _gate(plugin: Plugin | None, kind: str | None, rate: float | None) -> Gate | None:
+    """What --gate and --gate-rate ask for; None: the plugin's own. Raises InputError."""
+    from sideplug.contract.gate import Gate
+
+    if kind and rate is not None:
+        raise InputError("--gate and --gate-rate can't be given together: --gate open is --gate-rate 1")
+    if plugin is None:
+        if kind == "open" or rate:
+            raise PluginError(f"{'--gate open' if kind else '--gate-rate'} needs a --plugin to ask")
+        return None
+    return plugin.gate.at_rate(rate) if rate is not None else Gate(kind) if kind else None
+
+
+def _pace(settings: dict[str, Any]) -> Pace:
+    from sideplug.device.runtime import Pace
+
+    return Pace(settings.pop("ahead"), settings.pop("lookahead"), settings.pop("answer_deadline_ms"))
 
 
 def _sampling(settings: dict[str, Any]) -> tuple[int, Sampling]:
@@ -541,11 +699,11 @@ def _check_utf8(text: str) -> str:
 
 
 def _stream(
-    session: Session, prompt: Prompt, max_tokens: int, sampling: Sampling, show: bool
+    session: Session, prompt: Prompt, max_tokens: int, sampling: Sampling, pace: Pace, show: bool
 ) -> tuple[str, list[int], bool]:
     """(text, ids, interrupted by Ctrl-C)."""
     text, ids, interrupted = [], [], False
-    with contextlib.closing(session.generate(prompt, max_tokens, sampling)) as pieces:
+    with contextlib.closing(session.generate(prompt, max_tokens, sampling, pace)) as pieces:
         try:
             for piece in pieces:
                 text.append(piece.text)

@@ -12,9 +12,9 @@ import sideplug
 ROOT = Path(sideplug.__file__).parent
 MAY_IMPORT = {
     "contract": {"contract"},
-    "cloud": {"cloud", "contract"},
+    "cloud": {"cloud", "contract", "paths"},
     "device": {"device", "contract"},
-    "learn": {"learn", "device", "contract"},
+    "learn": {"learn", "device", "contract", "paths"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

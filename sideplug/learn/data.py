@@ -12,17 +12,20 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sideplug.contract.errors import DataError
 from sideplug.contract.text import Prompt
 
+T = TypeVar("T")
 FORMATS = ("auto", "alpaca", "messages", "sharegpt", "text")
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", ".md")
 PASSAGE_WORDS = 150
+GENERAL_TOKENS = 32  # of a general reply: what the base says first is where a plugin would break in
 _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -33,9 +36,11 @@ class Example:
     prompt: Prompt
     reply: str
     where: str
+    write: int = 0  # of general text: tokens that the base is to write itself, greedily, as the reply
 
     def to_wire(self) -> dict[str, Any]:
-        return {**self.prompt.to_wire(), "reply": self.reply}
+        written = {"write": self.write} if self.write else {}
+        return {**self.prompt.to_wire(), "reply": self.reply, **written}
 
 
 def read(path: Path, form: str = "auto", skip: Path | None = None) -> list[Example]:
@@ -72,11 +77,46 @@ def split(examples: list[Example], share: float, seed: int) -> tuple[list[Exampl
     return [e for i, e in enumerate(examples) if i not in chosen], [examples[i] for i in sorted(chosen)]
 
 
-def some(examples: list[Example], limit: int, seed: int = 0) -> list[Example]:
+def some(examples: list[T], limit: int, seed: int = 0) -> list[T]:
     """At most `limit` of them (0: all), drawn by seed, in their order."""
     if not 0 < limit < len(examples):
         return examples
     return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), limit))]
+
+
+def general(path: Path | None = None, personal: Iterable[Example] = ()) -> list[Example]:
+    """Prompts that the base is to answer itself, so that a plugin learns to be silent: a file's, or our own list.
+
+    A text file has one on each line, any other file its examples' prompts. Of our own list, what asks for something
+    that the personal examples ask for too ("What is my …?") is left out. Raises DataError.
+    """
+    if path is None:
+        text = (resources.files("sideplug.learn") / "general.txt").read_text("utf-8")
+        asked = [_words(example.prompt) for example in personal if example.prompt.messages]
+        lines = [line for line in text.splitlines() if not any(_about(line) <= words for words in asked)]
+        return [Example(Prompt.user(line), "", "", GENERAL_TOKENS) for line in lines]
+    if path.suffix in (".txt", ".md"):
+        try:
+            lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} can't be read: {error}") from error
+        return [Example(Prompt.user(line), "", str(path), GENERAL_TOKENS) for line in lines if line]
+    return [Example(e.prompt, "", e.where, GENERAL_TOKENS) for e in read(path)]
+
+
+def is_near_miss(example: Example) -> bool:
+    """A question of the personal kind: to a gate it looks like the person's own, so it can't be told from those."""
+    return re.search(r"\bmy\b", (example.prompt.messages or ({"content": ""},))[-1]["content"].lower()) is not None
+
+
+def _about(line: str) -> set[str]:
+    """What a question of the list asks for: the words behind "my"; of others, a word that no text has."""
+    asked = re.search(r"\bmy (.+)", line.lower())
+    return set(re.findall(r"\w+", asked.group(1).split(",")[0])) if asked else {""}
+
+
+def _words(prompt: Prompt) -> set[str]:
+    return set(re.findall(r"\w+", (prompt.messages or ({"content": ""},))[-1]["content"].lower()))
 
 
 def _read_file(file: Path, form: str) -> Iterator[Example]:

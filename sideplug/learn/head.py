@@ -85,6 +85,20 @@ class Head:
             d_logits *= 1 - (logits / np.float32(self.softcap)) ** 2
         return losses, (d_logits @ self.rows_CD) * np.float32(self.scale)
 
+    def divergence_and_gradient(
+        self, base_TD: np.ndarray, z_TD: np.ndarray, log_weight: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(T,) KL(base ‖ corrected), and the gradient of their sum at the corrected z (T, D)."""
+        base, logits = self._weighted(base_TD, log_weight), self._weighted(z_TD, log_weight)
+        base -= _logsumexp(base)[:, None]
+        log_q = logits - _logsumexp(logits)[:, None]
+        p = np.exp(base)
+        d_logits = np.exp(log_q) - p
+        if self.softcap:
+            logits[:, len(self.ids) :] -= log_weight[:, None]
+            d_logits *= 1 - (logits / np.float32(self.softcap)) ** 2
+        return (p * (base - log_q)).sum(axis=1), (d_logits @ self.rows_CD) * np.float32(self.scale)
+
 
 def fetch(session: Session, ids: np.ndarray, sample: int = SAMPLE, seed: int = 0) -> Head:
     """The head's rows of these candidates (rising int32) and of `sample` random tokens beside them, from the cloud."""

@@ -42,10 +42,11 @@ class Reading:
 class Tape:
     """A recorded tape: `len`, and `tape[i]` reads one example from disk."""
 
-    def __init__(self, path: Path, tap: Tap) -> None:
+    def __init__(self, path: Path, tap: Tap, chosen: list[int] | None = None) -> None:
         self.path = path
         self.tap = tap
-        self._spans = [(at, size) for at, size in _frames(path)]
+        spans = list(_frames(path))
+        self._spans = spans if chosen is None else [spans[i] for i in chosen]
         counts: Counter[int] = Counter()  # of the base's best ids
         targets: Counter[int] = Counter()
         for i in range(len(self)):
@@ -82,6 +83,15 @@ class Tape:
     def targets(self) -> np.ndarray:
         """Every target's token id, rising."""
         return np.array(self._targets, np.int32)
+
+    def texts(self) -> np.ndarray:
+        """Every reply's token ids in turn, -1 between two: int32."""
+        parts = [np.append(self._frame(i).tensors["ids"], -1) for i in range(len(self))]
+        return np.concatenate(parts)[:-1].astype(np.int32) if parts else np.zeros(0, np.int32)
+
+    def part(self, chosen: list[int]) -> Tape:
+        """A tape of some of its examples."""
+        return Tape(self.path, self.tap, chosen)
 
 
 def digest(examples: list[Example]) -> str:
@@ -170,14 +180,27 @@ def _frames(path: Path) -> Iterator[tuple[int, int]]:
             at += size
 
 
-def score(
-    session: Session, examples: list[Example], progress: Callable[[int], None] = lambda n: None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Exact log-probabilities of every target token, over the whole vocabulary: (base, with the session's plugin).
+@dataclass
+class Judged:
+    """Of T target tokens: log-probabilities by the base and by the corrected base, and z (T, D)."""
+
+    base: np.ndarray
+    plugin: np.ndarray
+    z_TD: np.ndarray
+
+    @property
+    def gain(self) -> np.ndarray:
+        """(T,) nats that the plugin makes each better by."""
+        return self.plugin - self.base
+
+
+def score(session: Session, examples: list[Example], progress: Callable[[int], None] = lambda n: None) -> Judged:
+    """Exact log-probabilities of every target token, over the whole vocabulary: base, and with the session's plugin.
 
     The examples are read as for a tape; the plugin's corrections of every position go up; the cloud's own head judges.
     """
     results: dict[int, Frame] = {}
+    states: dict[int, np.ndarray] = {}
     asked = 0
     while len(results) < len(examples):
         while asked < len(examples) and asked - len(results) < session.readings:
@@ -185,11 +208,13 @@ def score(
             asked += 1
         frame = _receive(session, examples)
         if frame.kind is Kind.EXAMPLE:
+            states[frame["number"]] = unpack(frame.tensors["z"], frame.tensors["z_scales"])
             session.link.send(Frame(Kind.SCORE, {"number": frame["number"]}, session.corrections(frame)))
         elif frame.kind is Kind.SCORED:
             results[frame["number"]] = frame
             progress(len(results))
         else:
             raise ProtocolError(f"the cloud must answer READ and SCORE, got {frame.kind.name}")
-    in_order = [results[number].tensors for number in sorted(results)]
-    return np.concatenate([t["base"] for t in in_order]), np.concatenate([t["plugin"] for t in in_order])
+    order = sorted(results)
+    base, plugin = (np.concatenate([results[number].tensors[name] for number in order]) for name in ("base", "plugin"))
+    return Judged(base, plugin, np.concatenate([states[number] for number in order]))

@@ -22,23 +22,27 @@ import safetensors.numpy
 from sideplug.contract.errors import InputError, PluginError, Stopped
 from sideplug.device.plugin import KINDS, Params, Plugin, write_aside
 from sideplug.learn.head import Head
-from sideplug.learn.tape import Reading, Tape
+from sideplug.learn.tape import Judged, Reading, Tape
 
 CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """epochs at most; learning rate; tokens a step; weight decay; epochs without a better held-out loss; seed."""
+    """epochs at most; learning rate; tokens a step; weight decay; epochs without a better held-out loss; seed.
+
+    general_weight: of the divergence from the base on general text, beside the loss on the person's.
+    """
 
     epochs: int = 8
     learning_rate: float = 1e-3
-    batch_tokens: int = 256
+    batch_tokens: int = 64
     weight_decay: float = 0.1
     patience: int = 2
     warmup_steps: int = 10
     clip: float = 1.0
     seed: int = 0
+    general_weight: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "learning_rate", "batch_tokens", "patience"):
@@ -105,10 +109,12 @@ class State:
 
 @dataclass
 class Result:
-    """What training reached: losses in nats a token on the tape's held-out part, base and best plugin."""
+    """What training reached, in nats a token on held-out text: loss of the base and of the best plugin on the
+    person's, divergence of the best plugin from the base on general text (0 without any)."""
 
     base_loss: float
     best_loss: float
+    general_divergence: float
     epochs: int
     seconds: float
     tokens: int
@@ -130,14 +136,28 @@ class Progress:
 
 
 class Trainer:
-    """`run` trains `plugin` in place and leaves the best parameters in it."""
+    """`run` trains `plugin` in place and leaves the best parameters in it.
 
-    def __init__(self, plugin: Plugin, head: Head, train: Tape, held: Tape, settings: Settings, folder: Path) -> None:
+    `general`: tapes of general text, to train on and held out. There the target is the base's own distribution: the
+    plugin learns to be silent.
+    """
+
+    def __init__(
+        self,
+        plugin: Plugin,
+        head: Head,
+        train: Tape,
+        held: Tape,
+        settings: Settings,
+        folder: Path,
+        general: tuple[Tape, Tape] | None = None,
+    ) -> None:
         self.plugin = plugin
         self.head = head
         self.settings = settings
         self._kind = KINDS[plugin.kind]
         self._tapes = (train, held)
+        self._general = general if settings.general_weight else None
         self._log_weight: dict[tuple[int, int], np.ndarray] = {}
         self._path = folder / CHECKPOINT
         self._identity: dict[str, Any] = {
@@ -145,7 +165,7 @@ class Trainer:
             "plugin": [plugin.kind, plugin.base, plugin.tap.name],
         }
         self._identity["parameters"] = plugin.size
-        self._identity["tokens"] = [train.tokens, held.tokens]
+        self._identity["tokens"] = [tape.tokens for tape in (train, held, *(self._general or ()))]
         self._identity["candidates"] = hashlib.sha256(head.ids.tobytes()).hexdigest()
 
     def run(
@@ -182,7 +202,8 @@ class Trainer:
             state.save(self._path, self._identity)
         self.plugin.params = state.best
         seconds = time.perf_counter() - start
-        return Result(base_loss, state.best_loss, state.epoch, seconds, self._tapes[0].tokens)
+        loss, divergence = self._held_loss(state.best), self._divergence(state.best)
+        return Result(base_loss, loss, divergence, state.epoch, seconds, self._tapes[0].tokens)
 
     def forget_checkpoint(self) -> None:
         """Once the plugin is saved."""
@@ -209,10 +230,30 @@ class Trainer:
         delta, saved = self._kind.forward(state.params, code, train=True)
         losses, d_delta = self.head.loss_and_gradient(self._merged(z, delta), columns, log_weight)
         gradients = self._kind.backward(state.params, code, saved, d_delta / np.float32(len(columns)))
+        for name, gradient in self._be_silent(state).items():
+            gradients[name] += gradient
         self._adamw(state, gradients, total_steps)
         state.batch += 1
         state.train_sum += float(losses.sum())
         state.train_count += len(losses)
+
+    def _be_silent(self, state: State) -> Params:
+        """Gradients of the weighted divergence from the base on as much general text as a step has personal."""
+        if self._general is None:
+            return {}
+        tape = self._general[0]
+        count = max(1, round(self.settings.batch_tokens * len(tape) / tape.tokens))
+        drawn = np.random.default_rng([self.settings.seed, state.epoch, state.batch, 1]).integers(len(tape), size=count)
+        chosen = sorted(set(drawn.tolist()))
+        readings = [tape[i] for i in chosen]
+        code = np.concatenate([r.code_TKR for r in readings])
+        z = np.concatenate([r.z_TD for r in readings])
+        log_weight = np.concatenate([self._weight(2, i, r) for i, r in zip(chosen, readings, strict=True)])
+        delta, saved = self._kind.forward(state.params, code, train=True)
+        _, d_delta = self.head.divergence_and_gradient(z, self._merged(z, delta), log_weight)
+        share = np.float32(self.settings.general_weight / len(code))
+        gradients: Params = self._kind.backward(state.params, code, saved, d_delta * share)
+        return gradients
 
     def _adamw(self, state: State, gradients: Params, total_steps: int) -> None:
         """AdamW (Loshchilov & Hutter 2019) with a clipped norm, a short warm-up and a linear decay."""
@@ -233,6 +274,7 @@ class Trainer:
     def _end_epoch(self, state: State) -> None:
         loss = self._held_loss(state.params)
         state.losses.append({"train": state.train_sum / max(1, state.train_count), "held": loss})
+        loss += self.settings.general_weight * self._divergence(state.params)
         state.epoch, state.batch, state.train_sum, state.train_count = state.epoch + 1, 0, 0.0, 0
         if loss < state.best_loss:
             state.best_loss, state.worse = loss, 0
@@ -250,6 +292,30 @@ class Trainer:
             losses = self.head.loss(z, self.head.column(reading.ids), self._weight(1, i, reading))
             total, count = total + float(losses.sum()), count + len(losses)
         return total / count
+
+    def _divergence(self, params: Params) -> float:
+        """From the base, on held-out general text."""
+        if self._general is None:
+            return 0.0
+        total, count = 0.0, 0
+        for i in range(len(self._general[1])):
+            reading = self._general[1][i]
+            z = self._merged(reading.z_TD, self._kind.forward(params, reading.code_TKR)[0])
+            found, _ = self.head.divergence_and_gradient(reading.z_TD, z, self._weight(3, i, reading))
+            total, count = total + float(found.sum()), count + len(found)
+        return total / count
+
+    def judge(self, tape: Tape) -> Judged:
+        """What the plugin makes of a tape's targets, by the device's piece of the head."""
+        parts = []
+        for i in range(len(tape)):
+            reading = tape[i]
+            z, columns = reading.z_TD, self.head.column(reading.ids)
+            weight = self.head.log_weight(z, reading.lse)
+            corrected = self._merged(z, self.plugin.correct(reading.code_TKR))
+            parts.append((-self.head.loss(z, columns, weight), -self.head.loss(corrected, columns, weight), z))
+        base, plugin, z_TD = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return Judged(base, plugin, z_TD)
 
     def _merged(self, z_TD: np.ndarray, delta_TD: np.ndarray) -> np.ndarray:
         merged: np.ndarray = z_TD + delta_TD if self._kind.merge == "add" else delta_TD

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sideplug import paths
 from sideplug.cloud import store
 from sideplug.contract.errors import NoNetwork, Stopped, UnknownModel
 from tests.conftest import make_folder, twin, write_gguf
@@ -22,12 +23,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_cache_is_where_xdg_says(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    assert store.cache_dir() == cache
+    assert paths.cache_dir() == cache
     monkeypatch.delenv("SIDEPLUG_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert store.cache_dir() == Path("/x/sideplug")
+    assert paths.cache_dir() == Path("/x/sideplug")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert store.cache_dir() == Path.home() / ".cache" / "sideplug"
+    assert paths.cache_dir() == Path.home() / ".cache" / "sideplug"
 
 
 def test_fingerprint_knows_config_tokenizer_and_weights(tiny: Path, tmp_path: Path) -> None:

@@ -123,7 +123,8 @@ def test_an_example_past_the_context_is_refused_with_its_number(cloud: Cloud, tm
 def test_score_is_exact(cloud: Cloud, kind: str) -> None:
     plugin = a_plugin(cloud.base.fingerprint, kind, 0.2 if kind == "ladder" else 0.05)
     with a_session(cloud.url, plugin) as session:
-        base, ours = score(session, EXAMPLES[:4])
+        judged = score(session, EXAMPLES[:4])
+        base, ours = judged.base, judged.plugin
     want_base, want_ours = [], []
     for example in EXAMPLES[:4]:
         ids, logits, hidden = plain(cloud, example)

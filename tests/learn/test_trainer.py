@@ -44,7 +44,8 @@ def test_it_learns_and_the_exact_loss_agrees(stage: tuple[Tape, Tape, Head, str]
     result = Trainer(plugin, head, train, held, SETTINGS, tmp_path).run()
     assert result.best_loss < result.base_loss * 0.5
     with a_session(cloud.url, plugin) as session:
-        exact_base, exact = score(session, HELD)
+        judged = score(session, HELD)
+        exact_base, exact = judged.base, judged.plugin
     assert -exact_base.mean() == pytest.approx(result.base_loss, rel=0.02)
     assert -exact.mean() == pytest.approx(result.best_loss, rel=0.05)
 
