@@ -546,7 +546,7 @@ def evaluate(data: Path, folder: Path, cloud: str, ca: Path | None, form: str, l
     import numpy as np
 
     plugin, judged, examples = _judge(data, folder, cloud, ca, form, limit)
-    opens = plugin.gate.opens(judged.z_TD)
+    opens = plugin.gate.opens(plugin.gate.scores(judged.z_TD, judged.starts))
     gated = np.where(opens, judged.plugin, judged.base)
     found = {"base": judged.base, "plugin": judged.plugin, "gated": gated}
     result: dict[str, Any] = {"examples": examples, "tokens": len(judged.base)}

@@ -69,9 +69,11 @@ def generate(
     ids = list(ids)
     start = len(ids)
     new = ids
+    score = None
     while len(ids) - start < max_tokens:
         z, hidden = twin.feed(new)
-        if plugin is not None and (gate is None or gate.opens(z)[0]):
+        score = gate.score(z[0], score) if gate else None
+        if plugin is not None and (gate is None or gate.opens(score)):
             delta = plugin.correct(plugin.tap.decode(*plugin.tap.encode(hidden[:, list(plugin.tap.layers)])))
             delta = unpack(*pack(delta, int8=plugin.tap.codec == "int8"))
             z = z + delta if plugin.merge == "add" else delta

@@ -146,7 +146,7 @@ def test_d_every_path_gives_the_same_text(stage: Stage, how: str, gated: bool) -
     alone = lambda: naive.Alone(cloud.engine.model)  # noqa: E731
     stop = cloud.engine.tokenizer.stop_ids
     weight = np.random.default_rng(1).normal(size=64).astype(np.float32)
-    gate = Gate("linear", weight, 0.1) if gated else Gate("open")
+    gate = Gate("linear", weight, 0.1, memory=0.4) if gated else Gate("open")
     mild, wild = (a_plugin(cloud.base.fingerprint, scale=scale) for scale in (0.12, 0.5))
     asked = prompts(3)
     want, calls = [], []

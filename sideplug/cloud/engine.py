@@ -170,7 +170,7 @@ class Engine:
                     self._read(work, len(ids), row, out)
                 elif isinstance(work, Reply) and not work.pending:
                     z_1D = out.z([last])
-                    if work.plug.gate.opens(z_1D)[0]:
+                    if work.opens(z_1D):
                         self._ask(work, z_1D, out.tapped([last], work.plug.tap.layers))
                     else:
                         self._rows.append(Row(work, len(work.ids), z_1D))

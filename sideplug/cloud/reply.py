@@ -154,6 +154,7 @@ class Reply(Sequence):
     answers: deque[Answer] = field(default_factory=deque)  # not yet through the head
     late: set[int] = field(default_factory=set)  # positions of this run that fell back: their answers are dropped
     by: dict[int, str] = field(default_factory=dict)  # who chose, where it was not the cloud alone
+    scores: dict[int, float] = field(default_factory=dict)  # position → the gate's score
     draft: dict[int, int] = field(default_factory=dict)  # position → token that the device expects
     counts: Counts = field(default_factory=Counts)
 
@@ -177,6 +178,12 @@ class Reply(Sequence):
     def unguessed(self) -> Ask | None:
         """The last ask, where the text waits behind it."""
         return self.asks[-1] if self.asks and self.asks[-1].at == len(self.ids) and not self.end else None
+
+    def opens(self, z_1D: np.ndarray) -> bool:
+        """Whether the gate opens for the next position."""
+        at = len(self.ids)
+        self.scores[at] = self.plug.gate.score(z_1D[0], self.scores.get(at - 1))
+        return bool(self.plug.gate.opens(self.scores[at]))
 
     def ask(self, z_1D: np.ndarray, seen: np.ndarray, now_s: float) -> Ask:
         """The gate is open for the next position."""
@@ -279,6 +286,7 @@ class Reply(Sequence):
         self.counts.taken_back += 1
         self.counts.thrown_away += max(0, self.cache.length - at)
         del self.ids[at:]
+        self.scores = {position: score for position, score in self.scores.items() if position <= at}
         self.by = {position: by for position, by in self.by.items() if position <= at}
         self.cache.trim(at)
         self.told = min(self.told, at)
@@ -299,6 +307,7 @@ class Reply(Sequence):
                 parts[-1][1].append(self.ids[at])
             else:
                 parts.append((at, [self.ids[at]], by))
+            self.scores.pop(at - 1, None)
         self.settled = max(self.settled, end)
         return parts
 

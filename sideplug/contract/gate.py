@@ -2,10 +2,11 @@
 
     open      ask for every token
     shut      never: the plain base model
-    linear    ask where weight · z + bias > threshold            (a trained gate: σ of the left side is "ask")
+    linear    ask where s > threshold, s_t = m · s_{t−1} + (1 − m) · (weight · z_t + bias), s_0 without a memory
 
-A linear gate has a dial: the quantiles of its scores on held-out personal text, so that any rate can be asked for
-without training anew. It does not know plugins or how a gate is trained.
+σ(s − threshold) is the g of a trained gate. Whether a text is the person's is told by all of it: a memory m smooths
+what single tokens say (docs/LOG.md). A linear gate has a dial: the quantiles of its scores on held-out personal text,
+so that any rate can be asked for without training anew. It does not know plugins or how a gate is trained.
 """
 
 from __future__ import annotations
@@ -32,30 +33,41 @@ class Gate:
     weight_D: np.ndarray = field(default_factory=_none)
     bias: float = 0.0
     threshold: float = 0.0
+    memory: float = 0.0
     dial: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(f"a gate must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        numbers = (self.bias, self.threshold, *self.dial, *self.weight_D.tolist())
+        numbers = (self.bias, self.threshold, self.memory, *self.dial, *self.weight_D.tolist())
         if not np.isfinite(np.asarray(numbers, np.float64)).all():
             raise InputError("a gate's numbers must be finite")
+        if not 0 <= self.memory < 1:
+            raise InputError(f"a gate's memory must be 0 or more and below 1, got {self.memory}")
 
     def check(self, width: int) -> None:
         """Raises InputError unless it can look at a z of D numbers."""
         if self.weight_D.shape != ((width,) if self.kind == "linear" else (0,)):
             raise InputError(f"a {self.kind} gate has {self.weight_D.size} weights, z has {width} numbers")
 
-    def scores(self, z_TD: np.ndarray) -> np.ndarray:
-        """z (T, D) → (T,) weight · z + bias of a linear gate."""
-        # Row by row: a row's score must not depend on how many others are looked at with it.
-        return np.array([float(z @ self.weight_D) for z in z_TD]) + self.bias
+    def score(self, z_D: np.ndarray, before: float | None) -> float:
+        """The score of a token from its z (D,) and the score of the token before it (None: the reply's first)."""
+        if self.kind != "linear":
+            return 0.0
+        found = float(z_D @ self.weight_D) + self.bias
+        return found if before is None else self.memory * before + (1 - self.memory) * found
 
-    def opens(self, z_TD: np.ndarray) -> np.ndarray:
-        """z (T, D) → (T,) bool: ask the device?"""
-        if self.kind == "linear":
-            return self.scores(z_TD) > self.threshold
-        return np.full(z_TD.shape[0], self.kind == "open")
+    def opens(self, score: float | np.ndarray) -> Any:
+        """Ask the device about the token of this score (or of each of these)?"""
+        return score > self.threshold if self.kind == "linear" else np.full(np.shape(score), self.kind == "open")[()]
+
+    def scores(self, z_TD: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """z (T, D) of whole replies, which begin at the rows `starts` → their tokens' scores (T,)."""
+        first = set(starts.tolist())
+        found = np.empty(len(z_TD))
+        for row, z_D in enumerate(z_TD):
+            found[row] = self.score(z_D, None if row in first else float(found[row - 1]))
+        return found
 
     def at_rate(self, rate: float) -> Gate:
         """The gate that opens for this share of personal tokens: 0 is shut, 1 is open. Raises InputError."""
@@ -72,15 +84,15 @@ class Gate:
         """Without `weight_D`, which travels as a tensor, and the dial, which stays on the device."""
         if self.kind != "linear":
             return {"kind": self.kind}
-        return {"kind": self.kind, "bias": self.bias, "threshold": self.threshold}
+        return {"kind": self.kind, "bias": self.bias, "threshold": self.threshold, "memory": self.memory}
 
     @classmethod
     def from_wire(
         cls, control: dict[str, Any], weight_D: np.ndarray | None = None, dial: tuple[float, ...] = ()
     ) -> Gate:
         """Raises InputError for a map that is not a gate."""
-        numbers = {name: control.get(name, 0.0) for name in ("bias", "threshold")}
+        numbers = {name: control.get(name, 0.0) for name in ("bias", "threshold", "memory")}
         if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in numbers.values()):
-            raise InputError("a gate's bias and threshold must be numbers")
+            raise InputError("a gate's bias, threshold and memory must be numbers")
         weights = _none() if weight_D is None else weight_D.astype(np.float32)
         return cls(str(control.get("kind")), weights, **numbers, dial=dial)

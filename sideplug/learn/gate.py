@@ -29,7 +29,9 @@ DECAY = 0.5
 PENALTY = 0.05  # λ
 HARMS = 0.1  # nats: where the plugin makes a personal token worse by that, the weak label says no
 KEEP = 0.985  # of the plugin's gain on held-out personal text, at the calibrated threshold …
-QUIET = 0.01  # … and of general tokens that it may be asked about
+QUIET = 0.025  # … and of general tokens that it may be asked about
+MEMORIES = (0.0, 0.5, 0.7)
+ENOUGH = 0.003  # of the gain: what a longer memory must add
 RATES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 
 
@@ -70,21 +72,30 @@ def choice_slope(g: np.ndarray, base: np.ndarray, plugin: np.ndarray) -> np.ndar
 
 
 def calibrate(gate: Gate, personal: Judged, general: Judged) -> Gate:
-    """The same gate with its dial and its default threshold, from held-out text.
+    """The same gate with its memory, dial and default threshold, from held-out text.
 
-    The highest threshold that keeps KEEP of the gain bounds it above, the lowest that lets QUIET of the general tokens
-    through below: between the two it takes the middle, and where they cross the gain comes first.
+    At the threshold that lets QUIET of the general tokens through, the memory is the least that keeps as much of the
+    gain as any. The threshold then is the highest that keeps KEEP of the gain, or the quiet one where that is lower.
     """
-    scores = gate.scores(personal.z_TD)
-    dial = np.quantile(scores, np.linspace(0, 1, 201))
+    best, best_kept = gate, -np.inf
+    for memory in MEMORIES:
+        tried = replace(gate, memory=memory)
+        scores = tried.scores(personal.z_TD, personal.starts)
+        quiet = float(np.quantile(tried.scores(general.z_TD, general.starts), 1 - QUIET))
+        kept = float(personal.gain[scores > quiet].sum())
+        if kept > best_kept + ENOUGH * abs(best_kept) or best_kept == -np.inf:
+            dial = tuple(np.quantile(scores, np.linspace(0, 1, 201)).tolist())
+            best, best_kept = replace(tried, threshold=_threshold(scores, personal.gain, quiet), dial=dial), kept
+    return best
+
+
+def _threshold(scores: np.ndarray, gain: np.ndarray, quiet: float) -> float:
     order = np.argsort(-scores)
-    kept = np.cumsum(personal.gain[order])
-    enough = np.flatnonzero(kept >= KEEP * kept[-1]) if kept[-1] > 0 else np.array([], int)
-    quiet = float(np.quantile(gate.scores(general.z_TD), 1 - QUIET))
-    if not len(enough):  # a plugin without a gain
-        return replace(gate, threshold=max(quiet, float(scores.max())), dial=tuple(dial.tolist()))
-    keep = float(np.nextafter(scores[order][enough[0]], -np.inf))
-    return replace(gate, threshold=(keep + quiet) / 2 if quiet < keep else keep, dial=tuple(dial.tolist()))
+    kept = np.cumsum(gain[order])
+    if kept[-1] <= 0:  # a plugin without a gain has nothing to say
+        return max(quiet, float(scores.max()))
+    last = scores[order][np.flatnonzero(kept >= KEEP * kept[-1])[0]]
+    return min(float(np.nextafter(last, -np.inf)), quiet)
 
 
 @dataclass
@@ -102,7 +113,7 @@ class Point:
 
 def at(gate: Gate, judged: Judged) -> tuple[float, float]:
     """(share of tokens that it opens for, loss)."""
-    opens = gate.opens(judged.z_TD)
+    opens = gate.opens(gate.scores(judged.z_TD, judged.starts))
     return float(opens.mean()), float(-np.where(opens, judged.plugin, judged.base).mean())
 
 

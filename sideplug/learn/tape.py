@@ -182,11 +182,21 @@ def _frames(path: Path) -> Iterator[tuple[int, int]]:
 
 @dataclass
 class Judged:
-    """Of T target tokens: log-probabilities by the base and by the corrected base, and z (T, D)."""
+    """Of T target tokens: log-probabilities by the base and by the corrected base, and z (T, D).
+
+    `starts`: the rows where a reply begins.
+    """
 
     base: np.ndarray
     plugin: np.ndarray
     z_TD: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def of(cls, replies: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Judged:
+        """From the base, plugin and z of each reply."""
+        base, plugin, z_TD = (np.concatenate(column) for column in zip(*replies, strict=True))
+        return cls(base, plugin, z_TD, np.cumsum([0] + [len(reply[0]) for reply in replies[:-1]]))
 
     @property
     def gain(self) -> np.ndarray:
@@ -215,6 +225,5 @@ def score(session: Session, examples: list[Example], progress: Callable[[int], N
             progress(len(results))
         else:
             raise ProtocolError(f"the cloud must answer READ and SCORE, got {frame.kind.name}")
-    order = sorted(results)
-    base, plugin = (np.concatenate([results[number].tensors[name] for number in order]) for name in ("base", "plugin"))
-    return Judged(base, plugin, np.concatenate([states[number] for number in order]))
+    tensors = {number: results[number].tensors for number in sorted(results)}
+    return Judged.of([(t["base"], t["plugin"], states[number]) for number, t in tensors.items()])

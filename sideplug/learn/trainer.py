@@ -314,8 +314,7 @@ class Trainer:
             weight = self.head.log_weight(z, reading.lse)
             corrected = self._merged(z, self.plugin.correct(reading.code_TKR))
             parts.append((-self.head.loss(z, columns, weight), -self.head.loss(corrected, columns, weight), z))
-        base, plugin, z_TD = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return Judged(base, plugin, z_TD)
+        return Judged.of(parts)
 
     def _merged(self, z_TD: np.ndarray, delta_TD: np.ndarray) -> np.ndarray:
         merged: np.ndarray = z_TD + delta_TD if self._kind.merge == "add" else delta_TD

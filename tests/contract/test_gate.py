@@ -1,5 +1,7 @@
 """The gate: what opens it, its dial, and what is no gate."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -11,26 +13,42 @@ WEIGHT = RNG.normal(size=8).astype(np.float32)
 Z = RNG.normal(size=(1000, 8)).astype(np.float32)
 
 
-def a_gate() -> Gate:
-    gate = Gate("linear", WEIGHT, 0.5)
-    dial = np.quantile(gate.scores(Z), np.linspace(0, 1, 101))
-    return Gate("linear", WEIGHT, 0.5, 0.0, tuple(dial.tolist()))
+STARTS = np.arange(0, 1000, 50)
+
+
+def a_gate(memory: float = 0.0) -> Gate:
+    gate = Gate("linear", WEIGHT, 0.5, memory=memory)
+    dial = np.quantile(gate.scores(Z, STARTS), np.linspace(0, 1, 101))
+    return dataclasses.replace(gate, dial=tuple(dial.tolist()))
+
+
+def opened(gate: Gate) -> np.ndarray:
+    return gate.opens(gate.scores(Z, STARTS))
 
 
 def test_open_and_shut() -> None:
-    assert Gate("open").opens(Z).all()
-    assert not Gate("shut").opens(Z).any()
+    assert opened(Gate("open")).all()
+    assert not opened(Gate("shut")).any()
+    assert Gate("open").opens(0.0)
+    assert not Gate("shut").opens(0.0)
 
 
-def test_linear_is_its_formula_and_the_same_for_any_batch() -> None:
-    gate = a_gate()
-    np.testing.assert_array_equal(gate.opens(Z), Z.astype(np.float64) @ WEIGHT + 0.5 > 0)
-    np.testing.assert_array_equal(gate.opens(Z), np.concatenate([gate.opens(z[None]) for z in Z]))
+def test_without_a_memory_it_is_its_formula() -> None:
+    np.testing.assert_array_equal(opened(a_gate()), Z.astype(np.float64) @ WEIGHT + 0.5 > 0)
 
 
+def test_a_memory_ends_with_its_reply() -> None:
+    gate = a_gate(0.5)
+    alone = [gate.scores(Z[at : at + 50], np.array([0])) for at in STARTS]
+    np.testing.assert_array_equal(gate.scores(Z, STARTS), np.concatenate(alone))
+    first, second = (float(z @ WEIGHT) + 0.5 for z in Z[:2])
+    assert gate.scores(Z, STARTS)[:2].tolist() == [first, 0.5 * first + 0.5 * second]
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.7])
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.3, 0.5, 0.99])
-def test_the_dial_gives_its_rate(rate: float) -> None:
-    assert a_gate().at_rate(rate).opens(Z).mean() == pytest.approx(rate, abs=0.01)
+def test_the_dial_gives_its_rate(rate: float, memory: float) -> None:
+    assert opened(a_gate(memory).at_rate(rate)).mean() == pytest.approx(rate, abs=0.01)
 
 
 def test_the_dials_ends_are_exact() -> None:
@@ -46,7 +64,13 @@ def test_what_is_no_gate() -> None:
         Gate("open").at_rate(0.5)
     with pytest.raises(InputError, match="open, shut, linear"):
         Gate.from_wire({"kind": "ajar"})
-    for wrong in ({"kind": "x"}, {}, {"kind": "linear", "bias": "1"}, {"kind": "linear", "threshold": True}):
+    for wrong in (
+        {"kind": "x"},
+        {},
+        {"kind": "linear", "bias": "1"},
+        {"kind": "linear", "threshold": True},
+        {"kind": "linear", "memory": 1},
+    ):
         with pytest.raises(InputError):
             Gate.from_wire(wrong)
     with pytest.raises(InputError, match="8 weights, z has 9"):
@@ -54,7 +78,7 @@ def test_what_is_no_gate() -> None:
 
 
 def test_over_the_wire_it_opens_alike() -> None:
-    gate = a_gate().at_rate(0.3)
+    gate = a_gate(0.7).at_rate(0.3)
     back = Gate.from_wire(gate.to_wire(), gate.weight_D)
     assert back.dial == ()
-    np.testing.assert_array_equal(back.opens(Z), gate.opens(Z))
+    np.testing.assert_array_equal(opened(back), opened(gate))

@@ -70,7 +70,7 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path, kind: str) -> None:
     plugin.about = {"loss": 1.5}
     if kind == "ladder":
         weight = np.random.default_rng(0).normal(size=64).astype(np.float32)
-        plugin.gate = Gate("linear", weight, 0.5, -1.25, (-3.0, 0.0, 2.0))
+        plugin.gate = Gate("linear", weight, 0.5, -1.25, 0.7, (-3.0, 0.0, 2.0))
         plugin.phrases = np.array([5, 6, -1, 7], np.int32)
     plugin.save(tmp_path / "p")
     back = Plugin.load(tmp_path / "p")
