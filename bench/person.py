@@ -32,7 +32,7 @@ from sideplug.learn import data, gate, tape
 HERE = Path(__file__).parent
 PERSON = HERE.parent / "examples" / "person"
 REPLY_TOKENS = 48
-EPOCHS = 10
+EPOCHS = 24
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -84,16 +85,14 @@ def some(examples: list[T], limit: int, seed: int = 0) -> list[T]:
     return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), limit))]
 
 
-def general(path: Path | None = None, personal: Iterable[Example] = ()) -> list[Example]:
+def general(path: Path | None = None, personal: Sequence[Example] = ()) -> list[Example]:
     """Prompts that the base is to answer itself, so that a plugin learns to be silent: a file's, or our own list.
 
-    A text file has one on each line, any other file its examples' prompts. Of our own list, what asks for something
-    that the personal examples ask for too ("What is my …?") is left out. Raises DataError.
+    A text file has one on each line, any other file its examples' prompts. Behind our own list come near misses: what
+    the person asks for as "my …", in the person's own phrasings, with other things in its place. Raises DataError.
     """
     if path is None:
-        text = (resources.files("sideplug.learn") / "general.txt").read_text("utf-8")
-        asked = [_words(example.prompt) for example in personal if example.prompt.messages]
-        lines = [line for line in text.splitlines() if not any(_about(line) <= words for words in asked)]
+        lines = [*_lines("general.txt"), *near_misses(personal)]
         return [Example(Prompt.user(line), "", "", GENERAL_TOKENS) for line in lines]
     if path.suffix in (".txt", ".md"):
         try:
@@ -104,19 +103,35 @@ def general(path: Path | None = None, personal: Iterable[Example] = ()) -> list[
     return [Example(e.prompt, "", e.where, GENERAL_TOKENS) for e in read(path)]
 
 
+def near_misses(personal: Sequence[Example]) -> list[str]:
+    """Questions for what the person has not told: a plugin that never met one invents an answer.
+
+    Phrasings are the person's own; were they others, a plugin would learn to be silent wherever it meets those.
+    """
+    asked = [found for found in map(_asked_for, personal) if found]
+    counts = Counter(before + "{}" + behind for before, _, behind in asked)
+    phrasings = [phrasing for phrasing, count in counts.most_common(8) if count > 1] or ["What is my {}?"]
+    told = [set(re.findall(r"\w+", thing.lower())) for _, thing, _ in asked]
+    things = [thing for thing in _lines("near_misses.txt") if set(re.findall(r"\w+", thing.lower())) not in told]
+    return [phrasings[i % len(phrasings)].replace("{}", thing) for i, thing in enumerate(things)]
+
+
+def _asked_for(example: Example) -> tuple[str, str, str] | None:
+    """A prompt that asks for something of one's own, taken apart: ("What is my ", "dog's name", "?")."""
+    if not example.prompt.messages:
+        return None
+    text = example.prompt.messages[-1]["content"].strip()
+    found = re.fullmatch(r"(.{0,40}\bmy )([\w' -]{1,40}?)((?: is)?(?:,[\w' ]{1,20})?[?.!]?)", text, re.IGNORECASE)
+    return found.groups() if found else None  # type: ignore[return-value]
+
+
+def _lines(name: str) -> list[str]:
+    return (resources.files("sideplug.learn") / name).read_text("utf-8").splitlines()
+
+
 def is_near_miss(example: Example) -> bool:
     """A question of the personal kind: to a gate it looks like the person's own, so it can't be told from those."""
     return re.search(r"\bmy\b", (example.prompt.messages or ({"content": ""},))[-1]["content"].lower()) is not None
-
-
-def _about(line: str) -> set[str]:
-    """What a question of the list asks for: the words behind "my"; of others, a word that no text has."""
-    asked = re.search(r"\bmy (.+)", line.lower())
-    return set(re.findall(r"\w+", asked.group(1).split(",")[0])) if asked else {""}
-
-
-def _words(prompt: Prompt) -> set[str]:
-    return set(re.findall(r"\w+", (prompt.messages or ({"content": ""},))[-1]["content"].lower()))
 
 
 def _read_file(file: Path, form: str) -> Iterator[Example]:
