@@ -286,10 +286,16 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run the real command in a real process: run("train", "x", cloud=url) → stdout, stderr, returncode."""
+    """Run the real command in a real process: run("train", "x", cloud=url) → stdout, stderr, returncode.
+
+    Its general text is a few prompts: our own list would take a tiny model seconds in every test.
+    """
+    general = tmp_path / "general.txt"
+    general.write_text("".join(f"Tell me about {thing}.\n" for thing in ("rain", "tea", "bees", "nails", "roofs")))
 
     def call(*args: str, stdin: str = "", env: dict[str, str] | None = None, **more: Any) -> Any:
-        environment = {**os.environ, "SIDEPLUG_CACHE": str(tmp_path / "cache"), **(env or {})}
+        environment = {**os.environ, "SIDEPLUG_CACHE": str(tmp_path / "cache"), "SIDEPLUG_GENERAL": str(general)}
+        environment |= env or {}
         command = [sys.executable, "-m", "sideplug", *map(str, args)]
         return subprocess.run(
             command, input=stdin, capture_output=True, text=True, env=environment, timeout=120, **more

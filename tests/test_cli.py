@@ -85,7 +85,8 @@ def test_the_whole_path_by_hand(served: dict[str, Any], run: Run, facts: Path, t
     whole = json.loads(run(*asked, "--json").stdout)
     assert whole["text"] == plain.stdout.removesuffix("\n")
     usage = whole["usage"]
-    assert usage["round_trips"] >= usage["plugin_tokens"] == usage["reply_tokens"] > 0
+    assert usage["asked"] >= usage["plugin_tokens"]
+    assert usage["reply_tokens"] > 0
     assert usage["bytes_down"] > 0 < usage["bytes_up"]
     piped = run(*[a for a in asked if a != "What is my dog?"], stdin="What is my dog?")
     assert piped.stdout == plain.stdout
@@ -93,10 +94,28 @@ def test_the_whole_path_by_hand(served: dict[str, Any], run: Run, facts: Path, t
     assert by_variable.stdout == plain.stdout
     base = json.loads(run(*asked, "--gate", "shut", "--json").stdout)
     assert base["usage"]["round_trips"] == 0
+    for same in (["--gate-rate", "0"], ["--gate-rate", "0", "--ahead", "0"]):
+        assert json.loads(run(*asked, *same, "--json").stdout)["ids"] == base["ids"]
+    always = [json.loads(run(*asked, *how, "--json").stdout) for how in (["--gate", "open"], ["--gate-rate", "1"])]
+    assert always[0]["ids"] == always[1]["ids"]
+    assert always[0]["usage"]["plugin_tokens"] == always[0]["usage"]["reply_tokens"]
+    for pace in (["--ahead", "0"], ["--no-lookahead"], ["--answer-deadline-ms", "60000"]):
+        assert json.loads(run(*asked, *pace, "--json").stdout)["ids"] == whole["ids"]
 
     evaluated = json.loads(run("eval", facts, "--plugin", out, "--cloud", url, "--json").stdout)
     assert evaluated["examples"] == 5
     assert evaluated["plugin_loss"] < evaluated["base_loss"]
+    assert evaluated["gated_loss"] <= evaluated["base_loss"]
+    curve = ["gate", "curve", "--plugin", out, "--data", facts, "--cloud", url]
+    drawn = run(*curve, "--picture", tmp_path / "curve.png", "--json")
+    assert drawn.returncode == 0, drawn.stderr
+    points = json.loads(drawn.stdout)["points"]
+    assert [point["asked_for"] for point in points] == [0, 0.05, 0.1, 0.2, 0.3, 0.5, 1]
+    assert points[0]["loss"] == pytest.approx(evaluated["base_loss"], abs=1e-4)
+    assert points[-1]["loss"] == pytest.approx(evaluated["plugin_loss"], abs=1e-4)
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    table = run(*curve)
+    assert len(table.stdout.splitlines()) == 9
     assert "nats a token" in run("eval", facts, "--plugin", out, "--cloud", url).stdout
 
     chatted = run(
@@ -104,6 +123,17 @@ def test_the_whole_path_by_hand(served: dict[str, Any], run: Run, facts: Path, t
     )
     assert chatted.returncode == 0, chatted.stderr
     assert chatted.stdout.count("round trips") == 2
+
+
+def test_an_open_gate_has_no_dial(served: dict[str, Any], run: Run, facts: Path, tmp_path: Path) -> None:
+    out, url = tmp_path / "plugin", served["url"]
+    how = ["--out", out, "--cloud", url, "--epochs", "1", "--general-weight", "0"]
+    assert run("train", facts, *how).returncode == 0
+    asked = ["generate", "hi", "--plugin", out, "--cloud", url, "--gate-rate", "0.5"]
+    sentence(run(*asked), 2, "its rate can be 0 or 1: train it with general text")
+    sentence(run("gate", "curve", "--plugin", out, "--data", facts, "--cloud", url), 2, "it has no dial")
+    wrong = ["train", facts, "--out", tmp_path / "other", "--cloud", url, "--general", tmp_path / "none.txt"]
+    sentence(run(*wrong), 2, "none.txt can't be read")
 
 
 def variables(**settings: Any) -> dict[str, str]:
@@ -129,7 +159,16 @@ def test_plain_text_trains_too_and_raw_continues_it(served: dict[str, Any], run:
 def test_every_command_has_help_with_an_example(run: Run) -> None:
     top = run("--help")
     assert "Your plugin stays on your device; your text passes through the cloud" in " ".join(top.stdout.split())
-    for command in (["pull"], ["serve"], ["train"], ["chat"], ["generate"], ["eval"], ["plugin", "info"]):
+    for command in (
+        ["pull"],
+        ["serve"],
+        ["train"],
+        ["chat"],
+        ["generate"],
+        ["eval"],
+        ["plugin", "info"],
+        ["gate", "curve"],
+    ):
         text = run(*command, "--help").stdout
         assert "Example:  sideplug " + " ".join(command) in " ".join(text.split("\n")), command
 
@@ -143,6 +182,13 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
         (["generate", "hi", "--top-p", "x"], "not a valid float"),
         (["generate", "  "], "the prompt is empty"),
         (["generate", "hi", "--gate", "open"], "--gate open needs a --plugin"),
+        (["generate", "hi", "--gate-rate", "0.5"], "--gate-rate needs a --plugin"),
+        (["generate", "hi", "--gate-rate", "1.5"], "1.5 is not in the range"),
+        (["generate", "hi", "--gate", "shut", "--gate-rate", "0"], "can't be given together"),
+        (["generate", "hi", "--ahead", "33"], "33 is not in the range"),
+        (["generate", "hi", "--answer-deadline-ms", "-1"], "-1 is not in the range"),
+        (["gate", "curve", "--plugin", "missing", "--data", "x"], "there is no plugin in missing"),
+        (["gate", "curve", "--plugin", "x", "--data", "x", "--picture", "x.bmp"], "must be .png, .svg or .pdf"),
         (["generate", "hi", "--cloud", "localhost"], "the cloud's address must look like ws://"),
         (["generate", "hi", "--plugin", "missing"], "there is no plugin in missing"),
         (["train", "missing", "--out", "x"], "there is no file or folder missing"),

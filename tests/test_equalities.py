@@ -11,6 +11,7 @@ in it, to the bit.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -181,3 +182,46 @@ def test_nobodys_correction_reaches_anothers_text(cloud: Cloud) -> None:
         for ids, plugin in zip(asked, plugins, strict=True)
     ]
     assert all_at_once(calls * 2) == alone * 2
+
+
+class Positions:
+    """A gate for the naive twin that opens where a list says so: its score is the position in the reply."""
+
+    def __init__(self, opens: list[bool]) -> None:
+        self._opens = opens
+
+    def score(self, z_D: np.ndarray, before: float | None) -> float:
+        return 0.0 if before is None else before + 1
+
+    def opens(self, score: float) -> bool:
+        return self._opens[int(score)] if score < len(self._opens) else True
+
+
+@pytest.mark.parametrize("ahead", [0, 6])
+def test_e_a_late_device_is_not_waited_for(cloud: Cloud, ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens that fell back are the base's, the others the plugin's; a late answer reaches no other position."""
+    plugin = a_plugin(cloud.base.fingerprint, scale=0.3)
+    quick, calls = plugin.correct, 0
+
+    def now_and_then_slow(codes: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls % 5 == 2:
+            time.sleep(0.4)
+        return quick(codes)
+
+    monkeypatch.setattr(plugin, "correct", now_and_then_slow)
+    ids = prompts(1)[0]
+    with a_session(cloud.url, plugin) as session:
+        pieces = list(session.generate(Prompt(ids=tuple(ids)), 12, Sampling(), Pace(ahead, False, 150)))
+        usage = session.usage
+        again = [i for p in session.generate(Prompt(ids=tuple(ids)), 1, Sampling(), Pace(ahead)) for i in p.ids]
+    by = [piece.by for piece in pieces for _ in piece.ids]
+    said = [token for piece in pieces for token in piece.ids]
+    assert usage.fallback == by.count("fallback") > 0
+    assert "plugin" in by
+    monkeypatch.undo()
+    gate = Positions([who == "plugin" for who in by])
+    stop = cloud.engine.tokenizer.stop_ids
+    assert said == naive.generate(naive.Alone(cloud.engine.model), ids, len(by), Sampling(), plugin, stop, gate)
+    assert len(again) == 1

@@ -159,3 +159,32 @@ def test_split(tmp_path: Path) -> None:
         split(examples[:1], 0.1, 0)
     with pytest.raises(DataError, match="between 0 and 1"):
         split(examples, 1.5, 0)
+
+
+def test_near_misses_are_in_the_persons_own_phrasings() -> None:
+    mine = [
+        Example(Prompt.user(f"{ask} my {thing}?"), "x", "") for ask in ("What is", "Say") for thing in ("dog", "vet")
+    ]
+    other = [Example(Prompt.user("Tell me about my old and very long story, and then some."), "x", "")]
+    found = data.near_misses([*mine, *other, Example(Prompt(text="my dog?"), "x", "")])
+    assert {line.rsplit(" my ", 1)[0] for line in found} == {"What is", "Say"}
+    assert not any(line.endswith((" my dog?", " my vet?")) for line in found)
+    assert all(line.startswith("What is my ") for line in data.near_misses([]))
+    assert all(data.is_near_miss(Example(Prompt.user(line), "", "")) for line in found)
+
+
+def test_general_prompts_are_ours_or_a_files(tmp_path: Path) -> None:
+    ours = data.general()
+    assert len(ours) > 300
+    assert all(example.write and not example.reply for example in ours)
+    (tmp_path / "g.txt").write_text("One?\n\nTwo?\n")
+    assert [example.prompt for example in data.general(tmp_path / "g.txt")] == [
+        Prompt.user("One?"),
+        Prompt.user("Two?"),
+    ]
+    (tmp_path / "g.jsonl").write_text('{"instruction": "Three?", "output": "no"}\n')
+    (three,) = data.general(tmp_path / "g.jsonl")
+    assert (three.prompt, three.reply) == (Prompt.user("Three?"), "")
+    for wrong in (tmp_path / "none.txt", tmp_path / "none.jsonl"):
+        with pytest.raises(DataError):
+            data.general(wrong)

@@ -100,3 +100,20 @@ def test_rows_over_the_wire_are_the_models_own(cloud: Cloud) -> None:
         assert head.rows_CD.shape == (23, 64)
         everything = fetch(session, np.arange(session.model.vocab, dtype=np.int32))
         assert everything.rows_CD.shape == (session.model.vocab, 64)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_divergence_is_none_at_the_base_and_its_gradient_is_its_slope(softcap: float) -> None:
+    whole = full(1.0, softcap)
+    ids = np.unique(TARGETS)
+    head = a_head(ids, np.setdiff1d(np.arange(V), ids)[::3], 1.0, softcap)
+    weight = head.log_weight(Z, _logsumexp(whole._logits(Z)))
+    none, flat = head.divergence_and_gradient(Z, Z, weight)
+    np.testing.assert_allclose(none, 0, atol=1e-5)
+    np.testing.assert_allclose(flat, 0, atol=1e-4)
+    moved = Z + rng.normal(0, 0.3, Z.shape).astype(np.float32)
+    found, gradient = head.divergence_and_gradient(Z, moved, weight)
+    assert (found > 0).all()
+    step = rng.normal(0, 1, Z.shape).astype(np.float32)
+    ahead, behind = (head.divergence_and_gradient(Z, moved + sign * 1e-2 * step, weight)[0] for sign in (1, -1))
+    np.testing.assert_allclose((ahead - behind) / 2e-2, (gradient * step).sum(axis=1), rtol=0.05, atol=0.05)

@@ -134,3 +134,28 @@ def test_adamw_equals_torch(stage: tuple[Tape, Tape, Head, str], tmp_path: Path)
 def test_settings_must_be_above_zero(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} must be above 0"):
         Settings(**{name: 0})
+
+
+def test_general_text_keeps_it_silent(cloud: Cloud, tmp_path: Path) -> None:
+    """Trained with the base's own replies beside the person's, a plugin diverges less there and still learns."""
+    silent = [
+        Example(Prompt.user(f"Tell of {k}."), "", "", 12) for k in ("rain", "tea", "bees", "nails", "roofs", "rivers")
+    ]
+    with a_session(cloud.url, tap=TAP) as session:
+        tapes = [
+            record(session, TAP, examples, tmp_path / f"{i}.tape") for i, examples in enumerate((TRAIN, HELD, silent))
+        ]
+        head = fetch(session, np.arange(session.model.vocab, dtype=np.int32))
+        base = session.model.fingerprint
+    general = tapes[2].part([0, 1, 2, 3]), tapes[2].part([4, 5])
+    found = {}
+    for weight in (0.0, 1.0):
+        settings = Settings(**{**vars(SETTINGS), "general_weight": weight})
+        plugin = fresh(base)
+        trainer = Trainer(plugin, head, tapes[0], tapes[1], settings, tmp_path, general)
+        result = trainer.run()
+        trainer._general = general
+        found[weight] = trainer._divergence(plugin.params)
+        assert result.best_loss < result.base_loss * 0.6
+        assert result.general_divergence == pytest.approx(found[weight] if weight else 0.0)
+    assert found[1.0] < 0.7 * found[0.0]

@@ -154,11 +154,25 @@ def sideplug(*arguments: Any) -> dict[str, Any]:
 
 def test_bytes_and_memory_of_generating(served: dict[str, Any], tmp_path: Path) -> None:
     a_plugin(served["fingerprint"], 0).save(tmp_path)
-    done = sideplug("generate", "Tell me of rain.", "--plugin", tmp_path, "--cloud", served["url"], "--max-tokens", 40)
+    done = sideplug(
+        "generate", "Tell me of rain.", "--plugin", tmp_path, "--cloud", served["url"], "--max-tokens", 40, "--ahead", 0
+    )
     usage = done["usage"]
     each_way = (usage["bytes_down"] + usage["bytes_up"]) / usage["reply_tokens"]
     assert each_way <= 1500
     assert done["peak_rss_mb"] <= 80
+
+
+def test_the_person(tmp_path: Path) -> None:
+    """Twenty facts on phrasings that training did not have, and silence everywhere else, at the calibrated gate."""
+    bench = [sys.executable, ROOT / "bench" / "person.py", "--facts", "20", "--widths", "256", "--out", tmp_path / "p"]
+    subprocess.run(bench, stdout=subprocess.DEVNULL, check=True)
+    (found,) = json.loads((tmp_path / "p").read_text())["runs"]
+    assert found["facts_right"] >= 0.85
+    assert found["gain_kept"] >= 0.95
+    assert found["general_same"] >= 0.96
+    assert found["general_asked"] <= 0.02
+    assert abs(found["general_loss"]["gated"] / found["general_loss"]["base"] - 1) <= 0.005
 
 
 def test_the_demo(tmp_path: Path, texts: Path) -> None:

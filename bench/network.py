@@ -1,0 +1,147 @@
+"""Speed over networks: what the gate, run-ahead and lookahead save, beside the plain loop and the cloud alone.
+
+    python bench/network.py                RTT 0, 20, 50, 100 ms at 10 Mbit/s (about ten minutes)
+
+Two plugins are trained as a user would: the made-up person of examples/person (short replies to unseen phrasings,
+greedy) and the demo's president (prose, continued at temperature 0.7). The device, the network (bench/shaper.py) and
+the cloud are processes of this machine and share its cores, which costs the run-ahead most. Speeds are reply tokens
+over the time from the prompt to the end. Texts must equal those of the plain loop with the same gate.
+Results: bench/results/network.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import common
+from shaper import Network, shaped
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from demo import PASSAGES, fetch_texts
+
+from sideplug.contract.gate import Gate
+from sideplug.contract.sampling import Sampling
+from sideplug.contract.text import Prompt
+from sideplug.device.link import WebSocketLink
+from sideplug.device.plugin import Plugin
+from sideplug.device.runtime import Pace, Session
+from sideplug.learn import data
+
+HERE = Path(__file__).parent
+PERSON = HERE.parent / "examples" / "person"
+SYSTEMS = {
+    "cloud only": (Gate("shut"), Pace(0)),
+    "plain loop": (Gate("open"), Pace(0)),
+    "+ gate": (None, Pace(0)),
+    "+ run-ahead": (None, Pace(lookahead=False)),
+    "+ lookahead": (None, Pace()),
+}
+
+
+@dataclass
+class Task:
+    plugin: Plugin
+    asked: list[tuple[Prompt, Sampling]]
+    tokens: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rtt-ms", type=float, nargs="*", default=[0, 20, 50, 100])
+    parser.add_argument("--mbit", type=float, default=10)
+    parser.add_argument("--jitter-ms", type=float, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "network.json")
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch, common.served("smollm2-135m") as (url, _):
+        for name, task in tasks(url, Path(scratch)).items():
+            for rtt in options.rtt_ms:
+                with shaped(url, Network(rtt, options.jitter_ms if rtt else 0, options.mbit)) as far:
+                    rows += [{"task": name, "rtt_ms": rtt, **row} for row in measure(far, task, options.rounds)]
+                show(rows[-len(SYSTEMS) :])
+    found = {"machine": common.machine(), "mbit": options.mbit, "jitter_ms": options.jitter_ms, "rows": rows}
+    options.out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def tasks(url: str, scratch: Path) -> dict[str, Task]:
+    texts = fetch_texts()
+    person, author = scratch / "person", scratch / "author"
+    about = ["--cloud", url, "--out"]
+    common.sideplug("train", PERSON / "train.jsonl", "--epochs", 24, "--width", 256, *about, person)
+    common.sideplug("train", texts / "train", "--limit", PASSAGES, *about, author)
+    prompts = [example.prompt for example in data.read(PERSON / "test.jsonl")][::4]
+    words = (texts / "own.txt").read_text().split()
+    openings = [" ".join(words[at : at + 40]) for at in (0, 2000, 4000)]
+    return {
+        "person": Task(Plugin.load(person), [(prompt, Sampling()) for prompt in prompts], 40),
+        "prose": Task(
+            Plugin.load(author),
+            [(Prompt(text=text), Sampling(0.7, seed=seed)) for seed, text in enumerate(openings)],
+            80,
+        ),
+    }
+
+
+def measure(url: str, task: Task, rounds: int) -> list[dict[str, Any]]:
+    """The systems in turn, round by round, so that a slow minute of the machine is everybody's."""
+    speeds: dict[str, list[float]] = {name: [] for name in SYSTEMS}
+    rows: dict[str, dict[str, Any]] = {}
+    texts: dict[str, list[list[int]]] = {}
+    for _ in range(rounds):
+        for name, (gate, pace) in SYSTEMS.items():
+            link = WebSocketLink.connect(url)
+            session = Session.open(link, task.plugin, gate=gate)
+            sums = dict.fromkeys(
+                ("reply_tokens", "total_s", "first_token_s", "round_trips", "asked", "taken_back"), 0.0
+            )
+            sums |= dict.fromkeys(("thrown_away", "drafted", "accepted", "bytes_down", "bytes_up"), 0.0)
+            texts[name] = []
+            for prompt, sampling in task.asked:
+                pieces = session.generate(prompt, task.tokens, sampling, pace)
+                texts[name].append([token for piece in pieces for token in piece.ids])
+                for key in sums:
+                    sums[key] += getattr(session.usage, key)
+            link.close()
+            tokens = sums["reply_tokens"]
+            speeds[name].append(tokens / sums["total_s"])
+            decode = (sums["total_s"] - sums["first_token_s"]) / max(1, tokens - len(task.asked))
+            rows[name] = {
+                "system": name,
+                "decode_ms_a_token": round(1000 * decode, 2),
+                "asked": round(sums["asked"] / tokens, 3),
+                "tokens_a_round_trip": round(tokens / sums["round_trips"], 2) if sums["round_trips"] else None,
+                **{f"{key}_a_token": round(sums[key] / tokens, 3) for key in ("round_trips", "thrown_away", "drafted")},
+                **{f"{key}_a_token": round(sums[key] / tokens, 1) for key in ("bytes_down", "bytes_up")},
+                "accepted_drafts": round(sums["accepted"] / sums["drafted"], 3) if sums["drafted"] else None,
+            }
+    for name in ("+ run-ahead", "+ lookahead"):
+        if texts[name] != texts["+ gate"]:
+            sys.exit(f"{name} gives another text than the plain loop with the same gate")
+    for name, row in rows.items():
+        row["tokens_s"] = common.spread(speeds[name])
+        for rival in ("cloud only", "plain loop"):
+            ratios = [ours / theirs for ours, theirs in zip(speeds[name], speeds[rival], strict=True)]
+            row[f"times_{rival.replace(' ', '_')}"] = round(statistics.median(ratios), 2)
+    return list(rows.values())
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        print(
+            f"{row['task']:7} {row['rtt_ms']:4.0f} ms  {row['system']:12} {row['tokens_s']['median']:6.1f} tokens/s  "
+            f"{row['times_cloud_only']:5.2f} of cloud only  {row['times_plain_loop']:5.2f} of plain   "
+            f"{row['tokens_a_round_trip'] or 0:5.1f} tokens a round trip  asked {row['asked']:.0%}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
