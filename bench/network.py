@@ -5,7 +5,7 @@
 Two plugins are trained as a user would: the made-up person of examples/person (short replies to unseen phrasings,
 greedy) and the demo's president (prose, continued at temperature 0.7). The device, the network (bench/shaper.py) and
 the cloud are processes of this machine and share its cores, which costs the run-ahead most. Speeds are reply tokens
-over the time from the prompt to the end. Texts must equal those of the plain loop with the same gate.
+behind the first over the time behind the first. Texts must equal those of the plain loop with the same gate.
 Results: bench/results/network.json.
 """
 
@@ -111,11 +111,10 @@ def measure(url: str, task: Task, rounds: int) -> list[dict[str, Any]]:
                     sums[key] += getattr(session.usage, key)
             link.close()
             tokens = sums["reply_tokens"]
-            speeds[name].append(tokens / sums["total_s"])
-            decode = (sums["total_s"] - sums["first_token_s"]) / max(1, tokens - len(task.asked))
+            speeds[name].append((tokens - len(task.asked)) / (sums["total_s"] - sums["first_token_s"]))
             rows[name] = {
                 "system": name,
-                "decode_ms_a_token": round(1000 * decode, 2),
+                "first_token_ms": round(1000 * sums["first_token_s"] / len(task.asked), 1),
                 "asked": round(sums["asked"] / tokens, 3),
                 "tokens_a_round_trip": round(tokens / sums["round_trips"], 2) if sums["round_trips"] else None,
                 **{f"{key}_a_token": round(sums[key] / tokens, 3) for key in ("round_trips", "thrown_away", "drafted")},

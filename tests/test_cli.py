@@ -159,16 +159,8 @@ def test_plain_text_trains_too_and_raw_continues_it(served: dict[str, Any], run:
 def test_every_command_has_help_with_an_example(run: Run) -> None:
     top = run("--help")
     assert "Your plugin stays on your device; your text passes through the cloud" in " ".join(top.stdout.split())
-    for command in (
-        ["pull"],
-        ["serve"],
-        ["train"],
-        ["chat"],
-        ["generate"],
-        ["eval"],
-        ["plugin", "info"],
-        ["gate", "curve"],
-    ):
+    alone = [[name] for name in ("pull", "serve", "train", "chat", "generate", "eval")]
+    for command in (*alone, ["plugin", "info"], ["gate", "curve"]):
         text = run(*command, "--help").stdout
         assert "Example:  sideplug " + " ".join(command) in " ".join(text.split("\n")), command
 

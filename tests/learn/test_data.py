@@ -7,7 +7,8 @@ import pytest
 
 from sideplug.contract.errors import DataError
 from sideplug.contract.text import Prompt
-from sideplug.learn.data import PASSAGE_WORDS, read, split
+from sideplug.learn import data
+from sideplug.learn.data import PASSAGE_WORDS, Example, read, split
 
 ALPACA = {"instruction": "Say hi", "input": "", "output": "hi"}
 MESSAGES = {

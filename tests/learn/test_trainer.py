@@ -138,13 +138,11 @@ def test_settings_must_be_above_zero(name: str) -> None:
 
 def test_general_text_keeps_it_silent(cloud: Cloud, tmp_path: Path) -> None:
     """Trained with the base's own replies beside the person's, a plugin diverges less there and still learns."""
-    silent = [
-        Example(Prompt.user(f"Tell of {k}."), "", "", 12) for k in ("rain", "tea", "bees", "nails", "roofs", "rivers")
-    ]
+    things = ("rain", "tea", "bees", "nails", "roofs", "rivers")
+    silent = [Example(Prompt.user(f"Tell of {thing}."), "", "", 12) for thing in things]
+    kinds = {"train": TRAIN, "held": HELD, "general": silent}
     with a_session(cloud.url, tap=TAP) as session:
-        tapes = [
-            record(session, TAP, examples, tmp_path / f"{i}.tape") for i, examples in enumerate((TRAIN, HELD, silent))
-        ]
+        tapes = [record(session, TAP, examples, tmp_path / f"{name}.tape") for name, examples in kinds.items()]
         head = fetch(session, np.arange(session.model.vocab, dtype=np.int32))
         base = session.model.fingerprint
     general = tapes[2].part([0, 1, 2, 3]), tapes[2].part([4, 5])
