@@ -115,7 +115,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, served(arguments.model) as (url, cloud):
         out = Path(scratch) / "plugin"
         start = time.perf_counter()
-        trained = sideplug("train", texts / "train", "--limit", arguments.passages, "--out", out, "--cloud", url)
+        # The person's text only, as LoRA has it: what a plugin spends on staying silent elsewhere is not compared here.
+        alone = ["--general-weight", 0, "--batch-tokens", 256]
+        how = ["--limit", arguments.passages, *alone, "--out", out, "--cloud", url]
+        trained = sideplug("train", texts / "train", *how)
         wall = time.perf_counter() - start
         cloud_mb = cloud.memory_full_info().pss / 2**20
         tested = sideplug("eval", texts / "own.txt", "--limit", arguments.tested, "--plugin", out, "--cloud", url)
