@@ -4,7 +4,7 @@
 
 the latent-choice likelihood of Co-LLM (arXiv 2403.03870) with a penalty on the rate, after some steps on weak labels
 (personal text but where the plugin harms, against general text). Then the threshold is calibrated on held-out text.
-Letters: T tokens, D width. Test: pytest tests/learn/test_gate.py
+Letters: T tokens, D width. Test: pytest tests/learn/test_fit_gate.py
 """
 
 from __future__ import annotations
