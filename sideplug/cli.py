@@ -393,7 +393,7 @@ def _make_plugin(
     if general:
         # The plugin learns to be silent on near misses too; the gate is not asked to tell them apart.
         plain = [tapes[2].part([i for i in part if not files.is_near_miss(silent[i])]) for part in parts]
-        fitted = gate.fit(trainer.judge(tapes[0]), trainer.judge(plain[0]), hyper.seed)
+        fitted = gate.fit(trainer.judge(tapes[0], gate.MOST), trainer.judge(plain[0], gate.MOST), hyper.seed)
         judged = {"personal": trainer.judge(tapes[1]), "general": trainer.judge(plain[1])}
         plugin.gate = gate.calibrate(fitted, judged["personal"], judged["general"])
         gated = {name: gate.trade_off(plugin.gate, text) for name, text in judged.items()}

@@ -22,7 +22,7 @@ from sideplug.contract.tap import Tap
 from sideplug.contract.wire import Frame, Kind, encode
 from sideplug.learn.tape import Judged
 
-MOST = 8192  # tokens of each kind that are fitted to
+MOST = 4096  # tokens of each kind that are fitted to
 LABEL_STEPS, CHOICE_STEPS = 300, 100
 RATE = 1e-2
 DECAY = 0.5
@@ -42,9 +42,10 @@ def fit(personal: Judged, general: Judged, seed: int = 0) -> Gate:
     for judged in (personal, general):
         rows = rng.permutation(len(judged.base))[:MOST]
         parts.append((judged.z_TD[rows], judged.base[rows], judged.plugin[rows], np.full(len(rows), 1 / len(rows))))
-    z, base, plugin, share = (np.concatenate(column) for column in zip(*parts, strict=True))
-    mean, spread = z.mean(0), z.std(0) + 1e-5
-    x = ((z - mean) / spread).astype(np.float32)
+    x, base, plugin, share = (np.concatenate(column) for column in zip(*parts, strict=True))
+    mean, spread = x.mean(0), x.std(0) + np.float32(1e-5)
+    x -= mean
+    x /= spread
     ours = np.arange(len(x)) < len(parts[0][0])
     label = ours & (plugin - base > -HARMS)
     weight, bias = np.zeros(x.shape[1], np.float32), np.float32(0)

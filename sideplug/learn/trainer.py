@@ -305,10 +305,15 @@ class Trainer:
             total, count = total + float(found.sum()), count + len(found)
         return total / count
 
-    def judge(self, tape: Tape) -> Judged:
-        """What the plugin makes of a tape's targets, by the device's piece of the head."""
-        parts = []
-        for i in range(len(tape)):
+    def judge(self, tape: Tape, most: int = 0) -> Judged:
+        """What the plugin makes of a tape's targets, by the device's piece of the head.
+
+        With `most`, of examples drawn by seed until they have that many tokens: z of all of a long tape is much memory.
+        """
+        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        for i in np.random.default_rng(self.settings.seed).permutation(len(tape)).tolist():
+            if most and sum(len(part[0]) for part in parts) >= most:
+                break
             reading = tape[i]
             z, columns = reading.z_TD, self.head.column(reading.ids)
             weight = self.head.log_weight(z, reading.lse)
