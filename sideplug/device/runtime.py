@@ -169,7 +169,9 @@ class Session:
                 frame: Frame | None = self.link.receive()
                 while frame is not None:
                     if frame.control.get("turn") != self._turn:
-                        raise ProtocolError(f"the cloud must speak of turn {self._turn}, not {frame.kind.name} another")
+                        raise ProtocolError(
+                            f"the cloud must speak of turn {self._turn}, got {frame.kind.name} of another"
+                        )
                     if frame.kind is Kind.ASK:
                         asks.append(frame)
                     elif frame.kind is Kind.TOKENS:
