@@ -8,7 +8,6 @@ Test: pytest tests/test_cli.py
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import json
 import os
@@ -30,12 +29,12 @@ if TYPE_CHECKING:
     from sideplug.contract.text import Prompt
     from sideplug.device.plugin import Plugin
     from sideplug.device.runtime import Pace, Session
+    from sideplug.learn.make import Made
     from sideplug.learn.tape import Judged
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_CLOUD = "ws://127.0.0.1:8765"
 FOLDER = click.Path(path_type=Path)
-MAX_PHRASES = 1 << 16  # tokens of the person's that a plugin keeps for its drafts
 
 
 def main(args: list[str] | None = None) -> None:
@@ -116,6 +115,12 @@ pace_options = options(
         default=0,
         type=click.IntRange(0),
         help="After this the base's token is used instead of your plugin's; 0: never.",
+    ),
+    option(
+        "--head",
+        default="cloud",
+        type=click.Choice(["cloud", "device"]),
+        help="Where tokens of your plugin are picked; device: the base's head comes down once, tokens go up.",
     ),
 )
 
@@ -306,6 +311,8 @@ def train(data: Path, out: Path, cloud: str, ca: Path | None, form: str, held_ou
     """
     from sideplug.device.plugin import WEIGHTS
     from sideplug.learn import data as files
+    from sideplug.learn.make import Recipe, Texts, make
+    from sideplug.learn.trainer import Settings
 
     as_json, seed = settings["as_json"], settings["seed"]
     if (out / WEIGHTS).exists() and not (settings["force"] or settings["resume"]):
@@ -316,108 +323,28 @@ def train(data: Path, out: Path, cloud: str, ca: Path | None, form: str, held_ou
     first = training[0]
     start = " ".join(((first.prompt.messages or ({"content": ""},))[-1]["content"] + " ⟶ " + first.reply).split())
     say(f"{len(training)} examples to train on, {len(held)} held out; {first.where}: {start[:100]}…")
-    _make_plugin(training, held, silent, out, cloud, ca, settings, as_json)
-
-
-def _make_plugin(
-    training: Any,
-    held: Any,
-    silent: Any,
-    out: Path,
-    cloud: str,
-    ca: Path | None,
-    settings: dict[str, Any],
-    as_json: bool,
-) -> None:
-    import time
-
-    import numpy as np
-
-    from sideplug.contract.tap import Tap
-    from sideplug.device.plugin import Plugin
-    from sideplug.learn import data as files
-    from sideplug.learn import gate, head, tape
-    from sideplug.learn.trainer import Progress, Settings, Trainer
-    from sideplug.paths import cache_dir
-
-    started = time.perf_counter()
-    rate, weight = settings["learning_rate"], settings["general_weight"]
-    hyper = Settings(settings["epochs"], rate, settings["batch_tokens"], seed=settings["seed"], general_weight=weight)
-    with _session(cloud, ca) as asked:
-        model = asked.model
-    kind, name = settings["kind"], settings["tap_name"]
-    if name == "raw" or (kind == "paper" and not name):
-        tap = Tap.raw(model.blocks, model.width)
-    else:
-        tap = Tap.parse(name) if name else Tap.spread(model.blocks, model.width, settings["taps"], settings["rank"])
-    width = settings["width"] or (32 if kind == "paper" else 128)
-    plugin = Plugin.new(kind, model.fingerprint, model.name, tap, width, model.width, settings["seed"])
-    with _session(cloud, ca, tap=tap) as session:
-        tapes = []
-        # Of general text there is nothing personal: one tape serves all trainings on this base with this tap.
-        mark = f"{tap.name}-{model.fingerprint[:16]}-{tape.digest(silent)[:16]}"
-        common = cache_dir() / "general" / f"{hashlib.sha256(mark.encode()).hexdigest()[:24]}.tape"
-        paths = {"train": out / "tape" / "train.tape", "held": out / "tape" / "held.tape", "general": common}
-        for (label, path), examples in zip(paths.items(), (training, held, silent), strict=True):
-            if not examples:
-                continue
-            with progress(f"recording the {label} tape", len(examples)) as show:
-                try:
-                    tapes.append(tape.record(session, tap, examples, path, lambda done: show(done, "")))
-                except KeyboardInterrupt:
-                    raise Stopped("stopped; what is on the tape is kept, the same command goes on from there") from None
-        candidates = tapes[0].candidates(settings["candidates"])
-        for other in tapes[1:]:
-            candidates = np.union1d(candidates, other.targets()).astype(np.int32)
-        rows = head.fetch(session, candidates)
-    general = None
-    if silent:
-        order = list(range(len(silent)))
-        apart = files.some(order, max(1, len(silent) // 5), settings["seed"])
-        parts = [i for i in order if i not in set(apart)], apart
-        general = tapes[2].part(parts[0]), tapes[2].part(parts[1])
-    tokens, size = tapes[0].tokens + tapes[1].tokens, tapes[0].nbytes + tapes[1].nbytes
-    recorded_s = time.perf_counter() - started
-    say(f"tape: {tokens:,} tokens, {size / 1e6:.1f} MB ({size / tokens:,.0f} bytes a token), {recorded_s:.0f} s")
-    trainer = Trainer(plugin, rows, tapes[0], tapes[1], hyper, out, general)
-    with progress("training", hyper.epochs * trainer.batches) as show:
-
-        def step(p: Progress) -> None:
-            held_loss = "" if p.held_loss is None else f", held out {p.held_loss:.3f}"
-            show((p.epoch - 1) * p.batches + p.batch, f"epoch {p.epoch}: loss {p.loss:.3f}{held_loss}")
-
-        with _interrupts() as wants_stop:
-            result = trainer.run(settings["resume"], step, wants_stop)
-    plugin.phrases = tapes[0].texts()[-MAX_PHRASES:]
-    gated: dict[str, Any] = {}
-    if general:
-        # The plugin learns to be silent on near misses too; the gate is not asked to tell them apart.
-        plain = [tapes[2].part([i for i in part if not files.is_near_miss(silent[i])]) for part in parts]
-        fitted = gate.fit(trainer.judge(tapes[0], gate.MOST), trainer.judge(plain[0], gate.MOST), hyper.seed)
-        judged = {"personal": trainer.judge(tapes[1]), "general": trainer.judge(plain[1])}
-        plugin.gate = gate.calibrate(fitted, judged["personal"], judged["general"])
-        gated = {name: gate.trade_off(plugin.gate, text) for name, text in judged.items()}
-    plugin.about = {
-        "examples": len(training),
-        "tape_bytes": size,
-        "recording_s": round(recorded_s, 2),
-        **result.to_json(),
-        **gated,
-        "settings": vars(hyper),
-    }
-    plugin.save(out)
-    trainer.forget_checkpoint()
+    hyper = Settings(
+        settings["epochs"],
+        settings["learning_rate"],
+        settings["batch_tokens"],
+        seed=seed,
+        general_weight=settings["general_weight"],
+    )
+    chosen = {name: settings[name] for name in ("kind", "taps", "rank", "width", "candidates")}
+    recipe = Recipe(**chosen, tap=settings["tap_name"] or "", training=hyper)
+    texts = Texts(training, held, silent)
+    connect = lambda tap: _session(cloud, ca, tap=tap)  # noqa: E731
+    made = make(connect, texts, out, recipe, progress, _interrupts, settings["resume"], say)
     if as_json:
-        _print_json(
-            {
-                "plugin": str(out),
-                "parameters": plugin.size,
-                "tap": tap.name,
-                "peak_rss_mb": _peak_rss_mb(),
-                **plugin.about,
-            }
-        )
-        return
+        about = {"parameters": made.plugin.size, "tap": made.plugin.tap.name, "peak_rss_mb": _peak_rss_mb()}
+        _print_json({"plugin": str(out), **about, **made.plugin.about})
+    else:
+        click.echo(_learnt(made, out))
+
+
+def _learnt(made: Made, out: Path) -> str:
+    """One line on what training reached."""
+    result, gated = made.result, made.gated
     gain = result.best_loss - result.base_loss
     learnt = f"held-out loss {result.base_loss:.3f} → {result.best_loss:.3f} nats a token ({gain:+.3f})"
     if gain >= 0:
@@ -430,9 +357,9 @@ def _make_plugin(
             f", gated {ours['gated']:.3f}; the gate opens for {ours['rate']:.0%} of your tokens and for "
             f"{others['rate']:.1%} of general ones (loss there {others['base']:.3f} → {others['gated']:.3f})"
         )
-    click.echo(
+    return (
         f"learnt from {result.tokens:,} tokens in {result.seconds:.0f} s: {learnt}; "
-        f"{plugin.size / 1e6:.2f} M parameters in {out}"
+        f"{made.plugin.size / 1e6:.2f} M parameters in {out}"
     )
 
 
@@ -461,7 +388,7 @@ def generate(
     """One reply to PROMPT (or to standard input), streamed."""
     from sideplug.contract.text import Prompt
 
-    pace = _pace(settings)
+    wanted = _paced(settings)
     max_tokens, sampling = _sampling(settings)
     if prompt is None or prompt == "-":
         prompt = "" if sys.stdin.isatty() else sys.stdin.read()
@@ -475,6 +402,7 @@ def generate(
         asked = Prompt(messages=(*start, {"role": "user", "content": prompt}))
     plugin = _load(folder)
     with _session(cloud, ca, plugin, _gate(plugin, gate, gate_rate)) as session:
+        pace = _pace(session, **wanted)
         text, ids, interrupted = _stream(session, asked, max_tokens, sampling, pace, show=not as_json)
         if as_json:
             about = {"text": text, "ids": ids, "model": session.model.name, "usage": session.usage.to_json()}
@@ -506,12 +434,13 @@ def chat(
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing and history in input())
-    pace = _pace(settings)
+    wanted = _paced(settings)
     max_tokens, sampling = _sampling(settings)
     plugin = _load(folder)
     start = [{"role": "system", "content": system}] if system else []
     messages = list(start)
     with _session(cloud, ca, plugin, _gate(plugin, gate, gate_rate)) as session:
+        pace = _pace(session, **wanted)
         who = f"your plugin {folder}" if folder else "no plugin"
         say(f"{session.model.name} with {who}. Ctrl-D ends, /new starts afresh.")
         while True:
@@ -677,10 +606,26 @@ def _gate(plugin: Plugin | None, kind: str | None, rate: float | None) -> Gate |
     return plugin.gate.at_rate(rate) if rate is not None else Gate(kind) if kind else None
 
 
-def _pace(settings: dict[str, Any]) -> Pace:
+def _paced(settings: dict[str, Any]) -> dict[str, Any]:
+    """Takes out of `settings` what pace_options gave."""
+    return {name: settings.pop(name) for name in ("ahead", "lookahead", "answer_deadline_ms", "head")}
+
+
+def _pace(session: Session, ahead: int, lookahead: bool, answer_deadline_ms: int, head: str) -> Pace:
+    """With --head device the base's head comes down, unless it is here already."""
+    from sideplug.device.head import DeviceHead
     from sideplug.device.runtime import Pace
 
-    return Pace(settings.pop("ahead"), settings.pop("lookahead"), settings.pop("answer_deadline_ms"))
+    own = None
+    if head == "device" and session.plugin is not None:
+        from sideplug.paths import cache_dir
+
+        model = session.model
+        with progress("fetching the base's head, once", model.vocab) as show:
+            own = DeviceHead.fetch(
+                session.link, cache_dir() / "heads", model.fingerprint, model.vocab, lambda n: show(n, "")
+            )
+    return Pace(ahead, lookahead, answer_deadline_ms, own)
 
 
 def _sampling(settings: dict[str, Any]) -> tuple[int, Sampling]:

@@ -29,6 +29,8 @@ TOP = 16  # best ids a tape keeps of each position: the candidates of training
 HEAD_ROWS = 64  # rows of a head call for readings and scores: their logits stay small, and nobody waits long for them
 BUSY = 16  # sequences of a step: from there on nobody's guesses run, whatever they are worth
 
+_NONE = np.zeros(0, np.float32)  # logits that nobody needs
+
 log = logging.getLogger("sideplug.cloud")
 
 
@@ -81,6 +83,11 @@ class Row:
 
     def __post_init__(self) -> None:
         self.run = self.work.run
+
+    @property
+    def picked(self) -> int | None:
+        """The token, where the device has the head."""
+        return self.answer.token if self.answer else None
 
 
 class Engine:
@@ -185,7 +192,10 @@ class Engine:
         ask = reply.ask(z_1D, seen, time.monotonic())
         start, ids = reply.untold()
         control = {"turn": reply.turn, "run": reply.run, "at": [ask.at], "from": start, "ids": ids}
-        reply.send(Frame(Kind.ASK, control, {"codes": codes, "scales": scales}))
+        tensors = {"codes": codes, "scales": scales}
+        if reply.head == "device":
+            tensors["z"], _ = pack(z_1D, int8=False)
+        reply.send(Frame(Kind.ASK, control, tensors))
         self._go_on(reply)
 
     def _go_on(self, reply: Reply) -> None:
@@ -214,13 +224,14 @@ class Engine:
         self._rows = []
         if not rows:
             return False
+        open_rows = [row for row in rows if row.picked is None]
         try:
-            logits = self.model.logits(np.concatenate([row.z_1D for row in rows]))
+            found = iter(self.model.logits(np.concatenate([row.z_1D for row in open_rows])) if open_rows else [])
         except Exception as error:
             for reply in {id(row.work): row.work for row in rows}.values():
                 self._fail(reply, error)
             return True
-        for row, logits_V in zip(rows, logits, strict=True):
+        for row, logits_V in [(row, next(found) if row.picked is None else _NONE) for row in rows]:
             reply = row.work
             if not reply.alive or row.run != reply.run:
                 continue
@@ -228,7 +239,8 @@ class Engine:
                 continue  # its answer has just come: there is nothing left to guess
             try:
                 before = reply.ids if row.at == len(reply.ids) else reply.ids[: row.at]
-                token = choose(logits_V, reply.sampling, row.at, before)
+                picked = row.picked
+                token = choose(logits_V, reply.sampling, row.at, before) if picked is None else picked
                 if row.answer:
                     reply.confirm(token)
                 elif row.guess:

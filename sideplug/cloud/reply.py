@@ -98,6 +98,7 @@ class Answer:
     z_1D: np.ndarray
     by: str  # "plugin" or "fallback"
     draft: list[int]
+    token: int | None = None  # where the device has picked it itself
 
 
 @dataclass
@@ -144,6 +145,7 @@ class Reply(Sequence):
     context: int  # positions that the model has
     stop_ids: Collection[int]
     ahead: int = 0
+    head: str = "cloud"  # or "device": z goes down too, and the device answers with tokens
     habits: Habits = field(default_factory=Habits)
     prompt_tokens: int = field(init=False)
     settled: int = field(init=False)
@@ -160,6 +162,8 @@ class Reply(Sequence):
 
     def __post_init__(self) -> None:
         self.prompt_tokens = self.settled = self.told = len(self.ids)
+        if self.head == "device" and self.sampling.repetition_penalty != 1:
+            self.told = 0  # it picks with the prompt in view
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -223,13 +227,21 @@ class Reply(Sequence):
         turn, run, at, t = frame["turn"], frame["run"], frame["at"], frame.tensors
         if turn == self.turn and 0 <= run < self.run:
             return  # it was on its way when its run was taken back
-        draft = t["draft"]
+        picks = self.head == "device"
+        said, draft = ("ids",) if picks else ("delta", "scales"), t["draft"]
+        if set(t) != {*said, "draft"}:
+            raise ProtocolError(f"an answer with the head in the {self.head} must have {', '.join(said)} and draft")
         if not all(type(position) is int for position in at):
             raise ProtocolError("an answer's positions must be whole numbers")
-        if not (len(t["delta"]) == len(at) == len(draft) and draft.shape[1] <= MAX_DRAFT and draft.dtype == np.int32):
-            raise ProtocolError(f"an answer must have a correction and a draft of at most {MAX_DRAFT} ids a position")
+        if not (len(t[said[0]]) == len(at) == len(draft) and draft.shape[1] <= MAX_DRAFT and draft.dtype == np.int32):
+            raise ProtocolError(
+                f"an answer must have a {'token' if picks else 'correction'} and a draft of at most {MAX_DRAFT} ids a "
+                "position"
+            )
         if draft.size and not -1 <= draft.min() <= draft.max() < vocab:
             raise ProtocolError(f"a draft's ids must be below {vocab}, and -1 behind its end")
+        if picks and at and not (t["ids"].dtype == np.int32 and 0 <= t["ids"].min() <= t["ids"].max() < vocab):
+            raise ProtocolError(f"an answer's ids must be int32, 0 to {vocab - 1}")
         keep = [i for i, position in enumerate(at) if position not in self.late]
         asked = [self.asks[i].at for i in range(min(len(keep), len(self.asks)))]
         if turn != self.turn or run != self.run or [at[i] for i in keep] != asked:
@@ -238,15 +250,23 @@ class Reply(Sequence):
                 f"turn {turn}, run {run}, positions {str(at)[:60]}"
             )
         self.late.difference_update(at)
-        z_TD = np.concatenate([self.asks[i].z_1D for i in range(len(keep))] or [np.zeros((0, t["delta"].shape[1]))])
-        scales = t["scales"][keep] if t["delta"].dtype == np.int8 and len(t["scales"]) == len(at) else t["scales"]
-        corrected = self.plug.correct(z_TD, t["delta"][keep], scales)
+        corrected = None if picks or not keep else self._corrected(t["delta"], t["scales"], keep)
         for row, i in enumerate(keep):
             ask = self.asks.popleft()
             self.habits.observe("answer_s", now_s - ask.asked_s)
-            self.habits.foresight.observe(ask.seen, corrected[row] - ask.z_1D[0])
             expected = [token for token in draft[i].tolist() if token >= 0]
-            self.answers.append(Answer(ask, corrected[row : row + 1], "plugin", expected))
+            if corrected is None:
+                self.answers.append(Answer(ask, ask.z_1D, "plugin", expected, int(t["ids"][i])))
+            else:
+                self.habits.foresight.observe(ask.seen, corrected[row] - ask.z_1D[0])
+                self.answers.append(Answer(ask, corrected[row : row + 1], "plugin", expected))
+
+    def _corrected(self, delta: np.ndarray, scales: np.ndarray, keep: list[int]) -> np.ndarray:
+        """z (T, D) of the first open asks, corrected by these rows of an answer."""
+        z_TD = np.concatenate([self.asks[i].z_1D for i in range(len(keep))])
+        if delta.dtype == np.int8 and len(scales) == len(delta):
+            scales = scales[keep]
+        return self.plug.correct(z_TD, delta[keep], scales)
 
     def expire(self, run: int, at: int) -> bool:
         """The deadline of an ask has passed. True: nobody has answered it, and the base's token is used."""

@@ -42,6 +42,7 @@ from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import (
+    HEADS,
     MAX_AHEAD,
     MAX_PAYLOAD_BYTES,
     MAX_WRITTEN,
@@ -282,6 +283,9 @@ class Session:
                 raise InputError(f"the cloud runs 0 to {MAX_AHEAD} asks ahead, got {ahead}")
             if not 0 <= deadline_ms <= 1 << 31:
                 raise InputError(f"an answer's deadline must be 0 (none) or more milliseconds, got {deadline_ms}")
+            head = frame.control.get("head", "cloud")
+            if head not in HEADS:
+                raise InputError(f"the head must be in the {' or the '.join(HEADS)}, got {head[:40]!r}")
             sampling = Sampling.from_wire(frame["sampling"])
             cache = engine.model.new_cache(min(len(ids) + frame["max_tokens"], engine.model.context))
         except (InputError, Busy) as error:  # the user's mistake, or nobody's: the session goes on
@@ -300,6 +304,7 @@ class Session:
             engine.model.context,
             self._server.tokenizer.stop_ids,
             ahead,
+            head,
             self._habits,
         )
         reply = self._reply

@@ -33,6 +33,7 @@ MAX_FRAME_BYTES = HEADER.size + MAX_CONTROL_BYTES + MAX_PAYLOAD_BYTES
 ROWS_PER_FRAME = 2048  # head rows in one HEAD frame
 MAX_AHEAD = 32  # asks that may be open while the cloud goes on
 MAX_DRAFT = 32  # token ids that an answer may expect behind its position
+HEADS = ("cloud", "device")  # where a token that the device was asked about is picked
 MAX_WRITTEN = 512  # tokens of a reply that the base writes for the tape
 MAX_TENSORS = 8
 MAX_DIMS = 4
@@ -52,7 +53,7 @@ class Kind(IntEnum):
     PROMPT = 3  # device → cloud: generate
     TOKENS = 4  # cloud → device: accepted tokens and their text
     ASK = 5  # cloud → device: codes of positions whose gate is open
-    ANSWER = 6  # device → cloud: corrections for those positions, and what it expects to be said from each on
+    ANSWER = 6  # device → cloud: corrections for those positions (or its choices), and what it expects to follow
     DONE = 7  # cloud → device: the reply is complete
     CANCEL = 8  # device → cloud: stop the reply
     READ = 9  # device → cloud: one example, to be read for the tape (or to be scored)
@@ -66,7 +67,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Row:
-    """What one kind may carry: control fields (`?` after the name: optional) and tensors with their rank."""
+    """What one kind may carry: control fields and tensors with their rank (`?` after a name: optional)."""
 
     control: dict[str, type | tuple[type, ...]]
     tensors: dict[str, int] = field(default_factory=dict)
@@ -85,11 +86,12 @@ SCHEMA: dict[Kind, Row] = {
             "sampling": dict,
             "ahead?": int,
             "deadline_ms?": int,
+            "head?": str,
         }
     ),
     Kind.TOKENS: Row({"turn": int, "at": int, "ids": list, "text": str, "by": str}),
-    Kind.ASK: Row({"turn": int, "run": int, "at": list, "from": int, "ids": list}, {"codes": 3, "scales": 2}),
-    Kind.ANSWER: Row({"turn": int, "run": int, "at": list}, {"delta": 2, "scales": 1, "draft": 2}),
+    Kind.ASK: Row({"turn": int, "run": int, "at": list, "from": int, "ids": list}, {"codes": 3, "scales": 2, "z?": 2}),
+    Kind.ANSWER: Row({"turn": int, "run": int, "at": list}, {"delta?": 2, "scales?": 1, "ids?": 1, "draft": 2}),
     Kind.DONE: Row({"turn": int, "why": str, "prompt": int, "reply": int, "counts": dict}),
     Kind.CANCEL: Row({"turn": int}),
     Kind.READ: Row({"number": int, "messages?": list, "text?": str, "reply": str, "score": bool, "write?": int}),
@@ -138,11 +140,12 @@ def _check_against_schema(kind: Kind, control: dict[str, Any], ranks: dict[str, 
         if not _fits(control[key], types):
             got = type(control[key]).__name__
             raise ProtocolError(f"{kind.name} field {key!r} must be {_names(types)}, got {got}", blame)
+    tensors = {name.rstrip("?"): rank for name, rank in row.tensors.items()}
     for name, rank in ranks.items():
-        if row.tensors.get(name) != rank:
+        if tensors.get(name) != rank:
             raise ProtocolError(f"{kind.name} must not carry a tensor {name!r} of {rank} dimensions", blame)
     for name in row.tensors:
-        if name not in ranks:
+        if not name.endswith("?") and name not in ranks:
             raise ProtocolError(f"{kind.name} must carry the tensor {name!r}", blame)
 
 

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from sideplug import __version__
-from sideplug.contract.codec import pack
+from sideplug.contract.codec import pack, unpack
 from sideplug.contract.errors import ProtocolError, SideplugError
 from sideplug.contract.gate import Gate
-from sideplug.contract.sampling import Sampling
+from sideplug.contract.sampling import Sampling, choose
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Frame, Kind
+from sideplug.device.head import DeviceHead
 from sideplug.device.link import Link
 from sideplug.device.lookahead import Lookahead
 from sideplug.device.plugin import Plugin
@@ -46,11 +47,13 @@ class Pace:
 
     ahead: asks that may be open while the cloud goes on with guesses, 0 to 32; 0 waits for each answer. lookahead:
     drafts from the person's phrases go up with the answers. deadline_ms: after it the base's token is used; 0: never.
+    head: the base's, on the device, which then picks the tokens that it is asked about; None: the cloud picks.
     """
 
     ahead: int = AHEAD
     lookahead: bool = True
     deadline_ms: int = 0
+    head: DeviceHead | None = None
 
 
 @dataclass
@@ -119,6 +122,9 @@ class Session:
     _turn: int = 0
     _running: bool = False
     _lookahead: Lookahead | None = None
+    _head: DeviceHead | None = None
+    _sampling: Sampling = Sampling()
+    _text: list[int] = field(default_factory=list)  # prompt and reply, where the head's choice depends on them
 
     @classmethod
     def open(
@@ -159,6 +165,9 @@ class Session:
         start = time.perf_counter()
         control = {"turn": self._turn, **prompt.to_wire(), "max_tokens": max_tokens, "sampling": sampling.to_wire()}
         control |= {"ahead": pace.ahead, "deadline_ms": pace.deadline_ms}
+        if pace.head:
+            control["head"] = "device"
+        self._head, self._sampling, self._text = pace.head, sampling, []
         phrases = self.plugin.phrases if self.plugin and pace.lookahead and pace.ahead else None
         self._lookahead = None if phrases is None or not len(phrases) else Lookahead(phrases)
         self.link.send(Frame(Kind.PROMPT, control))
@@ -206,7 +215,7 @@ class Session:
             return []
         start = time.perf_counter()
         # One by one: a matrix product of several rows may differ in the last bit, and the text must not.
-        answers = [self.corrections(ask) for ask in asks]
+        answers = [self._pick(ask) if self._head else self.corrections(ask) for ask in asks]
         tensors = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
         drafts = [self._draft(ask) for ask in asks]
         tensors["draft"] = np.full((len(asks), max(map(len, drafts))), -1, np.int32)
@@ -216,6 +225,19 @@ class Session:
         control = {"turn": self._turn, "run": asks[-1]["run"], "at": [at for ask in asks for at in ask["at"]]}
         self.link.send(Frame(Kind.ANSWER, control, tensors))
         return []
+
+    def _pick(self, ask: Frame) -> dict[str, np.ndarray]:
+        """The token of an ASK by the device's own head, as the tensor that goes up."""
+        if self._head is None or self.plugin is None or "z" not in ask.tensors or ask["from"] < 0:
+            raise ProtocolError("the cloud must send z with each ASK where the device has the head")
+        # The very correction that the cloud would see.
+        answer = self.corrections(ask)
+        delta_1D = unpack(answer["delta"], answer["scales"])
+        z_1D = ask.tensors["z"].astype(np.float32) + delta_1D if self.plugin.merge == "add" else delta_1D
+        if self._sampling.repetition_penalty != 1:
+            self._text[ask["from"] :] = ask["ids"]
+        token = choose(self._head.logits(z_1D), self._sampling, ask["at"][0], self._text)
+        return {"ids": np.array([token], np.int32)}
 
     def _draft(self, ask: Frame) -> list[int]:
         if self._lookahead is None:

@@ -29,9 +29,8 @@ DECAY = 0.5
 PENALTY = 0.05  # λ
 HARMS = 0.1  # nats: where the plugin makes a personal token worse by that, the weak label says no
 KEEP = 0.985  # of the plugin's gain on held-out personal text, at the calibrated threshold …
-QUIET = 0.025  # … and of general tokens that it may be asked about
+QUIET = 0.015  # … and of general tokens that it may be asked about
 MEMORIES = (0.0, 0.5, 0.7)
-ENOUGH = 0.003  # of the gain: what a longer memory must add
 RATES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 
 
@@ -75,28 +74,30 @@ def choice_slope(g: np.ndarray, base: np.ndarray, plugin: np.ndarray) -> np.ndar
 def calibrate(gate: Gate, personal: Judged, general: Judged) -> Gate:
     """The same gate with its memory, dial and default threshold, from held-out text.
 
-    At the threshold that lets QUIET of the general tokens through, the memory is the least that keeps as much of the
-    gain as any. The threshold then is the highest that keeps KEEP of the gain, or the quiet one where that is lower.
+    The memory is the one that tells the two texts apart best: that lets the least of the general tokens through where
+    KEEP of the gain is kept. The threshold keeps KEEP, and is lower where QUIET of the general tokens allow it.
     """
-    best, best_kept = gate, -np.inf
+    tried = []
     for memory in MEMORIES:
-        tried = replace(gate, memory=memory)
-        scores = tried.scores(personal.z_TD, personal.starts)
-        quiet = float(np.quantile(tried.scores(general.z_TD, general.starts), 1 - QUIET))
-        kept = float(personal.gain[scores > quiet].sum())
-        if kept > best_kept + ENOUGH * abs(best_kept) or best_kept == -np.inf:
-            dial = tuple(np.quantile(scores, np.linspace(0, 1, 201)).tolist())
-            best, best_kept = replace(tried, threshold=_threshold(scores, personal.gain, quiet), dial=dial), kept
-    return best
+        smoothed = replace(gate, memory=memory)
+        ours, others = (smoothed.scores(text.z_TD, text.starts) for text in (personal, general))
+        keeps = _keeps(ours, personal.gain)
+        quiet = float(np.quantile(others, 1 - QUIET))
+        dial = tuple(np.quantile(ours, np.linspace(0, 1, 201)).tolist())
+        threshold = min(keeps, quiet) if np.isfinite(keeps) else max(float(ours.max()), quiet)
+        leak = float((others > keeps).mean())
+        tried.append((leak, memory, replace(smoothed, threshold=threshold, dial=dial)))
+    return min(tried, key=lambda found: found[:2])[2]
 
 
-def _threshold(scores: np.ndarray, gain: np.ndarray, quiet: float) -> float:
+def _keeps(scores: np.ndarray, gain: np.ndarray) -> float:
+    """The highest threshold above which KEEP of the gain lies; infinity for a plugin that has nothing to say."""
     order = np.argsort(-scores)
     kept = np.cumsum(gain[order])
-    if kept[-1] <= 0:  # a plugin without a gain has nothing to say
-        return max(quiet, float(scores.max()))
+    if kept[-1] <= 0:
+        return float("inf")
     last = scores[order][np.flatnonzero(kept >= KEEP * kept[-1])[0]]
-    return min(float(np.nextafter(last, -np.inf)), quiet)
+    return float(np.nextafter(last, -np.inf))
 
 
 @dataclass

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sideplug.contract.errors import ProtocolError
-from sideplug.contract.wire import ROWS_PER_FRAME, Frame, Kind
+from sideplug.device import head
 from sideplug.device.runtime import Session
 
 SAMPLE = 2048  # tokens that stand for the rest of the vocabulary
@@ -105,17 +104,8 @@ def fetch(session: Session, ids: np.ndarray, sample: int = SAMPLE, seed: int = 0
     others = np.setdiff1d(np.arange(session.model.vocab, dtype=np.int32), ids)
     drawn = np.random.default_rng(seed).choice(others, min(sample, len(others)), replace=False)
     wanted = np.concatenate([ids, drawn]).astype(np.int32)
-    rows, biases = [], []
-    scale, softcap = 1.0, 0.0
-    for part, at in enumerate(range(0, len(wanted), ROWS_PER_FRAME)):
-        session.link.send(Frame(Kind.ROWS, {"part": part}, {"ids": wanted[at : at + ROWS_PER_FRAME]}))
-        frame = session.link.receive()
-        if frame.kind is not Kind.HEAD or frame["part"] != part:
-            raise ProtocolError(f"the cloud must answer ROWS by HEAD, got {frame.kind.name}")
-        rows.append(frame.tensors["rows"].astype(np.float32))
-        biases.append(frame.tensors["bias"])
-        scale, softcap = frame["scale"], frame["softcap"]
-    return Head(ids, np.concatenate(rows), np.concatenate(biases), scale, softcap)
+    rows, biases, bends = zip(*head.rows(session.link, wanted), strict=True)
+    return Head(ids, np.concatenate(rows), np.concatenate(biases), bends[-1].scale, bends[-1].softcap)
 
 
 def _logsumexp(x: np.ndarray) -> np.ndarray:

@@ -22,9 +22,10 @@ import safetensors.numpy
 from sideplug.contract.errors import InputError, PluginError, Stopped
 from sideplug.device.plugin import KINDS, Params, Plugin, write_aside
 from sideplug.learn.head import Head
-from sideplug.learn.tape import Judged, Reading, Tape
+from sideplug.learn.tape import Judged, Tape
 
 CHECKPOINT = "checkpoint.safetensors"
+TRAIN, HELD, GENERAL, GENERAL_HELD = "train", "held", "general", "general held"  # the tapes
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,16 @@ class State:
 
 
 @dataclass
+class Rows:
+    """Tokens of some examples: codes, z, the head's columns of the targets, what the head's sample counts."""
+
+    code_TKR: np.ndarray
+    z_TD: np.ndarray
+    columns: np.ndarray
+    log_weight: np.ndarray
+
+
+@dataclass
 class Result:
     """What training reached, in nats a token on held-out text: loss of the base and of the best plugin on the
     person's, divergence of the best plugin from the base on general text (0 without any)."""
@@ -156,16 +167,17 @@ class Trainer:
         self.head = head
         self.settings = settings
         self._kind = KINDS[plugin.kind]
-        self._tapes = (train, held)
-        self._general = general if settings.general_weight else None
-        self._log_weight: dict[tuple[int, int], np.ndarray] = {}
+        self._tapes = {TRAIN: train, HELD: held}
+        if general and settings.general_weight:
+            self._tapes |= {GENERAL: general[0], GENERAL_HELD: general[1]}
+        self._log_weight: dict[tuple[str, int], np.ndarray] = {}
         self._path = folder / CHECKPOINT
         self._identity: dict[str, Any] = {
             "settings": asdict(settings),
             "plugin": [plugin.kind, plugin.base, plugin.tap.name],
         }
         self._identity["parameters"] = plugin.size
-        self._identity["tokens"] = [tape.tokens for tape in (train, held, *(self._general or ()))]
+        self._identity["tokens"] = [tape.tokens for tape in self._tapes.values()]
         self._identity["candidates"] = hashlib.sha256(head.ids.tobytes()).hexdigest()
 
     def run(
@@ -203,7 +215,7 @@ class Trainer:
         self.plugin.params = state.best
         seconds = time.perf_counter() - start
         loss, divergence = self._held_loss(state.best), self._divergence(state.best)
-        return Result(base_loss, loss, divergence, state.epoch, seconds, self._tapes[0].tokens)
+        return Result(base_loss, loss, divergence, state.epoch, seconds, self._tapes[TRAIN].tokens)
 
     def forget_checkpoint(self) -> None:
         """Once the plugin is saved."""
@@ -216,20 +228,16 @@ class Trainer:
 
     def _batches(self, epoch: int) -> list[list[int]]:
         """Examples of each step: whole ones, shuffled by (seed, epoch), until a step has its tokens."""
-        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self._tapes[0]))
-        per_example = max(1.0, self._tapes[0].tokens / len(order))
+        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self._tapes[TRAIN]))
+        per_example = max(1.0, self._tapes[TRAIN].tokens / len(order))
         count = max(1, round(self.settings.batch_tokens / per_example))
         return [order[i : i + count].tolist() for i in range(0, len(order), count)]
 
     def _step(self, state: State, examples: list[int], total_steps: int) -> None:
-        readings = [self._tapes[0][i] for i in examples]
-        code = np.concatenate([r.code_TKR for r in readings])
-        z = np.concatenate([r.z_TD for r in readings])
-        columns = self.head.column(np.concatenate([r.ids for r in readings]))
-        log_weight = np.concatenate([self._weight(0, i, r) for i, r in zip(examples, readings, strict=True)])
-        delta, saved = self._kind.forward(state.params, code, train=True)
-        losses, d_delta = self.head.loss_and_gradient(self._merged(z, delta), columns, log_weight)
-        gradients = self._kind.backward(state.params, code, saved, d_delta / np.float32(len(columns)))
+        rows = self._rows(TRAIN, examples)
+        delta, saved = self._kind.forward(state.params, rows.code_TKR, train=True)
+        losses, d_delta = self.head.loss_and_gradient(self._merged(rows.z_TD, delta), rows.columns, rows.log_weight)
+        gradients = self._kind.backward(state.params, rows.code_TKR, saved, d_delta / np.float32(len(losses)))
         for name, gradient in self._be_silent(state).items():
             gradients[name] += gradient
         self._adamw(state, gradients, total_steps)
@@ -239,20 +247,16 @@ class Trainer:
 
     def _be_silent(self, state: State) -> Params:
         """Gradients of the weighted divergence from the base on as much general text as a step has personal."""
-        if self._general is None:
+        tape = self._tapes.get(GENERAL)
+        if tape is None:
             return {}
-        tape = self._general[0]
         count = max(1, round(self.settings.batch_tokens * len(tape) / tape.tokens))
         drawn = np.random.default_rng([self.settings.seed, state.epoch, state.batch, 1]).integers(len(tape), size=count)
-        chosen = sorted(set(drawn.tolist()))
-        readings = [tape[i] for i in chosen]
-        code = np.concatenate([r.code_TKR for r in readings])
-        z = np.concatenate([r.z_TD for r in readings])
-        log_weight = np.concatenate([self._weight(2, i, r) for i, r in zip(chosen, readings, strict=True)])
-        delta, saved = self._kind.forward(state.params, code, train=True)
-        _, d_delta = self.head.divergence_and_gradient(z, self._merged(z, delta), log_weight)
-        share = np.float32(self.settings.general_weight / len(code))
-        gradients: Params = self._kind.backward(state.params, code, saved, d_delta * share)
+        rows = self._rows(GENERAL, sorted(set(drawn.tolist())))
+        delta, saved = self._kind.forward(state.params, rows.code_TKR, train=True)
+        _, d_delta = self.head.divergence_and_gradient(rows.z_TD, self._merged(rows.z_TD, delta), rows.log_weight)
+        share = np.float32(self.settings.general_weight / len(rows.z_TD))
+        gradients: Params = self._kind.backward(state.params, rows.code_TKR, saved, d_delta * share)
         return gradients
 
     def _adamw(self, state: State, gradients: Params, total_steps: int) -> None:
@@ -283,27 +287,30 @@ class Trainer:
             state.worse += 1
 
     def _held_loss(self, params: Params | None) -> float:
-        total, count = 0.0, 0
-        for i in range(len(self._tapes[1])):
-            reading = self._tapes[1][i]
-            z = reading.z_TD
-            if params is not None:
-                z = self._merged(z, self._kind.forward(params, reading.code_TKR)[0])
-            losses = self.head.loss(z, self.head.column(reading.ids), self._weight(1, i, reading))
-            total, count = total + float(losses.sum()), count + len(losses)
-        return total / count
+        def losses(rows: Rows, z_TD: np.ndarray) -> np.ndarray:
+            return self.head.loss(z_TD, rows.columns, rows.log_weight)
+
+        return self._mean(HELD, params, losses)
 
     def _divergence(self, params: Params) -> float:
         """From the base, on held-out general text."""
-        if self._general is None:
-            return 0.0
+
+        def divergences(rows: Rows, z_TD: np.ndarray) -> np.ndarray:
+            return self.head.divergence_and_gradient(rows.z_TD, z_TD, rows.log_weight)[0]
+
+        return self._mean(GENERAL_HELD, params, divergences)
+
+    def _mean(self, which: str, params: Params | None, judge: Callable[[Rows, np.ndarray], np.ndarray]) -> float:
+        """Over a tape's tokens, with z as these parameters correct it (None: as it is); 0 without such a tape."""
         total, count = 0.0, 0
-        for i in range(len(self._general[1])):
-            reading = self._general[1][i]
-            z = self._merged(reading.z_TD, self._kind.forward(params, reading.code_TKR)[0])
-            found, _ = self.head.divergence_and_gradient(reading.z_TD, z, self._weight(3, i, reading))
+        for i in range(len(self._tapes.get(which, ()))):
+            rows = self._rows(which, [i])
+            z = rows.z_TD
+            if params is not None:
+                z = self._merged(z, self._kind.forward(params, rows.code_TKR)[0])
+            found = judge(rows, z)
             total, count = total + float(found.sum()), count + len(found)
-        return total / count
+        return total / max(1, count)
 
     def judge(self, tape: Tape, most: int = 0) -> Judged:
         """What the plugin makes of a tape's targets, by the device's piece of the head.
@@ -325,8 +332,15 @@ class Trainer:
         merged: np.ndarray = z_TD + delta_TD if self._kind.merge == "add" else delta_TD
         return merged
 
-    def _weight(self, which: int, i: int, reading: Reading) -> np.ndarray:
-        """What the head's sampled tokens count at each position, computed once an example."""
-        if (which, i) not in self._log_weight:
-            self._log_weight[which, i] = self.head.log_weight(reading.z_TD, reading.lse)
-        return self._log_weight[which, i]
+    def _rows(self, which: str, examples: list[int]) -> Rows:
+        """These examples of a tape, one behind the other. What the head's sampled tokens count is computed once."""
+        readings = [self._tapes[which][i] for i in examples]
+        for i, reading in zip(examples, readings, strict=True):
+            if (which, i) not in self._log_weight:
+                self._log_weight[which, i] = self.head.log_weight(reading.z_TD, reading.lse)
+        return Rows(
+            np.concatenate([reading.code_TKR for reading in readings]),
+            np.concatenate([reading.z_TD for reading in readings]),
+            self.head.column(np.concatenate([reading.ids for reading in readings])),
+            np.concatenate([self._log_weight[which, i] for i in examples]),
+        )
