@@ -17,7 +17,7 @@ import numpy as np
 
 from sideplug.cloud import foresight
 from sideplug.cloud.model import Chunk, Forward, Model, NoCache
-from sideplug.cloud.reply import Answer, Ask, Plug, Reply, Sequence
+from sideplug.cloud.reply import Answer, Ask, Plug, Reply, Sequence, Top
 from sideplug.cloud.scheduler import Budget, Scheduler
 from sideplug.cloud.tokenizer import Tokenizer
 from sideplug.contract.codec import pack
@@ -241,6 +241,8 @@ class Engine:
                 before = reply.ids if row.at == len(reply.ids) else reply.ids[: row.at]
                 picked = row.picked
                 token = choose(logits_V, reply.sampling, row.at, before) if picked is None else picked
+                if reply.top and logits_V.size and not row.guess:
+                    reply.tops[row.at] = self._top(logits_V, token, reply.top)
                 if row.answer:
                     reply.confirm(token)
                 elif row.guess:
@@ -254,13 +256,21 @@ class Engine:
                 self._settle(reply)
         return True
 
+    def _top(self, logits_V: np.ndarray, token: int, count: int) -> list[Top]:
+        """The chosen token, then the best `count`, with their texts and log-probabilities (without temperature)."""
+        peak = float(logits_V.max())
+        lse = peak + float(np.log(np.exp(logits_V - peak).sum()))
+        best = np.argpartition(logits_V, -count)[-count:]
+        best = best[np.argsort(-logits_V[best], kind="stable")]
+        return [[self.tokenizer.decode([i]), round(float(logits_V[i]) - lse, 4)] for i in (token, *best.tolist())]
+
     def _settle(self, reply: Reply) -> None:
         """Send what has become final, and end a reply that is over."""
         parts = reply.settle()
-        for number, (at, ids, by) in enumerate(parts):
-            last = reply.over and number == len(parts) - 1
-            text = reply.text.push(ids, last)
-            reply.send(Frame(Kind.TOKENS, {"turn": reply.turn, "at": at, "ids": ids, "text": text, "by": by}))
+        for number, part in enumerate(parts):
+            text = reply.text.push(part.ids, reply.over and number == len(parts) - 1)
+            control = {"turn": reply.turn, "at": part.at, "ids": part.ids, "text": text, "by": part.by}
+            reply.send(Frame(Kind.TOKENS, {**control, "top": part.tops} if reply.top else control))
         if reply.over:
             self._finish(reply, reply.end)
 

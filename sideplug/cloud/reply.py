@@ -27,6 +27,7 @@ from sideplug.contract.wire import MAX_DRAFT, Frame
 MAX_CORRECTED = 1e6  # of any number in a corrected z: far past every model's, far below what overflows in the head
 RECENT = 0.05  # weight of the newest observation in a running mean
 Send = Callable[[Frame], None]
+Top = list[str | float]  # a token's text and its log-probability
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Ask:
     z_1D: np.ndarray
     seen: np.ndarray  # what the device sees of it, as numbers
     asked_s: float  # when, on a monotonic clock
-    own: int | None = None  # what the cloud itself would go on with
+    own: int | None = None  # what the cloud itself would go on with …
+    guess: int | None = None  # … and what it went on with
     drafted: int | None = None  # what the device's draft says there
 
 
@@ -99,6 +101,16 @@ class Answer:
     by: str  # "plugin" or "fallback"
     draft: list[int]
     token: int | None = None  # where the device has picked it itself
+
+
+@dataclass
+class Part:
+    """Tokens that have become final: from position `at` on, all chosen by the same, with their alternatives."""
+
+    at: int
+    ids: list[int]
+    by: str
+    tops: list[list[Top]]
 
 
 @dataclass
@@ -146,6 +158,7 @@ class Reply(Sequence):
     stop_ids: Collection[int]
     ahead: int = 0
     head: str = "cloud"  # or "device": z goes down too, and the device answers with tokens
+    top: int = 0  # alternatives that the device wants to be told of each token
     habits: Habits = field(default_factory=Habits)
     prompt_tokens: int = field(init=False)
     settled: int = field(init=False)
@@ -156,6 +169,7 @@ class Reply(Sequence):
     answers: deque[Answer] = field(default_factory=deque)  # not yet through the head
     late: set[int] = field(default_factory=set)  # positions of this run that fell back: their answers are dropped
     by: dict[int, str] = field(default_factory=dict)  # who chose, where it was not the cloud alone
+    tops: dict[int, list[Top]] = field(default_factory=dict)  # position → the chosen token, then its alternatives
     scores: dict[int, float] = field(default_factory=dict)  # position → the gate's score
     draft: dict[int, int] = field(default_factory=dict)  # position → token that the device expects
     counts: Counts = field(default_factory=Counts)
@@ -207,6 +221,7 @@ class Reply(Sequence):
         if ask.drafted is not None and self.habits.draft_agrees >= self.habits.own_agrees_at_drafts:
             token = ask.drafted
             self.counts.drafted += 1
+        ask.guess = token
         self.counts.guessed += 1
         self.extend(token)
 
@@ -281,7 +296,8 @@ class Reply(Sequence):
         """What the first answer makes of its position: the guess stands, or all behind it is taken back."""
         answer = self.answers.popleft()
         ask = answer.ask
-        self.by[ask.at] = answer.by
+        drafted = ask.drafted == token and answer.by == "plugin" and ask.guess == token
+        self.by[ask.at] = "draft" if drafted else answer.by
         self.counts.fallback += answer.by == "fallback"
         if ask.own is not None and answer.by == "plugin":
             self.habits.observe("own_agrees", ask.own == token)
@@ -292,7 +308,7 @@ class Reply(Sequence):
         ended = guessed is None and self.end == "stop"  # the guess was to end here
         if guessed == token or (ended and token in self.stop_ids):
             self.counts.confirmed += 1
-            self.counts.accepted += ask.drafted == token
+            self.counts.accepted += drafted
             self.counts.round_trips += bool(self.end) and not self.asks and not self.answers
         else:
             self.counts.round_trips += 1
@@ -317,16 +333,16 @@ class Reply(Sequence):
         self.late.clear()
         self.draft = {}
 
-    def settle(self) -> list[tuple[int, list[int], str]]:
-        """What has become final since: (position, ids, who chose), in order."""
+    def settle(self) -> list[Part]:
+        """What has become final since, in order."""
         end = self.asks[0].at if self.asks else len(self.ids)
-        parts: list[tuple[int, list[int], str]] = []
+        parts: list[Part] = []
         for at in range(self.settled, end):
             by = self.by.pop(at, "cloud")
-            if parts and parts[-1][2] == by:
-                parts[-1][1].append(self.ids[at])
-            else:
-                parts.append((at, [self.ids[at]], by))
+            if not parts or parts[-1].by != by:
+                parts.append(Part(at, [], by, []))
+            parts[-1].ids.append(self.ids[at])
+            parts[-1].tops.append(self.tops.pop(at, []))
             self.scores.pop(at - 1, None)
         self.settled = max(self.settled, end)
         return parts

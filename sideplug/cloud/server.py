@@ -45,6 +45,7 @@ from sideplug.contract.wire import (
     HEADS,
     MAX_AHEAD,
     MAX_PAYLOAD_BYTES,
+    MAX_TOP,
     MAX_WRITTEN,
     PATH,
     ROWS_PER_FRAME,
@@ -286,6 +287,9 @@ class Session:
             head = frame.control.get("head", "cloud")
             if head not in HEADS:
                 raise InputError(f"the head must be in the {' or the '.join(HEADS)}, got {head[:40]!r}")
+            top = frame.control.get("top", 0)
+            if not 0 <= top <= MAX_TOP:
+                raise InputError(f"0 to {MAX_TOP} alternatives are told of a token, got {top}")
             sampling = Sampling.from_wire(frame["sampling"])
             cache = engine.model.new_cache(min(len(ids) + frame["max_tokens"], engine.model.context))
         except (InputError, Busy) as error:  # the user's mistake, or nobody's: the session goes on
@@ -305,6 +309,7 @@ class Session:
             self._server.tokenizer.stop_ids,
             ahead,
             head,
+            top,
             self._habits,
         )
         reply = self._reply

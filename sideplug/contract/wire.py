@@ -34,6 +34,7 @@ ROWS_PER_FRAME = 2048  # head rows in one HEAD frame
 MAX_AHEAD = 32  # asks that may be open while the cloud goes on
 MAX_DRAFT = 32  # token ids that an answer may expect behind its position
 HEADS = ("cloud", "device")  # where a token that the device was asked about is picked
+MAX_TOP = 20  # alternatives that may be told of each token
 MAX_WRITTEN = 512  # tokens of a reply that the base writes for the tape
 MAX_TENSORS = 8
 MAX_DIMS = 4
@@ -87,9 +88,10 @@ SCHEMA: dict[Kind, Row] = {
             "ahead?": int,
             "deadline_ms?": int,
             "head?": str,
+            "top?": int,
         }
     ),
-    Kind.TOKENS: Row({"turn": int, "at": int, "ids": list, "text": str, "by": str}),
+    Kind.TOKENS: Row({"turn": int, "at": int, "ids": list, "text": str, "by": str, "top?": list}),
     Kind.ASK: Row({"turn": int, "run": int, "at": list, "from": int, "ids": list}, {"codes": 3, "scales": 2, "z?": 2}),
     Kind.ANSWER: Row({"turn": int, "run": int, "at": list}, {"delta?": 2, "scales?": 1, "ids?": 1, "draft": 2}),
     Kind.DONE: Row({"turn": int, "why": str, "prompt": int, "reply": int, "counts": dict}),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 from sideplug.contract.errors import CloudError, InputError, Unreachable, from_wire
 from sideplug.contract.wire import MAX_FRAME_BYTES, PATH, Frame, Kind, decode, encode
 
+Record = Callable[[str, bytes], None]  # (">" up or "<" down, message)
 DEFAULT_URL = "ws://127.0.0.1:8765"
 CONNECT_TIMEOUT_S = 10.0
 REPLY_TIMEOUT_S = 300.0
@@ -42,16 +44,20 @@ class Link(Protocol):
 
 
 class WebSocketLink:
-    def __init__(self, connection: ClientConnection, url: str, closing: ExitStack) -> None:
+    def __init__(self, connection: ClientConnection, url: str, closing: ExitStack, record: Record | None) -> None:
         self._connection = connection
         self._url = url
         self._closing = closing
+        self._record = record or (lambda direction, message: None)
         self.down: Counter[str] = Counter()
         self.up: Counter[str] = Counter()
 
     @classmethod
-    def connect(cls, url: str = DEFAULT_URL, ca: Path | None = None) -> WebSocketLink:
-        """`ca`: a PEM file to trust besides the system's. Raises InputError (bad URL) or Unreachable."""
+    def connect(cls, url: str = DEFAULT_URL, ca: Path | None = None, record: Record | None = None) -> WebSocketLink:
+        """`ca`: a PEM file to trust besides the system's. `record` hears (">" or "<", message) of all that passes.
+
+        Raises InputError (bad URL) or Unreachable.
+        """
         try:
             parts = urlsplit(url)
             host = parts.hostname
@@ -92,7 +98,7 @@ class WebSocketLink:
             raise Unreachable(
                 f"no cloud answers at {url} ({reason}): start one with sideplug serve, or give its --cloud address"
             ) from error
-        return cls(connection, url, closing)
+        return cls(connection, url, closing, record)
 
     def send(self, frame: Frame) -> None:
         """Raises CloudError when the connection is gone."""
@@ -101,6 +107,7 @@ class WebSocketLink:
             self._connection.send(message)
         except (ConnectionClosed, OSError) as error:
             raise self._gone(error) from error
+        self._record(">", message)
         self.up[frame.kind.name] += len(message)
 
     def receive(self, timeout_s: float = REPLY_TIMEOUT_S) -> Frame:
@@ -127,6 +134,7 @@ class WebSocketLink:
         if not isinstance(message, bytes):
             raise CloudError(f"{self._url} sent text: it is no sideplug cloud")
         frame = decode(message)
+        self._record("<", message)
         self.down[frame.kind.name] += len(message)
         if frame.kind is Kind.ERROR:
             raise from_wire(frame["code"], frame["message"], frame.control.get("number"))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,12 @@ import safetensors.numpy
 from sideplug.contract.errors import PluginError, Stopped, WrongBase
 from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
+from sideplug.device import vault
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+SUFFIX = ".sealed"  # of what only a passphrase opens
+SEALED = WEIGHTS + SUFFIX
 GATE, PHRASES = "gate", "phrases"  # tensors beside the parameters
 FORMAT = 2
 Params = dict[str, np.ndarray]
@@ -220,32 +224,50 @@ class Plugin:
             "about": self.about,
         }
 
-    def save(self, folder: Path) -> None:
-        """Write both files aside, then rename them: a full disk leaves the old plugin whole. Raises Stopped."""
-        config = self.config()
+    def to_bytes(self) -> bytes:
+        """The whole plugin, as a safetensors file."""
         tensors = {**self.params, GATE: self.gate.weight_D, PHRASES: self.phrases}
-        blob = safetensors.numpy.save(tensors, {"sideplug": json.dumps(config)})
+        return safetensors.numpy.save(tensors, {"sideplug": json.dumps(self.config())})
+
+    def save(self, folder: Path) -> None:
+        """Write both files aside, then rename them: a full disk leaves the old plugin whole. Raises Stopped.
+
+        Only their owner can read them.
+        """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_aside(folder / WEIGHTS, blob)
-            write_aside(folder / CONFIG, json.dumps(config, indent=2).encode() + b"\n")
+            write_aside(folder / WEIGHTS, self.to_bytes())
+            write_aside(folder / CONFIG, json.dumps(self.config(), indent=2).encode() + b"\n")
         except OSError as error:
             raise Stopped(f"the plugin could not be written to {folder}: {error.strerror or error}") from error
 
     @classmethod
-    def load(cls, folder: Path) -> Plugin:
-        """Raises PluginError, in one sentence, for a folder that holds no whole plugin of ours."""
-        path = folder / WEIGHTS
-        if not path.is_file():
+    def load(cls, folder: Path, passphrase: Callable[[], str] = lambda: "") -> Plugin:
+        """Raises PluginError, in one sentence, for a folder that holds no whole plugin of ours.
+
+        `passphrase` is asked for where the plugin is sealed; WrongPassphrase is a PluginError too.
+        """
+        path, sealed = folder / WEIGHTS, folder / SEALED
+        if not path.is_file() and not sealed.is_file():
             raise PluginError(f"there is no plugin in {folder}: it must have {WEIGHTS} (sideplug train makes it)")
         try:
-            with safetensors.safe_open(path, "numpy") as file:
-                header = (file.metadata() or {}).get("sideplug")
-                if header is None:
-                    raise PluginError(f"{path} is not a side plugin: it holds another kind of adapter")
-                config = json.loads(header)
-                params = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (safetensors.SafetensorError, ValueError, OSError) as error:
+            if path.is_file():
+                return cls.from_bytes(path.read_bytes(), str(path))
+            return cls.from_bytes(vault.unseal(sealed.read_bytes(), passphrase()), str(sealed))
+        except OSError as error:
+            raise PluginError(f"{folder} can't be read: {error.strerror or error}") from error
+
+    @classmethod
+    def from_bytes(cls, file: bytes, path: str) -> Plugin:
+        """What `to_bytes` gave. `path` names it in errors. Raises PluginError."""
+        try:
+            size = int.from_bytes(file[:8], "little")
+            header = json.loads(file[8 : 8 + size]).get("__metadata__", {}).get("sideplug")
+            if header is None:
+                raise PluginError(f"{path} is not a side plugin: it holds another kind of adapter")
+            config = json.loads(header)
+            params = safetensors.numpy.load(file)
+        except (safetensors.SafetensorError, ValueError, AttributeError) as error:
             raise PluginError(f"{path} is truncated or damaged: {error}") from error
         try:
             if config["format"] != FORMAT:

@@ -34,11 +34,16 @@ AHEAD = 24  # asks that may be open while the cloud goes on
 
 @dataclass(frozen=True)
 class Piece:
-    """Some of a reply: token ids, their text, and who chose them ("cloud", "plugin"; "fallback": it was late)."""
+    """Some of a reply: token ids, their text, and who chose them.
+
+    by: "cloud"; "plugin"; "draft", the plugin and just what the device had drafted; "fallback", the base, because the
+    device was late. tops: of each token, where asked for, [text, log-probability] of itself, then of the best.
+    """
 
     ids: list[int]
     text: str
     by: str
+    tops: list[list[list[Any]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,14 @@ class Pace:
     ahead: asks that may be open while the cloud goes on with guesses, 0 to 32; 0 waits for each answer. lookahead:
     drafts from the person's phrases go up with the answers. deadline_ms: after it the base's token is used; 0: never.
     head: the base's, on the device, which then picks the tokens that it is asked about; None: the cloud picks.
+    top: alternatives to be told of each token (not of those that the device picks itself), 0 to 20.
     """
 
     ahead: int = AHEAD
     lookahead: bool = True
     deadline_ms: int = 0
     head: DeviceHead | None = None
+    top: int = 0
 
 
 @dataclass
@@ -167,6 +174,8 @@ class Session:
         control |= {"ahead": pace.ahead, "deadline_ms": pace.deadline_ms}
         if pace.head:
             control["head"] = "device"
+        if pace.top:
+            control["top"] = pace.top
         self._head, self._sampling, self._text = pace.head, sampling, []
         phrases = self.plugin.phrases if self.plugin and pace.lookahead and pace.ahead else None
         self._lookahead = None if phrases is None or not len(phrases) else Lookahead(phrases)
@@ -186,13 +195,13 @@ class Session:
                     elif frame.kind is Kind.TOKENS:
                         if not usage.first_token_s:
                             usage.first_token_s = time.perf_counter() - start
-                        if frame["by"] == "plugin":
+                        if frame["by"] in ("plugin", "draft"):
                             usage.plugin_tokens += len(frame["ids"])
                         if self._lookahead:
                             self._lookahead.settled(frame["at"], frame["ids"])
                         if asks:  # an answer never waits for whoever reads the text
                             asks = self._answer(asks)
-                        yield Piece(frame["ids"], frame["text"], frame["by"])
+                        yield Piece(frame["ids"], frame["text"], frame["by"], frame.control.get("top", []))
                     else:
                         self._done(_expect(frame, Kind.DONE))
                         break

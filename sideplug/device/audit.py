@@ -1,0 +1,234 @@
+"""What left this device and what came: read off the very messages that a session sent and received, byte for byte.
+
+A transcript is a row of messages, `>` before each that went up and `<` before each that came down, as they stood on the
+wire (docs/WIRE.md). The report says, by kind, each field's bytes; whether all bytes are accounted for; what text the
+cloud saw; and whether any of the plugin's parameters is among what went up. It does not know who sent the messages.
+Test: pytest tests/device/test_audit.py
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from sideplug.contract.errors import DataError, Stopped
+from sideplug.contract.wire import HEADER, MAGIC, Frame, Kind, decode
+from sideplug.device.plugin import Plugin
+
+UP, DOWN = ">", "<"
+
+
+class Recorder:
+    """Appends messages to a file that only its owner can read: it holds the person's words."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab", buffering=0)
+        except OSError as error:
+            raise Stopped(f"the transcript {path} can't be written: {error.strerror or error}") from error
+
+    def __call__(self, direction: str, message: bytes) -> None:
+        try:
+            self._file.write(direction.encode() + message)
+        except OSError as error:
+            raise Stopped(f"the transcript {self._path} can't be written: {error.strerror or error}") from error
+
+
+class Recent:
+    """The last messages in memory, `most` bytes of them at the most."""
+
+    def __init__(self, most: int = 4 << 20) -> None:
+        self._most = most
+        self._messages: deque[tuple[str, bytes]] = deque()
+        self._size = 0
+        self.dropped = 0
+
+    def __call__(self, direction: str, message: bytes) -> None:
+        self._messages.append((direction, message))
+        self._size += len(message)
+        while self._size > self._most and len(self._messages) > 1:
+            self._size -= len(self._messages.popleft()[1])
+            self.dropped += 1
+
+    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        return iter(list(self._messages))
+
+
+def read(path: Path) -> Iterator[tuple[str, bytes]]:
+    """A transcript's messages. Raises DataError for a file that is none, or is cut off."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"the transcript {path} can't be read: {error.strerror or error}") from error
+    at = 0
+    while at < len(data):
+        direction, header = chr(data[at]), data[at + 1 : at + 1 + HEADER.size]
+        if direction not in (UP, DOWN) or header[: len(MAGIC)] != MAGIC[: len(header)]:
+            raise DataError(f"{path} is no transcript: byte {at} must begin a message (--transcript writes one)")
+        if len(header) == HEADER.size:
+            _, _, _, control_bytes, payload_bytes = HEADER.unpack(header)
+            end = at + 1 + HEADER.size + control_bytes + payload_bytes
+            if end <= len(data):
+                yield direction, data[at + 1 : end]
+                at = end
+                continue
+        raise DataError(f"{path} is cut off in the message that begins at byte {at}")
+
+
+@dataclass
+class Row:
+    """All messages of one kind in one direction: how many, their bytes, and each field's and tensor's."""
+
+    frames: int = 0
+    bytes: int = 0
+    parts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def accounted(self) -> int:
+        return self.parts.total()
+
+
+@dataclass
+class Report:
+    """`rows` by (direction, kind). `text`: what of the person's words the cloud saw, in characters (ids: a count)."""
+
+    rows: dict[tuple[str, str], Row] = field(default_factory=dict)
+    text: Counter[str] = field(default_factory=Counter)
+    found: list[str] = field(default_factory=list)  # parameters that went up; it must stay empty
+    parameters: int = 0  # that were looked for; 0: no plugin was given
+
+    @property
+    def up_bytes(self) -> int:
+        return sum(row.bytes for (direction, _), row in self.rows.items() if direction == UP)
+
+    @property
+    def unaccounted(self) -> int:
+        return sum(row.bytes - row.accounted for row in self.rows.values())
+
+    @property
+    def clean(self) -> bool:
+        return not self.found and not self.unaccounted
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [
+            {"direction": "up" if direction == UP else "down", "kind": kind, "frames": row.frames, "bytes": row.bytes}
+            | {"parts": dict(row.parts)}
+            for (direction, kind), row in self.rows.items()
+        ]
+        about = {"text": dict(self.text), "found": self.found, "parameters_looked_for": self.parameters}
+        return {"rows": rows, **about, "unaccounted_bytes": self.unaccounted, "clean": self.clean}
+
+    def lines(self) -> Iterator[str]:
+        """For a person to read."""
+        for direction, title in ((UP, "What left this device"), (DOWN, "What came to it")):
+            rows = {kind: row for (way, kind), row in self.rows.items() if way == direction}
+            total, frames = (sum(getattr(row, name) for row in rows.values()) for name in ("bytes", "frames"))
+            yield f"{title}: {total:,} bytes in {frames:,} messages"
+            for kind, row in rows.items():
+                parts = ", ".join(f"{name} {size:,}" for name, size in row.parts.most_common())
+                yield f"  {kind:8} × {row.frames:<5} {row.bytes:>12,}   {parts}"
+        yield "What of your words the cloud saw:"
+        for name, size in self.text.items():
+            yield f"  {size:>9,} {name}"
+        if not self.text:
+            yield "  nothing"
+        yield (
+            "Every byte is accounted for."
+            if not self.unaccounted
+            else f"NOT ACCOUNTED FOR: {self.unaccounted:,} bytes that no field explains."
+        )
+        yield "No gradient: nothing that the wire's table allows could carry one, and nothing else was sent."
+        if not self.parameters:
+            yield "Whether a parameter of your plugin was among it was not looked at: give --plugin."
+        elif self.found:
+            yield f"PARAMETERS OF YOUR PLUGIN WENT UP: {', '.join(self.found)}."
+        else:
+            yield f"None of your plugin's {self.parameters:,} parameters was among it; of the gate, the weights go up."
+
+
+def report(messages: Iterable[tuple[str, bytes]], plugin: Plugin | None = None) -> Report:
+    """What these messages are. With a plugin, its parameters are looked for in all that went up."""
+    made = Report(parameters=plugin.size if plugin else 0)
+    search = Search(plugin) if plugin else None
+    for direction, message in messages:
+        frame = decode(message)
+        row = made.rows.setdefault((direction, frame.kind.name), Row())
+        row.frames += 1
+        row.bytes += len(message)
+        row.parts.update(_parts(frame, message))
+        made.text.update(_text(direction, frame))
+        if direction == UP and search:
+            made.found += [name for name in search.in_message(message) if name not in made.found]
+    return made
+
+
+def _parts(frame: Frame, message: bytes) -> dict[str, int]:
+    """Bytes of the header, of each control field with its name, and of each tensor: they must add up to the message."""
+    fields = {name: len(msgpack.packb(name) + msgpack.packb(value)) for name, value in frame.control.items()}
+    tensors = {f"{name} (numbers)": tensor.nbytes for name, tensor in frame.tensors.items()}
+    listing = [[name, t.dtype.str[1:], list(t.shape)] for name, t in frame.tensors.items()]
+    shapes = len(msgpack.packb("t") + msgpack.packb(listing)) if listing else 0
+    envelope = HEADER.size + len(msgpack.packb({}))  # fewer than 16 fields: the map's own byte
+    return {**fields, **tensors, "shapes": shapes, "header": envelope}
+
+
+def _text(direction: str, frame: Frame) -> dict[str, int]:
+    """What of the person's words is in it."""
+    control = frame.control
+    if direction == DOWN:
+        return {"characters of replies (it wrote them)": len(control["text"])} if frame.kind is Kind.TOKENS else {}
+    found: Counter[str] = Counter()
+    whose = {Kind.PROMPT: "prompts", Kind.READ: "training examples"}.get(frame.kind)
+    if whose:
+        words = sum(len(message["content"]) for message in control.get("messages", ()))
+        found[f"characters of {whose}"] = words + len(control.get("text", "")) + len(control.get("reply", ""))
+        found[f"token ids of {whose}"] = len(control.get("ids", ()))
+    if frame.kind is Kind.ANSWER:
+        found["token ids drafted from your phrases or the reply"] = int((frame.tensors["draft"] >= 0).sum())
+        found["tokens that your plugin picked"] = len(frame.tensors.get("ids", ()))
+    return {name: size for name, size in found.items() if size}
+
+
+class Search:
+    """Finds a plugin's parameters in a message: any two neighbours as float32, any four as float16.
+
+    Eight bytes by chance alike are one in 10^19; runs of one value (zeros, say) tell nothing and are passed over.
+    """
+
+    def __init__(self, plugin: Plugin) -> None:
+        words: list[np.ndarray] = []
+        names: list[np.ndarray] = []
+        self._names = sorted(plugin.params)
+        for number, name in enumerate(self._names):
+            flat = plugin.params[name].astype("<f4").ravel()
+            for values in (flat, np.clip(flat, -65504, 65504).astype("<f2")):
+                window = 8 // values.itemsize
+                for start in range(window):
+                    part = values[start : start + (len(values) - start) // window * window]
+                    rows = part.reshape(-1, window)
+                    told = rows[(rows != rows[:, :1]).any(axis=1)]
+                    words.append(np.ascontiguousarray(told).view("<u8").ravel())
+                    names.append(np.full(len(words[-1]), number, np.int16))
+        found, whose = np.concatenate(words), np.concatenate(names)
+        order = np.argsort(found)
+        self._words, self._whose = found[order], whose[order]
+
+    def in_message(self, message: bytes) -> list[str]:
+        """Names of the tensors that a part of is in there."""
+        hits: set[int] = set()
+        for offset in range(8):
+            size = (len(message) - offset) // 8 * 8
+            if size <= 0 or not len(self._words):
+                break
+            seen = np.frombuffer(message, "<u8", size // 8, offset)
+            at = np.minimum(np.searchsorted(self._words, seen), len(self._words) - 1)
+            hits.update(self._whose[at[self._words[at] == seen]].tolist())
+        return [self._names[number] for number in sorted(hits)]
