@@ -8,6 +8,7 @@ Test: pytest tests/test_cli.py
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -80,6 +81,14 @@ def options(*several: Callable[[Any], Any]) -> Callable[[Any], Any]:
 cloud_options = options(
     option("--cloud", default=DEFAULT_CLOUD, metavar="URL", help="The cloud's address, ws:// or wss://."),
     option("--ca", type=FOLDER, help="A PEM file to trust beside the system's certificates (wss)."),
+    option(
+        "--transcript",
+        type=FOLDER,
+        metavar="FILE",
+        expose_value=False,
+        callback=lambda context, _, path: _transcribe(path),
+        help="Keep all messages with the cloud, for sideplug audit. It holds your words.",
+    ),
 )
 json_option = option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 sampling_options = options(
@@ -218,9 +227,10 @@ def serve(
     from sideplug.cloud.engine import Engine
     from sideplug.cloud.engines import Opened, Wanted, open_model
     from sideplug.cloud.scheduler import Budget
-    from sideplug.cloud.server import CloudServer, Limits, bind
+    from sideplug.cloud.server import CloudServer, Limits
     from sideplug.cloud.store import find
     from sideplug.cloud.tokenizer import Tokenizer
+    from sideplug.listen import bind
 
     wanted = Wanted(engine, bits, device, threads, int(kv_memory * 2**30))
     listener = bind(host, port)  # a port that is taken is said before the model is loaded
@@ -548,9 +558,236 @@ def gate_curve(
     click.echo(f"default {rate:6.1%} {loss:6.3f}   over {len(judged.base):,} tokens of {examples} examples")
 
 
+@command("learn", "sideplug learn corrections.jsonl --plugin my-plugin")
+@click.argument("data", type=FOLDER)
+@option("--plugin", "folder", type=FOLDER, required=True, metavar="DIR", help="The plugin that learns on.")
+@cloud_options
+@option("--format", "form", default="auto", help="auto, alpaca, messages, sharegpt or text.")
+@option("--epochs", default=6, type=click.IntRange(1), help="Passes over old and new examples at most.")
+@option("--force", is_flag=True, help="Replace the plugin even where it does worse on what was held out before.")
+@json_option
+def learn(
+    data: Path, folder: Path, cloud: str, ca: Path | None, form: str, epochs: int, force: bool, as_json: bool
+) -> None:
+    """Let a plugin learn more (replies that you liked, corrections, new notes), without forgetting.
+
+    The cloud reads only what is new. A worse plugin does not replace a better one; plugin rollback goes back.
+    """
+    from sideplug.learn import data as files
+    from sideplug.learn import more
+
+    connect = lambda tap: _session(cloud, ca, tap=tap)  # noqa: E731
+    learnt = more.learn(connect, folder, files.read(data, form), progress, _interrupts, epochs, force)
+    if as_json:
+        _print_json({"plugin": str(folder), **learnt.to_json()})
+    else:
+        click.echo(learnt.line)
+
+
+@command("gateway", "sideplug gateway --plugin my-plugin")
+@option("--plugin", "folders", type=FOLDER, multiple=True, metavar="DIR", help="A plugin to offer; may be repeated.")
+@option("--plugins", "shelf", type=FOLDER, metavar="DIR", help="The folder of your plugins.")
+@cloud_options
+@option("--host", default="127.0.0.1", help="The address to listen on.")
+@option("--port", default=8766, type=click.IntRange(0, 65535), help="0: any free one.")
+@option("--key", default="", help="A key that callers must bear; beyond this machine there must be one.")
+@option("--allow-origin", "origins", multiple=True, metavar="ORIGIN", help="A web page's origin that may call.")
+@option("--max-tokens", default=512, type=click.IntRange(1), help="Of a reply, where a request does not say.")
+@option("--temperature", default=0.0, type=click.FloatRange(0), help="Where a request does not say; 0 is greedy.")
+@pace_options
+@json_option
+def gateway(
+    folders: tuple[Path, ...],
+    shelf: Path | None,
+    cloud: str,
+    ca: Path | None,
+    host: str,
+    port: int,
+    key: str,
+    origins: tuple[str, ...],
+    max_tokens: int,
+    temperature: float,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Serve OpenAI's API and a page on this machine, with your plugins behind them.
+
+    The base is the model "smollm2-135m" (as the cloud calls it), a plugin "smollm2-135m+NAME", or just NAME.
+    """
+    import asyncio
+    import logging
+
+    from sideplug.device.gateway import LOOPBACK, Gateway, Settings
+    from sideplug.device.openai_api import Defaults
+    from sideplug.device.shelf import Shelf
+    from sideplug.learn.teacher import Teacher
+    from sideplug.listen import bind
+    from sideplug.paths import plugins_dir
+
+    if host not in LOOPBACK and not key:
+        raise InputError(f"--host {host} is beyond this machine: give a --key that callers must bear")
+    for folder in folders:
+        _load(folder)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    listener = bind(host, port)
+    passphrases = {folder.resolve().name: _passphrase(folder.name) for folder in folders if _is_sealed(folder)}
+    own = Shelf(shelf or plugins_dir(), folders, lambda name: passphrases.get(name) or _env_passphrase())
+    teacher = Teacher(own, lambda tap: _session(cloud, ca, tap=tap))
+    wanted = _paced(settings)
+    if wanted["head"] == "device":
+        with _session(cloud, ca) as session:
+            pace = _pace(session, **wanted, needed=True)
+    else:
+        pace = _pace(None, **wanted)
+    how = Settings(key, origins, () if host in LOOPBACK else (host,), pace=pace)
+    how = dataclasses.replace(how, defaults=Defaults(max_tokens, temperature))
+
+    def ready(url: str) -> None:
+        names = [entry.name for entry in own.entries()]
+        if as_json:
+            _print_json({"url": url, "api": f"{url}/v1", "cloud": cloud, "plugins": names})
+        else:
+            click.echo(f"sideplug's gateway is at {url}/v1 (OpenAI's API), its page at {url}/ — Ctrl-C ends it")
+            click.echo(f"plugins: {', '.join(names) or 'none yet, teach one on the page'}; cloud: {cloud}")
+        sys.stdout.flush()
+
+    asyncio.run(Gateway(own, cloud, how, ca, teacher).serve(listener, ready))
+
+
+def _is_sealed(folder: Path) -> bool:
+    from sideplug.device.plugin import SEALED, WEIGHTS
+
+    return (folder / SEALED).is_file() and not (folder / WEIGHTS).is_file()
+
+
+def _env_passphrase() -> str:
+    return os.environ.get("SIDEPLUG_PASSPHRASE", "")
+
+
+@command("audit", "sideplug audit session.sp --plugin my-plugin")
+@click.argument("transcript", type=FOLDER, metavar="FILE")
+@plugin_option
+@json_option
+def audit(transcript: Path, folder: Path | None, as_json: bool) -> None:
+    """What left this device and what came, read off a transcript (any command's --transcript), byte for byte.
+
+    Exit code 1: a parameter of the plugin was in it, or bytes that no field explains.
+    """
+    from sideplug.device import audit as audits
+
+    report = audits.report(audits.read(transcript), _load(folder))
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        for line in report.lines():
+            click.echo(line)
+    if not report.clean:
+        raise Stopped("the transcript has what must not be in it")
+
+
 @group.group("plugin")
 def plugin_group() -> None:
-    """Look at plugins."""
+    """Look at plugins, and keep them in order."""
+
+
+shelf_option = option("--plugins", "shelf", type=FOLDER, metavar="DIR", help="The folder of your plugins.")
+
+
+def _shelf(folder: Path | None) -> Any:
+    from sideplug.device.shelf import Shelf
+    from sideplug.paths import plugins_dir
+
+    return Shelf(folder or plugins_dir(), passphrase=_passphrase)
+
+
+@plugin_group.command("list", epilog="Example:  sideplug plugin list")
+@shelf_option
+@json_option
+def plugin_list(shelf: Path | None, as_json: bool) -> None:
+    """The plugins of this device, as the gateway's page shows them."""
+    entries = _shelf(shelf).entries()
+    if as_json:
+        _print_json([{"name": e.name, "folder": str(e.folder), "sealed": e.sealed} for e in entries])
+        return
+    for entry in entries:
+        click.echo(f"{entry.name:24} {'sealed  ' if entry.sealed else ''}{entry.folder}")
+    if not entries:
+        say("sideplug: no plugins yet: sideplug train, or the gateway's page, makes one")
+
+
+@plugin_group.command("export", epilog="Example:  sideplug plugin export my-plugin my-plugin.sideplug")
+@click.argument("folder", type=FOLDER, metavar="DIR")
+@click.argument("file", type=FOLDER, metavar="FILE")
+@click.option("--seal", is_flag=True, help="With a passphrase (asked for, or SIDEPLUG_PASSPHRASE).")
+def plugin_export(folder: Path, file: Path, seal: bool) -> None:
+    """Write a plugin as one file, for your other device. Its tape stays here."""
+    from sideplug.device import vault
+    from sideplug.device.plugin import write_aside
+
+    plugin = _load(folder)
+    assert plugin is not None
+    passphrase = _new_passphrase(file.name) if seal else ""
+    try:
+        write_aside(file, vault.seal(plugin.to_bytes(), passphrase))
+    except OSError as error:
+        raise Stopped(f"{file} could not be written: {error.strerror or error}") from error
+    click.echo(f"{folder} is in {file}{', sealed' if seal else ''}")
+
+
+@plugin_group.command("import", epilog="Example:  sideplug plugin import my-plugin.sideplug my-plugin")
+@click.argument("file", type=FOLDER, metavar="FILE")
+@click.argument("folder", type=FOLDER, metavar="DIR")
+def plugin_import(file: Path, folder: Path) -> None:
+    """Make a plugin's folder from a file that your other device exported."""
+    from sideplug.device import vault
+    from sideplug.device.plugin import WEIGHTS, Plugin
+
+    if (folder / WEIGHTS).exists() or _is_sealed(folder):
+        raise InputError(f"{folder} already holds a plugin: give another folder")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} can't be read: {error.strerror or error}") from error
+    passphrase = _passphrase(file.name) if vault.is_sealed(data) else ""
+    Plugin.from_bytes(vault.unseal(data, passphrase), str(file)).save(folder)
+    click.echo(f"{file} is in {folder}")
+
+
+@plugin_group.command("lock", epilog="Example:  sideplug plugin lock my-plugin")
+@click.argument("folder", type=FOLDER, metavar="DIR")
+def plugin_lock(folder: Path) -> None:
+    """Seal a plugin and its tape on the disk with a passphrase; it is asked for wherever the plugin is used."""
+    from sideplug.device.shelf import lock
+
+    lock(folder, _new_passphrase(folder.name))
+    click.echo(f"{folder} is sealed: there is no way in without the passphrase")
+
+
+@plugin_group.command("unlock", epilog="Example:  sideplug plugin unlock my-plugin")
+@click.argument("folder", type=FOLDER, metavar="DIR")
+def plugin_unlock(folder: Path) -> None:
+    """The opposite of lock."""
+    from sideplug.device.shelf import unlock
+
+    unlock(folder, _passphrase(folder.name))
+    click.echo(f"{folder} is open")
+
+
+@plugin_group.command("rollback", epilog="Example:  sideplug plugin rollback my-plugin")
+@click.argument("folder", type=FOLDER, metavar="DIR")
+def plugin_rollback(folder: Path) -> None:
+    """The plugin as it was before it last learnt (sideplug learn)."""
+    from sideplug.learn.more import rollback
+
+    plugin = rollback(folder)
+    click.echo(f"{folder} is again what {plugin.about.get('examples', '?')} examples made of it")
+
+
+def _new_passphrase(name: str) -> str:
+    passphrase = _passphrase(name, twice=True)
+    if not passphrase:
+        raise InputError("a passphrase must not be empty: set SIDEPLUG_PASSPHRASE, or type one on a terminal")
+    return passphrase
 
 
 @plugin_group.command("info", epilog="Example:  sideplug plugin info my-plugin")
@@ -573,10 +810,29 @@ def plugin_info(folder: Path, as_json: bool) -> None:
         click.echo(f"{name:24} {value}")
 
 
+_transcript: list[Callable[[str, bytes], None]] = []  # of this process, where --transcript asks for one
+
+
+def _transcribe(path: Path | None) -> None:
+    if path is not None:
+        from sideplug.device.audit import Recorder
+
+        _transcript.append(Recorder(path))
+
+
 def _load(folder: Path | None) -> Plugin | None:
     from sideplug.device.plugin import Plugin
 
-    return Plugin.load(folder) if folder else None
+    return Plugin.load(folder, lambda: _passphrase(folder.name)) if folder else None
+
+
+def _passphrase(name: str, twice: bool = False) -> str:
+    """SIDEPLUG_PASSPHRASE, or asked for on the terminal; "" where neither is to be had."""
+    given = os.environ.get("SIDEPLUG_PASSPHRASE", "")
+    if given or not sys.stdin.isatty():
+        return given
+    asked: str = click.prompt(f"Passphrase of {name}", hide_input=True, confirmation_prompt=twice, err=True)
+    return asked
 
 
 @contextlib.contextmanager
@@ -586,7 +842,7 @@ def _session(
     from sideplug.device.link import WebSocketLink
     from sideplug.device.runtime import Session
 
-    link = WebSocketLink.connect(cloud, ca)
+    link = WebSocketLink.connect(cloud, ca, _transcript[-1] if _transcript else None)
     try:
         yield Session.open(link, plugin, tap, gate)
     finally:
@@ -611,13 +867,15 @@ def _paced(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: settings.pop(name) for name in ("ahead", "lookahead", "answer_deadline_ms", "head")}
 
 
-def _pace(session: Session, ahead: int, lookahead: bool, answer_deadline_ms: int, head: str) -> Pace:
-    """With --head device the base's head comes down, unless it is here already."""
+def _pace(
+    session: Session | None, ahead: int, lookahead: bool, answer_deadline_ms: int, head: str, needed: bool = False
+) -> Pace:
+    """With --head device the base's head comes down, unless it is here already or nobody needs it."""
     from sideplug.device.head import DeviceHead
     from sideplug.device.runtime import Pace
 
     own = None
-    if head == "device" and session.plugin is not None:
+    if head == "device" and session is not None and (session.plugin is not None or needed):
         from sideplug.paths import cache_dir
 
         model = session.model

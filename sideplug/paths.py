@@ -1,4 +1,4 @@
-"""Where things are kept that can be made again: models, arranged weights, the general tape."""
+"""Where things are kept: what can be made again (models, arranged weights, the general tape), and plugins."""
 
 from __future__ import annotations
 
@@ -11,3 +11,10 @@ def cache_dir() -> Path:
     own = os.environ.get("SIDEPLUG_CACHE")
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(own or Path(root) / "sideplug").expanduser()
+
+
+def plugins_dir() -> Path:
+    """`SIDEPLUG_PLUGINS`, or `sideplug/plugins` below XDG_DATA_HOME (~/.local/share)."""
+    own = os.environ.get("SIDEPLUG_PLUGINS")
+    root = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(own or Path(root) / "sideplug" / "plugins").expanduser()

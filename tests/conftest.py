@@ -215,9 +215,10 @@ class Cloud:
     def __init__(self, folder: Path, wanted: Wanted = UNQUANTISED, **limits: Any) -> None:
         from sideplug.cloud.engine import Engine
         from sideplug.cloud.engines import open_model
-        from sideplug.cloud.server import CloudServer, Limits, bind
+        from sideplug.cloud.server import CloudServer, Limits
         from sideplug.cloud.store import find
         from sideplug.cloud.tokenizer import Tokenizer
+        from sideplug.listen import bind
 
         self.base = find(str(folder))
         self._loop = asyncio.new_event_loop()

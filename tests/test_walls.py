@@ -12,7 +12,7 @@ import sideplug
 ROOT = Path(sideplug.__file__).parent
 MAY_IMPORT = {
     "contract": {"contract"},
-    "cloud": {"cloud", "contract", "paths"},
+    "cloud": {"cloud", "contract", "paths", "listen"},
     "device": {"device", "contract"},
     "learn": {"learn", "device", "contract", "paths"},
 }

@@ -11,7 +11,6 @@ training.
 from __future__ import annotations
 
 import asyncio
-import errno
 import http
 import json
 import logging
@@ -36,7 +35,7 @@ from sideplug.cloud.engine import TOP, Engine, Reading
 from sideplug.cloud.reply import Habits, Plug, Reply
 from sideplug.cloud.store import Base
 from sideplug.cloud.tokenizer import TextStream
-from sideplug.contract.errors import Busy, InputError, ProtocolError, SideplugError, Stopped, TooLong, WrongBase
+from sideplug.contract.errors import Busy, InputError, ProtocolError, SideplugError, TooLong, WrongBase
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
@@ -55,6 +54,7 @@ from sideplug.contract.wire import (
     encode,
     error_frame,
 )
+from sideplug.listen import not_listening
 
 OPEN_TIMEOUT_S = 10.0  # from the connection to OPEN
 OUTBOX_FRAMES = 32  # a device that does not read what it asked for is not read from either
@@ -418,7 +418,7 @@ class CloudServer:
                 server_header=None,
             )
         except OSError as error:
-            raise _not_listening(host, port, error) from error
+            raise not_listening(host, port, error) from error
         return f"{'wss' if tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def serve_until_stopped(self) -> None:
@@ -460,24 +460,6 @@ class CloudServer:
             }
             return _json(connection, http.HTTPStatus.OK, about)
         return _json(connection, http.HTTPStatus.NOT_FOUND, {"error": f"paths are {PATH} and /health"})
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Reserve an address before the model is loaded; nobody is listened to yet. Port 0: any. Raises Stopped."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise _not_listening(host, port, error) from error
-    return listener
-
-
-def _not_listening(host: str, port: int, error: OSError) -> Stopped:
-    if error.errno == errno.EADDRINUSE:
-        return Stopped(f"port {port} on {host} is taken: stop what uses it, or give another --port")
-    return Stopped(f"{host}:{port} can't be listened on: {error.strerror or error}")
 
 
 def _json(connection: ServerConnection, status: http.HTTPStatus, body: dict[str, Any]) -> Response:

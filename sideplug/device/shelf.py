@@ -104,9 +104,13 @@ class Shelf:
         plugin.save(folder)
         return plugin
 
+    def is_own(self, name: str) -> bool:
+        """On the shelf itself, so that it may be renamed and deleted from here."""
+        return self.find(name).folder.parent == self.root
+
     def _own(self, name: str) -> Entry:
         entry = self.find(name)
-        if entry.folder.parent != self.root:
+        if not self.is_own(name):
             raise InputError(f"{name} lies outside the shelf, in {entry.folder}: it is not touched from here")
         return entry
 

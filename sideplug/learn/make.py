@@ -7,6 +7,7 @@ wants to stop are functions that are passed in. Test: pytest tests/test_cli.py
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,7 +19,7 @@ import numpy as np
 
 from sideplug.contract.errors import Stopped
 from sideplug.contract.tap import Tap
-from sideplug.device.plugin import Plugin
+from sideplug.device.plugin import Plugin, write_aside
 from sideplug.device.runtime import Model, Session
 from sideplug.learn import data, gate, head, tape
 from sideplug.learn.data import Example
@@ -26,6 +27,7 @@ from sideplug.learn.tape import Tape
 from sideplug.learn.trainer import Progress, Result, Settings, Trainer
 from sideplug.paths import cache_dir
 
+TRAINING, HELD, GENERAL = (Path("tape", name) for name in ("train.tape", "held.tape", "general.json"))
 MAX_PHRASES = 1 << 16  # tokens of the person's that a plugin keeps for its drafts
 
 Connect = Callable[[Tap | None], AbstractContextManager[Session]]
@@ -155,25 +157,42 @@ def make(
     return Made(plugin, result, gated, tokens, size)
 
 
+def record_one(session: Session, tap: Tap, label: str, examples: list[Example], path: Path, show: Show) -> Tape:
+    with show(f"recording the {label} tape", len(examples)) as told:
+        try:
+            return tape.record(session, tap, examples, path, lambda done: told(done, ""))
+        except KeyboardInterrupt:
+            raise Stopped("stopped; what is on the tape is kept, the same command goes on from there") from None
+
+
 def record(session: Session, tap: Tap, texts: Texts, out: Path, show: Show) -> Tapes:
     """What is not on the tapes yet is read by the cloud, once."""
 
     def recorded(label: str, examples: list[Example], path: Path) -> Tape:
-        with show(f"recording the {label} tape", len(examples)) as told:
-            try:
-                return tape.record(session, tap, examples, path, lambda done: told(done, ""))
-            except KeyboardInterrupt:
-                raise Stopped("stopped; what is on the tape is kept, the same command goes on from there") from None
+        return record_one(session, tap, label, examples, path, show)
 
-    training = recorded("train", texts.training, out / "tape" / "train.tape")
-    held = recorded("held", texts.held, out / "tape" / "held.tape")
+    training = recorded("train", texts.training, out / TRAINING)
+    held = recorded("held", texts.held, out / HELD)
     if not texts.general:
         return Tapes(training, held, None)
     # Of general text there is nothing personal: one tape serves all trainings on this base with this tap.
     mark = f"{tap.name}-{session.model.fingerprint[:16]}-{tape.digest(texts.general)[:16]}"
-    common = cache_dir() / "general" / f"{hashlib.sha256(mark.encode()).hexdigest()[:24]}.tape"
-    near = {i for i, example in enumerate(texts.general) if data.is_near_miss(example)}
-    return Tapes(training, held, recorded("general", texts.general, common), near)
+    name = hashlib.sha256(mark.encode()).hexdigest()[:24]
+    near = [i for i, example in enumerate(texts.general) if data.is_near_miss(example)]
+    general = recorded("general", texts.general, general_tape(name))
+    _on_disk(out / GENERAL, lambda path: write_aside(path, json.dumps({"tape": name, "near": near}).encode()))
+    return Tapes(training, held, general, set(near))
+
+
+def general_tape(name: str) -> Path:
+    return cache_dir() / "general" / f"{name}.tape"
+
+
+def _on_disk(path: Path, work: Callable[[Path], Any]) -> None:
+    try:
+        work(path)
+    except OSError as error:
+        raise Stopped(f"{path} could not be written: {error.strerror or error}") from error
 
 
 def train(trainer: Trainer, show: Show, interrupts: Interrupts, resume: bool) -> Result:

@@ -39,14 +39,21 @@ class Reading:
     lse: np.ndarray  # (T,) float32, the log-sum-exp of the base's logits over the whole vocabulary
 
 
-class Tape:
-    """A recorded tape: `len`, and `tape[i]` reads one example from disk."""
+@dataclass(frozen=True)
+class Span:
+    """Where one example stands."""
 
-    def __init__(self, path: Path, tap: Tap, chosen: list[int] | None = None) -> None:
-        self.path = path
+    path: Path
+    at: int
+    size: int
+
+
+class Tape:
+    """Recorded examples: `len`, and `tape[i]` reads one from disk. `whole` is a file, `a + b` both, `part` some."""
+
+    def __init__(self, spans: list[Span], tap: Tap) -> None:
         self.tap = tap
-        spans = list(_frames(path))
-        self._spans = spans if chosen is None else [spans[i] for i in chosen]
+        self._spans = spans
         counts: Counter[int] = Counter()  # of the base's best ids
         targets: Counter[int] = Counter()
         for i in range(len(self)):
@@ -57,18 +64,26 @@ class Tape:
         self._targets = sorted(targets)
         self._others = [token for token, _ in counts.most_common() if token not in targets]
 
+    @classmethod
+    def whole(cls, path: Path, tap: Tap) -> Tape:
+        """All of a file."""
+        return cls([Span(path, at, size) for at, size in _frames(path)], tap)
+
     def __len__(self) -> int:
         return len(self._spans)
 
+    def __add__(self, other: Tape) -> Tape:
+        return Tape(self._spans + other._spans, self.tap)
+
     @property
     def nbytes(self) -> int:
-        return sum(size for _, size in self._spans)
+        return sum(span.size for span in self._spans)
 
     def _frame(self, i: int) -> Frame:
-        at, size = self._spans[i]
-        with self.path.open("rb") as file:
-            file.seek(at)
-            return decode(file.read(size))
+        span = self._spans[i]
+        with span.path.open("rb") as file:
+            file.seek(span.at)
+            return decode(file.read(span.size))
 
     def __getitem__(self, i: int) -> Reading:
         t = self._frame(i).tensors
@@ -90,8 +105,8 @@ class Tape:
         return np.concatenate(parts)[:-1].astype(np.int32) if parts else np.zeros(0, np.int32)
 
     def part(self, chosen: list[int]) -> Tape:
-        """A tape of some of its examples."""
-        return Tape(self.path, self.tap, chosen)
+        """A tape of some of its examples, in this order, one perhaps several times."""
+        return Tape([self._spans[i] for i in chosen], self.tap)
 
 
 def digest(examples: list[Example]) -> str:
@@ -125,7 +140,7 @@ def record(
                 progress(frame["number"] + 1)
     except OSError as error:
         raise Stopped(f"the tape {path} could not be written: {error.strerror or error}") from error
-    return Tape(path, tap)
+    return Tape.whole(path, tap)
 
 
 def _read_json(path: Path) -> Any:

@@ -150,7 +150,7 @@ class Trainer:
     """`run` trains `plugin` in place and leaves the best parameters in it.
 
     `general`: tapes of general text, to train on and held out. There the target is the base's own distribution: the
-    plugin learns to be silent.
+    plugin learns to be silent. `started`: it was trained before, and goes on from there.
     """
 
     def __init__(
@@ -162,8 +162,10 @@ class Trainer:
         settings: Settings,
         folder: Path,
         general: tuple[Tape, Tape] | None = None,
+        started: bool = False,
     ) -> None:
         self.plugin = plugin
+        self.started = started
         self.head = head
         self.settings = settings
         self._kind = KINDS[plugin.kind]
@@ -193,8 +195,9 @@ class Trainer:
         """
         base_loss = self._held_loss(None)
         state = State.load(self._path, self._identity) if resume else State.new(self.plugin.params)
-        if not resume and self._kind.merge == "add":
-            state.best_loss = base_loss  # an untrained plugin is the base: one that never beats it is not kept
+        if not resume and (self._kind.merge == "add" or self.started):
+            # What training starts from (untrained, that is the base itself) stays, unless training beats it.
+            state.best_loss = self._judged(self.plugin.params)
         start = last_save = time.perf_counter()
         total = self.settings.epochs * self.batches
         while state.epoch < self.settings.epochs and state.worse < self.settings.patience:
@@ -276,15 +279,19 @@ class Trainer:
             value -= np.float32(rate) * (adapted + np.float32(s.weight_decay) * value)
 
     def _end_epoch(self, state: State) -> None:
-        loss = self._held_loss(state.params)
-        state.losses.append({"train": state.train_sum / max(1, state.train_count), "held": loss})
-        loss += self.settings.general_weight * self._divergence(state.params)
+        held = self._held_loss(state.params)
+        state.losses.append({"train": state.train_sum / max(1, state.train_count), "held": held})
+        loss = self._judged(state.params)
         state.epoch, state.batch, state.train_sum, state.train_count = state.epoch + 1, 0, 0.0, 0
         if loss < state.best_loss:
             state.best_loss, state.worse = loss, 0
             state.best = {name: value.copy() for name, value in state.params.items()}
         else:
             state.worse += 1
+
+    def _judged(self, params: Params) -> float:
+        """What is to be small: the loss on the person's held-out text, and the weighted divergence on general text."""
+        return self._held_loss(params) + self.settings.general_weight * self._divergence(params)
 
     def _held_loss(self, params: Params | None) -> float:
         def losses(rows: Rows, z_TD: np.ndarray) -> np.ndarray:

@@ -14,12 +14,12 @@ import trustme
 from websockets.asyncio.server import serve
 from websockets.sync.client import connect
 
-from sideplug.cloud.server import bind
 from sideplug.contract.errors import CloudError, InputError, ProtocolError, Unreachable
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Frame, Kind, decode, encode
 from sideplug.device.link import WebSocketLink
 from sideplug.device.runtime import AHEAD, Session
+from sideplug.listen import bind
 from tests.conftest import Cloud, a_session
 
 

@@ -75,7 +75,7 @@ def test_it_goes_on_where_it_stopped(cloud: Cloud, tmp_path: Path) -> None:
         heard: list[int] = []
         record(session, TAP, EXAMPLES, path, heard.append)
         assert heard[0] == 8
-        assert same(Tape(path, TAP), Tape(tmp_path / "whole.tape", TAP))
+        assert same(Tape.whole(path, TAP), Tape.whole(tmp_path / "whole.tape", TAP))
         heard.clear()
         record(session, TAP, EXAMPLES, path, heard.append)  # all there: nothing is asked
         assert heard == []
@@ -100,14 +100,14 @@ def test_a_lost_connection_keeps_what_came(cloud: Cloud, tmp_path: Path) -> None
 
         with pytest.raises(CloudError):
             record(session, TAP, EXAMPLES, path, cut)
-    assert len(Tape(path, TAP)) >= 5
+    assert len(Tape.whole(path, TAP)) >= 5
 
 
 def test_what_is_no_tape(tmp_path: Path, cloud: Cloud) -> None:
     path = tmp_path / "t.tape"
     path.write_bytes(b"something else entirely")
     with pytest.raises(DataError, match="is not a tape"):
-        Tape(path, TAP)
+        Tape.whole(path, TAP)
     path.with_suffix(".json").write_text("{damaged")
     with a_session(cloud.url, tap=TAP) as session:
         assert len(record(session, TAP, EXAMPLES[:2], path)) == 2
