@@ -56,6 +56,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def alike(one: list[int], other: list[int]) -> int:
+    """Tokens that two texts begin with in common."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
 def spread(values: list[float]) -> dict[str, float]:
     return {
         "median": round(statistics.median(values), 3),

@@ -15,17 +15,25 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True)
 class Network:
-    """rtt_ms: both ways together; jitter_ms: standard deviation of each way's delay; mbit a second each way, 0: any."""
+    """rtt_ms: both ways together; jitter_ms: standard deviation of each way's delay; mbit a second each way, 0: any.
+
+    up_mbit: of the way up, where it is another.
+    """
 
     rtt_ms: float = 0.0
     jitter_ms: float = 0.0
     mbit: float = 0.0
+    up_mbit: float = 0.0
+
+    @property
+    def up(self) -> Network:
+        return replace(self, mbit=self.up_mbit or self.mbit)
 
 
 class Way:
@@ -72,7 +80,7 @@ async def shape(host: str, port: int, network: Network) -> None:
         except OSError:
             writer.close()
             return
-        await asyncio.gather(Way(reader, far_writer, network).run(), Way(far_reader, writer, network).run())
+        await asyncio.gather(Way(reader, far_writer, network.up).run(), Way(far_reader, writer, network).run())
 
     server = await asyncio.start_server(pass_on, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
@@ -83,7 +91,8 @@ async def shape(host: str, port: int, network: Network) -> None:
 def shaped(url: str, network: Network) -> Iterator[str]:
     """A ws:// address behind this network, in a process of its own: its URL."""
     parts = urlsplit(url)
-    numbers = ["--rtt-ms", network.rtt_ms, "--jitter-ms", network.jitter_ms, "--mbit", network.mbit]
+    numbers = ["--rtt-ms", network.rtt_ms, "--jitter-ms", network.jitter_ms]
+    numbers += ["--mbit", network.mbit, "--up-mbit", network.up_mbit]
     command = [sys.executable, __file__, f"{parts.hostname}:{parts.port}", *map(str, numbers)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -100,10 +109,11 @@ def main() -> None:
     parser.add_argument("--rtt-ms", type=float, default=0.0)
     parser.add_argument("--jitter-ms", type=float, default=0.0)
     parser.add_argument("--mbit", type=float, default=0.0)
+    parser.add_argument("--up-mbit", type=float, default=0.0)
     options = parser.parse_args()
     host, port = options.to.rsplit(":", 1)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(shape(host, int(port), Network(options.rtt_ms, options.jitter_ms, options.mbit)))
+        asyncio.run(shape(host, int(port), Network(options.rtt_ms, options.jitter_ms, options.mbit, options.up_mbit)))
 
 
 if __name__ == "__main__":

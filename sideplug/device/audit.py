@@ -18,7 +18,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from sideplug.contract.errors import DataError, Stopped
+from sideplug.contract.errors import DataError, ProtocolError, Stopped
 from sideplug.contract.wire import HEADER, MAGIC, Frame, Kind, decode
 from sideplug.device.plugin import Plugin
 
@@ -155,11 +155,14 @@ class Report:
 
 
 def report(messages: Iterable[tuple[str, bytes]], plugin: Plugin | None = None) -> Report:
-    """What these messages are. With a plugin, its parameters are looked for in all that went up."""
+    """What these messages are. With a plugin, its parameters are looked for in all that went up. Raises DataError."""
     made = Report(parameters=plugin.size if plugin else 0)
     search = Search(plugin) if plugin else None
-    for direction, message in messages:
-        frame = decode(message)
+    for number, (direction, message) in enumerate(messages, 1):
+        try:
+            frame = decode(message)
+        except ProtocolError as error:
+            raise DataError(f"message {number} of the transcript is damaged: {error}") from error
         row = made.rows.setdefault((direction, frame.kind.name), Row())
         row.frames += 1
         row.bytes += len(message)
@@ -188,7 +191,8 @@ def _text(direction: str, frame: Frame) -> dict[str, int]:
     found: Counter[str] = Counter()
     whose = {Kind.PROMPT: "prompts", Kind.READ: "training examples"}.get(frame.kind)
     if whose:
-        words = sum(len(message["content"]) for message in control.get("messages", ()))
+        said = [message.get("content") for message in control.get("messages", ()) if isinstance(message, dict)]
+        words = sum(len(content) for content in said if isinstance(content, str))
         found[f"characters of {whose}"] = words + len(control.get("text", "")) + len(control.get("reply", ""))
         found[f"token ids of {whose}"] = len(control.get("ids", ()))
     if frame.kind is Kind.ANSWER:

@@ -36,7 +36,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sideplug import __version__
-from sideplug.contract.errors import CloudError, InputError, SideplugError, TooLong, UnknownModel
+from sideplug.contract.errors import CloudError, InputError, SideplugError, TooLong, UnknownModel, WrongBase
 from sideplug.contract.gate import Gate
 from sideplug.device import audit, openai_api
 from sideplug.device.link import Link, WebSocketLink
@@ -46,6 +46,7 @@ from sideplug.device.shelf import Shelf
 
 MAX_BODY_BYTES = 32 << 20
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+EVERYWHERE = ("0.0.0.0", "::")  # listened on, a machine has many names: there the key alone tells who may come in
 IDLE_SESSIONS = 4  # kept open, of all plugins together
 log = logging.getLogger("sideplug.gateway")
 
@@ -83,14 +84,15 @@ class Pool:
     connect: Callable[[audit.Recent], Link]
     _idle: list[tuple[Any, Session, audit.Recent]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    last: tuple[str, audit.Recent] = field(default_factory=lambda: ("", audit.Recent()))  # the newest: plugin, messages
+    # The newest: its plugin's name, the plugin, its messages.
+    last: tuple[str, Any, audit.Recent] = field(default_factory=lambda: ("", None, audit.Recent()))
 
     @contextlib.contextmanager
     def session(self, name: str, plugin: Any, gate: Gate | None) -> Iterator[Session]:
         """A session that nobody else uses. What it sent and got stays in memory, for the audit."""
         mark = (name, id(plugin), gate.threshold if gate else None, gate.kind if gate else None)
         session, record = self._take(mark) or self._open(plugin, gate)
-        self.last = (name, record)
+        self.last = (name, plugin, record)
         try:
             yield session
         except BaseException:
@@ -156,7 +158,7 @@ class Gateway:
     # ── the API ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _completions(self, request: Request) -> Response:
-        chat = request.url.path.endswith("chat/completions")
+        chat = request.scope["path"].endswith("chat/completions")
         asked = openai_api.parse(await _body(request), chat, self.settings.defaults)
         model = await run_in_threadpool(self.model)
         name = self._plugin_name(asked.model, model)
@@ -239,10 +241,9 @@ class Gateway:
         }
 
     async def _audit(self, request: Request) -> Response:
-        name, record = self.pool.last
+        name, plugin, record = self.pool.last
 
         def look() -> dict[str, Any]:
-            plugin = self.shelf.load(name) if name else None
             found = audit.report(record, plugin)
             return {**found.to_json(), "plugin": name, "lines": list(found.lines()), "dropped": record.dropped}
 
@@ -290,7 +291,7 @@ class Gateway:
             Route("/v1/chat/completions", self._completions, methods=["POST"]),
             Route("/v1/completions", self._completions, methods=["POST"]),
             Route("/v1/models", self._models),
-            Route("/v1/models/{name}", self._models),
+            Route("/v1/models/{name:path}", self._models),  # a base of the hub's has a / in its name
             Route("/", self._page),
             Route("/sideplug/state", self._state),
             Route("/sideplug/audit", self._audit),
@@ -357,6 +358,8 @@ class Run:
                 gate = plugin.gate.at_rate(asked.gate_rate)
             pace = Pace(**{**vars(gateway.settings.pace), "top": asked.top})
             with gateway.pool.session(self._name, plugin, gate) as session:
+                if session.model.fingerprint[:16] != self._shape.fingerprint[:16]:
+                    raise CloudError(f"the cloud serves {session.model.name} now: ask again")
                 pieces = session.generate(asked.prompt, asked.max_tokens, asked.sampling, pace)
                 with contextlib.closing(pieces):
                     for chunk in openai_api.chunks(self._shape, self._watched(pieces), lambda: session.usage):
@@ -364,7 +367,7 @@ class Run:
                 self._usage = session.usage
             self._tell(None)
         except Exception as error:
-            if isinstance(error, CloudError):
+            if isinstance(error, (CloudError, WrongBase)):
                 gateway.forget_model()
             elif not isinstance(error, SideplugError):
                 log.exception("a reply failed")
@@ -429,17 +432,27 @@ class Door:
 
     def _refusal(self, request: Request) -> Response | None:
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
-        name = urlsplit(f"//{host}").hostname or ""
-        if name not in (*LOOPBACK, *self._settings.hosts):
-            return _error(403, f"this gateway does not answer to the name {name[:80]!r}", "wrong_host")
-        if origin is not None and urlsplit(origin).netloc != host and origin not in self._settings.origins:
+        anywhere = self._settings.key and any(name in EVERYWHERE for name in self._settings.hosts)
+        if _hostname(host) not in (*LOOPBACK, *self._settings.hosts) and not anywhere:
+            return _error(403, f"this gateway does not answer to the name {host[:80]!r}", "wrong_host")
+        own = (f"http://{host}", f"https://{host}")
+        if origin is not None and origin not in (*own, *self._settings.origins):
             return _error(403, f"calls from pages of {origin[:80]} are not allowed (--allow-origin)", "wrong_origin")
         key = self._settings.key
-        if key and request.url.path not in ("/", "/health"):
+        if key and request.scope["path"] not in ("/", "/health"):
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), key.encode()):
                 return _error(401, "this gateway wants its key: Authorization: Bearer …", "invalid_api_key")
         return None
+
+
+def _hostname(host: str) -> str:
+    """The name in a Host header, without its port; "" for what is none."""
+    try:
+        parts = urlsplit(f"//{host}")
+        return parts.hostname or "" if parts.netloc == host else ""
+    except ValueError:
+        return ""
 
 
 async def _body(request: Request) -> bytes:
@@ -456,7 +469,7 @@ async def _body(request: Request) -> bytes:
 def _object(body: bytes, *needed: str) -> dict[str, Any]:
     try:
         given = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"the body must be JSON: {error}") from error
     if not isinstance(given, dict) or any(name not in given for name in needed):
         raise InputError(f"the body must be an object with {' and '.join(needed)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import secrets
 import time
 from collections.abc import Iterator
@@ -41,7 +42,8 @@ NOT_HERE: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Asked:
-    """One request: which model, what to go on from, how. `top`: alternatives of each token to tell."""
+    """One request: which model, what to go on from, how. `top`: alternatives of each token to fetch; `shown` of them
+    stand beside its log-probability."""
 
     model: str
     prompt: Prompt
@@ -53,6 +55,7 @@ class Asked:
     include_usage: bool = False
     logprobs: bool = False
     top: int = 0
+    shown: int = 0
     gate_rate: float | None = None
     detail: bool = False
 
@@ -73,6 +76,10 @@ def parse(body: bytes, chat: bool, defaults: Defaults = Defaults()) -> Asked:
         raise InputError(f"the body must be JSON: {error}") from error
     if not isinstance(given, dict):
         raise InputError(f"the body must be a JSON object, got {type(given).__name__}")
+    try:
+        json.dumps(given, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError("the body must be text: it has half of a character (a lone \\ud800 to \\udfff)") from error
     fields = {name: value for name, value in given.items() if value is not None}
     for name, nothing in NOT_HERE.items():
         if name in fields and fields[name] not in nothing:
@@ -88,23 +95,24 @@ def parse(body: bytes, chat: bool, defaults: Defaults = Defaults()) -> Asked:
     max_tokens = _typed(fields, limit, int, defaults.max_tokens)
     if max_tokens < 1:
         raise InputError(f"{limit} must be 1 or more, got {max_tokens}")
-    temperature = float(_typed(fields, "temperature", (int, float), defaults.temperature))
+    temperature = _number(fields, "temperature", defaults.temperature)
     # A caller who gives no seed wants another text each time.
     seed = _typed(fields, "seed", int, secrets.randbits(62) if temperature else 0)
-    top_p = float(_typed(fields, "top_p", (int, float), 1.0)) or 1e-9  # some clients send 0 for "the best one"
+    top_p = _number(fields, "top_p", 1.0) or 1e-9  # some clients send 0 for "the best one"
     detail = bool(own.get("detail", False))
-    logprobs, top = _logprobs(fields, chat)
+    logprobs, shown = _logprobs(fields, chat)
     return Asked(
         model=_typed(fields, "model", str, ""),
         prompt=_chat_prompt(fields) if chat else _text_prompt(fields),
         chat=chat,
-        max_tokens=max_tokens,
+        max_tokens=min(max_tokens, 1 << 31),
         sampling=Sampling(temperature, top_p=top_p, seed=seed & ((1 << 63) - 1)),
         stops=_stops(fields.get("stop", [])),
         stream=_typed(fields, "stream", bool, False),
         include_usage=bool(_typed(fields, "stream_options", dict, {}).get("include_usage", False)),
         logprobs=logprobs,
-        top=max(top, 5 if detail else 1 if logprobs else 0),
+        top=max(shown, 5 if detail else 1 if logprobs else 0),
+        shown=shown,
         gate_rate=None if rate is None else float(rate),
         detail=detail,
     )
@@ -119,14 +127,21 @@ def _typed(fields: dict[str, Any], name: str, kind: Any, otherwise: Any) -> Any:
     return value
 
 
+def _number(fields: dict[str, Any], name: str, otherwise: float) -> float:
+    try:
+        return float(_typed(fields, name, (int, float), otherwise))
+    except OverflowError:
+        return math.inf  # a whole number beyond all floats: refused like other ones that are too large
+
+
 def _logprobs(fields: dict[str, Any], chat: bool) -> tuple[bool, int]:
     """(wanted, alternatives): chat has a switch and a count, completions only a count."""
     if chat:
         wanted, top = _typed(fields, "logprobs", bool, False), _typed(fields, "top_logprobs", int, 0)
         name = "top_logprobs"
     else:
-        top = 0 if fields.get("logprobs") is False else _typed(fields, "logprobs", int, -1)
-        wanted, top, name = top >= 0 and fields.get("logprobs") is not False, max(top, 0), "logprobs"
+        wanted, name = fields.get("logprobs", False) is not False, "logprobs"
+        top = _typed(fields, name, int, 0) if wanted else 0
     if not 0 <= top <= MAX_TOP:
         raise InputError(f"{name} must be 0 to {MAX_TOP}, got {top}")
     return wanted, top if wanted else 0
@@ -154,7 +169,7 @@ def _message(message: Any) -> Any:
 
 def _text_prompt(fields: dict[str, Any]) -> Prompt:
     prompt = fields.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1:
+    if isinstance(prompt, list) and len(prompt) == 1 and type(prompt[0]) is not int:
         prompt = prompt[0]
     if isinstance(prompt, list) and prompt and all(type(i) is int and 0 <= i < 1 << 31 for i in prompt):
         return Prompt(ids=tuple(prompt))
@@ -171,7 +186,8 @@ def _stops(stop: Any) -> tuple[str, ...]:
 
 
 class Stops:
-    """Cuts a growing text before the first stop text; what might be the start of one is held back until it is known."""
+    """Cuts a growing text before the stop text that is complete first, however the text is cut into pieces; what might
+    be the start of one is held back until it is known."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
@@ -183,10 +199,10 @@ class Stops:
         if self.found:
             return ""
         self._held += text
-        cuts = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        cuts = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if cuts:
             self.found = True
-            shown, self._held = self._held[: min(cuts)], ""
+            shown, self._held = self._held[: min(cuts)[1]], ""
             return shown
         keep = max((self._overlap(stop) for stop in self._stops), default=0)
         end = len(self._held) - keep
@@ -256,14 +272,14 @@ class Shape:
             return None
         if self.asked.chat:
             content = [
-                {**_logprob(*own), "top_logprobs": [_logprob(*one) for one in best[: self.asked.top]]}
+                {**_logprob(*own), "top_logprobs": [_logprob(*one) for one in best[: self.asked.shown]]}
                 for own, *best in piece.tops
             ]
             return {"content": content}
         return {
             "tokens": [own[0] for own, *_ in piece.tops],
             "token_logprobs": [own[1] for own, *_ in piece.tops],
-            "top_logprobs": [dict(map(tuple, best[: self.asked.top])) for _, *best in piece.tops],
+            "top_logprobs": [dict(map(tuple, best[: self.asked.shown])) for _, *best in piece.tops],
         }
 
     def _about(self, whole: bool = False) -> dict[str, Any]:

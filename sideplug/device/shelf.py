@@ -39,7 +39,7 @@ class Shelf:
         self.root = root
         self._others = {folder.resolve().name: folder for folder in others}
         self._passphrase = passphrase
-        self._loaded: dict[Path, tuple[tuple[float, int], Plugin]] = {}
+        self._loaded: dict[Path, tuple[tuple[int, ...], Plugin]] = {}
         self._lock = threading.Lock()
 
     def entries(self) -> list[Entry]:
@@ -68,7 +68,7 @@ class Shelf:
             about = (entry.folder / (SEALED if entry.sealed else WEIGHTS)).stat()
         except OSError:
             raise UnknownModel(f"the plugin {name!r} has just been deleted") from None
-        mark = (about.st_mtime, about.st_size)
+        mark = (about.st_ino, about.st_mtime_ns, about.st_size)
         with self._lock:
             kept = self._loaded.get(entry.folder)
             if kept is None or kept[0] != mark:
@@ -116,21 +116,28 @@ class Shelf:
 
 
 def lock(folder: Path, passphrase: str) -> None:
-    """Seal a plugin, its tape and its checkpoints. Raises PluginError, InputError, Stopped (then nothing is lost)."""
+    """Seal a plugin, its tape and its checkpoints. Raises PluginError, InputError, Stopped (then nothing is lost).
+
+    The plugin itself comes last: where the disk was full, the same command with the same passphrase goes on.
+    """
     if not passphrase:
         raise InputError("a passphrase must not be empty")
     if not (folder / WEIGHTS).is_file():
         raise PluginError(f"there is no plugin in {folder} that could be sealed")
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".tape")):
+    for path in folder.rglob("*" + SUFFIX):  # begun before: there must not be two passphrases
+        vault.unseal(path.read_bytes(), passphrase)
+    plain = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".tape"))
+    for path in sorted(plain, key=lambda path: (path == folder / WEIGHTS, path)):
         _replace(path, path.with_name(path.name + SUFFIX), vault.seal(path.read_bytes(), passphrase))
 
 
 def unlock(folder: Path, passphrase: str) -> None:
-    """The opposite. Raises PluginError (wrong passphrase, damaged, altered): then nothing is changed."""
+    """The opposite, the plugin itself last too. Raises PluginError (wrong passphrase, damaged, altered): then nothing
+    is changed."""
     if not (folder / SEALED).is_file():
         raise PluginError(f"there is no sealed plugin in {folder}")
     opened = {path: vault.unseal(path.read_bytes(), passphrase) for path in sorted(folder.rglob("*" + SUFFIX))}
-    for path, data in opened.items():
+    for path, data in sorted(opened.items(), key=lambda item: item[0] == folder / SEALED):
         _replace(path, path.with_name(path.name.removesuffix(SUFFIX)), data)
 
 

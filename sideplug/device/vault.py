@@ -82,16 +82,17 @@ def _parse(file: bytes) -> tuple[int, bytes, bytes, bytes]:
     _, version, kind, size, salt, nonce = HEAD.unpack(file[: HEAD.size])
     if version != 1 or kind not in (0, 1):
         raise PluginError(f"the plugin file has version {version}, this version of sideplug reads 1")
-    if len(file) < START + size + DIGEST_BYTES:
-        raise PluginError(f"the plugin file is cut off: it has {len(file)} of {START + size + DIGEST_BYTES} bytes")
-    end = len(file) - DIGEST_BYTES
+    end = START + size
+    if len(file) < end + DIGEST_BYTES:
+        raise PluginError(f"the plugin file is cut off: it has {len(file)} of {end + DIGEST_BYTES} bytes")
     if not hmac.compare_digest(hashlib.sha256(file[:end]).digest(), file[end:]):
         raise PluginError("the plugin file is damaged: its checksum does not fit")
     return kind, salt, nonce, file[START:end]
 
 
 def _keys(passphrase: str, salt: bytes) -> tuple[bytes, bytes]:
-    key = hashlib.scrypt(passphrase.encode(), salt=salt, n=1 << 15, r=8, p=3, maxmem=64 << 20, dklen=64)
+    words = passphrase.encode("utf-8", "surrogateescape")  # a variable's bytes may be no text
+    key = hashlib.scrypt(words, salt=salt, n=1 << 15, r=8, p=3, maxmem=64 << 20, dklen=64)
     return key[:32], key[32:]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sideplug.contract.errors import InputError, PluginError, Stopped
-from sideplug.device.plugin import WEIGHTS, Plugin, write_aside
+from sideplug.device.plugin import SEALED, WEIGHTS, Plugin, write_aside
 from sideplug.learn import make
 from sideplug.learn.data import Example
 from sideplug.learn.tape import Tape
@@ -62,11 +62,12 @@ def learn(
     force: bool = False,
 ) -> Learnt:
     """Raises PluginError for a plugin without its tapes, Stopped where somebody wanted that (the plugin stays)."""
-    plugin = Plugin.load(folder)
-    if not (folder / make.TRAINING).is_file():
-        raise PluginError(f"{folder} has no tape to learn on from (it was imported, or sealed): train it anew")
-    before = (folder / WEIGHTS).read_bytes()
+    plugin = _open(folder)
     number = int(plugin.about.get("additions", 0)) + 1
+    tapes_of_it = [folder / make.TRAINING, folder / make.HELD, *(_addition(folder, n) for n in range(1, number))]
+    if not all(path.is_file() for path in tapes_of_it):
+        raise PluginError(f"{folder} has no tape to learn on from (it was imported, perhaps): train it anew")
+    before = (folder / WEIGHTS).read_bytes()
     with connect(plugin.tap) as session:
         plugin.check_base(session.model.fingerprint, session.model.name)
         new = make.record_one(session, plugin.tap, "new", added, _addition(folder, number), show)
@@ -83,9 +84,13 @@ def learn(
         return [float(-trainer.judge(tape).plugin.mean()) for tape in (held, new)]
 
     old_before, new_before = losses()
-    result = make.train(trainer, show, interrupts, resume=False)
+    try:
+        result = make.train(trainer, show, interrupts, resume=False)
+    except Stopped as stopped:
+        raise Stopped(f"{str(stopped).split(';')[0]}; the plugin stays as it was") from stopped
+    finally:
+        trainer.forget_checkpoint()  # nothing goes on from it: the tape is what is kept
     old_after, new_after = losses()
-    trainer.forget_checkpoint()
     why = ""
     if old_after > old_before + WORSE:
         why = "it would do worse on the old text (--force replaces it all the same)"
@@ -104,6 +109,7 @@ def learn(
 
 def rollback(folder: Path) -> Plugin:
     """The plugin as it was before it last learnt. Raises PluginError where there is no such version."""
+    _open(folder)
     versions = sorted((folder / VERSIONS).glob("*.safetensors"))
     if not versions:
         raise PluginError(f"{folder} has no version before this one")
@@ -111,6 +117,13 @@ def rollback(folder: Path) -> Plugin:
     plugin.save(folder)
     versions[-1].unlink()
     return plugin
+
+
+def _open(folder: Path) -> Plugin:
+    """The plugin. Raises PluginError for one that is sealed: what is learnt from is sealed with it."""
+    if (folder / SEALED).is_file() and not (folder / WEIGHTS).is_file():
+        raise PluginError(f"{folder} is sealed, its tape too: unlock it first (sideplug plugin unlock {folder})")
+    return Plugin.load(folder)
 
 
 def _repeats(old: Tape, new: Tape) -> int:
@@ -152,7 +165,7 @@ def _keep(folder: Path, file: bytes) -> None:
         versions = sorted((folder / VERSIONS).glob("*.safetensors"))
         number = int(versions[-1].stem) + 1 if versions else 1
         write_aside(folder / VERSIONS / f"{number:06}.safetensors", file)
-        for path in versions[: len(versions) + 1 - KEPT]:
+        for path in versions[: max(0, len(versions) + 1 - KEPT)]:
             path.unlink()
     except OSError as error:
         raise Stopped(f"the version before could not be kept in {folder}: {error.strerror or error}") from error

@@ -12,7 +12,7 @@ from sideplug.device.plugin import Plugin
 from sideplug.learn.data import Example
 from sideplug.learn.head import Head, fetch
 from sideplug.learn.tape import Tape, record, score
-from sideplug.learn.trainer import CHECKPOINT, Settings, State, Trainer
+from sideplug.learn.trainer import CHECKPOINT, GENERAL_HELD, Settings, State, Trainer
 from tests.conftest import Cloud, a_session, twin
 
 TAP = Tap((0, 1, 2), 16)
@@ -152,7 +152,7 @@ def test_general_text_keeps_it_silent(cloud: Cloud, tmp_path: Path) -> None:
         plugin = fresh(base)
         trainer = Trainer(plugin, head, tapes[0], tapes[1], settings, tmp_path, general)
         result = trainer.run()
-        trainer._general = general
+        trainer._tapes[GENERAL_HELD] = general[1]
         found[weight] = trainer._divergence(plugin.params)
         assert result.best_loss < result.base_loss * 0.6
         assert result.general_divergence == pytest.approx(found[weight] if weight else 0.0)
