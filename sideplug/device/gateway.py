@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import json
 import logging
+import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -310,14 +310,24 @@ class Gateway:
     async def serve(self, listener: socket.socket, ready: Callable[[str], None] = lambda url: None) -> None:
         """Until SIGINT or SIGTERM. `ready` hears the address."""
         host, port = listener.getsockname()[:2]
-        config = uvicorn.Config(self.app, log_config=None, access_log=False, timeout_graceful_shutdown=3)
-        server = uvicorn.Server(config)
+        config = uvicorn.Config(self.app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=3)
+        server = Server(config)
         listener.listen(128)
         ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         try:
             await server.serve(sockets=[listener])
         finally:
             self.pool.close()
+
+
+class Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own raises the signal again when it has ended; this one was told to end, and did."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, self.handle_exit, number, None)
+        yield
 
 
 class Run:
@@ -467,11 +477,8 @@ async def _body(request: Request) -> bytes:
 
 
 def _object(body: bytes, *needed: str) -> dict[str, Any]:
-    try:
-        given = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"the body must be JSON: {error}") from error
-    if not isinstance(given, dict) or any(name not in given for name in needed):
+    given = openai_api.json_object(body)
+    if any(name not in given for name in needed):
         raise InputError(f"the body must be an object with {' and '.join(needed)}")
     return given
 

@@ -70,16 +70,7 @@ class Defaults:
 
 def parse(body: bytes, chat: bool, defaults: Defaults = Defaults()) -> Asked:
     """Raises InputError, in one sentence, for what is not a request or asks for what is not to be had."""
-    try:
-        given = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"the body must be JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise InputError(f"the body must be a JSON object, got {type(given).__name__}")
-    try:
-        json.dumps(given, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise InputError("the body must be text: it has half of a character (a lone \\ud800 to \\udfff)") from error
+    given = json_object(body)
     fields = {name: value for name, value in given.items() if value is not None}
     for name, nothing in NOT_HERE.items():
         if name in fields and fields[name] not in nothing:
@@ -116,6 +107,21 @@ def parse(body: bytes, chat: bool, defaults: Defaults = Defaults()) -> Asked:
         gate_rate=None if rate is None else float(rate),
         detail=detail,
     )
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """Raises InputError for what is none, or has text that can't be sent on."""
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the body must be JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise InputError(f"the body must be a JSON object, got {type(given).__name__}")
+    try:
+        json.dumps(given, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError("the body must be text: it has half of a character (a lone \\ud800 to \\udfff)") from error
+    return given
 
 
 def _typed(fields: dict[str, Any], name: str, kind: Any, otherwise: Any) -> Any:

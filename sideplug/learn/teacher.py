@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePath
 from typing import Any
 
 from sideplug.contract.errors import InputError, SideplugError
@@ -21,6 +23,7 @@ from sideplug.learn.data import Example
 from sideplug.learn.trainer import Settings
 
 HELD_OUT = 0.1
+LOSSES = re.compile(r"loss ([\d.]+)(?:, held out ([\d.]+))?")  # in what make.train notes
 log = logging.getLogger("sideplug.teacher")
 
 
@@ -99,6 +102,9 @@ class Teacher:
 
         def told(done: int, note: str = "") -> None:
             self._state |= {"done": done, "note": note}
+            losses = LOSSES.search(note)
+            if losses:
+                self._state["losses"].append([done, *(float(loss) if loss else None for loss in losses.groups())])
 
         yield told
 
@@ -112,13 +118,17 @@ def read_files(files: list[tuple[str, str]]) -> list[Example]:
     if not files:
         raise InputError("there is nothing to learn from: give at least one file")
     with tempfile.TemporaryDirectory(prefix="sideplug-") as scratch:
-        examples = []
+        examples: list[Example] = []
         for number, (name, text) in enumerate(files):
-            path = Path(scratch) / str(number) / (Path(name).name or "text.txt")
-            path.parent.mkdir()
-            path.write_text(text)
+            shown, suffix = PurePath(name).name or "text.txt", PurePath(name).suffix
+            # The name is somebody's: it is told, never used as a path.
+            path = Path(scratch) / f"{number}{suffix if suffix in data.SUFFIXES else ''}"
             try:
-                examples += data.read(path)
+                path.write_bytes(text.encode())
+                read = data.read(path)
+            except UnicodeEncodeError as error:
+                raise InputError(f"{shown} must be UTF-8 text") from error
             except InputError as error:
-                raise type(error)(str(error).replace(str(path), Path(name).name)) from None
+                raise type(error)(str(error).replace(str(path), shown)) from None
+            examples += [replace(example, where=example.where.replace(str(path), shown)) for example in read]
     return examples
