@@ -41,6 +41,9 @@ class Recorder:
         except OSError as error:
             raise Stopped(f"the transcript {self._path} can't be written: {error.strerror or error}") from error
 
+    def close(self) -> None:
+        self._file.close()
+
 
 class Recent:
     """The last messages in memory, `most` bytes of them at the most."""

@@ -113,14 +113,13 @@ def json_object(body: bytes) -> dict[str, Any]:
     """Raises InputError for what is none, or has text that can't be sent on."""
     try:
         given = json.loads(body)
+        json.dumps(given, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError("the body must be text: it has half of a character (a lone \\ud800 to \\udfff)") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"the body must be JSON: {error}") from error
     if not isinstance(given, dict):
         raise InputError(f"the body must be a JSON object, got {type(given).__name__}")
-    try:
-        json.dumps(given, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise InputError("the body must be text: it has half of a character (a lone \\ud800 to \\udfff)") from error
     return given
 
 

@@ -20,6 +20,7 @@ from sideplug.contract.errors import InputError, Stopped
 from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
 from sideplug.contract.wire import Frame, Kind, encode
+from sideplug.learn import adamw
 from sideplug.learn.tape import Judged
 
 MOST = 4096  # tokens of each kind that are fitted to
@@ -47,20 +48,16 @@ def fit(personal: Judged, general: Judged, seed: int = 0) -> Gate:
     x /= spread
     ours = np.arange(len(x)) < len(parts[0][0])
     label = ours & (plugin - base > -HARMS)
-    weight, bias = np.zeros(x.shape[1], np.float32), np.float32(0)
-    adam = [np.zeros(len(weight) + 1), np.zeros(len(weight) + 1)]
+    weight, bias = np.zeros(x.shape[1], np.float32), np.zeros(1, np.float32)
+    moments = [(np.zeros_like(value), np.zeros_like(value)) for value in (weight, bias)]
     for step in range(1, LABEL_STEPS + CHOICE_STEPS + 1):
         g = 1 / (1 + np.exp(-np.clip(x @ weight + bias, -30, 30)))
         slope = g - label if step <= LABEL_STEPS else choice_slope(g, base, plugin)
         slope = (slope * share / 2).astype(np.float32)
-        gradient = np.append(slope @ x, slope.sum())
-        adam[0] += 0.1 * (gradient - adam[0])
-        adam[1] += 0.001 * (gradient**2 - adam[1])
-        move = adam[0] / (1 - 0.9**step) / (np.sqrt(adam[1] / (1 - 0.999**step)) + 1e-8)
-        weight -= (RATE * (move[:-1] + DECAY * weight)).astype(np.float32)
-        bias -= np.float32(RATE * move[-1])
+        adamw.step(weight, slope @ x, *moments[0], step, RATE, DECAY)
+        adamw.step(bias, slope.sum(keepdims=True), *moments[1], step, RATE, 0.0)
     folded = (weight / spread).astype(np.float32)
-    return Gate("linear", folded, float(bias - mean @ folded))
+    return Gate("linear", folded, float(bias[0] - mean @ folded))
 
 
 def choice_slope(g: np.ndarray, base: np.ndarray, plugin: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ import safetensors.numpy
 
 from sideplug.contract.errors import InputError, PluginError, Stopped
 from sideplug.device.plugin import KINDS, Params, Plugin, write_aside
+from sideplug.learn import adamw
 from sideplug.learn.head import Head
 from sideplug.learn.tape import Judged, Tape
 
@@ -263,20 +264,15 @@ class Trainer:
         return gradients
 
     def _adamw(self, state: State, gradients: Params, total_steps: int) -> None:
-        """AdamW (Loshchilov & Hutter 2019) with a clipped norm, a short warm-up and a linear decay."""
+        """AdamW with a clipped norm, a short warm-up and a linear decay."""
         s = self.settings
         norm = float(np.sqrt(sum(float((g * g).sum()) for g in gradients.values())))
         shrink = np.float32(min(1.0, s.clip / (norm + 1e-6)))
         state.step += 1
         rate = s.learning_rate * min(1.0, state.step / s.warmup_steps) * (1 - (state.step - 1) / total_steps)
-        b1, b2 = np.float32(0.9), np.float32(0.999)
         for name, gradient in gradients.items():
-            gradient = gradient * shrink
-            mean, square, value = state.mean[name], state.square[name], state.params[name]
-            mean += (1 - b1) * (gradient - mean)
-            square += (1 - b2) * (gradient * gradient - square)
-            adapted = (mean / (1 - b1**state.step)) / (np.sqrt(square / (1 - b2**state.step)) + np.float32(1e-8))
-            value -= np.float32(rate) * (adapted + np.float32(s.weight_decay) * value)
+            moments = state.mean[name], state.square[name]
+            adamw.step(state.params[name], gradient * shrink, *moments, state.step, rate, s.weight_decay)
 
     def _end_epoch(self, state: State) -> None:
         held = self._held_loss(state.params)

@@ -1,0 +1,881 @@
+"""The gateway on a real socket before a real cloud, asked by OpenAI's own client, by others, and by ones that misbehave.
+
+A plugin of these tests asks for every token, and `held` stops it in the middle of a reply, so that no clock decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import uvicorn
+
+from sideplug import listen
+from sideplug.contract.gate import Gate
+from sideplug.contract.sampling import Sampling
+from sideplug.contract.text import Prompt
+from sideplug.device import gateway as gateways
+from sideplug.device.gateway import Gateway, Server, Settings
+from sideplug.device.runtime import Pace
+from sideplug.device.shelf import Shelf
+from sideplug.learn.teacher import Teacher
+from tests.conftest import Cloud, a_cloud, a_plugin, a_session
+
+HI = [{"role": "user", "content": "Is it far?"}]
+ASK = {"messages": HI, "max_tokens": 24}
+NAMES = ("anna", "mill")
+
+
+@contextlib.contextmanager
+def serving(gateway: Gateway) -> Iterator[str]:
+    """uvicorn in a thread: its address."""
+    listener = listen.bind("127.0.0.1", 0)
+    listener.listen(128)
+    config = uvicorn.Config(gateway.app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=3)
+    server = Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        gateway.pool.close()
+        assert not thread.is_alive()
+
+
+class Stage:
+    """A gateway of the test's own: `url`, and what it connected to the cloud."""
+
+    def __init__(self, gateway: Gateway, url: str) -> None:
+        self.gateway = gateway
+        self.url = url
+        self.connections: list[Any] = []
+        connect = gateway.pool.connect
+
+        def counted(record: Any) -> Any:
+            self.connections.append(connect(record))
+            return self.connections[-1]
+
+        gateway.pool.connect = counted
+
+    def client(self, **how: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, **how})
+
+    def http(self, **how: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, trust_env=False, timeout=60, **how)
+
+    def post(self, path: str = "/v1/chat/completions", **body: Any) -> httpx.Response:
+        with self.http() as http:
+            return http.post(path, json={**ASK, **body} if "chat" in path else body)
+
+    def text(self, **body: Any) -> str:
+        answer = self.post(**body)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["choices"][0]["message"]["content"])
+
+
+@contextlib.contextmanager
+def a_stage(cloud: str, root: Path, **how: Any) -> Iterator[Stage]:
+    teacher = how.pop("teacher", None)
+    others = how.pop("others", ())
+    gateway = Gateway(Shelf(root, others), cloud, Settings(**how), teacher=teacher)
+    with serving(gateway) as url:
+        yield Stage(gateway, url)
+
+
+@pytest.fixture
+def root(cloud: Cloud, tmp_path: Path) -> Path:
+    """A shelf with two plugins."""
+    for seed, name in enumerate(NAMES):
+        a_plugin(cloud.base.fingerprint, seed=seed).save(tmp_path / "shelf" / name)
+    return tmp_path / "shelf"
+
+
+@pytest.fixture
+def stage(cloud: Cloud, root: Path) -> Iterator[Stage]:
+    with a_stage(cloud.url, root) as running:
+        yield running
+
+
+def wanted(
+    cloud: Cloud, name: str = "", prompt: Prompt = Prompt.user("Is it far?"), tokens: int = 24, **sampling: Any
+) -> str:
+    """What a session gives without any gateway; "" is the base."""
+    plugin = a_plugin(cloud.base.fingerprint, seed=NAMES.index(name)) if name else None
+    with a_session(cloud.url, plugin) as session:
+        return "".join(piece.text for piece in session.generate(prompt, tokens, Sampling(**sampling)))
+
+
+def refused(answer: httpx.Response, status: int, code: str, *says: str) -> None:
+    """OpenAI's error object with one plain sentence."""
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert error["code"] == code
+    assert set(error) == {"message", "type", "param", "code"}
+    assert "\n" not in error["message"]
+    for part in says:
+        assert part in error["message"], error["message"]
+
+
+def events(answer: httpx.Response) -> Iterator[Any]:
+    """The values of server-sent events; "[DONE]" as it is."""
+    for line in answer.iter_lines():
+        if line:
+            assert line.startswith("data: ")
+            yield line[6:] if line[6:] == "[DONE]" else json.loads(line[6:])
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    for _ in range(1200):
+        if true():
+            return
+        time.sleep(0.025)
+    pytest.fail("it did not come to be")
+
+
+@contextlib.contextmanager
+def held(plugin: Any, after: int) -> Iterator[threading.Event]:
+    """The plugin answers so many asks, then waits for the event: the reply stands still in its middle."""
+    correct, go_on, left = plugin.correct, threading.Event(), [after]
+
+    def waiting(codes: np.ndarray) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            assert go_on.wait(60)
+        return correct(codes)
+
+    plugin.correct = waiting
+    try:
+        yield go_on
+    finally:
+        go_on.set()
+        del plugin.correct
+
+
+# ── replies ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["", *NAMES])
+def test_a_reply_is_what_a_session_gives(cloud: Cloud, stage: Stage, name: str) -> None:
+    """Chat and completions, whole and streamed, asked by OpenAI's client; a plugin by either of its names."""
+    want, raw = wanted(cloud, name), wanted(cloud, name, Prompt(text="Anna wrote"))
+    full = f"{cloud.base.name}+{name}" if name else cloud.base.name
+    assert want
+    with stage.client() as client:
+        for model in (full, name):
+            ask: Any = {"model": model, **ASK}
+            whole = client.chat.completions.create(**ask)
+            assert whole.choices[0].message.content == want
+            assert whole.model == full
+            streamed = list(client.chat.completions.create(**ask, stream=True))
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == want
+            assert streamed[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+            words: Any = {"model": model, "prompt": "Anna wrote", "max_tokens": 24}
+            assert client.completions.create(**words).choices[0].text == raw
+            told = client.completions.create(**words, stream=True)
+            assert "".join(chunk.choices[0].text for chunk in told) == raw
+    assert len({wanted(cloud, each) for each in ("", *NAMES)}) == 3, "the plugins make a difference"
+
+
+def test_usage(cloud: Cloud, stage: Stage) -> None:
+    with a_session(cloud.url, a_plugin(cloud.base.fingerprint, seed=0)) as session:
+        list(session.generate(Prompt.user("Is it far?"), 24))
+        want = session.usage
+    with stage.client() as client:
+        ask: Any = {"model": "anna", **ASK}
+        found = client.chat.completions.create(**ask).usage
+        *_, last = client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True})
+    assert last.choices == []
+    for usage in (found, last.usage):
+        assert usage is not None
+        assert (usage.prompt_tokens, usage.completion_tokens) == (want.prompt_tokens, want.reply_tokens)
+        assert usage.total_tokens == want.prompt_tokens + want.reply_tokens
+    own = stage.post(model="anna").json()["usage"]["sideplug"]
+    assert own["plugin_tokens"] == want.plugin_tokens == want.reply_tokens
+    assert own["bytes_up"] > 0
+
+
+def test_models(cloud: Cloud, stage: Stage, root: Path) -> None:
+    base = cloud.base.name
+    with stage.client() as client:
+        assert [model.id for model in client.models.list()] == [base, f"{base}+anna", f"{base}+mill"]
+        a_plugin(cloud.base.fingerprint).save(root / "new")
+        assert f"{base}+new" in [model.id for model in client.models.list()], "without a restart"
+    with stage.http() as http:
+        for name in (base, f"{base}+anna"):  # a base has a / in its name, where it is of the hub, or a folder
+            assert http.get(f"/v1/models/{name}").json()["id"] == name
+        refused(http.get("/v1/models/nobody"), 404, "model_not_found", "there is no model 'nobody' here")
+
+
+def test_errors_are_openai_s_exceptions(stage: Stage) -> None:
+    with stage.client() as client:
+        ask: Any = {"model": "anna", **ASK}
+        with pytest.raises(openai.NotFoundError, match=r"there is no model 'gpt-4o' here; there are: .*\+anna"):
+            client.chat.completions.create(**{**ask, "model": "gpt-4o"})
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(**{**ask, "model": "gpt-4o"}, stream=True)
+        with pytest.raises(openai.BadRequestError, match="n is not supported"):
+            client.chat.completions.create(**ask, n=2)
+        with pytest.raises(openai.BadRequestError, match="temperature must be 0") as caught:
+            client.chat.completions.create(**{**ask, "temperature": -1}, stream=True)
+        assert caught.value.code == "bad-input"
+        for stream in (True, False):
+            with pytest.raises(openai.BadRequestError, match="the prompt has .* takes at most 256") as long:
+                client.chat.completions.create(
+                    **{**ask, "messages": [{"role": "user", "content": "nails " * 300}]}, stream=stream
+                )
+            assert long.value.code == "context_length_exceeded"
+        assert client.chat.completions.create(**ask).choices[0].message.content
+
+
+def test_a_seed_gives_the_same_text(cloud: Cloud, stage: Stage) -> None:
+    for model, name in (("", ""), ("anna", "anna")):
+        warm = {"model": model, "temperature": 1.0}
+        want = wanted(cloud, name, temperature=1.0, seed=5)
+        assert stage.text(**warm, seed=5) == stage.text(**warm, seed=5) == want
+        assert stage.text(**warm, seed=6) != want
+        assert len({stage.text(**warm) for _ in range(3)}) == 3
+
+
+def test_the_gate_s_dial(cloud: Cloud, stage: Stage) -> None:
+    """0 is the base; the dial of one request is not another's."""
+    base, own = wanted(cloud), wanted(cloud, "anna")
+    for _ in range(2):
+        assert stage.text(model="anna", sideplug={"gate_rate": 0}) == base
+        assert stage.text(model="anna") == own
+        assert stage.text(model="anna", sideplug={"gate_rate": 1}) == own
+        assert stage.text(model=cloud.base.name, sideplug={"gate_rate": 1}) == base
+    refused(stage.post(model="anna", sideplug={"gate_rate": 0.5}), 400, "bad-input", "its rate can be 0 or 1")
+
+
+def test_a_gate_with_a_dial(cloud: Cloud, stage: Stage, root: Path) -> None:
+    plugin = a_plugin(cloud.base.fingerprint)
+    weight = np.random.default_rng(0).normal(0, 1, 64).astype(np.float32)
+    plugin.gate = Gate("linear", weight, 0.0, 0.0, 0.0, tuple(np.linspace(-6, 6, 11).tolist()))
+    plugin.save(root / "dialled")
+    for rate in (0.3, 0.6):
+        with a_session(cloud.url, plugin, gate=plugin.gate.at_rate(rate)) as session:
+            want = "".join(piece.text for piece in session.generate(Prompt.user("Is it far?"), 24))
+        assert stage.text(model="dialled", sideplug={"gate_rate": rate}) == want
+
+
+def test_stop_texts(cloud: Cloud, stage: Stage) -> None:
+    """The text before the first of them, and the rest is not paid for."""
+    whole = wanted(cloud, "anna")
+    stop = whole[len(whole) // 2 :][:3]
+    want = whole[: whole.index(stop)]
+    answer = stage.post(model="anna", stop=[stop, "never said"]).json()
+    assert answer["choices"][0]["message"]["content"] == want
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] <= 24
+    with (
+        stage.http() as http,
+        http.stream(
+            "POST", "/v1/chat/completions", json={**ASK, "model": "anna", "stop": stop, "stream": True}
+        ) as answer,
+    ):
+        told = [chunk["choices"][0]["delta"].get("content", "") for chunk in events(answer) if chunk != "[DONE]"]
+    assert "".join(told) == want
+    assert stage.text(model="anna") == whole, "the session goes on"
+    assert len(stage.connections) == 2
+
+
+def test_log_probabilities(cloud: Cloud, stage: Stage) -> None:
+    """Greedy: each token is the best of its alternatives."""
+    answer = stage.post(model="anna", logprobs=True, top_logprobs=3).json()["choices"][0]
+    content = answer["logprobs"]["content"]
+    assert "".join(entry["token"] for entry in content).startswith(answer["message"]["content"][:5])
+    for entry in content:
+        assert len(entry["top_logprobs"]) == 3
+        assert entry["logprob"] == max(one["logprob"] for one in entry["top_logprobs"]) <= 0
+    assert stage.post("/v1/completions", prompt="hi", max_tokens=3, logprobs=2).json()["choices"][0]["logprobs"]
+
+
+def test_who_chose_each_token(cloud: Cloud, stage: Stage) -> None:
+    for model, by in (("", {"cloud"}), ("anna", {"plugin"})):
+        answer = stage.post(model=model, sideplug={"detail": True}).json()
+        assert {piece["by"] for piece in answer["sideplug"]} == by
+        assert sum(len(piece["ids"]) for piece in answer["sideplug"]) == answer["usage"]["completion_tokens"]
+        assert all(len(best) == 6 for piece in answer["sideplug"] for best in piece["tops"])
+
+
+def test_the_head_on_this_device(cloud: Cloud, root: Path, tmp_path: Path) -> None:
+    from sideplug.device.head import DeviceHead
+
+    with a_session(cloud.url) as session:
+        model = session.model
+        head = DeviceHead.fetch(session.link, tmp_path / "heads", model.fingerprint, model.vocab)
+    with a_stage(cloud.url, root, pace=Pace(head=head)) as stage:
+        assert stage.text(model="anna") == wanted(cloud, "anna")
+        assert stage.text() == wanted(cloud)
+
+
+def test_many_at_once(cloud: Cloud, root: Path) -> None:
+    """More than there are places for, streamed or not, with different plugins: each gets its own text."""
+    texts = ["Is it far?", "Who wrote?", "nails"]
+    want = {(name, text): wanted(cloud, name, Prompt.user(text)) for name in ("", *NAMES) for text in texts}
+    with a_stage(cloud.url, root, replies=3) as stage, stage.client() as client, ThreadPoolExecutor(18) as pool:
+
+        def ask(name: str, text: str, stream: bool) -> str:
+            body: Any = {"model": name, "messages": [{"role": "user", "content": text}], "max_tokens": 24}
+            if stream:
+                told = client.chat.completions.create(**body, stream=True)
+                return "".join(chunk.choices[0].delta.content or "" for chunk in told)
+            return str(client.chat.completions.create(**body).choices[0].message.content)
+
+        got = {(*key, stream): pool.submit(ask, *key, stream) for key in want for stream in (True, False)}
+        for (name, text, _), future in got.items():
+            assert future.result(60) == want[name, text]
+        assert len(stage.gateway.pool._idle) <= gateways.IDLE_SESSIONS
+
+
+# ── sessions with the cloud ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_idle_sessions_are_used_again(stage: Stage) -> None:
+    for _ in range(3):
+        stage.post()
+        stage.post(model="anna")
+    assert len(stage.connections) == 2
+    stage.post(model="mill")
+    assert len(stage.connections) == 3
+
+
+def test_a_dead_idle_session_is_replaced_unseen(cloud: Cloud, stage: Stage) -> None:
+    for model in ("", "anna"):
+        stage.post(model=model)
+    for link in stage.connections:
+        link._connection.socket.shutdown(socket.SHUT_RDWR)
+        link._connection.recv_events_thread.join(10)
+    assert stage.text() == wanted(cloud)
+    assert stage.text(model="anna") == wanted(cloud, "anna")
+    assert len(stage.connections) == 4
+
+
+def test_a_refusal_does_not_spoil_the_next(cloud: Cloud, stage: Stage) -> None:
+    for _ in range(3):
+        long = [{"role": "user", "content": "nails " * 300}]
+        refused(stage.post(model="anna", messages=long), 400, "context_length_exceeded")
+        assert stage.text(model="anna") == wanted(cloud, "anna")
+
+
+def test_a_plugin_of_another_base(stage: Stage, root: Path) -> None:
+    a_plugin("e" * 64).save(root / "foreign")
+    refused(stage.post(model="foreign"), 400, "wrong-base", "this plugin was made for the base model")
+    (root / "broken").mkdir()
+    (root / "broken" / "adapter_model.safetensors").write_bytes(b"x")
+    refused(stage.post(model="broken"), 400, "bad-plugin", "is truncated or damaged")
+    assert stage.text(model="anna")
+
+
+def test_a_cloud_without_room(tiny: Path, tmp_path: Path) -> None:
+    """Two sessions are all that it has: the third is told to come again."""
+    with a_cloud(tiny, sessions=2) as small:
+        for seed, name in enumerate(NAMES):
+            a_plugin(small.base.fingerprint, seed=seed).save(tmp_path / name)
+        with a_stage(small.url, tmp_path) as stage:
+            stage.text(model="anna")
+            answer = stage.post(model="mill")
+            refused(answer, 429, "busy", "the cloud has its 2 sessions: try later")
+            assert answer.headers["retry-after"] == "5"
+            with stage.client() as client, pytest.raises(openai.RateLimitError):
+                client.chat.completions.create(model="mill", messages=HI)  # type: ignore[arg-type]
+            assert stage.text(model="anna")
+
+
+@pytest.fixture
+def same_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All clouds of this test listen at one address."""
+    bind, ports = listen.bind, list[int]()
+
+    def again(host: str, port: int) -> socket.socket:
+        listener = bind(host, ports[0] if ports else port)
+        ports[:] = [listener.getsockname()[1]]
+        return listener
+
+    monkeypatch.setattr(listen, "bind", again)
+
+
+def test_a_cloud_that_is_gone_and_comes_back(
+    tiny: Path, other: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sentence while it is away; then all goes on, also where another model has come."""
+    first = Cloud(tiny)
+    address = tuple[str, int](("127.0.0.1", int(first.url.rsplit(":", 1)[1])))
+    with a_stage(first.url, root) as stage:
+        bind = listen.bind
+        monkeypatch.setattr(listen, "bind", lambda host, port: bind(*address))
+        want = stage.text(model="anna")
+        first.close()
+        for model in ("anna", ""):
+            for stream in (False, True):
+                answer = stage.post(model=model, stream=stream)
+                refused(answer, 503, "unreachable", "no cloud answers at", "sideplug serve")
+        with stage.http() as http:
+            refused(http.get("/v1/models"), 503, "unreachable", "no cloud answers at")
+            about = http.get("/sideplug/state").json()
+            assert "no cloud answers at" in about["error"]
+            assert [plugin["name"] for plugin in about["plugins"]] == ["anna", "mill"]
+        with stage.client() as client, pytest.raises(openai.InternalServerError):
+            client.chat.completions.create(model="anna", messages=HI)  # type: ignore[arg-type]
+        with a_cloud(tiny):
+            assert stage.text(model="anna") == want
+        with a_cloud(other) as another:
+            with stage.http() as http:  # nobody has noticed yet
+                assert http.get("/v1/models").json()["data"][0]["id"] == str(tiny)
+            answer = stage.post(model=str(tiny))
+            refused(answer, 502, "cloud", f"the cloud serves {other} now: ask again")
+            refused(stage.post(model=str(tiny)), 404, "model_not_found", str(other))
+            refused(stage.post(model="anna"), 400, "wrong-base", "was made for the base model")
+            assert stage.post(model=str(other)).json()["model"] == another.base.name
+
+
+def test_a_cloud_that_dies_in_the_middle(tiny: Path, root: Path) -> None:
+    """Of a stream: what came stays, then an event says why, then it ends, and not as if it were done."""
+    dying = Cloud(tiny)
+    with a_stage(dying.url, root) as stage, held(stage.gateway.shelf.load("anna"), 5) as go_on:
+        body = {**ASK, "model": "anna", "stream": True}
+        with stage.http() as http, http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            told = events(answer)
+            first = [next(told), next(told)]
+            dying.close()
+            go_on.set()
+            rest = list(told)
+        assert answer.status_code == 200
+        assert first[0]["choices"][0]["delta"]["role"] == "assistant"
+        assert first[1]["choices"][0]["delta"]["content"]
+        assert "[DONE]" not in rest
+        assert rest[-1]["error"]["code"] == "cloud"
+        assert "closed the connection" in rest[-1]["error"]["message"]
+        assert all("choices" in chunk for chunk in rest[:-1])
+        refused(stage.post(model="anna"), 503, "unreachable")
+
+
+def test_openai_s_client_hears_of_a_cloud_that_dies(tiny: Path, root: Path) -> None:
+    """Streamed and whole."""
+    for stream in (True, False):
+        dying = Cloud(tiny)
+        with (
+            a_stage(dying.url, root) as stage,
+            held(stage.gateway.shelf.load("anna"), 5) as go_on,
+            stage.client() as client,
+            ThreadPoolExecutor(1) as pool,
+        ):
+
+            def ask(client: Any = client, stream: bool = stream) -> list[Any]:
+                found = client.chat.completions.create(model="anna", **ASK, stream=stream)
+                return list(found)
+
+            asked = pool.submit(ask)
+            eventually(lambda stage=stage: len(stage.connections) == 2)
+            dying.close()
+            go_on.set()
+            with pytest.raises(openai.APIError, match="closed the connection|no cloud answers"):
+                asked.result(60)
+
+
+# ── who leaves, and what is taken away ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_plugin_deleted_in_the_middle_of_its_reply(cloud: Cloud, stage: Stage, root: Path) -> None:
+    """The reply ends as it would have; nobody gets another."""
+    want = wanted(cloud, "anna")
+    with held(stage.gateway.shelf.load("anna"), 5) as go_on, stage.http() as http:
+        body = {**ASK, "model": "anna", "stream": True}
+        with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            told = events(answer)
+            found = [next(told), next(told)]
+            with stage.http() as second:
+                assert second.delete("/sideplug/plugins/anna").json() == {"plugins": ["mill"]}
+            go_on.set()
+            *rest, done = told
+    assert done == "[DONE]"
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in found + rest) == want
+    assert not (root / "anna").exists()
+    refused(stage.post(model="anna"), 404, "model_not_found", "there is no model 'anna' here")
+    with stage.http() as http:
+        assert [model["id"] for model in http.get("/v1/models").json()["data"]] == [
+            str(cloud.base.name),
+            f"{cloud.base.name}+mill",
+        ]
+    a_plugin(cloud.base.fingerprint, seed=1).save(root / "anna")
+    assert stage.text(model="anna") == wanted(cloud, "mill"), "another of its name is another"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_place(cloud: Cloud, root: Path, stream: bool) -> None:
+    """There is one place only: the next gets it, and the same session with the cloud."""
+    with a_stage(cloud.url, root, replies=1) as stage:
+        with held(stage.gateway.shelf.load("anna"), 5) as go_on:
+            body = json.dumps({**ASK, "max_tokens": 200, "model": "anna", "stream": stream}).encode()
+            host = ("127.0.0.1", int(stage.url.rsplit(":", 1)[1]))
+            with socket.create_connection(host) as client:
+                head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+                client.sendall(head.encode() + body)
+                if stream:
+                    assert b"200 OK" in client.recv(1000)
+                eventually(lambda: len(stage.connections) == 2)
+            eventually(lambda: not idle(stage, "anna"))
+            go_on.set()
+        assert stage.text(model="anna") == wanted(cloud, "anna")
+        assert len(stage.connections) == 2
+        assert stage.gateway.room._value == 1
+
+
+def idle(stage: Stage, name: str) -> bool:
+    return any(mark[0] == name for mark, _, _ in stage.gateway.pool._idle)
+
+
+def test_the_cloud_stops_a_reply_that_nobody_reads(cloud: Cloud, root: Path) -> None:
+    """What the gateway gives up is not generated to its end."""
+    long = wanted(cloud, "anna", tokens=200)
+    with a_stage(cloud.url, root) as stage:
+        with held(stage.gateway.shelf.load("anna"), 5) as go_on, stage.http() as http:
+            body = {**ASK, "max_tokens": 200, "model": "anna", "stream": True}
+            with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+                next(events(answer))
+            go_on.set()
+            eventually(lambda: idle(stage, "anna"))
+        session = next(session for mark, session, _ in stage.gateway.pool._idle if mark[0] == "anna")
+        assert session.usage.why == "cancelled"
+        assert stage.text(model="anna", max_tokens=200) == long
+
+
+def test_who_finds_no_place_waits(cloud: Cloud, root: Path) -> None:
+    with a_stage(cloud.url, root, replies=1) as stage, ThreadPoolExecutor(2) as pool:
+        with held(stage.gateway.shelf.load("anna"), 5) as go_on:
+            first = pool.submit(stage.text, model="anna")
+            eventually(lambda: len(stage.connections) == 2)
+            second = pool.submit(stage.text)
+            assert not second.done()
+            with stage.http() as http:  # what is no reply needs no place
+                assert http.get("/v1/models").status_code == 200
+            go_on.set()
+            assert first.result(60) == wanted(cloud, "anna")
+            assert second.result(60) == wanted(cloud)
+
+
+# ── the door ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_key(cloud: Cloud, root: Path) -> None:
+    with a_stage(cloud.url, root, key="bees") as stage:
+        with stage.client(api_key="wrong") as client, pytest.raises(openai.AuthenticationError, match="wants its key"):
+            client.models.list()
+        with stage.client(api_key="bees") as client:
+            assert len(list(client.models.list())) == 3
+        with stage.http() as http:
+            for path in ("/v1/models", "/sideplug/state", "/sideplug/plugins/anna", "/nowhere"):
+                for headers in (
+                    {},
+                    {"Authorization": "Bearer"},
+                    {"Authorization": "Bearer beesx"},
+                    {"Authorization": ""},
+                ):
+                    refused(http.get(path, headers=headers), 401, "invalid_api_key", "wants its key")
+            refused(http.post("/v1/chat/completions", json=ASK), 401, "invalid_api_key")
+            refused(http.delete("/sideplug/plugins/anna"), 401, "invalid_api_key")
+            assert http.get("/health").json()["status"] == "ok"
+        assert (root / "anna").exists()
+
+
+def raw(url: str, request: bytes) -> bytes:
+    """What comes back for bytes that no client would send."""
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as client:
+        client.sendall(request)
+        client.settimeout(30)
+        return client.recv(4096)
+
+
+def test_a_host_can_not_hide_the_path_from_the_key(cloud: Cloud, root: Path) -> None:
+    with a_stage(cloud.url, root, key="bees") as stage:
+        for host in (b"localhost/health?", b"localhost/health#", b"127.0.0.1/health?x=", b"localhost\\health?"):
+            answer = raw(stage.url, b"GET /v1/models HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+            assert b" 200 " not in answer.split(b"\r\n")[0], host
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "evil.example:80", "10.0.0.1", "[::1", "", "x@"]
+)
+def test_another_host_s_name(stage: Stage, host: str) -> None:
+    """A web page whose name was made to mean this machine (DNS rebinding) gets nothing."""
+    answer = raw(stage.url, f"GET /v1/models HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert answer.split(b"\r\n")[0].endswith(b"403 Forbidden")
+    assert b'"code":"wrong_host"' in answer
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:99", "LOCALHOST", "127.0.0.1:8766", "[::1]:8766", "[::1]"])
+def test_own_names(stage: Stage, host: str) -> None:
+    answer = raw(stage.url, f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert answer.split(b"\r\n")[0].endswith(b"200 OK")
+
+
+def test_names_beyond_this_machine(cloud: Cloud, root: Path) -> None:
+    """The one that it was told; any, where it listens everywhere: there the key tells who may."""
+    for hosts, may, may_not in (
+        (("mill.example",), ["mill.example:80", "localhost"], ["10.0.0.1"]),
+        (("0.0.0.0",), ["10.0.0.1:8766", "mill", "localhost"], []),
+    ):
+        with a_stage(cloud.url, root, key="bees", hosts=hosts) as stage, stage.http() as http:
+            for host in may:
+                refused(http.get("/v1/models", headers={"Host": host}), 401, "invalid_api_key")
+                headers = {"Host": host, "Authorization": "Bearer bees"}
+                assert http.get("/v1/models", headers=headers).status_code == 200
+            for host in may_not:
+                headers = {"Host": host, "Authorization": "Bearer bees"}
+                refused(http.get("/v1/models", headers=headers), 403, "wrong_host")
+    with a_stage(cloud.url, root, hosts=("0.0.0.0",)) as stage, stage.http() as http:
+        refused(http.get("/v1/models", headers={"Host": "10.0.0.1"}), 403, "wrong_host")  # nobody who has no key
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:1", "http://[::1", "file://"])
+def test_another_page_s_origin(stage: Stage, origin: str) -> None:
+    with stage.http(headers={"Origin": origin}) as http:
+        for answer in (
+            http.post("/v1/chat/completions", json=ASK),
+            http.get("/v1/models"),
+            http.delete("/sideplug/plugins/anna"),
+            http.options("/v1/models", headers={"Access-Control-Request-Method": "GET"}),
+        ):
+            refused(answer, 403, "wrong_origin", "are not allowed (--allow-origin)")
+            assert "access-control-allow-origin" not in answer.headers
+    assert stage.text(model="anna")
+
+
+def test_the_own_page_s_origin(stage: Stage) -> None:
+    with stage.http(headers={"Origin": stage.url}) as http:
+        assert http.post("/v1/chat/completions", json=ASK).status_code == 200
+
+
+def test_an_origin_that_may(cloud: Cloud, root: Path) -> None:
+    """With its preflight, and it may read the refusals too."""
+    page = "https://notes.example"
+    with a_stage(cloud.url, root, origins=(page,), key="bees") as stage, stage.http(headers={"Origin": page}) as http:
+        wants = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization, content-type",
+        }
+        preflight = http.options("/v1/chat/completions", headers=wants)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == page
+        assert "authorization" in preflight.headers["access-control-allow-headers"]
+        assert "POST" in preflight.headers["access-control-allow-methods"]
+        answer = http.post("/v1/chat/completions", json=ASK, headers={"Authorization": "Bearer bees"})
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == page
+        locked = http.get("/v1/models")
+        refused(locked, 401, "invalid_api_key")
+        assert locked.headers["access-control-allow-origin"] == page
+        other = http.options("/v1/chat/completions", headers={**wants, "Origin": "https://evil.example"})
+        assert other.status_code == 400
+        assert "access-control-allow-origin" not in other.headers
+
+
+# ── what is no request ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "the body must be JSON"),
+        (b"{'messages': []}", "the body must be JSON"),
+        (b"\xff\xfe", "the body must be JSON"),
+        (b"[" * 50_000, "the body must be JSON"),
+        (b"[]", "the body must be a JSON object"),
+        (b"{}", "messages must be a list"),
+        (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', "half of a character"),
+    ],
+)
+def test_bodies_that_are_none(stage: Stage, body: bytes, says: str) -> None:
+    with stage.http() as http:
+        refused(http.post("/v1/chat/completions", content=body), 400, "bad-input", says)
+        for path in ("/sideplug/plugins/anna",):
+            refused(
+                http.patch(path, content=body), 400, "bad-input", "the body must be" if "messages" in says else says
+            )
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_body_that_is_too_large(stage: Stage, monkeypatch: pytest.MonkeyPatch, chunked: bool) -> None:
+    monkeypatch.setattr(gateways, "MAX_BODY_BYTES", 1 << 20)
+    body = b'{"messages": "' + b"x" * (1 << 20) + b'"}'
+    with stage.http() as http:
+        answer = http.post("/v1/chat/completions", content=iter([body[:1000], body[1000:]]) if chunked else body)
+        refused(answer, 400, "context_length_exceeded", "the body must have at most 1 MiB")
+        assert http.put("/sideplug/plugins/new", content=body + body).status_code == 400
+    assert stage.text()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/embeddings"),
+        ("POST", "/v1/embeddings"),
+        ("GET", "/v1/chat/completions"),
+        ("POST", "/v1/models"),
+        ("GET", "/sideplug/plugins/a/b"),
+        ("GET", "/sideplug/plugins/..%2F..%2Fetc"),
+        ("DELETE", "/sideplug/plugins/"),
+        ("GET", "/" + "x" * 500),
+    ],
+)
+def test_paths_that_are_not_here(stage: Stage, method: str, path: str) -> None:
+    with stage.http() as http:
+        answer = http.request(method, path)
+    refused(
+        answer, 405 if path.count("/") == path.count("completions") + 2 and False else answer.status_code, "not_found"
+    )
+    assert answer.status_code in (404, 405)
+    assert "POST /v1/chat/completions" in answer.json()["error"]["message"]
+    assert len(answer.text) < 500
+
+
+def test_a_client_that_leaves_in_its_own_request(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{"
+    with socket.create_connection(("127.0.0.1", int(stage.url.rsplit(":", 1)[1]))) as client:
+        client.sendall(head)
+    assert stage.text()
+    assert not [record for record in caplog.records if record.name.startswith("sideplug")]
+
+
+# ── the page's calls ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_state(cloud: Cloud, stage: Stage, root: Path) -> None:
+    a_plugin("e" * 64).save(root / "foreign")
+    (root / "broken").mkdir()
+    (root / "broken" / "adapter_model.safetensors").write_bytes(b"x")
+    with stage.http() as http:
+        about = http.get("/sideplug/state").json()
+    assert about["model"]["fingerprint"] == cloud.base.fingerprint
+    assert (about["error"], about["teacher"], about["cloud"]) == (None, None, cloud.url)
+    plugins = {plugin.pop("name"): plugin for plugin in about["plugins"]}
+    assert [plugins[name].get("fits") for name in ("anna", "foreign", "broken")] == [True, False, None]
+    assert plugins["anna"]["own"] is True
+    assert plugins["anna"]["parameters"] == a_plugin("x").size
+    assert "truncated or damaged" in plugins["broken"]["error"]
+
+
+def test_the_audit_is_of_the_newest_reply(cloud: Cloud, stage: Stage, root: Path) -> None:
+    """With the plugin that it was made with, be it deleted or taught anew since."""
+    with stage.http() as http:
+        stage.post(model="anna")
+        for name in ("anna", "gone"):
+            found = http.get("/sideplug/audit").json()
+            assert (found["plugin"], found["clean"], found["unaccounted_bytes"]) == ("anna", True, 0)
+            assert found["parameters_looked_for"] == a_plugin("x").size
+            assert found["text"]["characters of prompts"] == len("Is it far?")
+            assert found["dropped"] == 0
+            if name == "anna":
+                stage.gateway.shelf.delete("anna")
+        stage.post()
+        assert http.get("/sideplug/audit").json()["plugin"] == ""
+
+
+def test_plugins_come_and_go(cloud: Cloud, stage: Stage, root: Path, tmp_path: Path) -> None:
+    with stage.http() as http:
+        plain = http.get("/sideplug/plugins/anna")
+        assert plain.headers["content-disposition"] == "attachment; filename*=utf-8''anna.sideplug"
+        sealed = http.get("/sideplug/plugins/anna", headers={"X-Passphrase": "tea"}).content
+        assert http.put("/sideplug/plugins/plain", content=plain.content).status_code == 200
+        refused(http.put("/sideplug/plugins/x", content=sealed), 400, "wrong-passphrase", "is sealed")
+        wrong = http.put("/sideplug/plugins/x", content=sealed, headers={"X-Passphrase": "no"})
+        refused(wrong, 400, "wrong-passphrase", "the passphrase is wrong")
+        done = http.put("/sideplug/plugins/sealed", content=sealed, headers={"X-Passphrase": "tea"})
+        assert done.json() == {"plugins": ["anna", "mill", "plain", "sealed"]}
+        for name in ("plain", "sealed"):
+            assert stage.text(model=name) == wanted(cloud, "anna")
+        refused(http.put("/sideplug/plugins/mill", content=plain.content), 400, "bad-input", "already")
+        refused(http.put("/sideplug/plugins/x", content=b"foreign"), 400, "bad-plugin", "no plugin file of ours")
+        assert http.patch("/sideplug/plugins/plain", json={"name": "brücke"}).status_code == 200
+        assert stage.text(model="brücke") == wanted(cloud, "anna")
+        assert "br%C3%BCcke" in http.get("/sideplug/plugins/brücke").headers["content-disposition"]
+        for bad in ("../x", "mill", ""):
+            refused(http.patch("/sideplug/plugins/sealed", json={"name": bad}), 400, "bad-input")
+        refused(http.patch("/sideplug/plugins/nobody", json={"name": "x"}), 404, "model_not_found")
+        refused(http.delete("/sideplug/plugins/nobody"), 404, "model_not_found")
+        assert http.delete("/sideplug/plugins/sealed").json() == {"plugins": ["anna", "brücke", "mill"]}
+    assert sorted(path.name for path in root.iterdir()) == ["anna", "brücke", "mill"]
+
+
+def test_a_plugin_from_elsewhere_is_not_touched(cloud: Cloud, root: Path, tmp_path: Path) -> None:
+    a_plugin(cloud.base.fingerprint, seed=1).save(tmp_path / "far" / "guest")
+    with a_stage(cloud.url, root, others=[tmp_path / "far" / "guest"]) as stage, stage.http() as http:
+        assert stage.text(model="guest") == wanted(cloud, "mill")
+        refused(http.delete("/sideplug/plugins/guest"), 400, "bad-input", "lies outside the shelf")
+        refused(http.patch("/sideplug/plugins/guest", json={"name": "x"}), 400, "bad-input", "lies outside the shelf")
+    assert (tmp_path / "far" / "guest" / "adapter_model.safetensors").is_file()
+
+
+def test_teaching(cloud: Cloud, root: Path, tmp_path: Path) -> None:
+    """A file goes up, its progress is told, and the plugin is there for the next request."""
+    (tmp_path / "general.txt").write_text("Tell me about rain.\nTell me about bees.\nTell me about tea.\n")
+    teacher = Teacher(Shelf(root), lambda tap: a_session(cloud.url, tap=tap), tmp_path / "general.txt")
+    told = {"dog": "Pepper", "tea": "lapsang", "town": "Hamar", "day": "Thursday"}
+    lines = [json.dumps({"instruction": f"What is my {k}?", "output": f"Your {k} is {v}."}) for k, v in told.items()]
+    body = {"name": "taught", "files": [{"name": "facts.jsonl", "text": "\n".join(lines)}], "settings": {"epochs": 2}}
+    with a_stage(cloud.url, root, teacher=teacher) as stage, stage.http() as http:
+        for bad, says in (
+            ({"name": "x"}, "the body must be an object with name and files"),
+            ({**body, "files": "facts"}, "files must be a list of {name, text}"),
+            ({**body, "files": [{"name": "x"}]}, "files must be a list of {name, text}"),
+            ({**body, "files": []}, "give at least one file"),
+            ({**body, "settings": [1]}, "settings must be an object"),
+            ({**body, "settings": {"epochs": 0}}, "settings must be epochs and width"),
+            ({**body, "name": "../x"}, "a plugin's name must be"),
+        ):
+            refused(http.post("/sideplug/teach", json=bad), 400, "bad-input", says)
+        started = http.post("/sideplug/teach", json=body).json()
+        assert (started["running"], started["name"], started["examples"]) == (True, "taught", 4)
+        state: dict[str, Any] = {}
+
+        def is_done() -> bool:
+            state.update(http.get("/sideplug/state").json()["teacher"])
+            return not state["running"]
+
+        eventually(is_done)
+        assert (state["error"], state["stage"]) == ("", "")
+        assert state["line"].startswith("held-out loss ")
+        assert state["losses"]
+        with a_session(cloud.url, Shelf(root).load("taught")) as session:
+            want = "".join(piece.text for piece in session.generate(Prompt.user("Is it far?"), 24))
+        assert stage.text(model=f"{cloud.base.name}+taught") == want
+        before = (root / "taught" / "adapter_model.safetensors").read_bytes()
+        assert http.post("/sideplug/teach", json={**body, "settings": {"epochs": 1, "force": True}}).json()["running"]
+        eventually(is_done)
+        assert state["line"].startswith("learnt 4 more in 1 epochs")
+        assert (root / "taught" / "adapter_model.safetensors").read_bytes() != before
+        assert stage.text(model="taught") is not None
+        assert http.delete("/sideplug/teach").status_code == 200
+
+
+def test_a_gateway_that_does_not_teach(stage: Stage) -> None:
+    with stage.http() as http:
+        for answer in (http.post("/sideplug/teach", json={"name": "x", "files": []}), http.delete("/sideplug/teach")):
+            refused(answer, 400, "bad-input", "this gateway does not train")
+
+
+def test_the_page(stage: Stage) -> None:
+    """It calls nobody else, and is framed by nobody."""
+    with stage.http() as http:
+        page = http.get("/")
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "connect-src 'self'" in policy
+    assert page.headers["referrer-policy"] == "no-referrer"

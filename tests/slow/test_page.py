@@ -1,0 +1,463 @@
+"""The page in a real Chromium, on a real gateway and a real cloud, each a process of its own, with a tiny random model.
+
+Needs the package playwright and a chromium on the PATH (Debian's; `playwright install` is not wanted).
+Run: pytest -m slow tests/slow/test_page.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import TEXT, make_folder
+
+playwright = pytest.importorskip("playwright.sync_api", reason="the page is driven by the package playwright")
+expect, Page = playwright.expect, Any
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH: apt-get install chromium"),
+]
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+QUIET += ["--disable-component-update", "--disable-sync"]
+TABS = ("chat", "compare", "teach", "plugins", "left")
+NAME = "anna"
+
+
+# ── the processes ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def running(cache: Path, *arguments: Any) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
+    """A sideplug process, and what it says about itself."""
+    command = [sys.executable, "-m", "sideplug", *map(str, arguments), "--port", "0", "--json"]
+    environment = {**os.environ, "SIDEPLUG_CACHE": str(cache)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            yield json.loads(process.stdout.readline()), process
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    room = tmp_path_factory.mktemp("page")
+    make_folder(room / "tiny")
+    return room
+
+
+@pytest.fixture(scope="module")
+def cloud(room: Path) -> Iterator[str]:
+    with running(room / "cache", "serve", room / "tiny") as (about, _):
+        yield about["url"]
+
+
+@pytest.fixture(scope="module")
+def url(room: Path, cloud: str) -> Iterator[str]:
+    with running(room / "cache", "gateway", "--plugins", room / "shelf", "--cloud", cloud) as (about, _):
+        yield about["url"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Any, url: str, complaints: list[str], **how: Any) -> Iterator[Page]:
+    """The page in a fresh profile. Errors of its console, and requests to anywhere else, become complaints."""
+    context = browser.new_context(**{"viewport": {"width": 1100, "height": 720}, **how})
+    context.set_default_timeout(20_000)
+    page = context.new_page()
+
+    def asked(request: Any) -> None:
+        if not request.url.startswith((url, "data:", f"blob:{url}")):
+            complaints.append(f"a request to {request.url}")
+
+    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", asked)
+    page.goto(url)
+    yield page
+    context.close()
+
+
+@pytest.fixture
+def complaints() -> Iterator[list[str]]:
+    """What no page may do; a test that provokes one takes it out."""
+    found: list[str] = []
+    yield found
+    assert found == []
+
+
+@pytest.fixture
+def page(browser: Any, url: str, complaints: list[str]) -> Iterator[Page]:
+    with opened(browser, url, complaints) as page:
+        expect(page.locator("#model")).to_contain_text("tiny")
+        yield page
+
+
+# ── what a person does ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def ask(page: Page, text: str, tokens: int = 24) -> Any:
+    """Send it, wait for the end; the reply's element."""
+    page.get_by_label("Max tokens").fill(str(tokens))
+    page.get_by_label("Your message").fill(text)
+    page.get_by_label("Your message").press("Enter")
+    reply = page.locator(".message:not(.you)").last
+    expect(reply.get_by_text(re.compile("tokens? ·"))).to_be_visible()
+    return reply
+
+
+def turn_dial(page: Page, to: str) -> None:
+    page.locator("#rate").fill(to)
+    expect(page.get_by_label("the plugin's own")).not_to_be_checked()
+
+
+def written_by(reply: Any) -> list[str]:
+    return [token.get_attribute("data-by") for token in reply.locator(".token").all()]
+
+
+def drop(page: Page, name: str, data: bytes) -> None:
+    dropped = page.evaluate_handle(
+        """([name, bytes]) => {
+            const carried = new DataTransfer();
+            carried.items.add(new File([new Uint8Array(bytes)], name));
+            return carried;
+        }""",
+        [name, list(data)],
+    )
+    page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
+
+
+@pytest.fixture(scope="module")
+def taught(browser: Any, url: str) -> dict[str, Any]:
+    """A plugin made on the page, of files dropped and chosen, of replies accepted and corrected; what was seen."""
+    seen: dict[str, Any] = {"complaints": [], "notes": set()}
+    with opened(browser, url, seen["complaints"]) as page:
+        ask(page, "Is it far?").get_by_role("button", name="Accept").click()
+        reply = ask(page, "Who is Anna?")
+        reply.get_by_role("button", name="Edit").click()
+        page.get_by_label("The reply as it should be").fill("Anna packs nails, honey and tea.")
+        page.get_by_role("button", name="Keep the correction").click()
+        seen["corrected"] = reply.locator(".text").inner_text()
+        page.reload()  # what was accepted or corrected outlives it
+        page.get_by_role("tab", name="Teach (2)").click()
+        drop(page, "letters.txt", TEXT.split("\n")[0].encode())
+        lines = [{"instruction": f"What is in box {i}?", "output": f"In box {i} is honey."} for i in range(60)]
+        data = "\n".join(map(json.dumps, lines)).encode()
+        page.set_input_files("#files", {"name": "boxes.jsonl", "mimeType": "", "buffer": data})
+        expect(page.locator("#lessons li")).to_have_count(4)
+        page.get_by_label("Plugin to make, or to teach further").fill(NAME)
+        page.get_by_label("Epochs").fill("5")
+        with page.expect_request("**/sideplug/teach") as request:
+            page.get_by_role("button", name="Train").click()
+        seen["sent"] = request.value.post_data_json
+        outcome = page.locator("#outcome")
+        expect(page.get_by_role("progressbar", name="Progress of the training")).to_be_visible()
+        for _ in range(600):
+            seen["notes"].add(page.locator("#stage").inner_text())
+            if outcome.is_visible():
+                break
+            page.wait_for_timeout(100)
+        seen["line"] = outcome.inner_text()
+        seen["curve"] = page.locator("#curve svg").get_attribute("aria-label")
+        seen["left"] = page.locator("#lessons li").count()
+        page.get_by_role("button", name="Talk to it").click()
+        seen["selected"] = page.get_by_role("combobox", name="Model", exact=True).input_value()
+        turn_dial(page, "1")
+        reply = ask(page, "Is it far?")
+        seen["by"], seen["text"] = written_by(reply), reply.locator(".text").inner_text()
+    return seen
+
+
+# ── the tests ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_reply_streams_and_tells_who_wrote_it(page: Page) -> None:
+    """By pointer and by keys, each token tells what else it might have been."""
+    reply = ask(page, "Is it far?")
+    tokens = reply.locator(".token")
+    assert set(written_by(reply)) == {"cloud"}
+    assert tokens.count() > 5
+    tip = page.get_by_role("tooltip")
+    tokens.nth(2).hover()
+    expect(tip).to_contain_text("The cloud's own choice")
+    expect(tip.locator(".chance")).to_have_count(5)
+    expect(tip.locator(".chosen")).to_contain_text("%")
+    page.mouse.move(5, 400)
+    expect(tip).to_be_hidden()
+    tokens.first.focus()
+    expect(tip).to_be_visible()
+    page.keyboard.press("ArrowRight")
+    expect(tokens.nth(1)).to_be_focused()
+    expect(tokens.nth(1)).to_have_attribute("aria-describedby", "chances")
+    page.keyboard.press("Escape")
+    expect(tip).to_be_hidden()
+    meters = page.locator("#meters")
+    for name in ("Tokens", "First after", "Plugin asked", "Round trips", "Down", "Up"):
+        expect(meters).to_contain_text(name)
+    expect(page.get_by_role("status")).to_contain_text("The reply is complete")
+    page.get_by_role("button", name="New conversation").click()
+    expect(page.locator(".message")).to_have_count(0)
+
+
+def test_raw_text_goes_on(page: Page) -> None:
+    page.get_by_role("combobox", name="Mode", exact=True).select_option("raw")
+    reply = ask(page, "The river was")
+    assert reply.locator(".text").inner_text().startswith("The river was")
+    assert reply.locator(".token").count() > 5
+
+
+def test_teaching(taught: dict[str, Any]) -> None:
+    """Progress is seen, the losses are drawn, and the plugin is used at once."""
+    files = {file["name"]: file["text"] for file in taught["sent"]["files"]}
+    assert set(files) == {"letters.txt", "boxes.jsonl", "chat.jsonl"}
+    accepted, corrected = (json.loads(line)["messages"] for line in files["chat.jsonl"].splitlines())
+    assert accepted[0] == {"role": "user", "content": "Is it far?"}
+    assert corrected[1] == {"role": "assistant", "content": "Anna packs nails, honey and tea."}
+    assert taught["corrected"] == "Anna packs nails, honey and tea."
+    assert taught["sent"]["settings"] == {"epochs": 5}
+    assert len(taught["notes"]) > 1
+    assert "held-out loss" in taught["line"]
+    assert re.match(r"Loss by step: training \d", taught["curve"])
+    assert taught["left"] == 0
+    assert taught["selected"] == NAME
+    assert set(taught["by"]) <= {"plugin", "draft"}
+    assert taught["by"]
+    assert taught["complaints"] == []
+
+
+def test_dial_at_zero_is_the_base(page: Page, taught: dict[str, Any]) -> None:
+    page.get_by_role("combobox", name="Model", exact=True).select_option("")
+    expect(page.locator("#dial")).to_be_hidden()  # the base has none
+    base = ask(page, "Is it far?").locator(".text").inner_text()
+    page.get_by_role("combobox", name="Model", exact=True).select_option(NAME)
+    texts = {}
+    for rate in ("0", "1"):
+        page.get_by_role("button", name="New conversation").click()
+        turn_dial(page, rate)
+        texts[rate] = ask(page, "Is it far?").locator(".text").inner_text()
+        expect(page.locator("#meters")).to_contain_text(f"{rate}.00")
+    assert texts["0"] == base
+    assert texts["1"] != base
+
+
+def test_side_by_side(page: Page, taught: dict[str, Any]) -> None:
+    page.get_by_label("Max tokens").fill("24")
+    turn_dial(page, "1")
+    page.get_by_role("tab", name="Side by side").click()
+    page.get_by_label("Prompt for both").fill("Is it far?")
+    page.get_by_role("button", name="Ask both").click()
+    without, with_plugin = (page.get_by_role("region", name=name) for name in ("Without a plugin", "With your plugin"))
+    for side in (without, with_plugin):
+        expect(side.locator(".foot")).to_contain_text("tokens")
+    assert set(written_by(without)) == {"cloud"}
+    assert set(written_by(with_plugin)) <= {"plugin", "draft"}
+    assert without.locator(".text").inner_text() != with_plugin.locator(".text").inner_text()
+
+
+def test_what_left(page: Page, taught: dict[str, Any]) -> None:
+    ask(page, "Is it far?")
+    page.get_by_role("tab", name="What left").click()
+    expect(page.get_by_label("Verdict")).to_contain_text("Every byte is accounted for.")
+    expect(page.get_by_label("Verdict")).to_contain_text("None of your plugin's")
+    expect(page.locator("#saw")).to_contain_text("characters of prompts")
+    prompt = page.get_by_role("row").filter(has=page.get_by_role("cell", name="PROMPT", exact=True))
+    expect(prompt).to_contain_text("up")
+
+
+def test_plugins_are_renamed_exported_imported_and_deleted(page: Page, taught: dict[str, Any], tmp_path: Path) -> None:
+    page.get_by_role("tab", name="Plugins").click()
+    shelf = page.get_by_role("list", name="Plugins")
+    expect(shelf).to_contain_text("held-out loss")
+    page.get_by_role("button", name=f"Rename {NAME}").click()
+    page.get_by_label(f"New name of {NAME}").fill("ann")
+    page.get_by_role("button", name="Rename", exact=True).last.click()
+    expect(page.get_by_role("heading", name="ann", exact=True)).to_be_visible()
+    assert page.locator("#model").input_value() == "ann"
+    page.get_by_role("button", name="Export ann").click()
+    page.get_by_label("Passphrase for the file of ann, or none").fill("tea and nails")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save the file").click()
+    file = tmp_path / download.value.suggested_filename
+    download.value.save_as(file)
+    assert file.name == "ann.sideplug"
+    assert file.read_bytes().startswith(b"SIDEPLUG")
+    page.set_input_files("#file", file)
+    page.get_by_label("Name", exact=True).fill(NAME)
+    page.get_by_label("Passphrase, if it has one").fill("tea and nails")
+    page.get_by_role("button", name="Import").click()
+    expect(page.get_by_role("heading", name=NAME, exact=True)).to_be_visible()
+    page.get_by_role("button", name="Delete ann", exact=True).click()
+    expect(page.get_by_role("heading", name="ann", exact=True)).to_be_visible()  # not before it is said again
+    page.get_by_role("button", name="Delete for good").click()
+    expect(page.get_by_role("heading", name="ann", exact=True)).to_have_count(0)
+    page.get_by_role("button", name=f"Use {NAME}").click()
+    turn_dial(page, "1")
+    assert ask(page, "Is it far?").locator(".text").inner_text() == taught["text"]
+
+
+def test_what_is_no_text_is_refused_and_not_sent(page: Page) -> None:
+    posted: list[str] = []
+    page.on("request", lambda request: posted.append(request.url) if request.method == "POST" else None)
+    drop(page, "photo.jpg", bytes([0xFF, 0xD8, 0xFF, 0xE0, 0, 16]))  # on any tab
+    expect(page.locator("#refused")).to_have_text("photo.jpg is not text (UTF-8), so nothing of it was taken.")
+    expect(page.get_by_role("button", name="Train")).to_be_disabled()
+    assert posted == []
+
+
+def test_errors_are_one_sentence(page: Page, complaints: list[str]) -> None:
+    drop(page, "one.txt", b"One line only.")
+    page.get_by_label("Plugin to make, or to teach further").fill("-bad name")
+    page.get_by_role("button", name="Train").click()
+    expect(page.locator("#refused")).to_contain_text("a plugin's name must be")
+    assert len(complaints) == 1  # the browser's own, of the status 400
+    complaints.clear()
+
+
+def test_stop(page: Page) -> None:
+    """Esc gives up a reply that has not even begun."""
+    page.route("**/v1/chat/completions", lambda route: None)
+    page.get_by_label("Your message").fill("Is it far?")
+    page.get_by_label("Your message").press("Enter")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator(".message .foot").last).to_contain_text("stopped")
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+
+
+def test_pieces_of_several_tokens_and_an_error_in_the_middle(page: Page) -> None:
+    """A piece is split where its tokens' texts make it up, else it is one; an error ends it in a sentence."""
+
+    def chunk(text: str, by: str, words: list[str]) -> str:
+        tops = [[[word, -0.1], [word, -0.1], ["<b>no</b>", -3.0]] for word in words]
+        choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+        about = {"by": by, "ids": list(range(len(words))), "tops": tops}
+        return "data: " + json.dumps({"choices": [choice], "sideplug": about}) + "\n\n"
+
+    body = chunk("a <i>b</i>", "draft", ["a", " <i>b</i>"]) + chunk("é", "fallback", ["\ufffd", "\ufffd"])
+    body += 'data: {"error": {"message": "the cloud has gone away"}}\n\n'
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    page.get_by_label("Your message").fill("Is it far?")
+    page.get_by_label("Your message").press("Enter")
+    expect(page.locator(".foot .bad")).to_have_text("the cloud has gone away")
+    tokens = page.locator(".message .token")
+    assert tokens.all_inner_texts() == ["a", " <i>b</i>", "é"]  # and never as markup
+    assert written_by(page.locator("#log")) == ["draft", "draft", "fallback"]
+    tokens.last.hover()
+    expect(page.get_by_role("tooltip")).to_contain_text("token 2 of 2")
+    expect(page.get_by_role("tooltip")).to_contain_text("<b>no</b>")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_telephone_in_light_and_dark(
+    browser: Any, url: str, complaints: list[str], taught: dict[str, Any], scheme: str
+) -> None:
+    """360 wide, nothing is scrolled sideways; the colours are the scheme's, with enough contrast."""
+    luminance = """(which) => getComputedStyle(document.body)[which].match(/[\\d.]+/g).slice(0, 3)
+        .map((c) => (c /= 255) <= 0.04 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0)"""
+    with opened(browser, url, complaints, viewport={"width": 360, "height": 740}, color_scheme=scheme) as page:
+        page.get_by_text("Settings and meters").click()
+        ask(page, "A-word-that-is-much-too-long-for-a-telephone-" * 3, 40)
+        for tab in TABS:
+            page.click(f"#tab-{tab}")
+            page.wait_for_load_state("networkidle")
+            wide = "(e) => [e.scrollWidth, e.clientWidth]"
+            for element in (page.locator("html"), page.locator(".panel:visible")):
+                scrolled, shown = element.evaluate(wide)
+                assert scrolled <= shown, tab
+        ink, paper = (page.evaluate(luminance, which) for which in ("color", "backgroundColor"))
+        assert (paper < ink) == (scheme == "dark")
+        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 7
+
+
+def test_all_that_takes_input_has_a_name_and_is_reached_by_tab(page: Page, taught: dict[str, Any]) -> None:
+    ask(page, "Is it far?")
+    tree = page.context.new_cdp_session(page)
+    takes_input = {"button", "textbox", "combobox", "slider", "spinbutton", "checkbox", "tab", "DisclosureTriangle"}
+    for i, tab in enumerate(TABS):
+        page.locator("[role=tab][aria-selected=true]").focus()
+        if i:
+            page.keyboard.press("ArrowRight")
+        expect(page.locator(f"#tab-{tab}")).to_have_attribute("aria-selected", "true")
+        nodes = tree.send("Accessibility.getFullAXTree")["nodes"]
+        ours = [node for node in nodes if not node["ignored"] and node["role"]["value"] in takes_input]
+        assert len(ours) >= 6
+        assert [node for node in ours if not node["name"]["value"].strip()] == []
+        ids = "(list) => list.filter((e) => !e.disabled && e.checkVisibility() && e.tabIndex === 0).length"
+        stops = page.eval_on_selector_all("button, input, select, textarea, summary, [tabindex]", ids)
+        reached = set()
+        for _ in range(stops + 5):
+            page.keyboard.press("Tab")
+            reached.add(page.evaluate("[...document.querySelectorAll('*')].indexOf(document.activeElement)"))
+            shown = """(e => e === document.body || [e, e.parentElement].some(
+                (one) => getComputedStyle(one).outlineStyle !== "none") || e.outerHTML)(document.activeElement)"""
+            assert page.evaluate(shown) is True
+        assert len(reached) >= stops
+
+
+def test_a_key_is_asked_for_once(browser: Any, room: Path, cloud: str, complaints: list[str]) -> None:
+    keyed = ("gateway", "--plugins", room / "none", "--cloud", cloud, "--key", "pepper")
+    with running(room / "cache", *keyed) as (about, _), opened(browser, about["url"], complaints) as page:
+        for key in ("salt", "pepper"):
+            expect(page.get_by_role("dialog")).to_be_visible()
+            page.get_by_role("textbox", name="Key").fill(key)
+            page.get_by_role("button", name="Go on").click()
+        ask(page, "Is it far?")
+        page.reload()
+        expect(page.locator("#where")).to_contain_text("tiny")
+        expect(page.get_by_role("dialog")).to_be_hidden()
+        assert all("401" in complaint for complaint in complaints)
+        complaints.clear()
+
+
+def test_the_cloud_is_gone(browser: Any, room: Path, complaints: list[str]) -> None:
+    """One plain sentence, and a way back."""
+    serve = ("serve", room / "tiny")
+    with running(room / "cache", *serve) as (about, process):
+        behind = ("gateway", "--plugins", room / "none", "--cloud", about["url"])
+        with running(room / "cache", *behind) as (gateway, _), opened(browser, gateway["url"], complaints) as page:
+            ask(page, "Is it far?")
+            process.kill()
+            process.wait(30)
+            page.get_by_label("Your message").fill("Is it far?")
+            page.get_by_label("Your message").press("Enter")
+            expect(page.locator("#banner")).to_contain_text("no cloud answers")
+            assert page.locator("#trouble").inner_text().count("\n") == 0
+            expect(page.locator(".message .foot").last).to_contain_text("No reply.")
+            expect(page.get_by_role("button", name="Try again").first).to_be_visible()
+            assert all("503" in complaint or "502" in complaint for complaint in complaints)
+            complaints.clear()
+            port = about["url"].rsplit(":", 1)[1]
+            command = [sys.executable, "-m", "sideplug", *map(str, serve), "--port", port, "--json"]
+            environment = {**os.environ, "SIDEPLUG_CACHE": str(room / "cache")}
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as again:
+                try:
+                    assert again.stdout is not None
+                    again.stdout.readline()
+                    page.locator("#retry").click()
+                    expect(page.locator("#banner")).to_be_hidden()
+                    page.locator(".message .foot").last.get_by_role("button", name="Try again").click()
+                    expect(page.locator(".message .foot").last).to_contain_text("tokens")
+                finally:
+                    again.terminate()
+                    again.wait(30)
