@@ -30,7 +30,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -39,7 +39,7 @@ from sideplug import __version__
 from sideplug.contract.errors import CloudError, InputError, SideplugError, TooLong, UnknownModel, WrongBase
 from sideplug.contract.gate import Gate
 from sideplug.device import audit, openai_api
-from sideplug.device.link import Link, WebSocketLink
+from sideplug.device.link import Link, Record, WebSocketLink
 from sideplug.device.openai_api import Asked, Defaults, Shape
 from sideplug.device.runtime import Model, Pace, Piece, Session
 from sideplug.device.shelf import Shelf
@@ -136,7 +136,8 @@ class Pool:
 
 
 class Gateway:
-    """`app` is what a server runs; `model` what the cloud serves, known from the first session on."""
+    """`app` is what a server runs; `model` what the cloud serves, known from the first session on. `record` hears all
+    messages with the cloud (--transcript)."""
 
     def __init__(
         self,
@@ -145,12 +146,22 @@ class Gateway:
         settings: Settings = Settings(),
         ca: Path | None = None,
         teacher: Teacher | None = None,
+        record: Record | None = None,
     ) -> None:
         self.shelf = shelf
         self.cloud = cloud
         self.settings = settings
         self.teacher = teacher
-        self.pool = Pool(lambda record: WebSocketLink.connect(cloud, ca, record))
+
+        def connect(recent: audit.Recent) -> Link:
+            def both(direction: str, message: bytes) -> None:
+                recent(direction, message)
+                if record:
+                    record(direction, message)
+
+            return WebSocketLink.connect(cloud, ca, both)
+
+        self.pool = Pool(connect)
         self._model: Model | None = None
         self.room = asyncio.Semaphore(settings.replies)
         self.app = self._make_app()
@@ -304,14 +315,15 @@ class Gateway:
             origins = list(self.settings.origins)
             cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
             middleware.insert(0, cors)
-        handlers = {SideplugError: _refused, 404: _no_such_path, 405: _no_such_path, 500: _failed}
-        return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)  # type: ignore[arg-type]
+        handlers: dict[Any, Any] = {404: _no_such_path, 405: _no_such_path, 500: _failed}
+        handlers |= {SideplugError: _refused, ClientDisconnect: _left}
+        return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 
     async def serve(self, listener: socket.socket, ready: Callable[[str], None] = lambda url: None) -> None:
         """Until SIGINT or SIGTERM. `ready` hears the address."""
         host, port = listener.getsockname()[:2]
         config = uvicorn.Config(self.app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=3)
-        server = Server(config)
+        server = uvicorn.Server(config)
         listener.listen(128)
         ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         try:
@@ -491,6 +503,11 @@ def _error(status: int, message: str, code: str) -> JSONResponse:
 async def _refused(request: Request, problem: Exception) -> Response:
     status, body = openai_api.error(problem)
     return JSONResponse(body, status, {"Retry-After": "5"} if status == 429 else None)
+
+
+async def _left(request: Request, problem: Exception) -> Response:
+    """Whoever asked left before the question was whole: there is nobody to tell, and nothing for the log."""
+    return Response(status_code=400)
 
 
 async def _no_such_path(request: Request, problem: Exception) -> Response:

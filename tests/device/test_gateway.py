@@ -1,4 +1,4 @@
-"""The gateway on a real socket before a real cloud, asked by OpenAI's own client, by others, and by ones that misbehave.
+"""The gateway on a real socket before a real cloud: asked by OpenAI's own client, by others, by ones that misbehave.
 
 A plugin of these tests asks for every token, and `held` stops it in the middle of a reply, so that no clock decides.
 """
@@ -26,7 +26,9 @@ from sideplug import listen
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
+from sideplug.device import audit
 from sideplug.device import gateway as gateways
+from sideplug.device.audit import Recorder
 from sideplug.device.gateway import Gateway, Server, Settings
 from sideplug.device.runtime import Pace
 from sideplug.device.shelf import Shelf
@@ -36,6 +38,12 @@ from tests.conftest import Cloud, a_cloud, a_plugin, a_session
 HI = [{"role": "user", "content": "Is it far?"}]
 ASK = {"messages": HI, "max_tokens": 24}
 NAMES = ("anna", "mill")
+ONE_BY_ONE = Pace(ahead=0)  # so that what was answered has come down, when the next is asked
+
+
+def a_person(base: str, name: str) -> Any:
+    """The plugin of this name: it changes the text, and leaves it varied."""
+    return a_plugin(base, scale=0.15, seed=NAMES.index(name))
 
 
 @contextlib.contextmanager
@@ -99,8 +107,8 @@ def a_stage(cloud: str, root: Path, **how: Any) -> Iterator[Stage]:
 @pytest.fixture
 def root(cloud: Cloud, tmp_path: Path) -> Path:
     """A shelf with two plugins."""
-    for seed, name in enumerate(NAMES):
-        a_plugin(cloud.base.fingerprint, seed=seed).save(tmp_path / "shelf" / name)
+    for name in NAMES:
+        a_person(cloud.base.fingerprint, name).save(tmp_path / "shelf" / name)
     return tmp_path / "shelf"
 
 
@@ -114,7 +122,7 @@ def wanted(
     cloud: Cloud, name: str = "", prompt: Prompt = Prompt.user("Is it far?"), tokens: int = 24, **sampling: Any
 ) -> str:
     """What a session gives without any gateway; "" is the base."""
-    plugin = a_plugin(cloud.base.fingerprint, seed=NAMES.index(name)) if name else None
+    plugin = a_person(cloud.base.fingerprint, name) if name else None
     with a_session(cloud.url, plugin) as session:
         return "".join(piece.text for piece in session.generate(prompt, tokens, Sampling(**sampling)))
 
@@ -192,7 +200,7 @@ def test_a_reply_is_what_a_session_gives(cloud: Cloud, stage: Stage, name: str) 
 
 
 def test_usage(cloud: Cloud, stage: Stage) -> None:
-    with a_session(cloud.url, a_plugin(cloud.base.fingerprint, seed=0)) as session:
+    with a_session(cloud.url, a_person(cloud.base.fingerprint, "anna")) as session:
         list(session.generate(Prompt.user("Is it far?"), 24))
         want = session.usage
     with stage.client() as client:
@@ -282,12 +290,8 @@ def test_stop_texts(cloud: Cloud, stage: Stage) -> None:
     assert answer["choices"][0]["message"]["content"] == want
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert answer["usage"]["completion_tokens"] <= 24
-    with (
-        stage.http() as http,
-        http.stream(
-            "POST", "/v1/chat/completions", json={**ASK, "model": "anna", "stop": stop, "stream": True}
-        ) as answer,
-    ):
+    body = {**ASK, "model": "anna", "stop": stop, "stream": True}
+    with stage.http() as http, http.stream("POST", "/v1/chat/completions", json=body) as answer:
         told = [chunk["choices"][0]["delta"].get("content", "") for chunk in events(answer) if chunk != "[DONE]"]
     assert "".join(told) == want
     assert stage.text(model="anna") == whole, "the session goes on"
@@ -319,9 +323,17 @@ def test_the_head_on_this_device(cloud: Cloud, root: Path, tmp_path: Path) -> No
     with a_session(cloud.url) as session:
         model = session.model
         head = DeviceHead.fetch(session.link, tmp_path / "heads", model.fingerprint, model.vocab)
+    with a_session(cloud.url, a_person(cloud.base.fingerprint, "anna")) as session:
+        want = "".join(piece.text for piece in session.generate(Prompt.user("Is it far?"), 24, pace=Pace(head=head)))
     with a_stage(cloud.url, root, pace=Pace(head=head)) as stage:
-        assert stage.text(model="anna") == wanted(cloud, "anna")
+        assert stage.text(model="anna") == want
         assert stage.text() == wanted(cloud)
+        with stage.http() as http:
+            stage.post(model="anna")
+            rows = http.get("/sideplug/audit").json()["rows"]
+    (parts,) = [row["parts"] for row in rows if row["kind"] == "ANSWER"]
+    assert "ids (numbers)" in parts
+    assert "delta (numbers)" not in parts, "its corrections stay here"
 
 
 def test_many_at_once(cloud: Cloud, root: Path) -> None:
@@ -385,8 +397,8 @@ def test_a_plugin_of_another_base(stage: Stage, root: Path) -> None:
 def test_a_cloud_without_room(tiny: Path, tmp_path: Path) -> None:
     """Two sessions are all that it has: the third is told to come again."""
     with a_cloud(tiny, sessions=2) as small:
-        for seed, name in enumerate(NAMES):
-            a_plugin(small.base.fingerprint, seed=seed).save(tmp_path / name)
+        for name in NAMES:
+            a_person(small.base.fingerprint, name).save(tmp_path / name)
         with a_stage(small.url, tmp_path) as stage:
             stage.text(model="anna")
             answer = stage.post(model="mill")
@@ -397,28 +409,15 @@ def test_a_cloud_without_room(tiny: Path, tmp_path: Path) -> None:
             assert stage.text(model="anna")
 
 
-@pytest.fixture
-def same_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All clouds of this test listen at one address."""
-    bind, ports = listen.bind, list[int]()
-
-    def again(host: str, port: int) -> socket.socket:
-        listener = bind(host, ports[0] if ports else port)
-        ports[:] = [listener.getsockname()[1]]
-        return listener
-
-    monkeypatch.setattr(listen, "bind", again)
-
-
 def test_a_cloud_that_is_gone_and_comes_back(
-    tiny: Path, other: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, other: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sentence while it is away; then all goes on, also where another model has come."""
     first = Cloud(tiny)
-    address = tuple[str, int](("127.0.0.1", int(first.url.rsplit(":", 1)[1])))
+    port = int(first.url.rsplit(":", 1)[1])
     with a_stage(first.url, root) as stage:
         bind = listen.bind
-        monkeypatch.setattr(listen, "bind", lambda host, port: bind(*address))
+        monkeypatch.setattr(listen, "bind", lambda host, any_port: bind(host, port))
         want = stage.text(model="anna")
         first.close()
         for model in ("anna", ""):
@@ -447,7 +446,7 @@ def test_a_cloud_that_is_gone_and_comes_back(
 def test_a_cloud_that_dies_in_the_middle(tiny: Path, root: Path) -> None:
     """Of a stream: what came stays, then an event says why, then it ends, and not as if it were done."""
     dying = Cloud(tiny)
-    with a_stage(dying.url, root) as stage, held(stage.gateway.shelf.load("anna"), 5) as go_on:
+    with a_stage(dying.url, root, pace=ONE_BY_ONE) as stage, held(stage.gateway.shelf.load("anna"), 5) as go_on:
         body = {**ASK, "model": "anna", "stream": True}
         with stage.http() as http, http.stream("POST", "/v1/chat/completions", json=body) as answer:
             told = events(answer)
@@ -470,7 +469,7 @@ def test_openai_s_client_hears_of_a_cloud_that_dies(tiny: Path, root: Path) -> N
     for stream in (True, False):
         dying = Cloud(tiny)
         with (
-            a_stage(dying.url, root) as stage,
+            a_stage(dying.url, root, pace=ONE_BY_ONE) as stage,
             held(stage.gateway.shelf.load("anna"), 5) as go_on,
             stage.client() as client,
             ThreadPoolExecutor(1) as pool,
@@ -491,35 +490,34 @@ def test_openai_s_client_hears_of_a_cloud_that_dies(tiny: Path, root: Path) -> N
 # ── who leaves, and what is taken away ────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_plugin_deleted_in_the_middle_of_its_reply(cloud: Cloud, stage: Stage, root: Path) -> None:
+def test_a_plugin_deleted_in_the_middle_of_its_reply(cloud: Cloud, root: Path) -> None:
     """The reply ends as it would have; nobody gets another."""
-    want = wanted(cloud, "anna")
-    with held(stage.gateway.shelf.load("anna"), 5) as go_on, stage.http() as http:
-        body = {**ASK, "model": "anna", "stream": True}
-        with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+    want, base = wanted(cloud, "anna"), str(cloud.base.name)
+    body = {**ASK, "model": "anna", "stream": True}
+    with a_stage(cloud.url, root, pace=ONE_BY_ONE) as stage, stage.http() as http:
+        with (
+            held(stage.gateway.shelf.load("anna"), 5) as go_on,
+            http.stream("POST", "/v1/chat/completions", json=body) as answer,
+        ):
             told = events(answer)
             found = [next(told), next(told)]
             with stage.http() as second:
                 assert second.delete("/sideplug/plugins/anna").json() == {"plugins": ["mill"]}
             go_on.set()
             *rest, done = told
-    assert done == "[DONE]"
-    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in found + rest) == want
-    assert not (root / "anna").exists()
-    refused(stage.post(model="anna"), 404, "model_not_found", "there is no model 'anna' here")
-    with stage.http() as http:
-        assert [model["id"] for model in http.get("/v1/models").json()["data"]] == [
-            str(cloud.base.name),
-            f"{cloud.base.name}+mill",
-        ]
-    a_plugin(cloud.base.fingerprint, seed=1).save(root / "anna")
-    assert stage.text(model="anna") == wanted(cloud, "mill"), "another of its name is another"
+        assert done == "[DONE]"
+        assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in found + rest) == want
+        assert not (root / "anna").exists()
+        refused(stage.post(model="anna"), 404, "model_not_found", "there is no model 'anna' here")
+        assert [model["id"] for model in http.get("/v1/models").json()["data"]] == [base, f"{base}+mill"]
+        a_person(cloud.base.fingerprint, "mill").save(root / "anna")
+        assert stage.text(model="anna") == wanted(cloud, "mill"), "another of its name is another"
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_place(cloud: Cloud, root: Path, stream: bool) -> None:
     """There is one place only: the next gets it, and the same session with the cloud."""
-    with a_stage(cloud.url, root, replies=1) as stage:
+    with a_stage(cloud.url, root, replies=1, pace=ONE_BY_ONE) as stage:
         with held(stage.gateway.shelf.load("anna"), 5) as go_on:
             body = json.dumps({**ASK, "max_tokens": 200, "model": "anna", "stream": stream}).encode()
             host = ("127.0.0.1", int(stage.url.rsplit(":", 1)[1]))
@@ -543,7 +541,7 @@ def idle(stage: Stage, name: str) -> bool:
 def test_the_cloud_stops_a_reply_that_nobody_reads(cloud: Cloud, root: Path) -> None:
     """What the gateway gives up is not generated to its end."""
     long = wanted(cloud, "anna", tokens=200)
-    with a_stage(cloud.url, root) as stage:
+    with a_stage(cloud.url, root, pace=ONE_BY_ONE) as stage:
         with held(stage.gateway.shelf.load("anna"), 5) as go_on, stage.http() as http:
             body = {**ASK, "max_tokens": 200, "model": "anna", "stream": True}
             with http.stream("POST", "/v1/chat/completions", json=body) as answer:
@@ -556,17 +554,20 @@ def test_the_cloud_stops_a_reply_that_nobody_reads(cloud: Cloud, root: Path) -> 
 
 
 def test_who_finds_no_place_waits(cloud: Cloud, root: Path) -> None:
-    with a_stage(cloud.url, root, replies=1) as stage, ThreadPoolExecutor(2) as pool:
-        with held(stage.gateway.shelf.load("anna"), 5) as go_on:
-            first = pool.submit(stage.text, model="anna")
-            eventually(lambda: len(stage.connections) == 2)
-            second = pool.submit(stage.text)
-            assert not second.done()
-            with stage.http() as http:  # what is no reply needs no place
-                assert http.get("/v1/models").status_code == 200
-            go_on.set()
-            assert first.result(60) == wanted(cloud, "anna")
-            assert second.result(60) == wanted(cloud)
+    with (
+        a_stage(cloud.url, root, replies=1, pace=ONE_BY_ONE) as stage,
+        ThreadPoolExecutor(2) as pool,
+        held(stage.gateway.shelf.load("anna"), 5) as go_on,
+    ):
+        first = pool.submit(stage.text, model="anna")
+        eventually(lambda: len(stage.connections) == 2)
+        second = pool.submit(stage.text)
+        with stage.http() as http:  # what is no reply needs no place
+            assert http.get("/v1/models").status_code == 200
+        assert not second.done()
+        go_on.set()
+        assert first.result(60) == wanted(cloud, "anna")
+        assert second.result(60) == wanted(cloud)
 
 
 # ── the door ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -596,15 +597,15 @@ def test_the_key(cloud: Cloud, root: Path) -> None:
 def raw(url: str, request: bytes) -> bytes:
     """What comes back for bytes that no client would send."""
     with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as client:
-        client.sendall(request)
+        client.sendall(request + b"Connection: close\r\n\r\n")
         client.settimeout(30)
-        return client.recv(4096)
+        return b"".join(iter(lambda: client.recv(4096), b""))
 
 
 def test_a_host_can_not_hide_the_path_from_the_key(cloud: Cloud, root: Path) -> None:
     with a_stage(cloud.url, root, key="bees") as stage:
         for host in (b"localhost/health?", b"localhost/health#", b"127.0.0.1/health?x=", b"localhost\\health?"):
-            answer = raw(stage.url, b"GET /v1/models HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+            answer = raw(stage.url, b"GET /v1/models HTTP/1.1\r\nHost: " + host + b"\r\n")
             assert b" 200 " not in answer.split(b"\r\n")[0], host
 
 
@@ -613,14 +614,14 @@ def test_a_host_can_not_hide_the_path_from_the_key(cloud: Cloud, root: Path) -> 
 )
 def test_another_host_s_name(stage: Stage, host: str) -> None:
     """A web page whose name was made to mean this machine (DNS rebinding) gets nothing."""
-    answer = raw(stage.url, f"GET /v1/models HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    answer = raw(stage.url, f"GET /v1/models HTTP/1.1\r\nHost: {host}\r\n".encode())
     assert answer.split(b"\r\n")[0].endswith(b"403 Forbidden")
     assert b'"code":"wrong_host"' in answer
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:99", "LOCALHOST", "127.0.0.1:8766", "[::1]:8766", "[::1]"])
 def test_own_names(stage: Stage, host: str) -> None:
-    answer = raw(stage.url, f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    answer = raw(stage.url, f"GET /health HTTP/1.1\r\nHost: {host}\r\n".encode())
     assert answer.split(b"\r\n")[0].endswith(b"200 OK")
 
 
@@ -703,10 +704,8 @@ def test_an_origin_that_may(cloud: Cloud, root: Path) -> None:
 def test_bodies_that_are_none(stage: Stage, body: bytes, says: str) -> None:
     with stage.http() as http:
         refused(http.post("/v1/chat/completions", content=body), 400, "bad-input", says)
-        for path in ("/sideplug/plugins/anna",):
-            refused(
-                http.patch(path, content=body), 400, "bad-input", "the body must be" if "messages" in says else says
-            )
+        wrong = http.patch("/sideplug/plugins/anna", content=body)
+        refused(wrong, 400, "bad-input", "the body must be" if "messages" in says else says)
 
 
 @pytest.mark.parametrize("chunked", [True, False])
@@ -736,9 +735,7 @@ def test_a_body_that_is_too_large(stage: Stage, monkeypatch: pytest.MonkeyPatch,
 def test_paths_that_are_not_here(stage: Stage, method: str, path: str) -> None:
     with stage.http() as http:
         answer = http.request(method, path)
-    refused(
-        answer, 405 if path.count("/") == path.count("completions") + 2 and False else answer.status_code, "not_found"
-    )
+    refused(answer, answer.status_code, "not_found")
     assert answer.status_code in (404, 405)
     assert "POST /v1/chat/completions" in answer.json()["error"]["message"]
     assert len(answer.text) < 500
@@ -786,6 +783,20 @@ def test_the_audit_is_of_the_newest_reply(cloud: Cloud, stage: Stage, root: Path
         assert http.get("/sideplug/audit").json()["plugin"] == ""
 
 
+def test_a_transcript_has_all_sessions(cloud: Cloud, root: Path, tmp_path: Path) -> None:
+    """Of many replies at once, each message whole: what --transcript keeps."""
+    record = Recorder(tmp_path / "t.sp")
+    gateway = Gateway(Shelf(root), cloud.url, record=record)
+    with serving(gateway) as url, ThreadPoolExecutor(6) as pool:
+        stage = Stage(gateway, url)
+        for done in [pool.submit(stage.text, model=name) for name in ("", *NAMES) for _ in range(2)]:
+            assert done.result(60) is not None
+    record.close()
+    found = audit.report(audit.read(tmp_path / "t.sp"))
+    assert found.clean
+    assert found.rows[">", "PROMPT"].frames == found.rows["<", "DONE"].frames == 6
+
+
 def test_plugins_come_and_go(cloud: Cloud, stage: Stage, root: Path, tmp_path: Path) -> None:
     with stage.http() as http:
         plain = http.get("/sideplug/plugins/anna")
@@ -813,7 +824,7 @@ def test_plugins_come_and_go(cloud: Cloud, stage: Stage, root: Path, tmp_path: P
 
 
 def test_a_plugin_from_elsewhere_is_not_touched(cloud: Cloud, root: Path, tmp_path: Path) -> None:
-    a_plugin(cloud.base.fingerprint, seed=1).save(tmp_path / "far" / "guest")
+    a_person(cloud.base.fingerprint, "mill").save(tmp_path / "far" / "guest")
     with a_stage(cloud.url, root, others=[tmp_path / "far" / "guest"]) as stage, stage.http() as http:
         assert stage.text(model="guest") == wanted(cloud, "mill")
         refused(http.delete("/sideplug/plugins/guest"), 400, "bad-input", "lies outside the shelf")

@@ -245,6 +245,18 @@ def test_teaching(taught: dict[str, Any]) -> None:
     assert taught["complaints"] == []
 
 
+def test_training_is_stopped(page: Page) -> None:
+    page.get_by_role("tab", name="Teach").click()
+    drop(page, "boxes.jsonl", "\n".join(json.dumps({"text": f"Box {i} has honey."}) for i in range(40)).encode())
+    page.get_by_label("Plugin to make, or to teach further").fill("half")
+    page.get_by_label("Epochs").fill("4000")
+    page.get_by_role("button", name="Train").click()
+    page.get_by_role("button", name="Stop training").click()
+    expect(page.locator("#outcome")).to_contain_text("stopped", timeout=60_000)
+    expect(page.locator("#lessons li")).to_have_count(1)  # it was not learnt
+    expect(page.get_by_role("button", name="Talk to it")).to_be_hidden()
+
+
 def test_dial_at_zero_is_the_base(page: Page, taught: dict[str, Any]) -> None:
     page.get_by_role("combobox", name="Model", exact=True).select_option("")
     expect(page.locator("#dial")).to_be_hidden()  # the base has none
