@@ -323,7 +323,7 @@ class Gateway:
         """Until SIGINT or SIGTERM. `ready` hears the address."""
         host, port = listener.getsockname()[:2]
         config = uvicorn.Config(self.app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=3)
-        server = uvicorn.Server(config)
+        server = Server(config)
         listener.listen(128)
         ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         try:
