@@ -327,9 +327,12 @@ def train(data: Path, out: Path, cloud: str, ca: Path | None, form: str, held_ou
     as_json, seed = settings["as_json"], settings["seed"]
     if (out / WEIGHTS).exists() and not (settings["force"] or settings["resume"]):
         raise InputError(f"{out} already holds a plugin: give another --out, or --force to replace it")
+    if _is_sealed(out):
+        raise InputError(f"{out} holds a sealed plugin: unlock it first, or give another --out")
     examples = files.some(files.read(data, form, skip=out), settings["limit"], seed)
     training, held = files.split(examples, held_out, seed)
-    silent = files.general(settings["general"], training) if settings["general_weight"] else []
+    silent = files.general(settings["general"]) if settings["general_weight"] else []
+    near = files.near_misses(training) if silent and not settings["general"] else []
     first = training[0]
     start = " ".join(((first.prompt.messages or ({"content": ""},))[-1]["content"] + " ⟶ " + first.reply).split())
     say(f"{len(training)} examples to train on, {len(held)} held out; {first.where}: {start[:100]}…")
@@ -342,7 +345,7 @@ def train(data: Path, out: Path, cloud: str, ca: Path | None, form: str, held_ou
     )
     chosen = {name: settings[name] for name in ("kind", "taps", "rank", "width", "candidates")}
     recipe = Recipe(**chosen, tap=settings["tap_name"] or "", training=hyper)
-    texts = Texts(training, held, silent)
+    texts = Texts(training, held, silent, near)
     connect = lambda tap: _session(cloud, ca, tap=tap)  # noqa: E731
     made = make(connect, texts, out, recipe, progress, _interrupts, settings["resume"], say)
     if as_json:
@@ -651,7 +654,8 @@ def gateway(
             click.echo(f"plugins: {', '.join(names) or 'none yet, teach one on the page'}; cloud: {cloud}")
         sys.stdout.flush()
 
-    asyncio.run(Gateway(own, cloud, how, ca, teacher).serve(listener, ready))
+    record = _transcript[-1] if _transcript else None
+    asyncio.run(Gateway(own, cloud, how, ca, teacher, record).serve(listener, ready))
 
 
 def _is_sealed(folder: Path) -> bool:
@@ -740,10 +744,10 @@ def plugin_export(folder: Path, file: Path, seal: bool) -> None:
 def plugin_import(file: Path, folder: Path) -> None:
     """Make a plugin's folder from a file that your other device exported."""
     from sideplug.device import vault
-    from sideplug.device.plugin import WEIGHTS, Plugin
+    from sideplug.device.plugin import Plugin
 
-    if (folder / WEIGHTS).exists() or _is_sealed(folder):
-        raise InputError(f"{folder} already holds a plugin: give another folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty: give another folder")
     try:
         data = file.read_bytes()
     except OSError as error:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
@@ -234,17 +234,15 @@ class Gateway:
         return JSONResponse({**about, "plugins": plugins, "teacher": self.teacher.state if self.teacher else None})
 
     def _about(self, name: str, sealed: bool) -> dict[str, Any]:
-        about: dict[str, Any] = {"name": name, "sealed": sealed, "error": None}
+        about: dict[str, Any] = {"name": name, "sealed": sealed, "own": self.shelf.is_own(name), "error": None}
         try:
             plugin = self.shelf.load(name)
         except SideplugError as error:
             return {**about, "error": str(error)}
         fits = self._model is None or plugin.base == self._model.fingerprint
-        own = self.shelf.is_own(name)
         return {
             **about,
             "fits": fits,
-            "own": own,
             "dial": bool(plugin.gate.dial),
             "parameters": plugin.size,
             "base": plugin.base_name,
@@ -281,16 +279,16 @@ class Gateway:
 
     async def _plugin(self, request: Request) -> Response:
         name = request.path_params["name"]
+        passphrase = unquote(request.headers.get("x-passphrase", ""))  # a header is Latin-1, and loses outer spaces
         if request.method == "DELETE":
             await run_in_threadpool(self.shelf.delete, name)
         elif request.method == "PATCH":
             given = _object(await _body(request), "name")
             await run_in_threadpool(self.shelf.rename, name, str(given["name"]))
         elif request.method == "PUT":
-            passphrase = request.headers.get("x-passphrase", "")
             await run_in_threadpool(self.shelf.bring_in, name, await _body(request), passphrase)
         else:
-            file = await run_in_threadpool(self.shelf.export, name, request.headers.get("x-passphrase", ""))
+            file = await run_in_threadpool(self.shelf.export, name, passphrase)
             headers = {"Content-Disposition": f"attachment; filename*=utf-8''{quote(name)}.sideplug"}
             return Response(file, media_type="application/octet-stream", headers=headers)
         return JSONResponse({"plugins": [entry.name for entry in self.shelf.entries()]})

@@ -80,7 +80,7 @@ class Shelf:
         """Where a plugin of this name would go. Raises InputError for a name that can't be one, or is taken."""
         if not NAME.fullmatch(name):
             raise InputError(f"a plugin's name must be 1 to 64 letters, digits, _ . or -, got {name[:80]!r}")
-        if any(entry.name == name for entry in self.entries()):
+        if any(entry.name == name for entry in self.entries()) or (self.root / name).exists():
             raise InputError(f"there is a plugin {name!r} already: choose another name, or delete that one")
         return self.root / name
 

@@ -85,15 +85,13 @@ def some(examples: list[T], limit: int, seed: int = 0) -> list[T]:
     return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), limit))]
 
 
-def general(path: Path | None = None, personal: Sequence[Example] = ()) -> list[Example]:
+def general(path: Path | None = None) -> list[Example]:
     """Prompts that the base is to answer itself, so that a plugin learns to be silent: a file's, or our own list.
 
-    A text file has one on each line, any other file its examples' prompts. Behind our own list come near misses: what
-    the person asks for as "my …", in the person's own phrasings, with other things in its place. Raises DataError.
+    A text file has one on each line, any other file its examples' prompts. Raises DataError.
     """
     if path is None:
-        lines = [*_lines("general.txt"), *near_misses(personal)]
-        return [Example(Prompt.user(line), "", "", GENERAL_TOKENS) for line in lines]
+        return [Example(Prompt.user(line), "", "", GENERAL_TOKENS) for line in _lines("general.txt")]
     if path.suffix in (".txt", ".md"):
         try:
             lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
@@ -103,17 +101,19 @@ def general(path: Path | None = None, personal: Sequence[Example] = ()) -> list[
     return [Example(e.prompt, "", e.where, GENERAL_TOKENS) for e in read(path)]
 
 
-def near_misses(personal: Sequence[Example]) -> list[str]:
-    """Questions for what the person has not told: a plugin that never met one invents an answer.
+def near_misses(personal: Sequence[Example]) -> list[Example]:
+    """Questions for what the person has not told, for the base to answer: a plugin that never met one invents.
 
-    Phrasings are the person's own; were they others, a plugin would learn to be silent wherever it meets those.
+    What the person asks for as "my …", with other things in its place. Phrasings are the person's own; were they
+    others, a plugin would learn to be silent wherever it meets those.
     """
     asked = [found for found in map(_asked_for, personal) if found]
     counts = Counter(before + "{}" + behind for before, _, behind in asked)
     phrasings = [phrasing for phrasing, count in counts.most_common(8) if count > 1] or ["What is my {}?"]
     told = [set(re.findall(r"\w+", thing.lower())) for _, thing, _ in asked]
     things = [thing for thing in _lines("near_misses.txt") if set(re.findall(r"\w+", thing.lower())) not in told]
-    return [phrasings[i % len(phrasings)].replace("{}", thing) for i, thing in enumerate(things)]
+    lines = [phrasings[i % len(phrasings)].replace("{}", thing) for i, thing in enumerate(things)]
+    return [Example(Prompt.user(line), "", "", GENERAL_TOKENS) for line in lines]
 
 
 def _asked_for(example: Example) -> tuple[str, str, str] | None:
@@ -245,7 +245,7 @@ def _turns(turns: list[Any], role_key: str, content_key: str, where: str) -> Ite
             )
         if not isinstance(content, str):
             raise DataError(f"{where}: message {number}'s {content_key} must be text, got {type(content).__name__}")
-        if role == "assistant" and messages:
+        if role == "assistant" and messages and turn.get("weight") != 0:  # OpenAI's: 0 is context, not to be learnt
             replies += 1
             yield Example(Prompt(messages=tuple(messages)), content, where)
         messages = [*messages, {"role": role, "content": content}]

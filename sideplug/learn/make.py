@@ -27,7 +27,9 @@ from sideplug.learn.tape import Tape
 from sideplug.learn.trainer import Progress, Result, Settings, Trainer
 from sideplug.paths import cache_dir
 
-TRAINING, HELD, GENERAL = (Path("tape", name) for name in ("train.tape", "held.tape", "general.json"))
+TRAINING, HELD, NEAR, GENERAL = (
+    Path("tape", name) for name in ("train.tape", "held.tape", "near.tape", "general.json")
+)
 MAX_PHRASES = 1 << 16  # tokens of the person's that a plugin keeps for its drafts
 
 Connect = Callable[[Tap | None], AbstractContextManager[Session]]
@@ -65,11 +67,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Texts:
-    """The person's examples to train on and held out, and prompts that the base answers itself (perhaps none)."""
+    """The person's examples to train on and held out, and prompts that the base answers itself (perhaps none): general
+    ones, and near misses of the person's."""
 
     training: list[Example]
     held: list[Example]
     general: list[Example]
+    near: list[Example] = field(default_factory=list)
 
 
 @dataclass
@@ -80,6 +84,14 @@ class Tapes:
     held: Tape
     general: Tape | None
     near: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, training: Tape, held: Tape, general: Tape, like: list[int], near: Tape | None) -> Tapes:
+        """`like`: numbers of general examples that are like near misses, which stand on a tape of their own."""
+        if near is None:
+            return cls(training, held, general, set(like))
+        both = general + near
+        return cls(training, held, both, {*like, *range(len(general), len(both))})
 
     @property
     def nbytes(self) -> int:
@@ -178,10 +190,11 @@ def record(session: Session, tap: Tap, texts: Texts, out: Path, show: Show) -> T
     # Of general text there is nothing personal: one tape serves all trainings on this base with this tap.
     mark = f"{tap.name}-{session.model.fingerprint[:16]}-{tape.digest(texts.general)[:16]}"
     name = hashlib.sha256(mark.encode()).hexdigest()[:24]
-    near = [i for i, example in enumerate(texts.general) if data.is_near_miss(example)]
+    like = [i for i, example in enumerate(texts.general) if data.is_near_miss(example)]
     general = recorded("general", texts.general, general_tape(name))
-    _on_disk(out / GENERAL, lambda path: write_aside(path, json.dumps({"tape": name, "near": near}).encode()))
-    return Tapes(training, held, general, set(near))
+    _on_disk(out / GENERAL, lambda path: write_aside(path, json.dumps({"tape": name, "near": like}).encode()))
+    near = recorded("near-miss", texts.near, out / NEAR) if texts.near else None
+    return Tapes.of(training, held, general, like, near)
 
 
 def general_tape(name: str) -> Path:

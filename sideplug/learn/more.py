@@ -149,7 +149,8 @@ def _tapes(folder: Path, plugin: Plugin, additions: int) -> make.Tapes:
     try:
         about = json.loads((folder / make.GENERAL).read_text())
         path = make.general_tape(about["tape"])
-        return make.Tapes(training, held, Tape.whole(path, plugin.tap), set(about["near"]))
+        near = Tape.whole(folder / make.NEAR, plugin.tap) if (folder / make.NEAR).is_file() else None
+        return make.Tapes.of(training, held, Tape.whole(path, plugin.tap), about["near"], near)
     except FileNotFoundError:
         if plugin.gate.kind == "linear":
             raise InputError(

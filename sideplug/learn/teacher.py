@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from sideplug.contract.errors import InputError, SideplugError
+from sideplug.contract.errors import InputError, SideplugError, Stopped
 from sideplug.device.shelf import Shelf
 from sideplug.learn import data, make, more
 from sideplug.learn.data import Example
@@ -87,7 +87,8 @@ class Teacher:
 
     def _make(self, folder: Path, training: list[Example], held: list[Example], settings: dict[str, Any]) -> str:
         recipe = make.Recipe(width=settings.get("width", 0), training=Settings(settings.get("epochs", 6)))
-        texts = make.Texts(training, held, data.general(self._general, training))
+        near = [] if self._general else data.near_misses(training)
+        texts = make.Texts(training, held, data.general(self._general), near)
         made = make.make(self._connect, texts, folder, recipe, self._show, self._interrupts)
         gain = made.result.base_loss - made.result.best_loss
         return f"held-out loss {made.result.base_loss:.3f} → {made.result.best_loss:.3f} nats a token ({-gain:+.3f})"
@@ -101,6 +102,8 @@ class Teacher:
         self._state |= {"stage": label, "done": 0, "total": total, "note": ""}
 
         def told(done: int, note: str = "") -> None:
+            if label.startswith("recording") and self._wants_stop.is_set():
+                raise Stopped("stopped; what is on the tape is kept")
             self._state |= {"done": done, "note": note}
             losses = LOSSES.search(note)
             if losses:

@@ -167,10 +167,14 @@ def test_near_misses_are_in_the_persons_own_phrasings() -> None:
         Example(Prompt.user(f"{ask} my {thing}?"), "x", "") for ask in ("What is", "Say") for thing in ("dog", "vet")
     ]
     other = [Example(Prompt.user("Tell me about my old and very long story, and then some."), "x", "")]
-    found = data.near_misses([*mine, *other, Example(Prompt(text="my dog?"), "x", "")])
+
+    def lines(personal: list[Example]) -> list[str]:
+        return [e.prompt.messages[0]["content"] for e in data.near_misses(personal) if e.prompt.messages]
+
+    found = lines([*mine, *other, Example(Prompt(text="my dog?"), "x", "")])
     assert {line.rsplit(" my ", 1)[0] for line in found} == {"What is", "Say"}
     assert not any(line.endswith((" my dog?", " my vet?")) for line in found)
-    assert all(line.startswith("What is my ") for line in data.near_misses([]))
+    assert all(line.startswith("What is my ") for line in lines([]))
     assert all(data.is_near_miss(Example(Prompt.user(line), "", "")) for line in found)
 
 

@@ -306,7 +306,7 @@ def test_plugins_are_renamed_exported_imported_and_deleted(page: Page, taught: d
     expect(page.get_by_role("heading", name="ann", exact=True)).to_be_visible()
     assert page.locator("#model").input_value() == "ann"
     page.get_by_role("button", name="Export ann").click()
-    page.get_by_label("Passphrase for the file of ann, or none").fill("tea and nails")
+    page.get_by_label("Passphrase for the file of ann, or none").fill(" té and nails ")
     with page.expect_download() as download:
         page.get_by_role("button", name="Save the file").click()
     file = tmp_path / download.value.suggested_filename
@@ -315,7 +315,7 @@ def test_plugins_are_renamed_exported_imported_and_deleted(page: Page, taught: d
     assert file.read_bytes().startswith(b"SIDEPLUG")
     page.set_input_files("#file", file)
     page.get_by_label("Name", exact=True).fill(NAME)
-    page.get_by_label("Passphrase, if it has one").fill("tea and nails")
+    page.get_by_label("Passphrase, if it has one").fill(" té and nails ")
     page.get_by_role("button", name="Import").click()
     expect(page.get_by_role("heading", name=NAME, exact=True)).to_be_visible()
     page.get_by_role("button", name="Delete ann", exact=True).click()
