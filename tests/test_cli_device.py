@@ -226,7 +226,7 @@ def test_export_and_import(cloud: Cloud, run: Run, tmp_path: Path, plugin: Path,
     assert json.loads(run("plugin", "info", other, "--json").stdout)["base_fingerprint"] == cloud.base.fingerprint
     asked = ["generate", "hi", "--cloud", cloud.url, "--max-tokens", 4, "--plugin"]
     assert run(*asked, other).stdout == run(*asked, plugin).stdout
-    sentence(run("plugin", "import", file, other, env=env), 2, "already holds a plugin: give another folder")
+    sentence(run("plugin", "import", file, other, env=env), 2, "is not empty: give another folder")
     sentence(run("plugin", "export", plugin, tmp_path / "no" / "x"), 1, "could not be written")
     file.write_bytes(file.read_bytes()[:-1])
     sentence(run("plugin", "import", file, tmp_path / "third", env=env), 2, "the plugin file is cut off")

@@ -80,7 +80,7 @@ class Shelf:
         """Where a plugin of this name would go. Raises InputError for a name that can't be one, or is taken."""
         if not NAME.fullmatch(name):
             raise InputError(f"a plugin's name must be 1 to 64 letters, digits, _ . or -, got {name[:80]!r}")
-        if any(entry.name == name for entry in self.entries()) or (self.root / name).exists():
+        if any(entry.name == name for entry in self.entries()):
             raise InputError(f"there is a plugin {name!r} already: choose another name, or delete that one")
         return self.root / name
 
@@ -100,6 +100,8 @@ class Shelf:
     def bring_in(self, name: str, file: bytes, passphrase: str = "") -> Plugin:
         """What another device exported, as a plugin of this name."""
         folder = self.new_folder(name)
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} holds something else, perhaps of a stopped training: give another name")
         plugin = Plugin.from_bytes(vault.unseal(file, passphrase), "the plugin file")
         plugin.save(folder)
         return plugin
