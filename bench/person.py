@@ -33,7 +33,7 @@ from sideplug.learn import data, gate, tape
 HERE = Path(__file__).parent
 PERSON = HERE.parent / "examples" / "person"
 REPLY_TOKENS = 48
-EPOCHS = {20: 24, 100: 24, 500: 8}  # an epoch of more facts has more steps
+EPOCHS = {20: 24, 100: 24, 500: 6}  # an epoch of more facts has more steps
 ASKED = 200  # questions at most, drawn by seed
 
 

@@ -358,7 +358,11 @@ class Run:
         """Wait for a place and for the first sign of the reply, so that an error then is an error's status."""
         await self._gateway.room.acquire()
         threading.Thread(target=self._work, name="reply", daemon=True).start()
-        self._first = await self._queue.get()
+        try:
+            self._first = await self._queue.get()
+        except asyncio.CancelledError:
+            self._left.set()
+            raise
         if isinstance(self._first, Exception):
             raise self._first
 
