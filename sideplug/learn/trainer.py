@@ -40,7 +40,7 @@ class Settings:
     learning_rate: float = 1e-3
     batch_tokens: int = 64
     weight_decay: float = 0.1
-    patience: int = 2
+    patience: int = 4
     warmup_steps: int = 10
     clip: float = 1.0
     seed: int = 0
