@@ -30,7 +30,7 @@ DECAY = 0.5
 PENALTY = 0.05  # λ
 HARMS = 0.1  # nats: where the plugin makes a personal token worse by that, the weak label says no
 KEEP = 0.985  # of the plugin's gain on held-out personal text, at the calibrated threshold …
-QUIET = 0.015  # … and of general tokens that it may be asked about
+QUIET = 0.025  # … and of general tokens that it may be asked about
 MEMORIES = (0.0, 0.5, 0.7)
 RATES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 
