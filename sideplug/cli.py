@@ -319,7 +319,7 @@ def train(data: Path, out: Path, cloud: str, ca: Path | None, form: str, held_ou
 
     The cloud reads each example once, for the tape; it keeps none of it. The plugin is made here and stays here.
     """
-    from sideplug.device.plugin import WEIGHTS
+    from sideplug.device.plugin import WEIGHTS, is_sealed
     from sideplug.learn import data as files
     from sideplug.learn.make import Recipe, Texts, make
     from sideplug.learn.trainer import Settings
@@ -327,7 +327,7 @@ def train(data: Path, out: Path, cloud: str, ca: Path | None, form: str, held_ou
     as_json, seed = settings["as_json"], settings["seed"]
     if (out / WEIGHTS).exists() and not (settings["force"] or settings["resume"]):
         raise InputError(f"{out} already holds a plugin: give another --out, or --force to replace it")
-    if _is_sealed(out):
+    if is_sealed(out):
         raise InputError(f"{out} holds a sealed plugin: unlock it first, or give another --out")
     examples = files.some(files.read(data, form, skip=out), settings["limit"], seed)
     training, held = files.split(examples, held_out, seed)
@@ -622,6 +622,7 @@ def gateway(
 
     from sideplug.device.gateway import LOOPBACK, Gateway, Settings
     from sideplug.device.openai_api import Defaults
+    from sideplug.device.plugin import is_sealed
     from sideplug.device.shelf import Shelf
     from sideplug.learn.teacher import Teacher
     from sideplug.listen import bind
@@ -633,7 +634,7 @@ def gateway(
         _load(folder)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     listener = bind(host, port)
-    passphrases = {folder.resolve().name: _passphrase(folder.name) for folder in folders if _is_sealed(folder)}
+    passphrases = {folder.resolve().name: _passphrase(folder.name) for folder in folders if is_sealed(folder)}
     own = Shelf(shelf or plugins_dir(), folders, lambda name: passphrases.get(name) or _env_passphrase())
     teacher = Teacher(own, lambda tap: _session(cloud, ca, tap=tap))
     wanted = _paced(settings)
@@ -656,12 +657,6 @@ def gateway(
 
     record = _transcript[-1] if _transcript else None
     asyncio.run(Gateway(own, cloud, how, ca, teacher, record).serve(listener, ready))
-
-
-def _is_sealed(folder: Path) -> bool:
-    from sideplug.device.plugin import SEALED, WEIGHTS
-
-    return (folder / SEALED).is_file() and not (folder / WEIGHTS).is_file()
 
 
 def _env_passphrase() -> str:

@@ -301,6 +301,11 @@ class Plugin:
             )
 
 
+def is_sealed(folder: Path) -> bool:
+    """Is there a plugin that only its passphrase opens?"""
+    return (folder / SEALED).is_file() and not (folder / WEIGHTS).is_file()
+
+
 def write_aside(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old one or the new one, whole. Raises OSError; the old one then stays."""
     number, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)

@@ -127,8 +127,6 @@ class Made:
     plugin: Plugin
     result: Result
     gated: dict[str, dict[str, float]]
-    tokens: int
-    tape_bytes: int
 
 
 def make(
@@ -166,7 +164,7 @@ def make(
     }
     plugin.save(out)
     trainer.forget_checkpoint()
-    return Made(plugin, result, gated, tokens, size)
+    return Made(plugin, result, gated)
 
 
 def record_one(session: Session, tap: Tap, label: str, examples: list[Example], path: Path, show: Show) -> Tape:

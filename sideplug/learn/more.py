@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sideplug.contract.errors import InputError, PluginError, Stopped
-from sideplug.device.plugin import SEALED, WEIGHTS, Plugin, write_aside
+from sideplug.device.plugin import WEIGHTS, Plugin, is_sealed, write_aside
 from sideplug.learn import make
 from sideplug.learn.data import Example
 from sideplug.learn.tape import Tape
@@ -121,7 +121,7 @@ def rollback(folder: Path) -> Plugin:
 
 def _open(folder: Path) -> Plugin:
     """The plugin. Raises PluginError for one that is sealed: what is learnt from is sealed with it."""
-    if (folder / SEALED).is_file() and not (folder / WEIGHTS).is_file():
+    if is_sealed(folder):
         raise PluginError(f"{folder} is sealed, its tape too: unlock it first (sideplug plugin unlock {folder})")
     return Plugin.load(folder)
 

@@ -277,7 +277,7 @@ class Trainer:
     def _end_epoch(self, state: State) -> None:
         held = self._held_loss(state.params)
         state.losses.append({"train": state.train_sum / max(1, state.train_count), "held": held})
-        loss = self._judged(state.params)
+        loss = held + self._weighted_divergence(state.params)
         state.epoch, state.batch, state.train_sum, state.train_count = state.epoch + 1, 0, 0.0, 0
         if loss < state.best_loss:
             state.best_loss, state.worse = loss, 0
@@ -287,7 +287,10 @@ class Trainer:
 
     def _judged(self, params: Params) -> float:
         """What is to be small: the loss on the person's held-out text, and the weighted divergence on general text."""
-        return self._held_loss(params) + self.settings.general_weight * self._divergence(params)
+        return self._held_loss(params) + self._weighted_divergence(params)
+
+    def _weighted_divergence(self, params: Params) -> float:
+        return self.settings.general_weight * self._divergence(params)
 
     def _held_loss(self, params: Params | None) -> float:
         def losses(rows: Rows, z_TD: np.ndarray) -> np.ndarray:
