@@ -633,6 +633,7 @@ def gateway(
     for folder in folders:
         _load(folder)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # a caller that hangs up in a reply is no event of ours
     listener = bind(host, port)
     passphrases = {folder.resolve().name: _passphrase(folder.name) for folder in folders if is_sealed(folder)}
     own = Shelf(shelf or plugins_dir(), folders, lambda name: passphrases.get(name) or _env_passphrase())
