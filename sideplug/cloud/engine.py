@@ -1,9 +1,10 @@
 """The engine: schedule, run, postprocess. One homogeneous batch a step, because nobody's adapter is in the cloud.
 
 Two kinds of work share the steps: a Reply is generated, a Reading is run through once for the device's tape or its
-score. Where a Reply's gate opens the device is asked, and the text goes on with a guess or waits (see reply); every
-step has one head call for all choices: of shut gates, of guesses, of the corrected z that came. It does not know
-sockets (it hands frames to a `send` function) nor how plugins are made. All of it runs in one thread.
+score. Work waits until there is memory for its longest end, and a reply begins with what is kept of its text. Where a
+Reply's gate opens the device is asked, and the text goes on with a guess or waits (see reply); every step has one head
+call for all choices: of shut gates, of guesses, of the corrected z that came. It does not know sockets (it hands frames
+to a `send` function) nor how plugins are made. All of it runs in one thread.
 Test: pytest tests/cloud/test_engine.py
 """
 
@@ -11,22 +12,26 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from sideplug.cloud import foresight
-from sideplug.cloud.model import Chunk, Forward, Model, NoCache
+from sideplug.cloud.kept import LEAST, Entry, Kept, Text
+from sideplug.cloud.model import Cache, Chunk, Forward, Model, NoCache
 from sideplug.cloud.reply import Answer, Ask, Plug, Reply, Sequence, Top
 from sideplug.cloud.scheduler import Budget, Scheduler
 from sideplug.cloud.tokenizer import Tokenizer
 from sideplug.contract.codec import pack
-from sideplug.contract.errors import ProtocolError
+from sideplug.contract.errors import Busy, ProtocolError, TooLong
+from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import choose
 from sideplug.contract.wire import Frame, Kind, error_frame
 
 TOP = 16  # best ids a tape keeps of each position: the candidates of training
 HEAD_ROWS = 64  # rows of a head call for readings and scores: their logits stay small, and nobody waits long for them
+RETRY_S = 5.0  # what a device that was sent away is told to wait
 BUSY = 16  # sequences of a step: from there on nobody's guesses run, whatever they are worth
 
 _NONE = np.zeros(0, np.float32)  # logits that nobody needs
@@ -45,7 +50,7 @@ class Reading(Sequence):
     plug: Plug
     prompt_tokens: int
     score: bool
-    write: int = 0
+    write: int = 0  # tokens that the base writes at most
     # z (T, D) and log p of the targets (T,), while it may be scored
     result: tuple[np.ndarray, np.ndarray] | None = None
     # of each head call so far: z, codes, scales, log p, top, lse
@@ -54,6 +59,10 @@ class Reading(Sequence):
     @property
     def layers(self) -> tuple[int, ...]:
         return self.plug.tap.layers
+
+    @property
+    def longest(self) -> int:
+        return len(self.ids) + self.write
 
     @property
     def targets(self) -> np.ndarray:
@@ -90,13 +99,35 @@ class Row:
         return self.answer.token if self.answer else None
 
 
+def _begun(reply: Reply, kept: int) -> Frame:
+    prompt = reply.ids[: reply.prompt_tokens]
+    control = {"turn": reply.turn, "prompt": len(prompt), "kept": kept, "hash": running_hash(prompt)}
+    return Frame(Kind.BEGUN, control)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What may wait, and what is kept: works in the queue, seconds that one waits there, and seconds that the keys and
+    values of a text are kept when nobody works on it (0: not at all)."""
+
+    queue: int = 64
+    queue_s: float = 30.0
+    keep_s: float = 600.0
+
+
 class Engine:
     """`add` work, `answer` what was asked, and call `step` until it says that nothing is ready."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, budget: Budget | None = None) -> None:
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, budget: Budget | None = None, room: Room | None = None
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.room = room or Room()
+        self.kept = Kept(model.memory, self.room.keep_s)
         self.steps = 0
+        self.prefilled = 0  # tokens of prompts that were run
+        self._waiting: list[Reply | Reading] = []
         self._scheduler = Scheduler(budget or Budget())
         self._works: list[Sequence] = []
         self._rows: list[Row] = []  # of the last forward: not yet through the head
@@ -106,12 +137,126 @@ class Engine:
         self._scorings: list[Scoring] = []
 
     def add(self, work: Reply | Reading) -> None:
-        self._works.append(work)
+        """Run it when there is memory for it. Raises TooLong where there never is, Busy where too many wait already."""
+        if work.longest > self.model.memory.tokens:
+            raise TooLong(
+                f"the text may come to {work.longest} tokens with its reply, the cloud's memory holds "
+                f"{self.model.memory.tokens}: ask for fewer tokens"
+            )
+        if isinstance(work, Reply) and work.over:  # its device had it all, but for the last word
+            work.send(_begun(work, 0))
+            self._settle(work)
+            return
+        if len(self._waiting) >= self.room.queue:
+            raise Busy(f"{len(self._waiting)} texts wait for the cloud already: try later", RETRY_S)
+        self._waiting.append(work)
 
-    def drop(self, *works: Sequence) -> None:
-        """Forget these (their device is gone, or they are complete)."""
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def working(self) -> int:
+        return len(self._works)
+
+    def tick(self) -> None:
+        """Once a second or so: who has waited too long is told, and what was kept long enough is let go."""
+        last = time.monotonic() - self.room.queue_s
+        for work in [work for work in self._waiting if work.since_s < last]:
+            busy = Busy(f"the cloud had no room for {self.room.queue_s:.0f} s: try later", RETRY_S)
+            work.send(error_frame(busy, work.number if isinstance(work, Reading) else None))
+            self.drop(work)
+        self.kept.expire()
+
+    def declare(self, ids: list[int]) -> None:
+        """A beginning that everybody's prompts may share: run once, and kept for good. Raises Busy."""
+        cache = self.model.new_cache(len(ids))
+        self.model.forward([Chunk(ids, cache)])
+        self.kept.declare(Text(None, ids, len(ids)), cache.read(len(ids)))
+
+    def _admit(self) -> None:
+        """Begin what there is memory for: of the users with the least in work first, then in the order of coming."""
+        if not self._waiting:
+            return
+        users = Counter(work.user for work in self._works)
+        waiting = list(self._waiting)
+        while waiting:
+            work = min(waiting, key=lambda work: users[work.user])
+            waiting.remove(work)
+            if isinstance(work, Reply) and self._follows(work):
+                continue
+            if not self._begin(work):
+                return
+            users[work.user] += 1
+            self._waiting.remove(work)
+            self._works.append(work)
+
+    def _follows(self, reply: Reply) -> bool:
+        """Is another's prompt being run that begins alike? Then its keys and values are waited for, not run twice."""
+        wanted = Text(reply.scope, reply.ids, reply.prompt_tokens)
+        _, have = self.kept.best(wanted)
+        for work in self._works:
+            if isinstance(work, Reply) and work.cache.length < work.prompt_tokens:
+                shared = Text(work.scope, work.ids, work.prompt_tokens).shared(wanted)
+                if shared > max(have, work.cache.length, LEAST - 1):
+                    return True
+        return False
+
+    def _begin(self, work: Reply | Reading) -> bool:
+        """Give it memory, and what is kept of its text. False: there is no room yet."""
+        if not isinstance(work, Reply):
+            cache = self._new_cache(work)
+            if cache is not None:
+                work.cache = cache
+            return cache is not None
+        text = Text(work.scope, work.ids, work.prompt_tokens, work.plug.mark)
+        entry, length = self.kept.best(text)
+        kept, states = (entry.text, entry.states) if entry else (None, None)
+        for other in self._works:
+            if isinstance(other, Reply) and other.cache.length > length:
+                shared = Text(other.scope, other.ids[: other.cache.length], other.prompt_tokens).shared(text)
+                if shared > max(length, LEAST - 1):
+                    entry, kept, length = None, None, shared
+                    states = other.cache.read(shared)
+        cache = self._new_cache(work, entry)
+        if cache is None:
+            return False
+        if length:
+            cache.write(states, length)
+        if entry:
+            self.kept.use(entry, text)
+        work.begin(cache, kept, length)
+        work.send(_begun(work, length))
+        return True
+
+    def _new_cache(self, work: Reply | Reading, spare: Entry | None = None) -> Cache | None:
+        """For its longest end, for which kept texts are let go, but not `spare`; None: there is no room."""
+        promise = self.kept.promise(work.longest, spare)
+        if promise is None:
+            return None
+        try:
+            return self.model.cache_in(promise)
+        except Busy:
+            return None
+
+    def leave(self, reply: Reply) -> None:
+        """Its device is gone, perhaps to come back: what is settled of the text is kept for a while."""
+        self.drop(reply, keep=True)
+
+    def hold(self, reply: Reply, held: bool) -> None:
+        """Run no more of it while its device does not read what it was sent."""
+        reply.held = held
+
+    def drop(self, *works: Sequence, keep: bool = False) -> None:
+        """Forget these (their device is gone, or they are complete), but for what may be kept of a reply's text."""
         for work in works:
+            if keep and work.alive and isinstance(work, Reply):
+                text = work.kept
+                if len(text.ids) >= LEAST:
+                    self.kept.put(text, work.cache.read(len(text.ids)))
             work.alive = False
+            if work in self._waiting:
+                self._waiting.remove(work)  # type: ignore[arg-type]
             work.cache = NoCache()  # its memory is free at once, whoever still holds the work
             if work in self._works:
                 self._works.remove(work)
@@ -139,6 +284,7 @@ class Engine:
     def step(self) -> bool:
         """Run everything that is ready once. False: nothing was."""
         started = time.monotonic()
+        self._admit()
         chosen = self._choose()
         scored = self._score_some()
         batch = self._scheduler.pick(self._works)
@@ -153,6 +299,7 @@ class Engine:
                 self._fail(work, error)
             return True
         self.steps += 1
+        self.prefilled += sum(len(ids) for _, ids in batch if len(ids) > 1)
         self._postprocess(batch, out)
         if all(len(ids) == 1 for _, ids in batch):
             self._step_s += 0.1 * (time.monotonic() - started - self._step_s)
@@ -175,12 +322,16 @@ class Engine:
                         writing.append((work, out.z([last]), out.tapped([last], work.layers)))
                 elif isinstance(work, Reading):
                     self._read(work, len(ids), row, out)
-                elif isinstance(work, Reply) and not work.pending:
+                elif isinstance(work, Reply) and work.cache.length >= work.prompt_tokens:
+                    at = work.cache.length
                     z_1D = out.z([last])
-                    if work.opens(z_1D):
+                    opens = work.opens(at, z_1D)
+                    if at < len(work.ids):
+                        pass  # run again: its device has the next token already
+                    elif opens:
                         self._ask(work, z_1D, out.tapped([last], work.plug.tap.layers))
                     else:
-                        self._rows.append(Row(work, len(work.ids), z_1D))
+                        self._rows.append(Row(work, at, z_1D))
             except Exception as error:
                 self._fail(work, error)
             row += len(ids)
@@ -281,7 +432,7 @@ class Engine:
             reply.send(Frame(Kind.TOKENS, {"turn": reply.turn, "at": at, "ids": [], "text": rest, "by": "cloud"}))
         control = {"turn": reply.turn, "why": why, "prompt": reply.prompt_tokens, "reply": reply.reply_tokens}
         reply.send(Frame(Kind.DONE, {**control, "counts": vars(reply.counts)}))
-        self.drop(reply)
+        self.drop(reply, keep=True)
 
     def _write(self, writing: list[tuple[Reading, np.ndarray, np.ndarray]]) -> None:
         """One head call for the replies that the base writes itself; each gets its next token."""

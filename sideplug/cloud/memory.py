@@ -36,17 +36,26 @@ class KVMemory:
             self.promised_bytes += size
         return Promise(self, size)
 
+    @property
+    def tokens(self) -> int:
+        """What a single text may have at most."""
+        return self.limit_bytes // self.token_bytes
+
     def release(self, size: int) -> None:
         with self._lock:
             self.promised_bytes -= size
 
 
 class Promise:
-    """Some bytes, until nobody holds it any more."""
+    """Some bytes, until they are released or nobody holds it any more."""
 
     def __init__(self, memory: KVMemory, size: int) -> None:
         self._memory = memory
         self._size = size
 
-    def __del__(self) -> None:
+    def release(self) -> None:
         self._memory.release(self._size)
+        self._size = 0
+
+    def __del__(self) -> None:
+        self.release()

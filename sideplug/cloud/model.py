@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sideplug.cloud.memory import KVMemory, Promise
+
 
 class Cache(Protocol):
     """The KV cache of one sequence: `length` tokens are in it."""
@@ -28,15 +30,27 @@ class Cache(Protocol):
         """Forget everything from position `length` on."""
         ...
 
+    def read(self, length: int) -> Any:
+        """A copy of the keys and values of the first `length` tokens, for `write`."""
+        ...
+
+    def write(self, states: Any, length: int) -> None:
+        """Begin with the first `length` tokens of what `read` gave: an empty cache only."""
+        ...
+
 
 class NoCache:
-    """What a work has that is over."""
+    """What a work has that has not begun, or is over."""
 
     length = 0
 
     def advance(self, count: int) -> None: ...
 
     def trim(self, length: int) -> None: ...
+
+    def read(self, length: int) -> Any: ...
+
+    def write(self, states: Any, length: int) -> None: ...
 
 
 @dataclass
@@ -68,9 +82,14 @@ class Model(Protocol):
     context: int  # tokens at most
     logit_scale: float  # what bends the head's logits (1: nothing) …
     softcap: float  # … and caps them (0: nothing)
+    memory: KVMemory  # of all caches together
 
     def new_cache(self, tokens: int) -> Cache:
         """A KV cache for `tokens` tokens at most, whose memory is promised until it is let go. Raises Busy."""
+        ...
+
+    def cache_in(self, promise: Promise) -> Cache:
+        """A KV cache in memory that is promised already. Raises Busy when there are too many."""
         ...
 
     def forward(self, chunks: Sequence[Chunk], layers: Collection[int] = ()) -> Forward:

@@ -8,6 +8,7 @@ with any window, with none, and whatever was guessed. Test: pytest tests/cloud/t
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sideplug.cloud.foresight import Foresight
-from sideplug.cloud.model import Cache
+from sideplug.cloud.kept import Text
+from sideplug.cloud.model import Cache, NoCache
 from sideplug.cloud.tokenizer import TextStream
 from sideplug.contract.codec import unpack
 from sideplug.contract.errors import InputError, ProtocolError
@@ -42,6 +44,11 @@ class Plug:
         if self.merge not in ("add", "replace"):
             raise InputError(f"merge must be add or replace, got {self.merge!r}")
 
+    @property
+    def mark(self) -> bytes:
+        """Of the gate, whose scores another gate could not go on from."""
+        return repr(self.gate.to_wire()).encode() + self.gate.weight_D.tobytes()
+
     def correct(self, z_TD: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
         """z after the device's answer. Raises ProtocolError for an answer of another size or with no finite numbers."""
         int8 = codes.dtype == np.int8
@@ -59,16 +66,28 @@ class Plug:
 
 @dataclass(eq=False)
 class Sequence:
-    """Token ids, of which the cache has the first `cache.length`."""
+    """Token ids, of which the cache has the first `cache.length`.
+
+    user: who it is for, that nobody has all of a step. scope: whose texts it may share its beginning with.
+    """
 
     ids: list[int]
     send: Send
-    cache: Cache
+    cache: Cache = field(default_factory=NoCache, kw_only=True)
+    user: str = field(default="", kw_only=True)
+    scope: str = field(default="", kw_only=True)
     alive: bool = field(default=True, kw_only=True)
+    since_s: float = field(default_factory=time.monotonic, kw_only=True)
 
     @property
     def pending(self) -> int:
+        """Tokens that may be run now."""
         return len(self.ids) - self.cache.length
+
+    @property
+    def longest(self) -> int:
+        """Tokens that it may come to."""
+        return len(self.ids)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -146,7 +165,8 @@ class Habits:
 class Reply(Sequence):
     """`ids` is the prompt, then what was settled (before `settled`), then what is guessed.
 
-    `ahead`: asks that may be open while the cloud goes on; 0 waits for each answer.
+    `ahead`: asks that may be open while the cloud goes on; 0 waits for each answer. `done`: ids of the reply that the
+    device has from before it was cut off; they are run again one by one, as they were, unless their keys were kept.
     """
 
     turn: int
@@ -160,6 +180,8 @@ class Reply(Sequence):
     head: str = "cloud"  # or "device": z goes down too, and the device answers with tokens
     top: int = 0  # alternatives that the device wants to be told of each token
     habits: Habits = field(default_factory=Habits)
+    done: list[int] = field(default_factory=list)
+    held: bool = False  # the device does not read what it was sent
     prompt_tokens: int = field(init=False)
     settled: int = field(init=False)
     told: int = field(init=False)  # ids before this were sent with an ask of this run
@@ -175,7 +197,11 @@ class Reply(Sequence):
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
-        self.prompt_tokens = self.settled = self.told = len(self.ids)
+        self.prompt_tokens = self.told = len(self.ids)
+        self.ids += self.done
+        self.settled = len(self.ids)
+        self._look_for_the_end()
+        self.text.push(self.done, last=bool(self.end))
         if self.head == "device" and self.sampling.repetition_penalty != 1:
             self.told = 0  # it picks with the prompt in view
 
@@ -185,8 +211,22 @@ class Reply(Sequence):
 
     @property
     def pending(self) -> int:
-        """0 while an answer is waited for, and at the end."""
-        return 0 if self.end else len(self.ids) - self.cache.length
+        """0 while an answer is waited for, and at the end. A reply's tokens are run one by one, those of `done` too."""
+        if self.end or self.held:
+            return 0
+        prompt = self.prompt_tokens - self.cache.length
+        return prompt if prompt > 0 else min(1, len(self.ids) - self.cache.length)
+
+    @property
+    def longest(self) -> int:
+        return min(self.prompt_tokens + self.max_tokens, self.context)
+
+    @property
+    def kept(self) -> Text:
+        """What of it may be kept: the text so far as it is settled and run."""
+        ids = self.ids[: min(self.settled, self.cache.length)]
+        scores = {at: score for at, score in self.scores.items() if at <= len(ids)}
+        return Text(self.scope, ids, min(self.prompt_tokens, len(ids)), self.plug.mark, scores)
 
     @property
     def reply_tokens(self) -> int:
@@ -197,9 +237,14 @@ class Reply(Sequence):
         """The last ask, where the text waits behind it."""
         return self.asks[-1] if self.asks and self.asks[-1].at == len(self.ids) and not self.end else None
 
-    def opens(self, z_1D: np.ndarray) -> bool:
-        """Whether the gate opens for the next position."""
-        at = len(self.ids)
+    def begin(self, cache: Cache, kept: Text | None, length: int) -> None:
+        """It has memory now, and perhaps `length` tokens of a kept text in it."""
+        self.cache = cache
+        if kept and length >= self.prompt_tokens:
+            self.scores = {at: score for at, score in kept.scores.items() if at <= length}
+
+    def opens(self, at: int, z_1D: np.ndarray) -> bool:
+        """Whether the gate opens for position `at`, which z predicts."""
         self.scores[at] = self.plug.gate.score(z_1D[0], self.scores.get(at - 1))
         return bool(self.plug.gate.opens(self.scores[at]))
 
@@ -234,6 +279,9 @@ class Reply(Sequence):
             self.end = "stop"
             return
         self.ids.append(token)
+        self._look_for_the_end()
+
+    def _look_for_the_end(self) -> None:
         if len(self.ids) - self.prompt_tokens >= self.max_tokens or len(self.ids) >= self.context:
             self.end = "length"
 
@@ -343,7 +391,6 @@ class Reply(Sequence):
                 parts.append(Part(at, [], by, []))
             parts[-1].ids.append(self.ids[at])
             parts[-1].tops.append(self.tops.pop(at, []))
-            self.scores.pop(at - 1, None)
         self.settled = max(self.settled, end)
         return parts
 

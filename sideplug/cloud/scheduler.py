@@ -1,13 +1,16 @@
 """Which tokens run in the next step: every sequence that decodes, then as much prefill as the budget leaves.
 
 A sequence that waits for its device has nothing pending, so it takes no part and holds nobody up. Prefill is cut into
-chunks, smaller ones while others decode, so a long prompt does not stall them; prefills take turns. A chunk is never
+chunks, smaller ones while others decode, so a long prompt does not stall them. It is fair between users: who has had
+the least prefill comes first (start-time fair queueing), so that one with many texts slows another's down by half at
+most; the texts of one user take turns. A chunk is never
 one token and never leaves one: an engine may sum a single token in another order than several, and then a text would
 depend on who else was in its step. It does not know models, gates or sockets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -15,7 +18,9 @@ from sideplug.contract.errors import InputError
 
 
 class Work(Protocol):
-    """A sequence with token ids, of which the last `pending` are not in its cache yet."""
+    """A sequence with token ids, of which the last `pending` are not in its cache yet; `user`: who it is for."""
+
+    user: str
 
     @property
     def pending(self) -> int: ...
@@ -42,6 +47,7 @@ class Budget:
 class Scheduler:
     def __init__(self, budget: Budget = Budget()) -> None:
         self.budget = budget
+        self._had: dict[str, int] = {}  # tokens of prefill, of the users that have some now; all count from the least
 
     def pick(self, works: list[W]) -> list[tuple[W, list[int]]]:
         """(work, ids) of the next step; `works` is reordered so that prefills take turns."""
@@ -54,7 +60,7 @@ class Scheduler:
         left = self.budget.step_tokens - len(batch)
         if batch:
             left = min(left, self.budget.prefill_beside_decode_tokens)
-        for work in [work for work in works if work.pending > 1]:
+        for work in self._fairly([work for work in works if work.pending > 1]):
             count = min(work.pending, left)
             if work.pending - count == 1:
                 count -= 1
@@ -63,6 +69,21 @@ class Scheduler:
             ids = work.next_ids(count)
             batch.append((work, ids))
             left -= len(ids)
+            self._had[work.user] += len(ids)
             works.remove(work)
             works.append(work)
         return batch
+
+    def _fairly(self, prefills: list[W]) -> Iterator[W]:
+        """In turn, always of the user who has had the least; a new one counts from the least of those who are there."""
+        queues: dict[str, list[W]] = {}
+        for work in prefills:
+            queues.setdefault(work.user, []).append(work)
+        known = {user: had for user, had in self._had.items() if user in queues}
+        least = min(known.values(), default=0)
+        self._had = {user: known.get(user, least) - least for user in queues}
+        while queues:
+            user = min(queues, key=self._had.__getitem__)
+            yield queues[user].pop(0)
+            if not queues[user]:
+                del queues[user]

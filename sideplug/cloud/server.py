@@ -37,6 +37,7 @@ from sideplug.cloud.store import Base
 from sideplug.cloud.tokenizer import TextStream
 from sideplug.contract.errors import Busy, InputError, ProtocolError, SideplugError, TooLong, WrongBase
 from sideplug.contract.gate import Gate
+from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
@@ -59,6 +60,7 @@ from sideplug.listen import not_listening
 OPEN_TIMEOUT_S = 10.0  # from the connection to OPEN
 OUTBOX_FRAMES = 32  # a device that does not read what it asked for is not read from either
 CALLS_A_STEP = 256  # of the inbox, so that no device's flood keeps the others' steps waiting
+ENDURED = ("busy", "bad-input", "too-long")  # what a session survives
 log = logging.getLogger("sideplug.cloud")
 
 
@@ -131,6 +133,10 @@ class Session:
         self._rows_asked = False
         self._habits = Habits()
         self._deadline_s = 0.0
+        self._received = self._transmitted = 0
+        self._name = secrets.token_hex(8)
+        self._user = self._name  # TODO
+        self._scope = ""
 
     async def run(self) -> None:
         sender = asyncio.create_task(self._send_all())
@@ -148,14 +154,22 @@ class Session:
             await self._refuse(error)
         finally:
             sender.cancel()
-            works = [*self._readings.values(), *([self._reply] if self._reply else [])]
-            self._server.thread.call(lambda: self._server.thread.engine.drop(*works))
+            engine, readings, reply = self._server.thread.engine, list(self._readings.values()), self._reply
+            self._server.thread.call(lambda: engine.drop(*readings))
+            if reply is not None:
+                self._server.thread.call(lambda: engine.leave(reply))
 
     async def _receive(self) -> Frame:
         message = await self._connection.recv()
         if not isinstance(message, bytes):
             raise ProtocolError("a message must be binary")
-        return decode(message)
+        self._received += 1
+        return decode(message, self._received - 1)
+
+    async def _transmit(self, frame: Frame) -> None:
+        message = encode(frame, self._transmitted)
+        self._transmitted += 1
+        await self._connection.send(message)
 
     async def _refuse(self, error: Exception) -> None:
         """Say why, and end the session, with the close code of docs/WIRE.md."""
@@ -166,7 +180,7 @@ class Session:
     async def _end(self, frame: Frame) -> None:
         codes = {"protocol": 1002, "busy": 1013, "internal": 1011}
         try:
-            await self._connection.send(encode(frame))
+            await self._transmit(frame)
             await self._connection.close(codes.get(frame["code"], 1008), frame["code"])
         except ConnectionClosed:
             pass
@@ -177,13 +191,15 @@ class Session:
             while True:
                 frame = await self._outbox.get()
                 self._sent.set()
-                if frame.kind is Kind.DONE:
+                if frame.kind is Kind.DONE or (frame.kind is Kind.ERROR and "number" not in frame.control):
                     self._reply = None
+                elif frame.kind is Kind.ERROR:
+                    self._readings.pop(frame["number"], None)
                 elif frame.kind is Kind.HEAD:
                     self._rows_asked = False
                 elif frame.kind is Kind.SCORED or (frame.kind is Kind.EXAMPLE and not self._is_scored(frame)):
                     self._readings.pop(frame["number"], None)
-                await self._connection.send(encode(frame))
+                await self._transmit(frame)
                 if frame.kind is Kind.ASK and self._deadline_s:
                     self._expect_answer(frame)
         except ConnectionClosed:
@@ -203,8 +219,8 @@ class Session:
         return reading is not None and reading.score
 
     def _send_from_engine(self, frame: Frame) -> None:
-        """Called in the engine's thread. An ERROR from there is of a work that failed, and ends the session."""
-        if frame.kind is Kind.ERROR:
+        """Called in the engine's thread. An ERROR from there ends the session if it is of a work that failed."""
+        if frame.kind is Kind.ERROR and frame["code"] not in ENDURED:
             self._in_loop(lambda: asyncio.ensure_future(self._end(frame)))
         else:
             self._in_loop(lambda: self._outbox.put_nowait(frame))
@@ -263,7 +279,7 @@ class Session:
         shape = {"blocks": model.blocks, "width": model.width, "vocab": model.vocab, "context": model.context}
         about = {"name": base.name, "fingerprint": base.fingerprint, "chat": self._server.tokenizer.has_chat, **shape}
         limits = {"readings": self._server.limits.readings, "message_bytes": self._server.limits.message_bytes}
-        control = {"session": secrets.token_hex(8), "model": about, "limits": limits}
+        control = {"session": self._name, "model": about, "limits": limits}
         self._outbox.put_nowait(Frame(Kind.OPENED, control))
 
     def _prompt(self, frame: Frame) -> None:
@@ -291,15 +307,14 @@ class Session:
             if not 0 <= top <= MAX_TOP:
                 raise InputError(f"0 to {MAX_TOP} alternatives are told of a token, got {top}")
             sampling = Sampling.from_wire(frame["sampling"])
-            cache = engine.model.new_cache(min(len(ids) + frame["max_tokens"], engine.model.context))
-        except (InputError, Busy) as error:  # the user's mistake, or nobody's: the session goes on
+            done = self._agreed(frame, ids)
+        except InputError as error:  # the user's mistake: the session goes on
             self._outbox.put_nowait(error_frame(error))
             return
         self._deadline_s = deadline_ms / 1000
         self._reply = Reply(
             ids,
             self._send_from_engine,
-            cache,
             frame["turn"],
             self._opened,
             TextStream(self._server.tokenizer),
@@ -311,9 +326,33 @@ class Session:
             head,
             top,
             self._habits,
+            done,
+            user=self._user,
+            scope=self._scope,
         )
-        reply = self._reply
-        self._in_engine(lambda: engine.add(reply))
+        self._add(self._reply)
+
+    def _agreed(self, frame: Frame, ids: list[int]) -> list[int]:
+        """The reply's ids that the device has from before it was cut off. Raises InputError unless both hash alike."""
+        done = frame.control.get("done", [])
+        vocab, most = self._server.thread.engine.model.vocab, frame["max_tokens"]
+        if not all(type(token) is int and 0 <= token < vocab for token in done) or len(done) > most:
+            raise InputError(f"what is done of a reply must be at most max_tokens ({most}) ids below {vocab}")
+        if done and frame.control.get("hash") != running_hash(done, running_hash(ids)):
+            raise InputError("this cloud reads the prompt otherwise than the one that began the reply: ask anew")
+        return done
+
+    def _add(self, work: Reply | Reading, number: int | None = None) -> None:
+        """To the engine, which may have no room: that leaves the session open."""
+        engine = self._server.thread.engine
+
+        def add() -> None:
+            try:
+                engine.add(work)
+            except (InputError, Busy) as error:
+                self._send_from_engine(error_frame(error, number))
+
+        self._in_engine(add)
 
     def _short_enough(self, prompt: Prompt, reply: str = "") -> Prompt:
         """Refuse what can't fit before the tokenizer spends everybody's time on it: tokens are shorter than this."""
@@ -359,13 +398,13 @@ class Session:
             most = MAX_PAYLOAD_BYTES // (plug.tap.bytes_per_token + 2 * engine.model.width + 4 * TOP + 8)
             if size > most:
                 raise TooLong(f"the example's reply has {size} tokens, with this tap it may have at most {most}")
-            cache = engine.model.new_cache(len(start) + size)
-        except (InputError, Busy) as error:
+        except InputError as error:
             self._outbox.put_nowait(error_frame(error, number))
             return
-        reading = Reading(start + reply, self._send_from_engine, cache, number, plug, len(start), frame["score"], write)
+        how = (number, plug, len(start), frame["score"], write)
+        reading = Reading(start + reply, self._send_from_engine, *how, user=self._user, scope=self._scope)
         self._readings[number] = reading
-        self._in_engine(lambda: engine.add(reading))
+        self._add(reading, number)
 
     def _score(self, frame: Frame) -> None:
         reading = self._readings.get(frame["number"])

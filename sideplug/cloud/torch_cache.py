@@ -39,7 +39,7 @@ class KVCache:
     def _grow(self, old: torch.Tensor | None, like: torch.Tensor, room: int) -> torch.Tensor:
         new = like.new_empty(like.shape[0], room, like.shape[2])
         if old is not None:
-            new[:, : self.length] = old[:, : self.length]
+            new[:, : old.shape[1]] = old
         return new
 
     def advance(self, count: int) -> None:
@@ -48,6 +48,21 @@ class KVCache:
     def trim(self, length: int) -> None:
         """Forget everything from position `length` on."""
         self.length = min(self.length, length)
+
+    def read(self, length: int) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """Copies of the first `length` tokens' keys and values by block, in the machine's own memory."""
+        return {
+            block: (keys[:, :length].to("cpu", copy=True), self._values[block][:, :length].to("cpu", copy=True))
+            for block, keys in self._keys.items()
+        }
+
+    def write(self, states: dict[int, tuple[torch.Tensor, torch.Tensor]], length: int) -> None:
+        """Begin with the first `length` tokens of what `read` gave: an empty cache only."""
+        room = max(self.FIRST, 1 << max(0, length - 1).bit_length())
+        for block, (keys, values) in states.items():
+            self._keys[block] = self._grow(keys[:, :length], keys, room)
+            self._values[block] = self._grow(values[:, :length], values, room)
+        self.length = length
 
     @property
     def nbytes(self) -> int:

@@ -22,7 +22,7 @@ import transformers
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from sideplug.cloud.cores import cores
-from sideplug.cloud.memory import KVMemory
+from sideplug.cloud.memory import KVMemory, Promise
 from sideplug.cloud.model import Chunk
 from sideplug.cloud.torch_cache import KVCache
 from sideplug.cloud.weights import GGUF_WEIGHTS, weights_of
@@ -99,7 +99,7 @@ class TorchModel:
         size = getattr(config, "head_dim", None) or self.width // config.num_attention_heads
         self.bits = 8 * self._head.weight.element_size()
         token_bytes = 2 * self.blocks * heads * size * self._head.weight.element_size()
-        self._memory = KVMemory(kv_limit_bytes, token_bytes)
+        self.memory = KVMemory(kv_limit_bytes, 2 * token_bytes)  # the buffers of a cache double
         self._project: Any = self._head
         self._make_packed()
 
@@ -148,7 +148,10 @@ class TorchModel:
         )
 
     def new_cache(self, tokens: int) -> KVCache:
-        return KVCache(self._memory.promise(2 * tokens))  # its buffers double
+        return self.cache_in(self.memory.promise(tokens))
+
+    def cache_in(self, promise: Promise) -> KVCache:
+        return KVCache(promise)
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk], layers: Collection[int] = ()) -> States:

@@ -72,7 +72,14 @@ class Unreachable(CloudError):
 
 
 class Busy(CloudError):
+    """`retry_s`: when to try again, where the cloud can say."""
+
     code = "busy"
+    retry_s: float | None = None
+
+    def __init__(self, message: str, retry_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s
 
 
 class NoNetwork(SideplugError):
@@ -87,9 +94,11 @@ def _tree(cls: type[SideplugError]) -> list[type[SideplugError]]:
     return [cls] + [leaf for sub in cls.__subclasses__() for leaf in _tree(sub)]
 
 
-def from_wire(code: str, message: str, number: int | None = None) -> SideplugError:
+def from_wire(code: str, message: str, number: int | None = None, retry_s: float | None = None) -> SideplugError:
     """The error that an ERROR frame carries, as the class of its code; an unknown code becomes CloudError."""
     cls = next((cls for cls in _tree(SideplugError) if cls.code == code), CloudError)
     error = cls(message)
     error.number = number
+    if isinstance(error, Busy):
+        error.retry_s = retry_s
     return error

@@ -1,11 +1,12 @@
 """The wire, without a socket: frames to bytes and bytes to frames (sans-I/O). docs/WIRE.md is its prose.
 
 Rules that this file keeps:
-  1. A frame is a 12-byte header, a control map, a payload. Every size stands in the header, before what it sizes.
+  1. A frame is a 20-byte header, a control map, a payload. Every size stands in the header, before what it sizes.
   2. The control map is msgpack with string keys. No pickle, no extension types, nothing that can run.
   3. The payload is the tensors that the control map lists under "t", raw little-endian, in that order, without gaps.
   4. Each kind has its row in SCHEMA. A field or tensor that the row does not name is refused, both ways.
-  5. Whatever is wrong with incoming bytes raises ProtocolError and nothing else, before memory is taken for it.
+  5. Each side numbers its frames, and each frame has a checksum: none is lost, doubled, swapped or bent unseen.
+  6. Whatever is wrong with incoming bytes raises ProtocolError and nothing else, before memory is taken for it.
 
 It does not know sockets, sessions, models or what the numbers mean. Test: pytest tests/contract/test_wire.py
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import math
 import struct
+import zlib
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -21,15 +23,17 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from sideplug.contract.errors import ProtocolError
+from sideplug.contract.errors import Busy, ProtocolError
 
 PATH = "/v1/session"  # where a cloud's WebSocket is
 MAGIC = b"SP"
-VERSION = 1
-HEADER = struct.Struct("<2sBBII")  # magic, version, kind, control_bytes, payload_bytes
+VERSION = 2
+HEADER = struct.Struct("<2sBBIII")  # magic, version, kind, number, control_bytes, payload_bytes
+CHECKSUM = struct.Struct("<I")  # CRC-32 of the header so far, and of all that follows
+HEADER_BYTES = HEADER.size + CHECKSUM.size
 MAX_CONTROL_BYTES = 4 << 20
 MAX_PAYLOAD_BYTES = 64 << 20
-MAX_FRAME_BYTES = HEADER.size + MAX_CONTROL_BYTES + MAX_PAYLOAD_BYTES
+MAX_FRAME_BYTES = HEADER_BYTES + MAX_CONTROL_BYTES + MAX_PAYLOAD_BYTES
 ROWS_PER_FRAME = 2048  # head rows in one HEAD frame
 MAX_AHEAD = 32  # asks that may be open while the cloud goes on
 MAX_DRAFT = 32  # token ids that an answer may expect behind its position
@@ -64,6 +68,7 @@ class Kind(IntEnum):
     ROWS = 13  # device → cloud: rows of the head, by token id
     HEAD = 14  # cloud → device: those rows
     ERROR = 15  # cloud → device: code and one sentence; of a READ, its number
+    BEGUN = 16  # cloud → device: the prompt is taken: its tokens, what of them is in memory, the running hash
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ SCHEMA: dict[Kind, Row] = {
             "deadline_ms?": int,
             "head?": str,
             "top?": int,
+            "done?": list,
+            "hash?": str,
         }
     ),
     Kind.TOKENS: Row({"turn": int, "at": int, "ids": list, "text": str, "by": str, "top?": list}),
@@ -105,7 +112,8 @@ SCHEMA: dict[Kind, Row] = {
     Kind.SCORED: Row({"number": int}, {"base": 1, "plugin": 1}),
     Kind.ROWS: Row({"part": int}, {"ids": 1}),
     Kind.HEAD: Row({"part": int, "scale": float, "softcap": float}, {"rows": 2, "bias": 1}),
-    Kind.ERROR: Row({"code": str, "message": str, "number?": int}),
+    Kind.ERROR: Row({"code": str, "message": str, "number?": int, "retry_s?": float}),
+    Kind.BEGUN: Row({"turn": int, "prompt": int, "kept": int, "hash": str}),
 }
 
 
@@ -155,8 +163,11 @@ def _names(types: type | tuple[type, ...]) -> str:
     return " or ".join(t.__name__ for t in (types if isinstance(types, tuple) else (types,)))
 
 
-def encode(frame: Frame) -> bytes:
-    """The frame's bytes. Raises ProtocolError (blame "local") for a frame that SCHEMA or the limits don't allow."""
+def encode(frame: Frame, number: int = 0) -> bytes:
+    """The frame's bytes; `number`: of the frames that its side has sent before it on this connection.
+
+    Raises ProtocolError (blame "local") for a frame that SCHEMA or the limits don't allow.
+    """
     ranks = {name: tensor.ndim for name, tensor in frame.tensors.items()}
     _check_against_schema(frame.kind, frame.control, ranks, "local")
     listing = []
@@ -179,7 +190,20 @@ def encode(frame: Frame) -> bytes:
             f"{MAX_PAYLOAD_BYTES} payload bytes, got {len(packed)} and {len(payload)}",
             "local",
         )
-    return HEADER.pack(MAGIC, VERSION, frame.kind, len(packed), len(payload)) + packed + payload
+    return join(frame.kind, packed, payload, number)
+
+
+def join(kind: int, packed: bytes, payload: bytes = b"", number: int = 0) -> bytes:
+    """A frame of a packed control map and a payload, whatever they are."""
+    header = HEADER.pack(MAGIC, VERSION, kind, number & 0xFFFFFFFF, len(packed), len(payload))
+    return header + CHECKSUM.pack(_checksum(header, packed, payload)) + packed + payload
+
+
+def _checksum(*parts: bytes) -> int:
+    found = 0
+    for part in parts:
+        found = zlib.crc32(part, found)
+    return found
 
 
 class Decoder:
@@ -192,13 +216,16 @@ class Decoder:
         """All frames that are complete now. Raises ProtocolError (blame "remote") for bytes outside the format."""
         self._buffer += data
         frames = []
-        while len(self._buffer) >= HEADER.size:
-            kind, control_bytes, payload_bytes = _parse_header(bytes(self._buffer[: HEADER.size]))
-            total = HEADER.size + control_bytes + payload_bytes
+        while len(self._buffer) >= HEADER_BYTES:
+            header = bytes(self._buffer[:HEADER_BYTES])
+            kind, control_bytes, payload_bytes = _parse_header(header[: HEADER.size])
+            total = HEADER_BYTES + control_bytes + payload_bytes
             if len(self._buffer) < total:
                 break
-            body = bytes(self._buffer[HEADER.size : total])
+            body = bytes(self._buffer[HEADER_BYTES:total])
             del self._buffer[:total]
+            if CHECKSUM.unpack(header[HEADER.size :])[0] != _checksum(header[: HEADER.size], body):
+                raise ProtocolError(f"a {kind.name} frame arrived changed: its checksum is wrong")
             frames.append(_parse_body(kind, body[:control_bytes], body[control_bytes:]))
         return frames
 
@@ -208,17 +235,30 @@ class Decoder:
         return len(self._buffer)
 
 
-def decode(message: bytes) -> Frame:
-    """The one frame of a message that must hold exactly one. Raises ProtocolError."""
+def frame_size(start: bytes) -> int:
+    """Bytes of the whole frame that begins so (HEADER_BYTES of it). Raises ProtocolError."""
+    _, control_bytes, payload_bytes = _parse_header(start[: HEADER.size])
+    return HEADER_BYTES + control_bytes + payload_bytes
+
+
+def decode(message: bytes, number: int | None = None) -> Frame:
+    """The one frame of a message that must hold exactly one, and have this number if one is given.
+
+    Raises ProtocolError.
+    """
     decoder = Decoder()
     frames = decoder.feed(message)
     if len(frames) != 1 or decoder.pending_bytes:
         raise ProtocolError(f"a message must hold one whole frame, got {len(frames)} and {decoder.pending_bytes} bytes")
+    if number is not None and HEADER.unpack_from(message)[3] != number & 0xFFFFFFFF:
+        raise ProtocolError(
+            f"a frame is lost, doubled or out of order: number {number} must come, got {HEADER.unpack_from(message)[3]}"
+        )
     return frames[0]
 
 
 def _parse_header(header: bytes) -> tuple[Kind, int, int]:
-    magic, version, kind, control_bytes, payload_bytes = HEADER.unpack(header)
+    magic, version, kind, _, control_bytes, payload_bytes = HEADER.unpack(header)
     if magic != MAGIC:
         raise ProtocolError(f"a frame must begin with {MAGIC!r}, got {magic!r}")
     if version != VERSION:
@@ -282,4 +322,6 @@ def error_frame(error: Exception, number: int | None = None) -> Frame:
     code = getattr(error, "code", "internal")
     message = str(error) if code != "internal" else "the cloud met a fault of its own; its log has the details"
     control: dict[str, Any] = {"code": code, "message": message}
+    if isinstance(error, Busy) and error.retry_s is not None:
+        control["retry_s"] = float(error.retry_s)
     return Frame(Kind.ERROR, control if number is None else {**control, "number": number})

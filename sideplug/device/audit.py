@@ -19,7 +19,7 @@ import msgpack
 import numpy as np
 
 from sideplug.contract.errors import DataError, ProtocolError, Stopped
-from sideplug.contract.wire import HEADER, MAGIC, Frame, Kind, decode
+from sideplug.contract.wire import HEADER_BYTES, MAGIC, Frame, Kind, decode, frame_size
 from sideplug.device.plugin import Plugin
 
 UP, DOWN = ">", "<"
@@ -73,12 +73,14 @@ def read(path: Path) -> Iterator[tuple[str, bytes]]:
         raise DataError(f"the transcript {path} can't be read: {error.strerror or error}") from error
     at = 0
     while at < len(data):
-        direction, header = chr(data[at]), data[at + 1 : at + 1 + HEADER.size]
+        direction, header = chr(data[at]), data[at + 1 : at + 1 + HEADER_BYTES]
         if direction not in (UP, DOWN) or header[: len(MAGIC)] != MAGIC[: len(header)]:
             raise DataError(f"{path} is no transcript: byte {at} must begin a message (--transcript writes one)")
-        if len(header) == HEADER.size:
-            _, _, _, control_bytes, payload_bytes = HEADER.unpack(header)
-            end = at + 1 + HEADER.size + control_bytes + payload_bytes
+        if len(header) == HEADER_BYTES:
+            try:
+                end = at + 1 + frame_size(header)
+            except ProtocolError as error:
+                raise DataError(f"{path}: byte {at} begins no message of this version: {error}") from error
             if end <= len(data):
                 yield direction, data[at + 1 : end]
                 at = end
@@ -182,7 +184,7 @@ def _parts(frame: Frame, message: bytes) -> dict[str, int]:
     tensors = {f"{name} (numbers)": tensor.nbytes for name, tensor in frame.tensors.items()}
     listing = [[name, t.dtype.str[1:], list(t.shape)] for name, t in frame.tensors.items()]
     shapes = len(msgpack.packb("t") + msgpack.packb(listing)) if listing else 0
-    envelope = HEADER.size + len(msgpack.packb({}))  # fewer than 16 fields: the map's own byte
+    envelope = HEADER_BYTES + len(msgpack.packb({}))  # fewer than 16 fields: the map's own byte
     return {**fields, **tensors, "shapes": shapes, "header": envelope}
 
 

@@ -51,6 +51,7 @@ class WebSocketLink:
         self._record = record or (lambda direction, message: None)
         self.down: Counter[str] = Counter()
         self.up: Counter[str] = Counter()
+        self._sent = self._received = 0
 
     @classmethod
     def connect(cls, url: str = DEFAULT_URL, ca: Path | None = None, record: Record | None = None) -> WebSocketLink:
@@ -102,7 +103,8 @@ class WebSocketLink:
 
     def send(self, frame: Frame) -> None:
         """Raises CloudError when the connection is gone."""
-        message = encode(frame)
+        message = encode(frame, self._sent)
+        self._sent += 1
         try:
             self._connection.send(message)
         except (ConnectionClosed, OSError) as error:
@@ -133,11 +135,12 @@ class WebSocketLink:
             raise self._gone(error) from error
         if not isinstance(message, bytes):
             raise CloudError(f"{self._url} sent text: it is no sideplug cloud")
-        frame = decode(message)
+        frame = decode(message, self._received)
+        self._received += 1
         self._record("<", message)
         self.down[frame.kind.name] += len(message)
         if frame.kind is Kind.ERROR:
-            raise from_wire(frame["code"], frame["message"], frame.control.get("number"))
+            raise from_wire(frame["code"], frame["message"], frame.control.get("number"), frame.control.get("retry_s"))
         return frame
 
     def _gone(self, error: Exception) -> CloudError:
@@ -146,7 +149,7 @@ class WebSocketLink:
             while True:
                 frame = decode(self._connection.recv(0))  # type: ignore[arg-type]
                 if frame.kind is Kind.ERROR:
-                    raise from_wire(frame["code"], frame["message"])
+                    raise from_wire(frame["code"], frame["message"], None, frame.control.get("retry_s"))
         except (ConnectionClosed, TimeoutError, OSError):
             pass
         reason = error.rcvd.reason if isinstance(error, ConnectionClosed) and error.rcvd else ""

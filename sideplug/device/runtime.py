@@ -2,7 +2,9 @@
 
 The loop is: tokens come down and are handed on; an ASK comes down, the plugin runs, its ANSWER goes up, those that came
 together in one. The cloud may run ahead of the answers: an ASK says on which text it stands, and asks of a run that is
-taken back are let lie. It does not know sockets (see link), files or the command line.
+taken back are let lie. A reply that is cut off goes on where it stopped, with the cloud that is found then: the device
+has the ids so far and a running hash of them, and hears each once. It does not know sockets (see link), files or the
+command line.
 Test: pytest tests/test_equalities.py
 """
 
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +20,14 @@ import numpy as np
 
 from sideplug import __version__
 from sideplug.contract.codec import pack, unpack
-from sideplug.contract.errors import ProtocolError, SideplugError
+from sideplug.contract.errors import CloudError, ProtocolError, SideplugError, WrongBase
 from sideplug.contract.gate import Gate
+from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import Sampling, choose
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Frame, Kind
+from sideplug.device.again import Again
 from sideplug.device.head import DeviceHead
 from sideplug.device.link import Link
 from sideplug.device.lookahead import Lookahead
@@ -68,9 +72,13 @@ class Usage:
     """What one reply took. Bytes are of whole WebSocket messages; TCP and TLS add theirs.
 
     round_trips: times that the text waited for the device, which with run-ahead are far fewer than what was asked.
+    kept: tokens of the prompt that the cloud had in memory. resumed: times that the reply was cut off and went on; what
+    the cloud had counted until then is lost.
     """
 
     prompt_tokens: int = 0
+    kept: int = 0
+    resumed: int = 0
     reply_tokens: int = 0
     plugin_tokens: int = 0
     round_trips: int = 0
@@ -125,9 +133,16 @@ class Session:
     model: Model
     plugin: Plugin | None
     readings: int  # examples that may be in reading at once
+    opening: Frame
+    connect: Callable[[], Link] | None = None
+    again: Again = field(default_factory=Again)
     usage: Usage = field(default_factory=Usage)
     _turn: int = 0
     _running: bool = False
+    _at: int | None = None  # where the next token of the reply stands; None: the cloud has not begun
+    _done: list[int] = field(default_factory=list)  # the reply's ids so far …
+    _hash: str = ""  # … and the running hash of the prompt and these
+    _over: bool = False  # its last text has come
     _lookahead: Lookahead | None = None
     _head: DeviceHead | None = None
     _sampling: Sampling = Sampling()
@@ -135,10 +150,17 @@ class Session:
 
     @classmethod
     def open(
-        cls, link: Link, plugin: Plugin | None = None, tap: Tap | None = None, gate: Gate | None = None
+        cls,
+        link: Link,
+        plugin: Plugin | None = None,
+        tap: Tap | None = None,
+        gate: Gate | None = None,
+        connect: Callable[[], Link] | None = None,
+        again: Again | None = None,
     ) -> Session:
         """With a plugin: its tap, and its gate unless another is given. Without: the gate is shut (or `tap` is read).
 
+        `connect` makes another link where this one breaks, as `again` says; None: a break is an error.
         Raises WrongBase when the plugin was made for another base model, CloudError when the cloud is gone.
         """
         gate = gate or (plugin.gate if plugin else Gate("shut"))
@@ -150,17 +172,32 @@ class Session:
             "gate": gate.to_wire(),
             "client": f"sideplug/{__version__}",
         }
-        link.send(Frame(Kind.OPEN, control, {"gate": gate.weight_D}))
-        opened = _expect(link.receive(), Kind.OPENED)
-        about = opened["model"]
-        try:
-            model = Model(**{name: about[name] for name in Model.__dataclass_fields__})
-            readings = int(opened["limits"]["readings"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ProtocolError(f"OPENED must describe the model and its limits: {error}") from error
+        opening = Frame(Kind.OPEN, control, {"gate": gate.weight_D})
+        model, readings = _open(link, opening)
         if plugin is not None:
             plugin.check_base(model.fingerprint, model.name)
-        return cls(link, model, plugin, readings)
+        return cls(link, model, plugin, readings, opening, connect, again or Again())
+
+    def reconnect(self, lost: SideplugError) -> None:
+        """Another connection to the same base. Raises `lost` where that can't be, or what stands in its way."""
+        self.link.close()
+        if self.connect is None:
+            raise lost
+        link, (model, self.readings) = self.again.until(self._connect, lost)
+        link.down.update(self.link.down)
+        link.up.update(self.link.up)
+        self.link = link
+        if model.fingerprint != self.model.fingerprint:
+            raise WrongBase(f"the cloud serves another base model now ({model.name}): begin anew")
+
+    def _connect(self) -> tuple[Link, tuple[Model, int]]:
+        assert self.connect is not None
+        link = self.connect()
+        try:
+            return link, _open(link, self.opening)
+        except BaseException:
+            link.close()
+            raise
 
     def generate(
         self, prompt: Prompt, max_tokens: int = 256, sampling: Sampling = Sampling(), pace: Pace = Pace()
@@ -179,34 +216,24 @@ class Session:
         self._head, self._sampling, self._text = pace.head, sampling, []
         phrases = self.plugin.phrases if self.plugin and pace.lookahead and pace.ahead else None
         self._lookahead = None if phrases is None or not len(phrases) else Lookahead(phrases)
-        self.link.send(Frame(Kind.PROMPT, control))
+        self._at, self._done, self._hash, self._over = None, [], "", False
+        self.again.breaks = 0
         self._running = True
         try:
             while self._running:
-                asks: list[Frame] = []
-                frame: Frame | None = self.link.receive()
-                while frame is not None:
-                    if frame.control.get("turn") != self._turn:
-                        raise ProtocolError(
-                            f"the cloud must speak of turn {self._turn}, got {frame.kind.name} of another"
-                        )
-                    if frame.kind is Kind.ASK:
-                        asks.append(frame)
-                    elif frame.kind is Kind.TOKENS:
+                try:
+                    self.link.send(Frame(Kind.PROMPT, control))
+                    for piece in self._pieces():
                         if not usage.first_token_s:
                             usage.first_token_s = time.perf_counter() - start
-                        if frame["by"] in ("plugin", "draft"):
-                            usage.plugin_tokens += len(frame["ids"])
-                        if self._lookahead:
-                            self._lookahead.settled(frame["at"], frame["ids"])
-                        if asks:  # an answer never waits for whoever reads the text
-                            asks = self._answer(asks)
-                        yield Piece(frame["ids"], frame["text"], frame["by"], frame.control.get("top", []))
-                    else:
-                        self._done(_expect(frame, Kind.DONE))
-                        break
-                    frame = self.link.arrived()
-                self._answer(asks)
+                        if piece.by in ("plugin", "draft"):
+                            usage.plugin_tokens += len(piece.ids)
+                        yield piece
+                except (CloudError, ProtocolError) as error:
+                    self.reconnect(error)
+                    usage.resumed += 1
+                    if self._done:
+                        control |= {"done": self._done, "hash": self._hash}
         except SideplugError:
             self._running = False  # the cloud has ended it: there is nothing to cancel
             raise
@@ -216,6 +243,57 @@ class Session:
             usage.total_s = time.perf_counter() - start
             usage.bytes_down = sum(self.link.down.values()) - down
             usage.bytes_up = sum(self.link.up.values()) - up
+
+    def _pieces(self) -> Iterator[Piece]:
+        """What the cloud says of this turn, answered where it asks, to its DONE."""
+        while self._running:
+            asks: list[Frame] = []
+            frame: Frame | None = self.link.receive()
+            while frame is not None:
+                if frame.control.get("turn") != self._turn:
+                    raise ProtocolError(f"the cloud must speak of turn {self._turn}, got {frame.kind.name} of another")
+                if frame.kind is Kind.ASK:
+                    asks.append(frame)
+                elif frame.kind is Kind.TOKENS:
+                    new = self._hear(frame)
+                    if asks:  # an answer never waits for whoever reads the text
+                        asks = self._answer(asks)
+                    if new:
+                        yield Piece(frame["ids"], frame["text"], frame["by"], frame.control.get("top", []))
+                elif frame.kind is Kind.BEGUN:
+                    self._begin(frame)
+                else:
+                    self._finish(_expect(frame, Kind.DONE))
+                    break
+                frame = self.link.arrived()
+            self._answer(asks)
+
+    def _begin(self, begun: Frame) -> None:
+        self.usage.prompt_tokens, self.usage.kept = begun["prompt"], begun["kept"]
+        if self._at is None:
+            self._at, self._hash = begun["prompt"], begun["hash"]
+        elif not self._done and begun["hash"] != self._hash:
+            raise ProtocolError("the cloud must read the prompt as the one that began the reply did", "local")
+
+    def _hear(self, tokens: Frame) -> bool:
+        """Keep account of TOKENS; whether they are new."""
+        ids = tokens["ids"]
+        if (
+            self._at is None
+            or tokens["at"] != self._at
+            or not all(type(token) is int and 0 <= token < 1 << 31 for token in ids)
+        ):
+            raise ProtocolError(f"the cloud must go on with the ids from position {self._at}, got {tokens['at']}")
+        if self._over:  # the last text came, but the DONE behind it was lost: it is said twice
+            return False
+        self._over = not ids
+        self._at += len(ids)
+        self._done += ids
+        self._hash = running_hash(ids, self._hash)
+        self.again.breaks = 0
+        if self._lookahead:
+            self._lookahead.settled(tokens["at"], ids)
+        return True
 
     def _answer(self, asks: list[Frame]) -> list[Frame]:
         """Answer these in one frame, but for those of a run that was taken back; nothing is left."""
@@ -254,7 +332,7 @@ class Session:
         self._lookahead.hear(ask["from"], ask["ids"])
         return self._lookahead.draft(ask["at"][0])
 
-    def _done(self, done: Frame) -> None:
+    def _finish(self, done: Frame) -> None:
         """The reply is over: take over what the cloud counted."""
         self._running = False
         self.usage.why, self.usage.prompt_tokens, self.usage.reply_tokens = done["why"], done["prompt"], done["reply"]
@@ -273,15 +351,29 @@ class Session:
     def _cancel(self) -> None:
         """Stop the reply and wait for the cloud's DONE, so that the session can go on."""
         self._running = False
-        self.link.send(Frame(Kind.CANCEL, {"turn": self._turn}))
-        while True:
-            frame = self.link.receive()
-            if frame.kind is Kind.DONE:
-                self._done(frame)
-                return
+        try:
+            self.link.send(Frame(Kind.CANCEL, {"turn": self._turn}))
+            while True:
+                frame = self.link.receive()
+                if frame.kind is Kind.DONE:
+                    self._finish(frame)
+                    return
+        except (CloudError, ProtocolError):
+            self.link.close()  # the next reply connects anew, or says that it can't
 
     def bytes_by_kind(self) -> dict[str, Counter[str]]:
         return {"down": self.link.down, "up": self.link.up}
+
+
+def _open(link: Link, opening: Frame) -> tuple[Model, int]:
+    """OPEN and its OPENED: the model, and how many examples may be in reading at once."""
+    link.send(opening)
+    opened = _expect(link.receive(), Kind.OPENED)
+    about = opened["model"]
+    try:
+        return Model(**{name: about[name] for name in Model.__dataclass_fields__}), int(opened["limits"]["readings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(f"OPENED must describe the model and its limits: {error}") from error
 
 
 def _expect(frame: Frame, kind: Kind) -> Frame:

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from sideplug.contract.codec import unpack
-from sideplug.contract.errors import DataError, InputError, ProtocolError, Stopped
+from sideplug.contract.errors import CloudError, DataError, InputError, ProtocolError, Stopped
 from sideplug.contract.tap import Tap
-from sideplug.contract.wire import HEADER, MAGIC, Frame, Kind, decode, encode
+from sideplug.contract.wire import HEADER_BYTES, VERSION, Frame, Kind, decode, encode, frame_size
 from sideplug.device.plugin import write_aside
 from sideplug.device.runtime import Session
 from sideplug.learn.data import Example
@@ -123,7 +123,8 @@ def record(
     when the connection drops (what came is kept), InputError for an example that the cloud can't read, Stopped: disk
     full.
     """
-    identity = {"base": session.model.fingerprint, "tap": tap.name, "examples": digest(examples)}
+    identity: dict[str, Any] = {"base": session.model.fingerprint, "tap": tap.name, "examples": digest(examples)}
+    identity["wire"] = VERSION
     about = path.with_suffix(".json")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,9 +136,16 @@ def record(
         with path.open("ab") as file:
             file.truncate(sum(size for _, size in spans))
             file.seek(0, 2)
-            for frame in _read_in_order(session, examples, len(spans)):
-                file.write(encode(frame))
-                progress(frame["number"] + 1)
+            done = len(spans)
+            while done < len(examples):
+                try:
+                    for frame in _read_in_order(session, examples, done):
+                        file.write(encode(frame))
+                        done += 1
+                        session.again.breaks = 0
+                        progress(done)
+                except (CloudError, ProtocolError) as error:
+                    session.reconnect(error)
     except OSError as error:
         raise Stopped(f"the tape {path} could not be written: {error.strerror or error}") from error
     return Tape.whole(path, tap)
@@ -183,12 +191,12 @@ def _frames(path: Path) -> Iterator[tuple[int, int]]:
     end = path.stat().st_size
     at = 0
     with path.open("rb") as file:
-        while at + HEADER.size <= end:
+        while at + HEADER_BYTES <= end:
             file.seek(at)
-            magic, _, _, control_bytes, payload_bytes = HEADER.unpack(file.read(HEADER.size))
-            size = HEADER.size + control_bytes + payload_bytes
-            if magic != MAGIC:
-                raise DataError(f"{path} is not a tape: delete it, and it is recorded anew")
+            try:
+                size = frame_size(file.read(HEADER_BYTES))
+            except ProtocolError as error:
+                raise DataError(f"{path} is not a tape of this version: delete it, and it is recorded anew") from error
             if at + size > end:
                 return
             yield at, size

@@ -36,11 +36,17 @@ def engine(parts: tuple[Model, Tokenizer]) -> Engine:
 def a_reply(
     engine: Engine, ids: list[int], gate: str = "shut", tokens: int = 5, ahead: int = 0, **sampling: Any
 ) -> tuple[Reply, list[Frame]]:
+    """A reply of its own that was added, and what it says after BEGUN."""
     heard: list[Frame] = []
+
+    def hear(frame: Frame) -> None:
+        if frame.kind is not Kind.BEGUN:
+            heard.append(frame)
+
     stream = TextStream(engine.tokenizer)
     plug = Plug(TAP, Gate(gate))
-    cache, stops = engine.model.new_cache(100), engine.tokenizer.stop_ids
-    reply = Reply(ids, heard.append, cache, 1, plug, stream, Sampling(**sampling), tokens, 256, stops, ahead)
+    stops = engine.tokenizer.stop_ids
+    reply = Reply(ids, hear, 1, plug, stream, Sampling(**sampling), tokens, 256, stops, ahead)
     engine.add(reply)
     return reply, heard
 
@@ -48,7 +54,7 @@ def a_reply(
 def a_reading(engine: Engine, count: int, score: bool = False) -> tuple[Reading, list[Frame]]:
     heard: list[Frame] = []
     ids = np.random.default_rng(count).integers(2, 300, count).tolist()
-    reading = Reading(ids, heard.append, engine.model.new_cache(100), 7, Plug(TAP, Gate("open")), 3, score)
+    reading = Reading(ids, heard.append, 7, Plug(TAP, Gate("open")), 3, score)
     engine.add(reading)
     return reading, heard
 
@@ -157,8 +163,8 @@ def test_the_base_writes_for_the_tape_what_it_says(engine: Engine) -> None:
     drain(engine)
     heard: list[Frame] = []
     plug = Plug(TAP, Gate("shut"))
-    engine.add(Reading([5, 6, 7], heard.append, engine.model.new_cache(100), 7, plug, 3, False, 9))
-    engine.add(Reading([9, 6, 7], heard.append, engine.model.new_cache(100), 8, plug, 3, False, 4))
+    engine.add(Reading([5, 6, 7], heard.append, 7, plug, 3, False, 9))
+    engine.add(Reading([9, 6, 7], heard.append, 8, plug, 3, False, 4))
     drain(engine)
     assert sorted(frame["number"] for frame in heard) == [7, 8]
     written = next(frame for frame in heard if frame["number"] == 7).tensors

@@ -12,6 +12,7 @@ from sideplug.contract.errors import InputError
 class Work:
     name: str
     pending: int
+    user: str = ""
 
     def next_ids(self, count: int) -> list[int]:
         return [0] * count

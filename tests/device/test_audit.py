@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sideplug.contract.errors import DataError, InputError, Stopped
 from sideplug.contract.text import Prompt
-from sideplug.contract.wire import HEADER, MAGIC, VERSION, Frame, Kind, encode
+from sideplug.contract.wire import HEADER_BYTES, Frame, Kind, encode, join
 from sideplug.device import audit
 from sideplug.device.audit import Recent, Recorder, Search, report
 from sideplug.device.head import DeviceHead
@@ -76,7 +76,7 @@ def test_every_byte_of_every_kind_has_a_name(cloud: Cloud, heard: list[Message])
     assert found.parameters == plugin.size
     answer = found.rows[">", "ANSWER"]
     assert {"delta (numbers)", "scales (numbers)", "ids (numbers)", "draft (numbers)"} < set(answer.parts)
-    assert answer.parts["header"] == answer.frames * (HEADER.size + 1)
+    assert answer.parts["header"] == answer.frames * (HEADER_BYTES + 1)
 
 
 def test_the_words_that_the_cloud_saw(heard: list[Message]) -> None:
@@ -188,7 +188,7 @@ def test_runs_of_one_value_tell_nothing() -> None:
 def test_bytes_that_no_field_explains(heard: list[Message]) -> None:
     """A number in more bytes than it needs could carry something: it is counted, and not clean."""
     control = msgpack.packb({"turn": 1}).replace(b"\x01", b"\xcf" + struct.pack(">Q", 1))
-    message = HEADER.pack(MAGIC, VERSION, Kind.CANCEL, len(control), 0) + control
+    message = join(Kind.CANCEL, control)
     found = report([*heard, (">", message)], PLUGIN)
     assert (found.unaccounted, found.clean) == (8, False)
     assert "NOT ACCOUNTED FOR: 8 bytes that no field explains." in list(found.lines())
@@ -218,7 +218,7 @@ def test_a_transcript_is_the_messages(heard: list[Message], tmp_path: Path) -> N
 def test_a_transcript_that_is_cut_off(heard: list[Message], tmp_path: Path) -> None:
     path = written(tmp_path / "t.sp", heard[:2])
     whole, second = path.read_bytes(), 1 + len(heard[0][1])
-    for end in (1, 3, HEADER.size, HEADER.size + 1, second - 1):
+    for end in (1, 3, HEADER_BYTES, HEADER_BYTES + 1, second - 1):
         path.write_bytes(whole[:end])
         with pytest.raises(DataError, match="is cut off in the message that begins at byte 0"):
             list(audit.read(path))
@@ -253,7 +253,7 @@ def test_a_transcript_that_can_not_be_read_or_written(tmp_path: Path) -> None:
 )
 def test_a_message_that_is_none(heard: list[Message], control: dict[str, Any]) -> None:
     packed = msgpack.packb(control)
-    message = HEADER.pack(MAGIC, VERSION, Kind.PROMPT, len(packed), 0) + packed
+    message = join(Kind.PROMPT, packed)
     with pytest.raises(DataError, match="message 3 of the transcript is damaged: PROMPT"):
         report([*heard[:2], (">", message)])
 

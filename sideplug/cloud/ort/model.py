@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sideplug.cloud.memory import KVMemory
+from sideplug.cloud.memory import KVMemory, Promise
 from sideplug.cloud.model import Chunk
 from sideplug.cloud.ort.arrange import start_pool
 from sideplug.cloud.ort.blueprint import Blueprint
@@ -120,8 +120,8 @@ class OrtModel:
         self._head, self._reader = prepared.head(), prepared.reader()
         self._head_matrix, self._head_bias = prepared.head_matrix()
         self._embedding = prepared.embedding()
-        memory = KVMemory(kv_limit_bytes, b.kv_bytes_per_token)
-        self._slots = Slots(b.blocks, b.kv_heads, b.head_size, b.context, memory)
+        self.memory = KVMemory(kv_limit_bytes, b.kv_bytes_per_token)
+        self._slots = Slots(b.blocks, b.kv_heads, b.head_size, b.context)
         self.bits = prepared.bits
         self._sessions: dict[Variant, Any] = {}
         # What is bound stays bound, so a binding is of one set of outputs: another's memory would be written to.
@@ -169,7 +169,10 @@ class OrtModel:
         return True
 
     def new_cache(self, tokens: int) -> SlotCache:
-        return self._slots.take(tokens)
+        return self.cache_in(self.memory.promise(tokens))
+
+    def cache_in(self, promise: Promise) -> SlotCache:
+        return self._slots.take(promise)
 
     def forward(self, chunks: Sequence[Chunk], layers: Collection[int] = ()) -> States:
         several = [i for i, chunk in enumerate(chunks) if len(chunk.ids) > 1 or not chunk.cache.length]

@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from sideplug.cloud.memory import KVMemory, Promise
+from sideplug.cloud.memory import Promise
 from sideplug.contract.errors import Busy, Stopped
 
 RESERVE = 1 << 44  # bytes of address space at most: reserving costs nothing
@@ -23,7 +23,7 @@ PAGE = 4096
 class Slots:
     """Room for `count` sequences of `rows` tokens: (kv_heads, rows, head_size) float32 for keys, values and block."""
 
-    def __init__(self, blocks: int, kv_heads: int, head_size: int, context: int, memory: KVMemory) -> None:
+    def __init__(self, blocks: int, kv_heads: int, head_size: int, context: int) -> None:
         row = kv_heads * head_size * 4
         step = max(1, PAGE // row)
         while step * row % PAGE:
@@ -31,7 +31,6 @@ class Slots:
         self.rows = -(-(context + 1) // step) * step  # one more: see `lay_out`, who has a chunk
         self.shape = (kv_heads, self.rows, head_size)
         self.slot_bytes = row * self.rows
-        self.memory = memory
         self._tensors = 2 * blocks
         count = max(1, min(4096, RESERVE // (self._tensors * self.slot_bytes)))
         while True:
@@ -60,12 +59,18 @@ class Slots:
         """A copy of what every block keeps of the first token of these slots."""
         return self._tokens[:, slots, :, 0]
 
+    def read(self, slot: int, length: int) -> np.ndarray:
+        """A copy of the first `length` rows: (tensors, kv_heads, length, head_size)."""
+        return self._tokens[:, slot, :, :length].copy()
+
+    def write(self, slot: int, rows: np.ndarray) -> None:
+        self._tokens[:, slot, :, : rows.shape[2]] = rows
+
     def put_first_rows(self, slots: np.ndarray, rows: np.ndarray) -> None:
         self._tokens[:, slots, :, 0] = rows
 
-    def take(self, tokens: int) -> SlotCache:
-        """The lowest free slot, with memory promised for `tokens`. Raises Busy."""
-        promise = self.memory.promise(min(tokens, self.rows))
+    def take(self, promise: Promise) -> SlotCache:
+        """The lowest free slot. Raises Busy."""
         with self._lock:
             if not self._free:
                 raise Busy(f"the cloud has {self.count} texts in work: try later")
@@ -100,6 +105,15 @@ class SlotCache:
     def trim(self, length: int) -> None:
         """Forget everything from position `length` on."""
         self._slots.lengths[self.slot] = min(self.length, length)
+
+    def read(self, length: int) -> np.ndarray:
+        """A copy of the keys and values of the first `length` tokens: (tensors, kv_heads, length, head_size)."""
+        return self._slots.read(self.slot, length)
+
+    def write(self, states: np.ndarray, length: int) -> None:
+        """Begin with the first `length` tokens of what `read` gave: an empty cache only."""
+        self._slots.write(self.slot, states[:, :, :length])
+        self._slots.lengths[self.slot] = length
 
     def __del__(self) -> None:
         self._slots.give_back(self.slot)
