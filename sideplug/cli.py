@@ -261,7 +261,7 @@ def serve(
 
 def _check_cloud_packages() -> None:
     """The cloud's packages are an extra: said before anything is fetched, where they are missing."""
-    needed = ("onnx", "onnxruntime", "tokenizers", "gguf", "jinja2", "huggingface_hub")
+    needed = ("onnx", "onnxruntime", "tokenizers", "gguf", "jinja2", "huggingface_hub", "prometheus_client")
     missing = [name for name in needed if not importlib.util.find_spec(name)]
     if missing:
         raise InputError(f"models need the cloud's packages ({', '.join(missing)}): pip install 'sideplug[cloud]'")

@@ -235,6 +235,17 @@ class Cloud:
     def _call(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
 
+    def close_at_once(self) -> None:
+        """As if its machine were gone: connections are reset, and nobody listens any more."""
+
+        async def reset() -> None:
+            assert self.server._server is not None
+            self.server._server.close(close_connections=False)
+            for session in self.server._sessions:
+                session._connection.transport.abort()
+
+        self._call(reset())
+
     def close(self) -> None:
         self._call(self.server.close())
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -19,6 +19,7 @@ import numpy as np
 
 from sideplug.cloud import foresight
 from sideplug.cloud.kept import LEAST, Entry, Kept, Text
+from sideplug.cloud.meters import Meters
 from sideplug.cloud.model import Cache, Chunk, Forward, Model, NoCache
 from sideplug.cloud.reply import Answer, Ask, Plug, Reply, Sequence, Top
 from sideplug.cloud.scheduler import Budget, Scheduler
@@ -125,8 +126,8 @@ class Engine:
         self.tokenizer = tokenizer
         self.room = room or Room()
         self.kept = Kept(model.memory, self.room.keep_s)
-        self.steps = 0
-        self.prefilled = 0  # tokens of prompts that were run
+        self.meters = Meters()
+        self.heard_s = time.monotonic()  # when it last listened: an engine that hangs does not
         self._waiting: list[Reply | Reading] = []
         self._scheduler = Scheduler(budget or Budget())
         self._works: list[Sequence] = []
@@ -167,6 +168,7 @@ class Engine:
             work.send(error_frame(busy, work.number if isinstance(work, Reading) else None))
             self.drop(work)
         self.kept.expire()
+        self.heard_s = time.monotonic()
 
     def declare(self, ids: list[int]) -> None:
         """A beginning that everybody's prompts may share: run once, and kept for good. Raises Busy."""
@@ -187,6 +189,7 @@ class Engine:
                 continue
             if not self._begin(work):
                 return
+            self.meters.queue_s.add(time.monotonic() - work.since_s)
             users[work.user] += 1
             self._waiting.remove(work)
             self._works.append(work)
@@ -226,6 +229,8 @@ class Engine:
         if entry:
             self.kept.use(entry, text)
         work.begin(cache, kept, length)
+        self.meters.tokens["kept"] += length
+        self.meters.resumed += bool(work.done)
         work.send(_begun(work, length))
         return True
 
@@ -269,7 +274,8 @@ class Engine:
     def answer(self, reply: Reply, frame: Frame) -> None:
         """The device's corrections. Raises ProtocolError when they answer something else than what was asked."""
         if reply.alive:  # else it was cancelled while the answer was on its way
-            reply.hear(frame, self.model.vocab, time.monotonic())
+            for seconds in reply.hear(frame, self.model.vocab, time.monotonic()):
+                self.meters.answer_s.add(seconds)
             self._note(reply)
 
     def expire(self, reply: Reply, run: int, at: int) -> None:
@@ -298,15 +304,19 @@ class Engine:
             for work, _ in batch:
                 self._fail(work, error)
             return True
-        self.steps += 1
-        self.prefilled += sum(len(ids) for _, ids in batch if len(ids) > 1)
+        meters = self.meters
+        meters.steps += 1
+        meters.batch.add(len(batch))
+        meters.tokens["prompt"] += sum(len(ids) for _, ids in batch if len(ids) > 1)
         self._postprocess(batch, out)
+        meters.step_s.add(time.monotonic() - started)
         if all(len(ids) == 1 for _, ids in batch):
             self._step_s += 0.1 * (time.monotonic() - started - self._step_s)
         return True
 
     def _fail(self, work: Sequence, error: Exception) -> None:
         """What goes wrong in one work ends that work and its session, and nobody else's."""
+        self.meters.refused["internal"] += 1
         log.error("a %s failed", type(work).__name__, exc_info=error)
         work.send(error_frame(error))
         self.drop(work)
@@ -419,6 +429,9 @@ class Engine:
         """Send what has become final, and end a reply that is over."""
         parts = reply.settle()
         for number, part in enumerate(parts):
+            if part.at == reply.prompt_tokens:
+                self.meters.first_s.add(time.monotonic() - reply.since_s)
+            self.meters.tokens["reply"] += len(part.ids)
             text = reply.text.push(part.ids, reply.over and number == len(parts) - 1)
             control = {"turn": reply.turn, "at": part.at, "ids": part.ids, "text": text, "by": part.by}
             reply.send(Frame(Kind.TOKENS, {**control, "top": part.tops} if reply.top else control))
@@ -432,6 +445,8 @@ class Engine:
             reply.send(Frame(Kind.TOKENS, {"turn": reply.turn, "at": at, "ids": [], "text": rest, "by": "cloud"}))
         control = {"turn": reply.turn, "why": why, "prompt": reply.prompt_tokens, "reply": reply.reply_tokens}
         reply.send(Frame(Kind.DONE, {**control, "counts": vars(reply.counts)}))
+        self.meters.replies[why] += 1
+        self.meters.gate.update(vars(reply.counts))
         self.drop(reply, keep=True)
 
     def _write(self, writing: list[tuple[Reading, np.ndarray, np.ndarray]]) -> None:
@@ -478,6 +493,7 @@ class Engine:
         z_codes, z_scales = pack(z, int8=False)
         tensors = {"ids": reading.targets, "codes": codes, "scales": scales}
         tensors |= {"z": z_codes, "z_scales": z_scales, "top": top, "lse": lse}
+        self.meters.readings += 1
         self.drop(reading)
         reading.parts = []  # only z stays, and only until it is scored
         reading.result = (z, logp) if reading.score else None

@@ -285,11 +285,11 @@ class Reply(Sequence):
         if len(self.ids) - self.prompt_tokens >= self.max_tokens or len(self.ids) >= self.context:
             self.end = "length"
 
-    def hear(self, frame: Frame, vocab: int, now_s: float) -> None:
-        """An ANSWER has come. Raises ProtocolError when it answers something else than what was asked."""
+    def hear(self, frame: Frame, vocab: int, now_s: float) -> list[float]:
+        """An ANSWER has come: the seconds that each of it took. Raises ProtocolError when it answers something else."""
         turn, run, at, t = frame["turn"], frame["run"], frame["at"], frame.tensors
         if turn == self.turn and 0 <= run < self.run:
-            return  # it was on its way when its run was taken back
+            return []  # it was on its way when its run was taken back
         picks = self.head == "device"
         said, draft = ("ids",) if picks else ("delta", "scales"), t["draft"]
         if set(t) != {*said, "draft"}:
@@ -314,8 +314,10 @@ class Reply(Sequence):
             )
         self.late.difference_update(at)
         corrected = None if picks or not keep else self._corrected(t["delta"], t["scales"], keep)
+        took = []
         for row, i in enumerate(keep):
             ask = self.asks.popleft()
+            took.append(now_s - ask.asked_s)
             self.habits.observe("answer_s", now_s - ask.asked_s)
             expected = [token for token in draft[i].tolist() if token >= 0]
             if corrected is None:
@@ -323,6 +325,7 @@ class Reply(Sequence):
             else:
                 self.habits.foresight.observe(ask.seen, corrected[row] - ask.z_1D[0])
                 self.answers.append(Answer(ask, corrected[row : row + 1], "plugin", expected))
+        return took
 
     def _corrected(self, delta: np.ndarray, scales: np.ndarray, keep: list[int]) -> np.ndarray:
         """z (T, D) of the first open asks, corrected by these rows of an answer."""

@@ -4,8 +4,10 @@ Sockets and asyncio are here and nowhere else in the cloud; the engine runs in a
 through its inbox. Nothing of a session is written anywhere, and no text is logged. It does not know plugins or
 training.
 
-    GET /health       one JSON object
     /v1/session       the WebSocket of docs/WIRE.md
+    GET /health       is it alive? one JSON object
+    GET /ready        does it take new work? 503 while it is going down, or hangs
+    GET /metrics      for Prometheus
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import signal
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -32,10 +35,11 @@ from websockets.http11 import Request, Response
 
 from sideplug import __version__
 from sideplug.cloud.engine import TOP, Engine, Reading
+from sideplug.cloud.metrics import CONTENT_TYPE, Exposition
 from sideplug.cloud.reply import Habits, Plug, Reply
 from sideplug.cloud.store import Base
 from sideplug.cloud.tokenizer import TextStream
-from sideplug.contract.errors import Busy, InputError, ProtocolError, SideplugError, TooLong, WrongBase
+from sideplug.contract.errors import Busy, InputError, ProtocolError, SideplugError, Silent, TooLong, WrongBase
 from sideplug.contract.gate import Gate
 from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import Sampling
@@ -58,7 +62,12 @@ from sideplug.contract.wire import (
 from sideplug.listen import not_listening
 
 OPEN_TIMEOUT_S = 10.0  # from the connection to OPEN
-OUTBOX_FRAMES = 32  # a device that does not read what it asked for is not read from either
+OUTBOX_FRAMES = 32  # a device that does not read what it asked for is not read from either, and its reply is held
+STALL_S = 60.0  # a device that reads nothing for so long is cut off
+PING_S, PONG_S = 10.0, 20.0  # half-open connections are found so
+WATCH_S = 1.0
+HANGS_S = 60.0  # an engine that has not listened for so long is not ready
+GOING_DOWN = 1012  # close code: come back, to the one that takes over
 CALLS_A_STEP = 256  # of the inbox, so that no device's flood keeps the others' steps waiting
 ENDURED = ("busy", "bad-input", "too-long")  # what a session survives
 log = logging.getLogger("sideplug.cloud")
@@ -66,11 +75,14 @@ log = logging.getLogger("sideplug.cloud")
 
 @dataclass(frozen=True)
 class Limits:
-    """sessions at once; examples that a session may have in reading at once; bytes of one incoming message."""
+    """sessions at once; examples that a session may have in reading at once; bytes of one incoming message; seconds
+    that a device may take to answer an ask; seconds that what is under way has when the server goes down."""
 
-    sessions: int = 64
+    sessions: int = 1024
     readings: int = 8
     message_bytes: int = 16 << 20
+    answer_s: float = 120.0
+    drain_s: float = 60.0
 
 
 class EngineThread:
@@ -90,6 +102,10 @@ class EngineThread:
     def call(self, function: Callable[[], None]) -> None:
         self._inbox.put(function)
 
+    @property
+    def hangs(self) -> bool:
+        return not self._thread.is_alive() or time.monotonic() - self.engine.heard_s > HANGS_S
+
     def stop(self) -> None:
         self._inbox.put(None)
         self._thread.join(timeout=10)
@@ -103,6 +119,7 @@ class EngineThread:
         made.set_result(engine)
         busy = False
         while True:
+            engine.heard_s = time.monotonic()
             try:
                 for _ in range(CALLS_A_STEP):
                     call = self._inbox.get(block=not busy)
@@ -134,6 +151,8 @@ class Session:
         self._habits = Habits()
         self._deadline_s = 0.0
         self._received = self._transmitted = 0
+        self._sending_s = 0.0  # since when a frame waits for the device to read; 0: none does
+        self._began_s = time.monotonic()
         self._name = secrets.token_hex(8)
         self._user = self._name  # TODO
         self._scope = ""
@@ -144,7 +163,11 @@ class Session:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await self._open(await self._receive())
             while True:
-                self._handle(await self._receive())
+                frame = await self._receive()
+                if self._server.draining and frame.kind in (Kind.PROMPT, Kind.READ):
+                    await self.go_down()
+                    return
+                self._handle(frame)
                 while self._outbox.qsize() > OUTBOX_FRAMES:
                     self._sent.clear()
                     await self._sent.wait()
@@ -164,17 +187,29 @@ class Session:
         if not isinstance(message, bytes):
             raise ProtocolError("a message must be binary")
         self._received += 1
-        return decode(message, self._received - 1)
+        frame = decode(message, self._received - 1)
+        self._count("up", frame, message)
+        return frame
 
     async def _transmit(self, frame: Frame) -> None:
         message = encode(frame, self._transmitted)
         self._transmitted += 1
+        self._count("down", frame, message)
+        self._sending_s = time.monotonic()
         await self._connection.send(message)
+        self._sending_s = 0.0
+
+    def _count(self, direction: str, frame: Frame, message: bytes) -> None:
+        meters = self._server.meters
+        kind = frame.kind.name.lower()
+        meters.frames[direction, kind] += 1
+        meters.bytes[direction, kind, self._plug.tap.codec if self._plug else ""] += len(message)
 
     async def _refuse(self, error: Exception) -> None:
         """Say why, and end the session, with the close code of docs/WIRE.md."""
         if not isinstance(error, SideplugError):
             log.error("a session failed", exc_info=error)
+        self._server.meters.refused[getattr(error, "code", "internal")] += 1
         await self._end(error_frame(error))
 
     async def _end(self, frame: Frame) -> None:
@@ -191,6 +226,7 @@ class Session:
             while True:
                 frame = await self._outbox.get()
                 self._sent.set()
+                self._let_go()
                 if frame.kind is Kind.DONE or (frame.kind is Kind.ERROR and "number" not in frame.control):
                     self._reply = None
                 elif frame.kind is Kind.ERROR:
@@ -206,6 +242,38 @@ class Session:
             pass
         except Exception as error:
             await self._refuse(error)
+
+    def _let_go(self) -> None:
+        """A reply that was held goes on when its device has read."""
+        reply, engine = self._reply, self._server.thread.engine
+        if reply is not None and reply.held and self._outbox.qsize() < OUTBOX_FRAMES // 2:
+            self._in_engine(lambda: engine.hold(reply, False))
+
+    def _put(self, frame: Frame) -> None:
+        self._outbox.put_nowait(frame)
+        reply, engine = self._reply, self._server.thread.engine
+        if reply is not None and not reply.held and self._outbox.qsize() > OUTBOX_FRAMES:
+            self._in_engine(lambda: engine.hold(reply, True))
+
+    @property
+    def busy(self) -> bool:
+        return self._reply is not None or bool(self._readings) or not self._outbox.empty()
+
+    async def look(self, now_s: float) -> None:
+        """Once a second: is the device silent where it was asked, or does it not read?"""
+        reply, most = self._reply, self._server.limits.answer_s
+        asks = list(reply.asks) if reply is not None else []
+        if self._sending_s and now_s - self._sending_s > STALL_S:
+            self._connection.transport.abort()
+        elif asks and now_s - asks[0].asked_s > most:
+            await self._refuse(Silent(f"the device has not answered for {most:.0f} s"))
+
+    async def go_down(self) -> None:
+        """The server ends: so does this session, and its device may come back to the one that takes over."""
+        try:
+            await self._connection.close(GOING_DOWN, "the cloud is going down")
+        except ConnectionClosed:
+            pass
 
     def _expect_answer(self, ask: Frame) -> None:
         """Tell the engine when the answer's deadline has passed."""
@@ -223,7 +291,7 @@ class Session:
         if frame.kind is Kind.ERROR and frame["code"] not in ENDURED:
             self._in_loop(lambda: asyncio.ensure_future(self._end(frame)))
         else:
-            self._in_loop(lambda: self._outbox.put_nowait(frame))
+            self._in_loop(lambda: self._put(frame))
 
     def _in_loop(self, function: Callable[[], Any]) -> None:
         try:
@@ -440,8 +508,12 @@ class CloudServer:
         self.limits = limits or Limits()
         self.thread = EngineThread(make_engine)
         self.tokenizer = self.thread.engine.tokenizer
+        self.meters = self.thread.engine.meters
+        self.draining = False
         self._sessions: set[Session] = set()
         self._server: Server | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._exposition = Exposition(self.meters, self._gauges, base.name)
 
     async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> str:
         """Listen on what `bind` gave; the URL. Raises Stopped when another process listens there by now."""
@@ -455,24 +527,73 @@ class CloudServer:
                 max_size=self.limits.message_bytes,
                 process_request=self._on_request,
                 server_header=None,
+                ping_interval=PING_S,
+                ping_timeout=PONG_S,
             )
         except OSError as error:
             raise not_listening(host, port, error) from error
+        self._watch = asyncio.create_task(self._look())
         return f"{'wss' if tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def serve_until_stopped(self) -> None:
-        """Until SIGINT or SIGTERM."""
-        stop = asyncio.Event()
+        """Until SIGINT or SIGTERM; what is under way then is finished, unless the signal comes again."""
+        stops: asyncio.Queue[None] = asyncio.Queue()
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await stop.wait()
+            asyncio.get_running_loop().add_signal_handler(number, stops.put_nowait, None)
+        await stops.get()
+        drain, again = asyncio.create_task(self.drain()), asyncio.create_task(stops.get())
+        await asyncio.wait((drain, again), return_when=asyncio.FIRST_COMPLETED)
+        for task in (drain, again):
+            task.cancel()
         await self.close()
 
-    async def close(self) -> None:
+    async def drain(self) -> None:
+        """Take nothing new, so that another server may listen here at once; finish what is under way."""
+        self.draining = True
         if self._server is not None:
-            self._server.close()
+            self._server.close(close_connections=False)
+        last = time.monotonic() + self.limits.drain_s
+        log.info("going down: %d sessions", len(self._sessions))
+        while self._sessions and time.monotonic() < last:
+            await asyncio.gather(*(session.go_down() for session in self._sessions if not session.busy))
+            await asyncio.sleep(0.05)
+
+    async def close(self) -> None:
+        self.draining = True
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._server is not None:
+            self._server.close(close_connections=False)
+            await asyncio.gather(*(session.go_down() for session in self._sessions))
             await self._server.wait_closed()
         self.thread.stop()
+
+    async def _look(self) -> None:
+        engine = self.thread.engine
+        while True:
+            await asyncio.sleep(WATCH_S)
+            self.thread.call(engine.tick)
+            now_s = time.monotonic()
+            for session in list(self._sessions):
+                await session.look(now_s)
+
+    @property
+    def ready(self) -> bool:
+        return not self.draining and not self.thread.hangs
+
+    def _gauges(self) -> dict[str, tuple[str, float]]:
+        engine = self.thread.engine
+        memory = engine.model.memory
+        return {
+            "sessions": ("Open sessions.", len(self._sessions)),
+            "working": ("Texts in work.", engine.working),
+            "waiting": ("Texts that wait for memory.", engine.waiting),
+            "kept_texts": ("Texts whose keys and values are kept for their next turn.", len(engine.kept)),
+            "kept_evicted": ("Kept texts that were let go for want of memory.", engine.kept.evicted),
+            "kv_promised_bytes": ("Memory promised to keys and values.", memory.promised_bytes),
+            "kv_limit_bytes": ("Memory that keys and values may take.", memory.limit_bytes),
+            "ready": ("Does it take new work?", int(self.ready)),
+        }
 
     async def _on_connection(self, connection: ServerConnection) -> None:
         session = Session(self, connection)
@@ -489,6 +610,15 @@ class CloudServer:
         path = request.path.split("?")[0]
         if path == PATH:
             return None
+        if path == "/metrics":
+            response = connection.respond(http.HTTPStatus.OK, self._exposition.text().decode())
+            del response.headers["Content-Type"]
+            response.headers["Content-Type"] = CONTENT_TYPE
+            return response
+        if path == "/ready":
+            why = "going down" if self.draining else "the engine hangs" if self.thread.hangs else ""
+            status = http.HTTPStatus.SERVICE_UNAVAILABLE if why else http.HTTPStatus.OK
+            return _json(connection, status, {"ready": not why, **({"why": why} if why else {})})
         if path == "/health":
             about = {
                 "status": "ok",
@@ -498,7 +628,8 @@ class CloudServer:
                 "sessions": len(self._sessions),
             }
             return _json(connection, http.HTTPStatus.OK, about)
-        return _json(connection, http.HTTPStatus.NOT_FOUND, {"error": f"paths are {PATH} and /health"})
+        paths = f"paths are {PATH}, /health, /ready and /metrics"
+        return _json(connection, http.HTTPStatus.NOT_FOUND, {"error": paths})
 
 
 def _json(connection: ServerConnection, status: http.HTTPStatus, body: dict[str, Any]) -> Response:

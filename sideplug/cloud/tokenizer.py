@@ -117,7 +117,14 @@ class TextStream:
         self._done = 0  # tokens whose text is out
 
     def push(self, ids: list[int], last: bool = False) -> str:
-        """The new text that is certain after these ids; `last` lets go of what was held back."""
+        """The new text that is certain after these ids, the same in whatever portions they come.
+
+        `last` lets go of what was held back.
+        """
+        text = "".join(self._push([token], False) for token in ids)
+        return text + self._push([], True) if last else text
+
+    def _push(self, ids: list[int], last: bool) -> str:
         self._ids += ids
         start = max(0, self._done - self._WINDOW)
         before = self._tokenizer.decode(self._ids[start : self._done])

@@ -10,7 +10,8 @@
     ├── ProtocolError             bytes outside docs/WIRE.md; `blame` says which side sent them
     ├── CloudError                the cloud said no, or is gone
     │   ├── Unreachable           nobody answers at that address
-    │   └── Busy                  the cloud has no room now; try later
+    │   ├── Busy                  the cloud has no room now; try later
+    │   └── Silent                the device was asked, and did not answer in time
     ├── NoNetwork                 a download was needed and could not be made
     └── Stopped                   the user (or the machine: disk, port) stopped the work; what was done is kept
 
@@ -80,6 +81,10 @@ class Busy(CloudError):
     def __init__(self, message: str, retry_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_s = retry_s
+
+
+class Silent(CloudError):
+    code = "silent"
 
 
 class NoNetwork(SideplugError):

@@ -24,6 +24,8 @@ Record = Callable[[str, bytes], None]  # (">" up or "<" down, message)
 DEFAULT_URL = "ws://127.0.0.1:8765"
 CONNECT_TIMEOUT_S = 10.0
 REPLY_TIMEOUT_S = 300.0
+PING_S, PONG_S = 10.0, 20.0  # a connection whose other end is gone is found so
+CLOSE_S = 2.0  # for its goodbye
 
 
 class Link(Protocol):
@@ -52,6 +54,7 @@ class WebSocketLink:
         self.down: Counter[str] = Counter()
         self.up: Counter[str] = Counter()
         self._sent = self._received = 0
+        self.closed = False
 
     @classmethod
     def connect(cls, url: str = DEFAULT_URL, ca: Path | None = None, record: Record | None = None) -> WebSocketLink:
@@ -85,6 +88,9 @@ class WebSocketLink:
                     max_size=MAX_FRAME_BYTES,
                     open_timeout=CONNECT_TIMEOUT_S,
                     user_agent_header=None,
+                    close_timeout=CLOSE_S,
+                    ping_interval=PING_S,
+                    ping_timeout=PONG_S,
                     proxy=None if host in ("localhost", "127.0.0.1", "::1") else True,
                 )
             )
@@ -156,4 +162,5 @@ class WebSocketLink:
         return CloudError(f"the cloud at {self._url} closed the connection{': ' + reason if reason else ''}")
 
     def close(self) -> None:
+        self.closed = True
         self._closing.close()

@@ -256,10 +256,11 @@ class Session:
                     asks.append(frame)
                 elif frame.kind is Kind.TOKENS:
                     new = self._hear(frame)
-                    if asks:  # an answer never waits for whoever reads the text
-                        asks = self._answer(asks)
-                    if new:
-                        yield Piece(frame["ids"], frame["text"], frame["by"], frame.control.get("top", []))
+                    try:
+                        asks = self._answer(asks)  # which never waits for whoever reads the text
+                    finally:  # nor is a text that was heard lost with its connection
+                        if new:
+                            yield Piece(frame["ids"], frame["text"], frame["by"], frame.control.get("top", []))
                 elif frame.kind is Kind.BEGUN:
                     self._begin(frame)
                 else:

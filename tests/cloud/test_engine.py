@@ -82,7 +82,7 @@ def drain(engine: Engine) -> int:
 def test_sessions_share_their_steps(engine: Engine) -> None:
     replies = [a_reply(engine, [5 + i, 6, 7])[1] for i in range(6)]
     drain(engine)
-    assert engine.steps == 5  # one prefill for all, then a token a step (the last token needs none)
+    assert engine.meters.steps == 5  # one prefill for all, then a token a step (the last token needs none)
     assert all(frames[-1].kind is Kind.DONE for frames in replies)
 
 

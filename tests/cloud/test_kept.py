@@ -159,10 +159,10 @@ def test_the_next_turn_runs_only_what_is_new(parts: tuple[Model, Tokenizer]) -> 
     assert (first.begun["prompt"], first.begun["kept"]) == (60, 0)
     assert first.begun["hash"] == running_hash(some(60))
     next_turn = [*some(60), *first.ids, *some(10, 1)]
-    before = engine.prefilled
+    before = engine.meters.tokens["prompt"]
     second = Heard(engine, next_turn).run()
     assert second.begun["kept"] == 60
-    assert engine.prefilled - before == len(next_turn) - 60
+    assert engine.meters.tokens["prompt"] - before == len(next_turn) - 60
     assert second.ids == Heard(forgetful, next_turn).run().ids
     assert len(engine.kept) == 1  # the conversation, as it is now
 
@@ -175,7 +175,7 @@ def test_a_beginning_that_many_share_is_run_once(parts: tuple[Model, Tokenizer])
     replies = [Heard(engine, prompt, user="anna") for prompt in prompts]
     replies[0].run()
     assert [reply.begun["kept"] for reply in replies] == [0] + [100] * 5
-    assert engine.prefilled == 100 + sum(len(prompt) - 100 for prompt in prompts)
+    assert engine.meters.tokens["prompt"] == 100 + sum(len(prompt) - 100 for prompt in prompts)
     for prompt, reply in zip(prompts, replies, strict=True):
         assert reply.ids == Heard(an_engine(parts, keep_s=0), prompt).run().ids
 
@@ -239,7 +239,7 @@ def test_what_was_told_but_for_its_end_is_not_run_again(parts: tuple[Model, Toke
     engine = an_engine(parts)
     again = Heard(engine, some(40), done=whole)
     assert [frame.kind.name for frame in again.frames] == ["BEGUN", "DONE"]
-    assert (again.frames[-1]["why"], again.frames[-1]["reply"], engine.steps) == ("length", 12, 0)
+    assert (again.frames[-1]["why"], again.frames[-1]["reply"], engine.meters.steps) == ("length", 12, 0)
 
 
 # ── the door ──────────────────────────────────────────────────────────────────────────────────────────────────────────

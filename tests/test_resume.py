@@ -1,0 +1,213 @@
+"""Nothing is lost: a reply whose connection breaks, or whose cloud ends, goes on exactly where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sideplug.contract.errors import CloudError, ProtocolError, Unreachable, WrongBase
+from sideplug.contract.gate import Gate
+from sideplug.contract.sampling import Sampling
+from sideplug.contract.text import Prompt
+from sideplug.contract.wire import Frame, Kind
+from sideplug.device.again import Again
+from sideplug.device.link import WebSocketLink
+from sideplug.device.runtime import Pace, Session
+from sideplug.learn.data import Example
+from sideplug.learn.tape import record
+from tests.conftest import Cloud, a_cloud, a_plugin
+
+PROMPT = Prompt.user("Is it far to the mill?")
+SAMPLED = Sampling(temperature=1.2, seed=5)
+
+
+class Breaking(WebSocketLink):
+    """A link that breaks when so many messages have come down."""
+
+    left = 10**9
+
+    def _receive(self, timeout_s: float) -> Frame:
+        if self.left <= 0:
+            self.close()
+        found = super()._receive(timeout_s)
+        self.left -= 1
+        return found
+
+
+@contextlib.contextmanager
+def a_session(
+    url: str, plugin: Any, breaks: Iterator[int], again: Again | None = None, **more: Any
+) -> Iterator[Session]:
+    """Its links break after so many messages, then no more."""
+    links: list[WebSocketLink] = []
+
+    def connect() -> WebSocketLink:
+        link = Breaking.connect(url)
+        link.left = next(breaks, 10**9)  # type: ignore[attr-defined]
+        links.append(link)
+        return link
+
+    session = Session.open(connect(), plugin, connect=connect, again=Again(20.0), **more)
+    try:
+        yield session
+    finally:
+        session.link.close()
+        assert all(link.closed for link in links)
+
+
+def text(session: Session, pace: Pace = Pace(), sampling: Sampling = SAMPLED, tokens: int = 24) -> str:
+    return "".join(piece.text for piece in session.generate(PROMPT, tokens, sampling, pace))
+
+
+@pytest.mark.parametrize("pace", [Pace(), Pace(ahead=0)], ids=["ahead", "in step"])
+@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED, Sampling(0.8, repetition_penalty=1.3, seed=2)])
+def test_a_break_after_any_message_changes_nothing(cloud: Cloud, pace: Pace, sampling: Sampling) -> None:
+    plugin = a_plugin(cloud.base.fingerprint)
+    with a_session(cloud.url, plugin, iter(())) as session:
+        want = text(session, pace, sampling)
+        whole, prompt = session.usage.reply_tokens, session.usage.prompt_tokens
+        assert session.usage.resumed == 0
+    resumed = 0
+    for after in range(1, 40, 3):
+        with a_session(cloud.url, plugin, iter([after])) as session:
+            assert text(session, pace, sampling) == want
+            usage = session.usage
+            assert (usage.reply_tokens, usage.prompt_tokens) == (whole, prompt)
+            resumed += usage.resumed
+            assert text(session, pace, sampling) == want  # the session is as good as new
+    assert resumed > 5
+
+
+def test_break_upon_break(cloud: Cloud) -> None:
+    """Each link lasts a few messages; what each brings is kept."""
+    plugin = a_plugin(cloud.base.fingerprint)
+    with a_session(cloud.url, plugin, iter(())) as session:
+        want = text(session)
+    for seed in range(5):
+        rng = random.Random(seed)
+        with a_session(cloud.url, plugin, (rng.randint(3, 12) for _ in range(100))) as session:
+            assert text(session) == want
+            assert session.usage.resumed > 1
+
+
+def test_it_is_said_once_a_break_and_given_up_in_the_end(tiny: Path) -> None:
+    said: list[str] = []
+    with a_cloud(tiny) as cloud:
+        links = iter([4, 10**9])
+        session = Session.open(
+            Breaking.connect(cloud.url),
+            a_plugin(cloud.base.fingerprint),
+            connect=lambda: Breaking.connect(cloud.url),
+            again=Again(0.4, said.append),
+        )
+        session.link.left = next(links)  # type: ignore[attr-defined]
+        assert text(session)
+        assert len(said) == 1
+        assert said[0].endswith("closed the connection: trying again for up to 0 s")
+    with pytest.raises(Unreachable, match="no cloud answers"):
+        text(session)
+    assert len(said) == 2
+
+
+def test_without_a_way_back_a_break_is_an_error(cloud: Cloud) -> None:
+    session = Session.open(Breaking.connect(cloud.url), a_plugin(cloud.base.fingerprint))
+    session.link.left = 5  # type: ignore[attr-defined]
+    with pytest.raises(CloudError, match="closed the connection"):
+        text(session)
+
+
+def test_a_cloud_that_breaks_every_time_is_given_up(cloud: Cloud) -> None:
+    with (
+        a_session(cloud.url, a_plugin(cloud.base.fingerprint), iter([1] * 100)) as session,
+        pytest.raises(CloudError, match="closed the connection"),
+    ):
+        text(session)
+
+
+def test_another_cloud_takes_over(tiny: Path) -> None:
+    """The first is gone with all that it kept: the prompt and what is done of the reply are run again."""
+    with a_cloud(tiny) as first, a_cloud(tiny) as second:
+        plugin = a_plugin(first.base.fingerprint)
+        with a_session(second.url, plugin, iter(())) as session:
+            want = text(session)
+        urls = iter([first.url])
+        session = Session.open(
+            WebSocketLink.connect(next(urls)),
+            plugin,
+            connect=lambda: WebSocketLink.connect(next(urls, second.url)),
+            again=Again(20.0),
+        )
+        pieces = []
+        for piece in session.generate(PROMPT, 24, SAMPLED):
+            pieces.append(piece.text)
+            if len(pieces) == 4:
+                first.close_at_once()
+        assert "".join(pieces) == want
+        assert session.usage.resumed == 1
+        assert second.engine.meters.resumed == 1
+        session.link.close()
+
+
+def test_a_cloud_with_another_base_does_not(tiny: Path, other: Path) -> None:
+    with a_cloud(tiny) as first, a_cloud(other) as second:
+        urls = iter([first.url])
+        for plugin in (a_plugin(first.base.fingerprint), None):
+            urls = iter([first.url])
+            connect = lambda: WebSocketLink.connect(next(urls, second.url))  # noqa: B023, E731
+            link = Breaking.connect(next(urls))
+            link.left = 4  # type: ignore[attr-defined]
+            session = Session.open(link, plugin, connect=connect, again=Again(20.0))
+            with pytest.raises(WrongBase):
+                text(session)
+            session.link.close()
+
+
+@pytest.mark.parametrize(
+    "control", [{"done": [5, 6], "hash": "00"}, {"done": [10**6]}, {"done": ["x"]}, {"done": [5] * 9}]
+)
+def test_a_text_that_is_not_the_clouds_is_not_gone_on_with(cloud: Cloud, control: dict[str, Any]) -> None:
+    """The hash must be of its reading of the prompt and of what is done."""
+    link = WebSocketLink.connect(cloud.url)
+    Session.open(link)
+    prompt = {"turn": 1, **PROMPT.to_wire(), "max_tokens": 8, "sampling": Sampling().to_wire()}
+    link.send(Frame(Kind.PROMPT, {**prompt, **control}))
+    with pytest.raises(Exception, match=r"reads the prompt otherwise|must be at most max_tokens"):
+        link.receive()
+    link.send(Frame(Kind.PROMPT, prompt))  # the session goes on
+    assert link.receive().kind is Kind.BEGUN
+    link.close()
+
+
+def test_a_tape_goes_on_too(cloud: Cloud, tmp_path: Path) -> None:
+    examples = [
+        Example(Prompt.user(f"Is it far to the {n}. mill?"), "As far as your feet are tired.", f"x:{n}")
+        for n in range(20)
+    ]
+    plugin = a_plugin(cloud.base.fingerprint)
+    with a_session(cloud.url, None, iter(()), tap=plugin.tap) as session:
+        record(session, plugin.tap, examples, tmp_path / "whole.tape")
+    with a_session(cloud.url, None, iter([6, 3, 9]), tap=plugin.tap) as session:
+        record(session, plugin.tap, examples, tmp_path / "broken.tape")
+    assert (tmp_path / "whole.tape").read_bytes() == (tmp_path / "broken.tape").read_bytes()
+
+
+def test_a_reader_who_stops_after_a_break_is_no_fault(cloud: Cloud) -> None:
+    with a_session(cloud.url, a_plugin(cloud.base.fingerprint), iter([6])) as session:
+        pieces = session.generate(PROMPT, 24, SAMPLED)
+        next(pieces)
+        session.link.close()
+        pieces.close()
+        assert text(session)
+
+
+def test_a_gap_or_a_twist_in_what_comes_is_seen(cloud: Cloud) -> None:
+    """The device takes tokens at the position where it stands, and at no other."""
+    with a_session(cloud.url, None, iter(()), gate=Gate("shut")) as session:
+        session._at = 9
+        with pytest.raises(ProtocolError, match="must go on with the ids from position 9, got 8"):
+            session._hear(Frame(Kind.TOKENS, {"turn": 1, "at": 8, "ids": [5], "text": "x", "by": "cloud"}))
