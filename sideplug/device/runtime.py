@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -173,31 +174,29 @@ class Session:
             "client": f"sideplug/{__version__}",
         }
         opening = Frame(Kind.OPEN, control, {"gate": gate.weight_D})
-        model, readings = _open(link, opening)
+        again = again or Again()
+        try:
+            model, readings = _open(link, opening)
+        except (CloudError, ProtocolError) as error:
+            link.close()
+            if connect is None:
+                raise
+            link, (model, readings) = again.until(partial(_connect, connect, opening), error)
         if plugin is not None:
             plugin.check_base(model.fingerprint, model.name)
-        return cls(link, model, plugin, readings, opening, connect, again or Again())
+        return cls(link, model, plugin, readings, opening, connect, again)
 
     def reconnect(self, lost: SideplugError) -> None:
         """Another connection to the same base. Raises `lost` where that can't be, or what stands in its way."""
         self.link.close()
         if self.connect is None:
             raise lost
-        link, (model, self.readings) = self.again.until(self._connect, lost)
+        link, (model, self.readings) = self.again.until(partial(_connect, self.connect, self.opening), lost)
         link.down.update(self.link.down)
         link.up.update(self.link.up)
         self.link = link
         if model.fingerprint != self.model.fingerprint:
             raise WrongBase(f"the cloud serves another base model now ({model.name}): begin anew")
-
-    def _connect(self) -> tuple[Link, tuple[Model, int]]:
-        assert self.connect is not None
-        link = self.connect()
-        try:
-            return link, _open(link, self.opening)
-        except BaseException:
-            link.close()
-            raise
 
     def generate(
         self, prompt: Prompt, max_tokens: int = 256, sampling: Sampling = Sampling(), pace: Pace = Pace()
@@ -364,6 +363,15 @@ class Session:
 
     def bytes_by_kind(self) -> dict[str, Counter[str]]:
         return {"down": self.link.down, "up": self.link.up}
+
+
+def _connect(connect: Callable[[], Link], opening: Frame) -> tuple[Link, tuple[Model, int]]:
+    link = connect()
+    try:
+        return link, _open(link, opening)
+    except BaseException:
+        link.close()
+        raise
 
 
 def _open(link: Link, opening: Frame) -> tuple[Model, int]:

@@ -1,0 +1,195 @@
+"""What a server does about devices that are silent or don't read, and how it goes down."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sideplug.cloud import server
+from sideplug.contract.errors import CloudError, Silent
+from sideplug.contract.gate import Gate
+from sideplug.contract.sampling import Sampling
+from sideplug.contract.text import Prompt
+from sideplug.contract.wire import Frame, Kind
+from sideplug.device.again import Again
+from sideplug.device.link import WebSocketLink
+from sideplug.device.runtime import Session
+from tests.conftest import Cloud, a_cloud, a_plugin, a_session
+
+PROMPT = Prompt.user("Is it far to the mill?")
+SAMPLED = Sampling(temperature=1.2, seed=5)
+
+
+def soon(condition: Any, within_s: float = 20.0) -> None:
+    last = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < last, "it did not come to it"
+        time.sleep(0.01)
+
+
+def status(url: str, path: str) -> tuple[int, dict[str, Any]]:
+    try:
+        with urllib.request.urlopen(url.replace("ws://", "http://") + path) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def asked(link: WebSocketLink, tokens: int = 200) -> None:
+    control = {"turn": 1, **PROMPT.to_wire(), "max_tokens": tokens, "sampling": SAMPLED.to_wire()}
+    link.send(Frame(Kind.PROMPT, control))
+
+
+def test_a_silent_device_is_let_go_and_what_it_had_is_kept(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "WATCH_S", 0.02)
+    with a_cloud(tiny, answer_s=0.1) as cloud:
+        plugin = a_plugin(cloud.base.fingerprint)
+        link = WebSocketLink.connect(cloud.url)
+        Session.open(link, plugin)
+        asked(link)
+        with pytest.raises(Silent, match="has not answered for 0 s"):
+            while True:
+                link.receive()
+        soon(lambda: (cloud.engine.working, len(cloud.engine.kept)) == (0, 1))
+        link.close()
+
+
+def test_a_device_that_does_not_read_has_its_reply_held(tiny: Path) -> None:
+    """Nothing piles up: the reply stops after some frames, and goes on when they are read, with the same text."""
+    with a_cloud(tiny) as cloud:
+        with a_session(cloud.url, gate=Gate("shut")) as session:
+            want = "".join(piece.text for piece in session.generate(PROMPT, 200, SAMPLED))
+        reading, read = threading.Event(), WebSocketLink.connect(cloud.url)
+        Session.open(read, gate=Gate("shut"))
+        (held,) = cloud.server._sessions
+        sends = held._transmit
+
+        async def slow(frame: Frame) -> None:
+            while not reading.is_set() and frame.kind is Kind.TOKENS:
+                await server.asyncio.sleep(0.01)
+            await sends(frame)
+
+        held._transmit = slow  # type: ignore[method-assign]
+        asked(read)
+        soon(lambda: held._reply is not None and held._reply.held)
+        assert held._outbox.qsize() < 2 * server.OUTBOX_FRAMES
+        settled = held._reply.settled if held._reply else 0
+        time.sleep(0.1)
+        assert held._reply is not None
+        assert held._reply.settled == settled
+        reading.set()
+        text, frame = "", read.receive()
+        while frame.kind is not Kind.DONE:
+            text += frame.control.get("text", "")
+            frame = read.receive()
+        assert text == want
+        read.close()
+
+
+def test_a_device_whose_socket_is_full_is_cut_off(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "WATCH_S", 0.02)
+    monkeypatch.setattr(server, "STALL_S", 0.1)
+    with a_cloud(tiny) as cloud:
+        link = WebSocketLink.connect(cloud.url)
+        Session.open(link)
+        (stalled,) = cloud.server._sessions
+        stalled._sending_s = time.monotonic()  # as a send is that waits for the device to read
+        soon(lambda: not cloud.server._sessions)
+        link.close()
+
+
+def test_going_down_it_finishes_what_is_under_way(tiny: Path) -> None:
+    with a_cloud(tiny) as cloud, a_cloud(tiny) as second:
+        plugin = a_plugin(cloud.base.fingerprint)
+        with a_session(second.url, plugin) as session:
+            want = "".join(piece.text for piece in session.generate(PROMPT, 30, SAMPLED))
+        urls = iter([cloud.url])
+        connect = lambda: WebSocketLink.connect(next(urls, second.url))  # noqa: E731
+        session = Session.open(connect(), plugin, connect=connect, again=Again(20.0))
+        idle = WebSocketLink.connect(cloud.url)
+        Session.open(idle)
+        pieces = session.generate(PROMPT, 30, SAMPLED)
+        text = next(pieces).text
+        down = threading.Thread(target=lambda: cloud._call(cloud.server.drain()))
+        down.start()
+        with pytest.raises(CloudError, match="closed the connection: the cloud is going down"):
+            idle.receive()
+        text += "".join(piece.text for piece in pieces)
+        assert (text, session.usage.resumed) == (want, 0)
+        down.join(20)
+        assert not cloud.server._sessions
+        assert not cloud.server.ready
+        assert "".join(piece.text for piece in session.generate(PROMPT, 30, SAMPLED)) == want  # the second's
+        assert session.usage.resumed == 1
+        session.link.close()
+        idle.close()
+
+
+def test_ready_and_health(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with a_cloud(tiny) as cloud:
+        assert status(cloud.url, "/ready") == (200, {"ready": True})
+        assert status(cloud.url, "/health")[1]["status"] == "ok"
+        assert status(cloud.url, "/nothing")[0] == 404
+        monkeypatch.setattr(server, "HANGS_S", -1.0)
+        assert status(cloud.url, "/ready") == (503, {"ready": False, "why": "the engine hangs"})
+
+
+@contextlib.contextmanager
+def a_process(folder: Path, port: int, **env: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "sideplug", "serve", str(folder), "--port", str(port), "--bits", "16", "--json"]
+    environment = {**os.environ, **env}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+    try:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["url"] == f"ws://127.0.0.1:{port}"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def a_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_real_process_ends_in_a_reply_and_another_takes_its_port(tiny: Path, cloud: Cloud, number: int) -> None:
+    """SIGTERM: the reply ends where it began. SIGKILL: it goes on at the next one. The text is the same."""
+    plugin = a_plugin(cloud.base.fingerprint)
+    with a_session(cloud.url, plugin) as session:
+        want = "".join(piece.text for piece in session.generate(PROMPT, 40, SAMPLED))
+    port, said = a_port(), list[str]()
+    connect = lambda: WebSocketLink.connect(f"ws://127.0.0.1:{port}")  # noqa: E731
+    with a_process(tiny, port) as first:
+        session = Session.open(connect(), plugin, connect=connect, again=Again(60.0, said.append))
+        pieces = session.generate(PROMPT, 40, SAMPLED)
+        text = next(pieces).text + next(pieces).text
+        first.send_signal(number)
+        if number == signal.SIGTERM:
+            text += "".join(piece.text for piece in pieces)
+            assert first.wait(30) == 0
+            assert (text, session.usage.resumed) == (want, 0)
+            pieces = session.generate(PROMPT, 40, SAMPLED)
+            text = ""
+        first.wait(30)
+        with a_process(tiny, port):
+            text += "".join(piece.text for piece in pieces)
+            assert (text, session.usage.resumed) == (want, 1)
+            assert len(said) == 1
+            session.link.close()
