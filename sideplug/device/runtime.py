@@ -141,7 +141,7 @@ class Session:
     _turn: int = 0
     _running: bool = False
     _at: int | None = None  # where the next token of the reply stands; None: the cloud has not begun
-    _done: list[int] = field(default_factory=list)  # the reply's ids so far …
+    done: list[int] = field(default_factory=list)  # the reply's ids so far …
     _hash: str = ""  # … and the running hash of the prompt and these
     _over: bool = False  # its last text has come
     _lookahead: Lookahead | None = None
@@ -215,7 +215,7 @@ class Session:
         self._head, self._sampling, self._text = pace.head, sampling, []
         phrases = self.plugin.phrases if self.plugin and pace.lookahead and pace.ahead else None
         self._lookahead = None if phrases is None or not len(phrases) else Lookahead(phrases)
-        self._at, self._done, self._hash, self._over = None, [], "", False
+        self._at, self.done, self._hash, self._over = None, [], "", False
         self.again.breaks = 0
         self._running = True
         try:
@@ -231,8 +231,8 @@ class Session:
                 except (CloudError, ProtocolError) as error:
                     self.reconnect(error)
                     usage.resumed += 1
-                    if self._done:
-                        control |= {"done": self._done, "hash": self._hash}
+                    if self.done:
+                        control |= {"done": self.done, "hash": self._hash}
         except SideplugError:
             self._running = False  # the cloud has ended it: there is nothing to cancel
             raise
@@ -272,7 +272,7 @@ class Session:
         self.usage.prompt_tokens, self.usage.kept = begun["prompt"], begun["kept"]
         if self._at is None:
             self._at, self._hash = begun["prompt"], begun["hash"]
-        elif not self._done and begun["hash"] != self._hash:
+        elif not self.done and begun["hash"] != self._hash:
             raise ProtocolError("the cloud must read the prompt as the one that began the reply did", "local")
 
     def _hear(self, tokens: Frame) -> bool:
@@ -288,7 +288,7 @@ class Session:
             return False
         self._over = not ids
         self._at += len(ids)
-        self._done += ids
+        self.done += ids
         self._hash = running_hash(ids, self._hash)
         self.again.breaks = 0
         if self._lookahead:
