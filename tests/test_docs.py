@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from sideplug.cli import group
-from sideplug.contract.wire import HEADER, MAX_CONTROL_BYTES, MAX_DIMS, MAX_PAYLOAD_BYTES, MAX_TENSORS, SCHEMA
+from sideplug.contract.wire import HEADER_BYTES, MAX_CONTROL_BYTES, MAX_DIMS, MAX_PAYLOAD_BYTES, MAX_TENSORS, SCHEMA
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -24,7 +24,7 @@ def test_wire_table_is_the_schema() -> None:
         assert [name.strip() for name in fields.split(",")] == list(row.control)
         named = [f"{name} ({rank})" for name, rank in row.tensors.items()]
         assert [name.strip() for name in tensors.split(",") if name.strip()] == named
-    assert (HEADER.size, MAX_CONTROL_BYTES, MAX_PAYLOAD_BYTES) == (12, 4 << 20, 64 << 20)
+    assert (HEADER_BYTES, MAX_CONTROL_BYTES, MAX_PAYLOAD_BYTES) == (20, 4 << 20, 64 << 20)
     assert f"At most {MAX_TENSORS} tensors of at most {MAX_DIMS} dimensions" in text
 
 
