@@ -6,6 +6,8 @@ training.
 
     GET /health       one JSON object
     /v1/session       the WebSocket of docs/WIRE.md
+
+Where keys are asked for (cloud/guard), every request must bear one.
 """
 
 from __future__ import annotations
@@ -32,10 +34,12 @@ from websockets.http11 import Request, Response
 
 from sideplug import __version__
 from sideplug.cloud.engine import TOP, Engine, Reading
+from sideplug.cloud.guard import RETRY_S, Guard
+from sideplug.cloud.keys import Holder, Keys
 from sideplug.cloud.reply import Habits, Plug, Reply
 from sideplug.cloud.store import Base
 from sideplug.cloud.tokenizer import TextStream
-from sideplug.contract.errors import Busy, InputError, ProtocolError, SideplugError, TooLong, WrongBase
+from sideplug.contract.errors import Busy, InputError, ProtocolError, SideplugError, TooLong, Unauthorized, WrongBase
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
@@ -58,6 +62,7 @@ from sideplug.listen import not_listening
 
 OPEN_TIMEOUT_S = 10.0  # from the connection to OPEN
 OUTBOX_FRAMES = 32  # a device that does not read what it asked for is not read from either
+REVOKED_CLOSE_S = 2.0  # for a device to hear that its key was revoked, before the line is cut
 CALLS_A_STEP = 256  # of the inbox, so that no device's flood keeps the others' steps waiting
 log = logging.getLogger("sideplug.cloud")
 
@@ -122,6 +127,7 @@ class Session:
     def __init__(self, server: CloudServer, connection: ServerConnection) -> None:
         self._server = server
         self._connection = connection
+        self.holder: Holder | None = getattr(connection, "holder", None)  # whose key it came with
         self._loop = asyncio.get_running_loop()
         self._outbox: asyncio.Queue[Frame] = asyncio.Queue()
         self._sent = asyncio.Event()
@@ -396,9 +402,17 @@ class Session:
 class CloudServer:
     """A base model at an address. `start`, then `serve_until_stopped`, or `close`."""
 
-    def __init__(self, base: Base, make_engine: Callable[[], Engine], limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        base: Base,
+        make_engine: Callable[[], Engine],
+        limits: Limits | None = None,
+        keys: Keys | None = None,
+    ) -> None:
+        """`keys`: those that may come in; None: everybody may."""
         self.base = base
         self.limits = limits or Limits()
+        self.guard = Guard(keys)
         self.thread = EngineThread(make_engine)
         self.tokenizer = self.thread.engine.tokenizer
         self._sessions: set[Session] = set()
@@ -437,18 +451,43 @@ class CloudServer:
 
     async def _on_connection(self, connection: ServerConnection) -> None:
         session = Session(self, connection)
+        others = [other.holder for other in self._sessions]
         self._sessions.add(session)
+        watch = asyncio.create_task(self._watch(session, connection))
         try:
-            if len(self._sessions) > self.limits.sessions:
-                await session._refuse(Busy(f"the cloud has its {self.limits.sessions} sessions: try later"))
-                return
+            if len(others) >= self.limits.sessions:
+                raise Busy(f"the cloud has its {self.limits.sessions} sessions: try later")
+            self.guard.check_room(session.holder, others)  # again: several may have been on their way at once
             await session.run()
+        except Busy as error:
+            await session._refuse(error)
         finally:
+            watch.cancel()
             self._sessions.discard(session)
+
+    async def _watch(self, session: Session, connection: ServerConnection) -> None:
+        """End a session whose key was revoked, even if its device does not listen."""
+        reason = await self.guard.until_revoked(session.holder)
+        try:
+            async with asyncio.timeout(REVOKED_CLOSE_S):
+                await session._end(error_frame(reason))
+        except TimeoutError:
+            connection.transport.abort()
 
     def _on_request(self, connection: ServerConnection, request: Request) -> Response | None:
         path = request.path.split("?")[0]
+        try:
+            holder = self.guard.admit(request.headers.get_all("Authorization"))
+            if path == PATH:
+                self.guard.check_room(holder, (session.holder for session in self._sessions))
+        except Unauthorized as error:
+            refusal = {"error": str(error)}
+            return _json(connection, http.HTTPStatus.UNAUTHORIZED, refusal, {"WWW-Authenticate": "Bearer"})
+        except Busy as error:
+            refusal, wait = {"error": str(error)}, {"Retry-After": str(RETRY_S)}
+            return _json(connection, http.HTTPStatus.TOO_MANY_REQUESTS, refusal, wait)
         if path == PATH:
+            connection.holder = holder  # type: ignore[attr-defined]  # for the Session that it becomes
             return None
         if path == "/health":
             about = {
@@ -462,8 +501,11 @@ class CloudServer:
         return _json(connection, http.HTTPStatus.NOT_FOUND, {"error": f"paths are {PATH} and /health"})
 
 
-def _json(connection: ServerConnection, status: http.HTTPStatus, body: dict[str, Any]) -> Response:
-    response = connection.respond(status, json.dumps(body) + "\n")
+def _json(
+    connection: ServerConnection, status: http.HTTPStatus, body: dict[str, Any], headers: dict[str, str] | None = None
+) -> Response:
+    response = connection.respond(status, json.dumps(body, ensure_ascii=False) + "\n")
     del response.headers["Content-Type"]
     response.headers["Content-Type"] = "application/json"
+    response.headers.update(headers or {})
     return response
