@@ -86,7 +86,7 @@ def cloud_options(function: Any) -> Any:
     """What says where the cloud is; the command gets it as one Address, `cloud`."""
 
     @functools.wraps(function)
-    def with_address(cloud: Address, cloud_key: str, pin: str, **settings: Any) -> Any:
+    def with_address(cloud: str, ca: Path | None, cloud_key: str, pin: str, **settings: Any) -> Any:
         from sideplug.device.address import Address
 
         return function(cloud=Address(cloud, ca, cloud_key, pin), **settings)
@@ -632,9 +632,7 @@ def gate_curve(
 @option("--epochs", default=6, type=click.IntRange(1), help="Passes over old and new examples at most.")
 @option("--force", is_flag=True, help="Replace the plugin even where it does worse on what was held out before.")
 @json_option
-def learn(
-    data: Path, folder: Path, cloud: Address, form: str, epochs: int, force: bool, as_json: bool
-) -> None:
+def learn(data: Path, folder: Path, cloud: Address, form: str, epochs: int, force: bool, as_json: bool) -> None:
     """Let a plugin learn more (replies that you liked, corrections, new notes), without forgetting.
 
     The cloud reads only what is new. A worse plugin does not replace a better one; plugin rollback goes back.
