@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -22,12 +23,15 @@ import click
 
 from sideplug import __version__
 from sideplug.contract.errors import InputError, PluginError, SideplugError, Stopped
+from sideplug.listen import LOOPBACK
 from sideplug.terminal import progress, say
 
 if TYPE_CHECKING:
+    from sideplug.cloud.keys import Keys
     from sideplug.contract.gate import Gate
     from sideplug.contract.sampling import Sampling
     from sideplug.contract.text import Prompt
+    from sideplug.device.address import Address
     from sideplug.device.plugin import Plugin
     from sideplug.device.runtime import Pace, Session
     from sideplug.learn.make import Made
@@ -78,17 +82,38 @@ def options(*several: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return apply
 
 
-cloud_options = options(
-    option("--cloud", default=DEFAULT_CLOUD, metavar="URL", help="The cloud's address, ws:// or wss://."),
-    option("--ca", type=FOLDER, help="A PEM file to trust beside the system's certificates (wss)."),
-    option(
-        "--transcript",
-        type=FOLDER,
-        metavar="FILE",
-        expose_value=False,
-        callback=lambda context, _, path: _transcribe(path),
-        help="Keep all messages with the cloud, for sideplug audit. It holds your words.",
-    ),
+def cloud_options(function: Any) -> Any:
+    """What says where the cloud is; the command gets it as one Address, `cloud`."""
+
+    @functools.wraps(function)
+    def with_address(cloud: str, ca: Path | None, cloud_key: str, pin: str, **settings: Any) -> Any:
+        from sideplug.device.address import Address
+
+        return function(cloud=Address(cloud, ca, cloud_key, pin), **settings)
+
+    return options(
+        option("--cloud", default=DEFAULT_CLOUD, metavar="URL", help="The cloud's address, ws:// or wss://."),
+        option("--cloud-key", default="", metavar="KEY", help="Yours, of that cloud. On this machine it needs none."),
+        option("--ca", type=FOLDER, help="A PEM file to trust beside the system's certificates (wss)."),
+        option("--pin", default="", metavar="SHA256", help="Trust this certificate alone: sha256:… (wss)."),
+        option(
+            "--transcript",
+            type=FOLDER,
+            metavar="FILE",
+            expose_value=False,
+            callback=lambda context, _, path: _transcribe(path),
+            help="Keep all messages with the cloud, for sideplug audit. It holds your words.",
+        ),
+    )(with_address)
+
+
+keys_option = option(
+    "--keys",
+    "keys_path",
+    type=FOLDER,
+    envvar=None,
+    metavar="FILE",
+    help="The file of keys; none: SIDEPLUG_KEYS, or sideplug/keys.json in your configuration.",
 )
 json_option = option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 sampling_options = options(
@@ -168,7 +193,9 @@ def pull(model: str, as_json: bool) -> None:
 @option("--port", default=8765, type=click.IntRange(0, 65535), help="0: any free one.")
 @option("--tls-cert", type=FOLDER, help="The server's certificate, PEM; serves wss.")
 @option("--tls-key", type=FOLDER, help="The certificate's private key, PEM.")
-@option("--insecure", is_flag=True, help="Allow an address beyond this machine without TLS.")
+@option("--tls-self", is_flag=True, help="Sign a certificate of its own, once; devices get its --pin.")
+@keys_option
+@option("--insecure", is_flag=True, help="Demand no keys, and beyond this machine no TLS.")
 @option(
     "--engine",
     default="auto",
@@ -189,8 +216,26 @@ def pull(model: str, as_json: bool) -> None:
     type=click.FloatRange(0),
     help="GiB for all texts in work (their KV caches); 0: half of what is free at the start.",
 )
-@option("--max-sessions", default=64, type=click.IntRange(1), help="Connections at once.")
+@option("--max-sessions", default=1024, type=click.IntRange(1), help="Connections at once.")
+@option("--queue", default=64, type=click.IntRange(0), help="Texts that may wait for memory; more are sent away.")
+@option(
+    "--keep-seconds",
+    default=600.0,
+    type=click.FloatRange(0),
+    help="How long a conversation's keys and values are kept for its next turn; 0: not at all.",
+)
+@option(
+    "--shared-prefix",
+    type=FOLDER,
+    metavar="FILE",
+    help="A system message that many use, to be run once for all; what keys share among themselves needs none.",
+)
 @option("--step-tokens", default=512, type=click.IntRange(3), help="Tokens of a step at most.")
+@option("--drain-seconds", default=60.0, type=click.FloatRange(0), help="For replies under way when it is stopped.")
+@option(
+    "--log-level", default="warning", type=click.Choice(["debug", "info", "warning", "error"]), help="What is logged."
+)
+@option("--log-json", is_flag=True, help="Log JSON lines.")
 @json_option
 def serve(
     model: str,
@@ -198,6 +243,8 @@ def serve(
     port: int,
     tls_cert: Path | None,
     tls_key: Path | None,
+    tls_self: bool,
+    keys_path: Path | None,
     insecure: bool,
     engine: str,
     bits: str,
@@ -205,29 +252,49 @@ def serve(
     threads: int,
     kv_memory: float,
     max_sessions: int,
+    queue: int,
+    keep_seconds: float,
+    shared_prefix: Path | None,
     step_tokens: int,
+    drain_seconds: float,
+    log_level: str,
+    log_json: bool,
     as_json: bool,
 ) -> None:
-    """Serve a base model to everybody's plugins, until stopped."""
+    """Serve a base model to everybody's plugins, until stopped.
+
+    Whoever connects must bear a key (sideplug keys). Devices on this machine have one by themselves, unless --keys is
+    given. Beyond this machine there must be TLS too. Ctrl-C (or SIGTERM) finishes the replies under way; twice, it does
+    not.
+    """
     import asyncio
-    import logging
     import time
 
     if bool(tls_cert) != bool(tls_key):
         raise InputError("--tls-cert and --tls-key must be given together")
-    if host not in ("127.0.0.1", "::1", "localhost") and not tls_cert and not insecure:
-        raise InputError(f"--host {host} is beyond this machine: give --tls-cert and --tls-key, or say --insecure")
+    if tls_cert and tls_self:
+        raise InputError("--tls-self and --tls-cert can't be given together: one certificate is served")
+    keys = _keys_to_check(host, bool(tls_cert or tls_self), keys_path, insecure)
     started = time.perf_counter()
     # NumPy's part of a step is small, and its threads would fight with the model's: 5 ms where one takes 1.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
-    logging.getLogger("websockets").setLevel(logging.CRITICAL)  # a scanner's broken handshake is no event of ours
-    tls = _server_tls(tls_cert, tls_key) if tls_cert and tls_key else None
+    from sideplug.cloud import logs
+
+    logs.configure(log_level, log_json)
+    prefix = _read_text(shared_prefix) if shared_prefix else ""
+    tls, pin = _server_tls(tls_cert, tls_key) if tls_cert and tls_key else None, ""
+    if tls_self:
+        from sideplug.cloud import certificate
+        from sideplug.paths import own_certificate_file
+
+        own = certificate.own(own_certificate_file(), host)
+        tls, pin = _server_tls(own.file, own.file), own.fingerprint
     _check_cloud_packages()
-    from sideplug.cloud.engine import Engine
+    from sideplug.cloud.engine import Engine, Room
     from sideplug.cloud.engines import Opened, Wanted, open_model
     from sideplug.cloud.scheduler import Budget
-    from sideplug.cloud.server import CloudServer, Limits
+    from sideplug.cloud.server import CloudServer
+    from sideplug.cloud.service import Limits
     from sideplug.cloud.store import find
     from sideplug.cloud.tokenizer import Tokenizer
     from sideplug.listen import bind
@@ -239,9 +306,13 @@ def serve(
 
     def make_engine() -> Engine:
         opened.append(open_model(base, wanted, say))
-        return Engine(opened[0].model, Tokenizer(base.folder), Budget(step_tokens))
+        room = Room(queue, keep_s=keep_seconds)
+        made = Engine(opened[0].model, Tokenizer(base.folder), Budget(step_tokens), room)
+        if prefix:
+            made.declare(made.tokenizer.shared_prefix(prefix))
+        return made
 
-    server = CloudServer(base, make_engine, Limits(sessions=max_sessions))
+    server = CloudServer(base, make_engine, Limits(sessions=max_sessions, drain_s=drain_seconds), keys)
     how = f"{opened[0].engine} engine, {opened[0].how}"
 
     async def run() -> None:
@@ -249,14 +320,46 @@ def serve(
         seconds = round(time.perf_counter() - started, 2)
         if as_json:
             about = {"model": base.name, "fingerprint": base.fingerprint, "engine": opened[0].engine, "how": how}
-            _print_json({"url": url, **about, "start_s": seconds})
+            _print_json({"url": url, **about, "start_s": seconds, **({"pin": pin} if pin else {})})
         else:
             click.echo(f"sideplug serves {base.name} ({base.fingerprint[:12]}) at {url} — ready in {seconds:.1f} s")
             click.echo(how)
+            if pin:
+                click.echo(f"its certificate is its own; a device needs --pin {pin}")
         sys.stdout.flush()
         await server.serve_until_stopped()
 
     asyncio.run(run())
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read: {error}") from error
+
+
+def _keys_to_check(host: str, has_tls: bool, chosen: Path | None, insecure: bool) -> Keys | None:
+    """The keys that may come in; None: everybody may. Raises InputError where they, or TLS, are missing."""
+    from sideplug.cloud.keys import Keys
+    from sideplug.paths import keys_file, local_key_file
+
+    given = chosen or os.environ.get("SIDEPLUG_KEYS")
+    if insecure and not given:
+        return None
+    keys = Keys(chosen or keys_file())
+    local = host in LOOPBACK
+    if local and not chosen and not insecure:
+        keys.keep_local(local_key_file())
+    if not local and not insecure:
+        missing = [] if has_tls else ["TLS (--tls-cert and --tls-key, or --tls-self)"]
+        if all(key.revoked for key in keys.listed()):
+            missing.append(f"keys (there are none in {keys.path}: sideplug keys add NAME)")
+        if missing:
+            raise InputError(f"--host {host} is beyond this machine: it needs {' and '.join(missing)}, or --insecure")
+    if given and not keys.path.exists():
+        raise InputError(f"there is no keys file {keys.path}: sideplug keys add NAME --keys {keys.path} makes one")
+    return keys
 
 
 def _check_cloud_packages() -> None:
@@ -312,7 +415,7 @@ def _server_tls(cert: Path, key: Path) -> Any:
 @option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 @option("--force", is_flag=True, help="Replace a plugin that is in --out.")
 @json_option
-def train(data: Path, out: Path, cloud: str, ca: Path | None, form: str, held_out: float, **settings: Any) -> None:
+def train(data: Path, out: Path, cloud: Address, form: str, held_out: float, **settings: Any) -> None:
     """Train a plugin on your files (text, alpaca, OpenAI messages, ShareGPT), on this device.
 
     Ctrl-C keeps a checkpoint; the same command with --resume goes on from it.
@@ -346,7 +449,7 @@ def train(data: Path, out: Path, cloud: str, ca: Path | None, form: str, held_ou
     chosen = {name: settings[name] for name in ("kind", "taps", "rank", "width", "candidates")}
     recipe = Recipe(**chosen, tap=settings["tap_name"] or "", training=hyper)
     texts = Texts(training, held, silent, near)
-    connect = lambda tap: _session(cloud, ca, tap=tap)  # noqa: E731
+    connect = lambda tap: _session(cloud, tap=tap)  # noqa: E731
     made = make(connect, texts, out, recipe, progress, _interrupts, settings["resume"], say)
     if as_json:
         about = {"parameters": made.plugin.size, "tap": made.plugin.tap.name, "peak_rss_mb": _peak_rss_mb()}
@@ -389,8 +492,7 @@ def _learnt(made: Made, out: Path) -> str:
 def generate(
     prompt: str | None,
     folder: Path | None,
-    cloud: str,
-    ca: Path | None,
+    cloud: Address,
     raw: bool,
     system: str | None,
     gate: str | None,
@@ -414,7 +516,7 @@ def generate(
         start = [{"role": "system", "content": system}] if system else []
         asked = Prompt(messages=(*start, {"role": "user", "content": prompt}))
     plugin = _load(folder)
-    with _session(cloud, ca, plugin, _gate(plugin, gate, gate_rate)) as session:
+    with _session(cloud, plugin, _gate(plugin, gate, gate_rate)) as session:
         pace = _pace(session, **wanted)
         text, ids, interrupted = _stream(session, asked, max_tokens, sampling, pace, show=not as_json)
         if as_json:
@@ -435,8 +537,7 @@ def generate(
 @sampling_options
 def chat(
     folder: Path | None,
-    cloud: str,
-    ca: Path | None,
+    cloud: Address,
     system: str | None,
     gate: str | None,
     gate_rate: float | None,
@@ -452,7 +553,7 @@ def chat(
     plugin = _load(folder)
     start = [{"role": "system", "content": system}] if system else []
     messages = list(start)
-    with _session(cloud, ca, plugin, _gate(plugin, gate, gate_rate)) as session:
+    with _session(cloud, plugin, _gate(plugin, gate, gate_rate)) as session:
         pace = _pace(session, **wanted)
         who = f"your plugin {folder}" if folder else "no plugin"
         say(f"{session.model.name} with {who}. Ctrl-D ends, /new starts afresh.")
@@ -483,11 +584,11 @@ def chat(
 @option("--format", "form", default="auto", help="auto, alpaca, messages, sharegpt or text.")
 @limit_option
 @json_option
-def evaluate(data: Path, folder: Path, cloud: str, ca: Path | None, form: str, limit: int, as_json: bool) -> None:
+def evaluate(data: Path, folder: Path, cloud: Address, form: str, limit: int, as_json: bool) -> None:
     """Loss on DATA, of the base, with the plugin at every token and gated: exact, over the whole vocabulary."""
     import numpy as np
 
-    plugin, judged, examples = _judge(data, folder, cloud, ca, form, limit)
+    plugin, judged, examples = _judge(data, folder, cloud, form, limit)
     opens = plugin.gate.opens(plugin.gate.scores(judged.z_TD, judged.starts))
     gated = np.where(opens, judged.plugin, judged.base)
     found = {"base": judged.base, "plugin": judged.plugin, "gated": gated}
@@ -506,7 +607,7 @@ def evaluate(data: Path, folder: Path, cloud: str, ca: Path | None, form: str, l
     )
 
 
-def _judge(data: Path, folder: Path, cloud: str, ca: Path | None, form: str, limit: int) -> tuple[Plugin, Judged, int]:
+def _judge(data: Path, folder: Path, cloud: Address, form: str, limit: int) -> tuple[Plugin, Judged, int]:
     """(plugin, what it makes of the data, how many examples)."""
     from sideplug.learn import data as files
     from sideplug.learn import tape
@@ -514,7 +615,7 @@ def _judge(data: Path, folder: Path, cloud: str, ca: Path | None, form: str, lim
     plugin = _load(folder)
     assert plugin is not None
     examples = files.some(files.read(data, form), limit)
-    with _session(cloud, ca, plugin) as session, progress("evaluating", len(examples)) as show:
+    with _session(cloud, plugin) as session, progress("evaluating", len(examples)) as show:
         return plugin, tape.score(session, examples, lambda done: show(done, "")), len(examples)
 
 
@@ -534,7 +635,7 @@ def gate_group() -> None:
 @option("--picture", type=FOLDER, metavar="FILE", help="Draw the curve: .png, .svg or .pdf.")
 @json_option
 def gate_curve(
-    folder: Path, data: Path, cloud: str, ca: Path | None, form: str, limit: int, picture: Path | None, as_json: bool
+    folder: Path, data: Path, cloud: Address, form: str, limit: int, picture: Path | None, as_json: bool
 ) -> None:
     """Quality against traffic over the gate's dial, beside a random gate of the same rate."""
     from sideplug.learn import gate
@@ -544,7 +645,7 @@ def gate_curve(
     loaded = _load(folder)
     if loaded is not None and loaded.gate.kind != "linear":
         raise PluginError(f"the gate of {folder} is {loaded.gate.kind}: it has no dial (train it with general text)")
-    plugin, judged, examples = _judge(data, folder, cloud, ca, form, limit)
+    plugin, judged, examples = _judge(data, folder, cloud, form, limit)
     points = gate.curve(plugin.gate, judged, plugin.tap)
     rate, loss = gate.at(plugin.gate, judged)
     if picture:
@@ -569,9 +670,7 @@ def gate_curve(
 @option("--epochs", default=6, type=click.IntRange(1), help="Passes over old and new examples at most.")
 @option("--force", is_flag=True, help="Replace the plugin even where it does worse on what was held out before.")
 @json_option
-def learn(
-    data: Path, folder: Path, cloud: str, ca: Path | None, form: str, epochs: int, force: bool, as_json: bool
-) -> None:
+def learn(data: Path, folder: Path, cloud: Address, form: str, epochs: int, force: bool, as_json: bool) -> None:
     """Let a plugin learn more (replies that you liked, corrections, new notes), without forgetting.
 
     The cloud reads only what is new. A worse plugin does not replace a better one; plugin rollback goes back.
@@ -579,7 +678,7 @@ def learn(
     from sideplug.learn import data as files
     from sideplug.learn import more
 
-    connect = lambda tap: _session(cloud, ca, tap=tap)  # noqa: E731
+    connect = lambda tap: _session(cloud, tap=tap)  # noqa: E731
     learnt = more.learn(connect, folder, files.read(data, form), progress, _interrupts, epochs, force)
     if as_json:
         _print_json({"plugin": str(folder), **learnt.to_json()})
@@ -602,8 +701,7 @@ def learn(
 def gateway(
     folders: tuple[Path, ...],
     shelf: Path | None,
-    cloud: str,
-    ca: Path | None,
+    cloud: Address,
     host: str,
     port: int,
     key: str,
@@ -620,7 +718,7 @@ def gateway(
     import asyncio
     import logging
 
-    from sideplug.device.gateway import LOOPBACK, Gateway, Settings
+    from sideplug.device.gateway import Gateway, Settings
     from sideplug.device.openai_api import Defaults
     from sideplug.device.plugin import is_sealed
     from sideplug.device.shelf import Shelf
@@ -637,10 +735,10 @@ def gateway(
     listener = bind(host, port)
     passphrases = {folder.resolve().name: _passphrase(folder.name) for folder in folders if is_sealed(folder)}
     own = Shelf(shelf or plugins_dir(), folders, lambda name: passphrases.get(name) or _env_passphrase())
-    teacher = Teacher(own, lambda tap: _session(cloud, ca, tap=tap))
+    teacher = Teacher(own, lambda tap: _session(cloud, tap=tap))
     wanted = _paced(settings)
     if wanted["head"] == "device":
-        with _session(cloud, ca) as session:
+        with _session(cloud) as session:
             pace = _pace(session, **wanted, needed=True)
     else:
         pace = _pace(None, **wanted)
@@ -650,14 +748,14 @@ def gateway(
     def ready(url: str) -> None:
         names = [entry.name for entry in own.entries()]
         if as_json:
-            _print_json({"url": url, "api": f"{url}/v1", "cloud": cloud, "plugins": names})
+            _print_json({"url": url, "api": f"{url}/v1", "cloud": cloud.url, "plugins": names})
         else:
             click.echo(f"sideplug's gateway is at {url}/v1 (OpenAI's API), its page at {url}/ — Ctrl-C ends it")
-            click.echo(f"plugins: {', '.join(names) or 'none yet, teach one on the page'}; cloud: {cloud}")
+            click.echo(f"plugins: {', '.join(names) or 'none yet, teach one on the page'}; cloud: {cloud.url}")
         sys.stdout.flush()
 
     record = _transcript[-1] if _transcript else None
-    asyncio.run(Gateway(own, cloud, how, ca, teacher, record).serve(listener, ready))
+    asyncio.run(Gateway(own, cloud, how, teacher, record).serve(listener, ready))
 
 
 def _env_passphrase() -> str:
@@ -683,6 +781,60 @@ def audit(transcript: Path, folder: Path | None, as_json: bool) -> None:
             click.echo(line)
     if not report.clean:
         raise Stopped("the transcript has what must not be in it")
+
+
+@group.group("keys")
+def keys_group() -> None:
+    """Say who may use your cloud. What is changed holds at once, without a restart."""
+
+
+@keys_group.command("add", epilog="Example:  sideplug keys add ada")
+@click.argument("name")
+@option("--sessions", default=8, type=click.IntRange(0), help="Connections at once; 0: as many as the cloud has.")
+@option("--tokens-per-minute", default=0, type=click.IntRange(0), help="Of prompts and replies; 0: no limit.")
+@keys_option
+def keys_add(name: str, sessions: int, tokens_per_minute: int, keys_path: Path | None) -> None:
+    """Make a key for NAME and show it, this once: the file has only its hash."""
+    click.echo(_keys(keys_path).add(name, sessions, tokens_per_minute))
+    say(f"{name}'s device shows it as SIDEPLUG_CLOUD_KEY=… or --cloud-key …; it is not shown again")
+
+
+@keys_group.command("list", epilog="Example:  sideplug keys list")
+@keys_option
+@json_option
+def keys_list(keys_path: Path | None, as_json: bool) -> None:
+    """The keys, by name, and what each may do. The keys themselves are kept nowhere."""
+    keys = _keys(keys_path)
+    found = [
+        {"name": key.name, "id": key.id, "created": key.created, **vars(key.limits), "revoked": key.revoked or None}
+        for key in keys.listed()
+    ]
+    if as_json:
+        _print_json(found)
+        return
+    for key in found:
+        tokens = f"{key['tokens_per_minute']:,} tokens a minute" if key["tokens_per_minute"] else "any tokens"
+        limits = f"{key['sessions'] or 'any'} sessions, {tokens}"
+        state = f"revoked {key['revoked'][:10]}" if key["revoked"] else f"since {key['created'][:10]}"
+        click.echo(f"{key['name']:24} {key['id']}  {state:19} {limits}")
+    if not found:
+        say(f"sideplug: no keys in {keys.path} yet: sideplug keys add NAME makes one")
+
+
+@keys_group.command("revoke", epilog="Example:  sideplug keys revoke ada")
+@click.argument("name")
+@keys_option
+def keys_revoke(name: str, keys_path: Path | None) -> None:
+    """Take a key back: a cloud that runs ends its sessions within a second."""
+    _keys(keys_path).revoke(name)
+    click.echo(f"{name}'s key is revoked")
+
+
+def _keys(chosen: Path | None) -> Keys:
+    from sideplug.cloud.keys import Keys
+    from sideplug.paths import keys_file
+
+    return Keys(chosen or keys_file())
 
 
 @group.group("plugin")
@@ -837,12 +989,12 @@ def _passphrase(name: str, twice: bool = False) -> str:
 
 @contextlib.contextmanager
 def _session(
-    cloud: str, ca: Path | None, plugin: Plugin | None = None, gate: Gate | None = None, tap: Any = None
+    cloud: Address, plugin: Plugin | None = None, gate: Gate | None = None, tap: Any = None
 ) -> Iterator[Session]:
     from sideplug.device.link import WebSocketLink
     from sideplug.device.runtime import Session
 
-    link = WebSocketLink.connect(cloud, ca, _transcript[-1] if _transcript else None)
+    link = WebSocketLink.open(cloud, _transcript[-1] if _transcript else None)
     try:
         yield Session.open(link, plugin, tap, gate)
     finally:

@@ -7,6 +7,8 @@ import socket
 
 from sideplug.contract.errors import Stopped
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")  # names that mean this very machine, for a server and for a client
+
 
 def bind(host: str, port: int) -> socket.socket:
     """Reserve an address before the model is loaded; nobody is listened to yet. Port 0: any. Raises Stopped."""

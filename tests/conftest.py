@@ -28,6 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for name in [name for name in os.environ if name.startswith("SIDEPLUG_")]:
     del os.environ[name]  # a developer's own settings must not steer the tests
 OWN_CACHE = tempfile.TemporaryDirectory(prefix="sideplug-tests-")
+OWN_CONFIG = tempfile.TemporaryDirectory(prefix="sideplug-tests-config-")
 
 TEXT = """The river was high that spring and the mill stood still. Anna wrote to her brother that the bridge had gone.
 He answered in a week: the bees are well, the roof is not, bring nails. She laughed, and packed nails, honey and tea.
@@ -201,21 +202,29 @@ EIGHT_BITS = Wanted(kv_bytes=1 << 30)
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The graphs of tiny models go where they vanish; the slow tests use the user's own cache, for its model."""
+    """The graphs of tiny models go where they vanish; the slow tests use the user's own cache, for its model.
+
+    Keys and certificates go where they vanish in every case.
+    """
+    os.environ["XDG_CONFIG_HOME"] = OWN_CONFIG.name
     slow = "slow" in request.config.option.markexpr and "not slow" not in request.config.option.markexpr
     if not slow:
         os.environ["SIDEPLUG_CACHE"] = OWN_CACHE.name
     yield
     OWN_CACHE.cleanup()
+    OWN_CONFIG.cleanup()
 
 
 class Cloud:
     """A real server in a thread: `url`, and the engine behind it for tests that look inside."""
 
-    def __init__(self, folder: Path, wanted: Wanted = UNQUANTISED, **limits: Any) -> None:
+    def __init__(
+        self, folder: Path, wanted: Wanted = UNQUANTISED, keys: Any = None, tls: Any = None, **limits: Any
+    ) -> None:
         from sideplug.cloud.engine import Engine
         from sideplug.cloud.engines import open_model
-        from sideplug.cloud.server import CloudServer, Limits
+        from sideplug.cloud.server import CloudServer
+        from sideplug.cloud.service import Limits
         from sideplug.cloud.store import find
         from sideplug.cloud.tokenizer import Tokenizer
         from sideplug.listen import bind
@@ -228,9 +237,9 @@ class Cloud:
         def make() -> Engine:
             return Engine(open_model(self.base, wanted).model, Tokenizer(folder))
 
-        self.server = CloudServer(self.base, make, Limits(**limits))
+        self.server = CloudServer(self.base, make, Limits(**limits), keys)
         self.engine = self.server.thread.engine
-        self.url = self._call(self.server.start(bind("127.0.0.1", 0)))
+        self.url = self._call(self.server.start(bind("127.0.0.1", 0), tls))
 
     def _call(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
@@ -241,8 +250,8 @@ class Cloud:
         async def reset() -> None:
             assert self.server._server is not None
             self.server._server.close(close_connections=False)
-            for session in self.server._sessions:
-                session._connection.transport.abort()
+            for session in self.server.sessions:
+                session._connection.abort()
 
         self._call(reset())
 

@@ -13,7 +13,7 @@ ROOT = Path(sideplug.__file__).parent
 MAY_IMPORT = {
     "contract": {"contract"},
     "cloud": {"cloud", "contract", "paths", "listen"},
-    "device": {"device", "contract"},
+    "device": {"device", "contract", "paths", "listen"},
     "learn": {"learn", "device", "contract", "paths"},
 }
 FILES = sorted(ROOT.rglob("*.py"))

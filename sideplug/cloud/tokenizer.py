@@ -102,6 +102,17 @@ class Tokenizer:
             stop = len(tail) - 1
         return self.ids(asked), tail[: stop + 1]
 
+    def shared_prefix(self, system: str) -> list[int]:
+        """The ids that every conversation with this system message begins with. Raises InputError where none do."""
+        first, second = (
+            self.encode(Prompt(messages=({"role": "system", "content": system}, {"role": "user", "content": word})))
+            for word in ("Yes.", "no")
+        )
+        same = next((n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first))
+        if same < 2:
+            raise InputError("the model's chat template has no place for a system message that could be shared")
+        return first[:same]
+
     def decode(self, ids: list[int]) -> str:
         return self._fast.decode(ids, skip_special_tokens=True)
 

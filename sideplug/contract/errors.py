@@ -10,6 +10,7 @@
     ├── ProtocolError             bytes outside docs/WIRE.md; `blame` says which side sent them
     ├── CloudError                the cloud said no, or is gone
     │   ├── Unreachable           nobody answers at that address
+    │   ├── Unauthorized          it wants a key, another one, or took this one back
     │   ├── Busy                  the cloud has no room now; try later
     │   └── Silent                the device was asked, and did not answer in time
     ├── NoNetwork                 a download was needed and could not be made
@@ -70,6 +71,10 @@ class CloudError(SideplugError):
 
 class Unreachable(CloudError):
     code = "unreachable"
+
+
+class Unauthorized(CloudError):
+    code = "unauthorized"
 
 
 class Busy(CloudError):

@@ -21,7 +21,6 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
@@ -39,13 +38,14 @@ from sideplug import __version__
 from sideplug.contract.errors import CloudError, InputError, SideplugError, TooLong, UnknownModel, WrongBase
 from sideplug.contract.gate import Gate
 from sideplug.device import audit, openai_api
+from sideplug.device.address import Address
 from sideplug.device.link import Link, Record, WebSocketLink
 from sideplug.device.openai_api import Asked, Defaults, Shape
 from sideplug.device.runtime import Model, Pace, Piece, Session
 from sideplug.device.shelf import Shelf
+from sideplug.listen import LOOPBACK
 
 MAX_BODY_BYTES = 32 << 20
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 EVERYWHERE = ("0.0.0.0", "::")  # listened on, a machine has many names: there the key alone tells who may come in
 IDLE_SESSIONS = 4  # kept open, of all plugins together
 log = logging.getLogger("sideplug.gateway")
@@ -142,14 +142,13 @@ class Gateway:
     def __init__(
         self,
         shelf: Shelf,
-        cloud: str,
+        cloud: Address,
         settings: Settings = Settings(),
-        ca: Path | None = None,
         teacher: Teacher | None = None,
         record: Record | None = None,
     ) -> None:
         self.shelf = shelf
-        self.cloud = cloud
+        self.cloud = cloud.url
         self.settings = settings
         self.teacher = teacher
 
@@ -159,7 +158,7 @@ class Gateway:
                 if record:
                     record(direction, message)
 
-            return WebSocketLink.connect(cloud, ca, both)
+            return WebSocketLink.open(cloud, both)
 
         self.pool = Pool(connect)
         self._model: Model | None = None

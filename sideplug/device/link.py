@@ -1,31 +1,34 @@
 """The device's end of the wire: one WebSocket, frames in order, every byte counted.
 
 The network is two methods, `send` and `receive`; a test swaps the link for one without a socket. It does not know what
-frames mean.
+frames mean. Test: pytest tests/device/test_link.py
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import ssl
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidProxy, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidProxy, InvalidStatus, InvalidURI
+from websockets.http11 import Response
 from websockets.sync.client import ClientConnection, connect
 
-from sideplug.contract.errors import CloudError, InputError, Unreachable, from_wire
-from sideplug.contract.wire import MAX_FRAME_BYTES, PATH, Frame, Kind, decode, encode
+from sideplug.contract.errors import Busy, CloudError, InputError, Unauthorized, Unreachable, from_wire
+from sideplug.contract.wire import MAX_FRAME_BYTES, Frame, Kind, decode, encode
+from sideplug.device.address import DEFAULT_URL, Address
 
 Record = Callable[[str, bytes], None]  # (">" up or "<" down, message)
-DEFAULT_URL = "ws://127.0.0.1:8765"
 CONNECT_TIMEOUT_S = 10.0
 REPLY_TIMEOUT_S = 300.0
 PING_S, PONG_S = 10.0, 20.0  # a connection whose other end is gone is found so
 CLOSE_S = 2.0  # for its goodbye
+MAX_SENTENCE = 300  # characters of a refusal that are shown
 
 
 class Link(Protocol):
@@ -45,6 +48,18 @@ class Link(Protocol):
     def close(self) -> None: ...
 
 
+def _refusal(url: str, response: Response) -> CloudError:
+    """What a server that gave no session says, in its own sentence where it has one."""
+    kind = {401: Unauthorized, 429: Busy, 503: Busy}.get(response.status_code)
+    if kind is None:
+        return Unreachable(f"{url} answers, but is no sideplug cloud: it says HTTP {response.status_code}")
+    said = ""
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        said = str(json.loads(response.body)["error"])
+    said = "".join(c if c.isprintable() else " " for c in said)[:MAX_SENTENCE]
+    return kind(" ".join(said.split()) or f"{url} says HTTP {response.status_code}")
+
+
 class WebSocketLink:
     def __init__(self, connection: ClientConnection, url: str, closing: ExitStack, record: Record | None) -> None:
         self._connection = connection
@@ -57,33 +72,19 @@ class WebSocketLink:
         self.closed = False
 
     @classmethod
-    def connect(cls, url: str = DEFAULT_URL, ca: Path | None = None, record: Record | None = None) -> WebSocketLink:
-        """`ca`: a PEM file to trust besides the system's. `record` hears (">" or "<", message) of all that passes.
+    def open(cls, address: Address, record: Record | None = None) -> WebSocketLink:
+        """`record` hears (">" or "<", message) of all that passes.
 
-        Raises InputError (bad URL) or Unreachable.
+        Raises Unreachable, Unauthorized, Busy, or InputError (an address that no connection can be made to).
         """
+        url, key = address.url, address.bearer
         try:
-            parts = urlsplit(url)
-            host = parts.hostname
-        except ValueError:
-            host = None
-        scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme) if host else ""
-        if scheme not in ("ws", "wss"):
-            raise InputError(f"the cloud's address must look like {DEFAULT_URL} or wss://host, got {url!r}")
-        if ca is not None and not ca.is_file():
-            raise InputError(f"there is no certificate file {ca}")
-        full = f"{scheme}://{parts.netloc}{PATH if parts.path in ('', '/') else parts.path}"
-        tls = None
-        try:
-            if scheme == "wss":
-                tls = ssl.create_default_context()
-                if ca is not None:
-                    tls.load_verify_locations(ca)
             closing = ExitStack()
             connection = closing.enter_context(
                 connect(
-                    full,
-                    ssl=tls,
+                    address.endpoint,
+                    ssl=address.tls(),
+                    additional_headers={"Authorization": f"Bearer {key}"} if key else None,
                     compression=None,
                     max_size=MAX_FRAME_BYTES,
                     open_timeout=CONNECT_TIMEOUT_S,
@@ -91,13 +92,15 @@ class WebSocketLink:
                     close_timeout=CLOSE_S,
                     ping_interval=PING_S,
                     ping_timeout=PONG_S,
-                    proxy=None if host in ("localhost", "127.0.0.1", "::1") else True,
+                    proxy=None if address.is_local else True,
                 )
             )
         except ssl.SSLCertVerificationError as error:
             raise Unreachable(f"the certificate of {url} is not trusted: {error.verify_message}") from error
         except (InvalidURI, InvalidProxy, ValueError, ImportError) as error:
             raise InputError(f"the cloud's address can't be used: {error}") from error
+        except InvalidStatus as error:
+            raise _refusal(url, error.response) from error
         except InvalidHandshake as error:
             raise Unreachable(f"{url} answers, but is no sideplug cloud: {error}") from error
         except (OSError, TimeoutError, EOFError) as error:
@@ -106,6 +109,13 @@ class WebSocketLink:
                 f"no cloud answers at {url} ({reason}): start one with sideplug serve, or give its --cloud address"
             ) from error
         return cls(connection, url, closing, record)
+
+    @classmethod
+    def connect(
+        cls, url: str = DEFAULT_URL, ca: Path | None = None, record: Record | None = None, key: str = "", pin: str = ""
+    ) -> WebSocketLink:
+        """What `open` gives for `Address(url, ca, key, pin)`. Raises InputError (bad URL, pin or key) too."""
+        return cls.open(Address(url, ca, key, pin), record)
 
     def send(self, frame: Frame) -> None:
         """Raises CloudError when the connection is gone."""

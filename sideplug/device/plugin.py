@@ -13,8 +13,6 @@ It does not know the wire, training data or the base model. Test: pytest tests/d
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +26,7 @@ from sideplug.contract.errors import PluginError, Stopped, WrongBase
 from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
 from sideplug.device import vault
+from sideplug.paths import write_aside
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -304,17 +303,3 @@ class Plugin:
 def is_sealed(folder: Path) -> bool:
     """Is there a plugin that only its passphrase opens?"""
     return (folder / SEALED).is_file() and not (folder / WEIGHTS).is_file()
-
-
-def write_aside(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, whole. Raises OSError; the old one then stays."""
-    number, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(number, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -233,15 +233,15 @@ def test_a_device_that_never_answers_holds_nobody_up(cloud: Cloud) -> None:
 
 
 def test_a_device_that_never_opens_is_sent_away(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sideplug.cloud import server
+    from sideplug.cloud import session
 
-    monkeypatch.setattr(server, "OPEN_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(session, "OPEN_TIMEOUT_S", 0.2)
     with a_cloud(tiny) as cloud:
         link = WebSocketLink.connect(cloud.url)
         with pytest.raises(CloudError, match="closed the connection"):
             link.receive(10)
         link.close()
-        eventually(lambda: not cloud.server._sessions)
+        eventually(lambda: not cloud.server.sessions)
 
 
 def test_a_device_that_reads_nothing_makes_the_cloud_hold_little(cloud: Cloud) -> None:

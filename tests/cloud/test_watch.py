@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -19,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from sideplug.cloud import server
+from sideplug.cloud import service
+from sideplug.cloud import session as sessions
 from sideplug.contract.errors import CloudError, Silent
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
@@ -55,7 +57,7 @@ def asked(link: WebSocketLink, tokens: int = 200) -> None:
 
 
 def test_a_silent_device_is_let_go_and_what_it_had_is_kept(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "WATCH_S", 0.02)
+    monkeypatch.setattr(service, "WATCH_S", 0.02)
     with a_cloud(tiny, answer_s=0.1) as cloud:
         plugin = a_plugin(cloud.base.fingerprint)
         link = WebSocketLink.connect(cloud.url)
@@ -75,18 +77,18 @@ def test_a_device_that_does_not_read_has_its_reply_held(tiny: Path) -> None:
             want = "".join(piece.text for piece in session.generate(PROMPT, 200, SAMPLED))
         reading, read = threading.Event(), WebSocketLink.connect(cloud.url)
         Session.open(read, gate=Gate("shut"))
-        (held,) = cloud.server._sessions
+        (held,) = cloud.server.sessions
         sends = held._transmit
 
         async def slow(frame: Frame) -> None:
             while not reading.is_set() and frame.kind is Kind.TOKENS:
-                await server.asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)
             await sends(frame)
 
         held._transmit = slow  # type: ignore[method-assign]
         asked(read)
         soon(lambda: held._reply is not None and held._reply.held)
-        assert held._outbox.qsize() < 2 * server.OUTBOX_FRAMES
+        assert held._outbox.qsize() < 2 * sessions.OUTBOX_FRAMES
         settled = held._reply.settled if held._reply else 0
         time.sleep(0.1)
         assert held._reply is not None
@@ -101,14 +103,14 @@ def test_a_device_that_does_not_read_has_its_reply_held(tiny: Path) -> None:
 
 
 def test_a_device_whose_socket_is_full_is_cut_off(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "WATCH_S", 0.02)
-    monkeypatch.setattr(server, "STALL_S", 0.1)
+    monkeypatch.setattr(service, "WATCH_S", 0.02)
+    monkeypatch.setattr(sessions, "STALL_S", 0.1)
     with a_cloud(tiny) as cloud:
         link = WebSocketLink.connect(cloud.url)
         Session.open(link)
-        (stalled,) = cloud.server._sessions
+        (stalled,) = cloud.server.sessions
         stalled._sending_s = time.monotonic()  # as a send is that waits for the device to read
-        soon(lambda: not cloud.server._sessions)
+        soon(lambda: not cloud.server.sessions)
         link.close()
 
 
@@ -131,7 +133,7 @@ def test_going_down_it_finishes_what_is_under_way(tiny: Path) -> None:
         text += "".join(piece.text for piece in pieces)
         assert (text, session.usage.resumed) == (want, 0)
         down.join(20)
-        assert not cloud.server._sessions
+        assert not cloud.server.sessions
         assert not cloud.server.ready
         assert "".join(piece.text for piece in session.generate(PROMPT, 30, SAMPLED)) == want  # the second's
         assert session.usage.resumed == 1
@@ -144,7 +146,7 @@ def test_ready_and_health(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert status(cloud.url, "/ready") == (200, {"ready": True})
         assert status(cloud.url, "/health")[1]["status"] == "ok"
         assert status(cloud.url, "/nothing")[0] == 404
-        monkeypatch.setattr(server, "HANGS_S", -1.0)
+        monkeypatch.setattr(service, "HANGS_S", -1.0)
         assert status(cloud.url, "/ready") == (503, {"ready": False, "why": "the engine hangs"})
 
 

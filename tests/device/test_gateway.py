@@ -28,6 +28,7 @@ from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
 from sideplug.device import audit
 from sideplug.device import gateway as gateways
+from sideplug.device.address import Address
 from sideplug.device.audit import Recorder
 from sideplug.device.gateway import Gateway, Server, Settings
 from sideplug.device.runtime import Pace
@@ -99,7 +100,7 @@ class Stage:
 def a_stage(cloud: str, root: Path, **how: Any) -> Iterator[Stage]:
     teacher = how.pop("teacher", None)
     others = how.pop("others", ())
-    gateway = Gateway(Shelf(root, others), cloud, Settings(**how), teacher=teacher)
+    gateway = Gateway(Shelf(root, others), Address(cloud), Settings(**how), teacher=teacher)
     with serving(gateway) as url:
         yield Stage(gateway, url)
 
@@ -786,7 +787,7 @@ def test_the_audit_is_of_the_newest_reply(cloud: Cloud, stage: Stage, root: Path
 def test_a_transcript_has_all_sessions(cloud: Cloud, root: Path, tmp_path: Path) -> None:
     """Of many replies at once, each message whole: what --transcript keeps."""
     record = Recorder(tmp_path / "t.sp")
-    gateway = Gateway(Shelf(root), cloud.url, record=record)
+    gateway = Gateway(Shelf(root), Address(cloud.url), record=record)
     with serving(gateway) as url, ThreadPoolExecutor(6) as pool:
         stage = Stage(gateway, url)
         for done in [pool.submit(stage.text, model=name) for name in ("", *NAMES) for _ in range(2)]:

@@ -49,7 +49,7 @@ def test_bytes_are_counted_by_kind(cloud: Cloud) -> None:
     with a_session(cloud.url) as session:
         list(session.generate(Prompt(ids=(5, 6)), 4))
         assert set(session.link.up) == {"OPEN", "PROMPT"}
-        assert set(session.link.down) == {"OPENED", "TOKENS", "DONE"}
+        assert set(session.link.down) == {"OPENED", "BEGUN", "TOKENS", "DONE"}
         control = {"turn": 1, "ids": [5, 6], "max_tokens": 4, "sampling": session_sampling()}
         control |= {"ahead": AHEAD, "deadline_ms": 0}
         assert session.link.up["PROMPT"] == len(encode(Frame(Kind.PROMPT, control)))

@@ -1,0 +1,128 @@
+"""Where the cloud is, what shows that it is the right one, and what shows it that we may come in.
+
+It knows TLS, and no WebSocket. Test: pytest tests/device/test_link.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import re
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from sideplug.contract.errors import InputError, Unreachable
+from sideplug.contract.wire import PATH
+from sideplug.listen import LOOPBACK
+from sideplug.paths import local_key_file
+
+DEFAULT_URL = "ws://127.0.0.1:8765"
+KEY = re.compile(r"[\x21-\x7e]{1,1024}")
+PIN = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Address:
+    """ca: a PEM file to trust besides the system's. key: "" for none; on this very machine the one that its cloud left
+    here is shown then. pin: `sha256:` and the hex SHA-256 of the server's certificate (DER), which is then all that is
+    trusted: no authority, no name.
+
+    Raises InputError where these can't be used, or would send a key in the clear.
+    """
+
+    url: str = DEFAULT_URL
+    ca: Path | None = None
+    key: str = field(default="", repr=False)
+    pin: str = ""
+
+    def __post_init__(self) -> None:
+        if self.scheme not in ("ws", "wss"):
+            raise InputError(f"the cloud's address must look like {DEFAULT_URL} or wss://host, got {self.url!r}")
+        if self.ca is not None and not self.ca.is_file():
+            raise InputError(f"there is no certificate file {self.ca}")
+        if self.pin and not PIN.fullmatch(self.pin.lower()):
+            raise InputError(f"a pin must look like sha256: and 64 hex digits, got {self.pin[:80]!r}")
+        if self.pin and self.scheme == "ws":
+            raise InputError(f"a pin is of a certificate, and {self.url} has none: give a wss:// address")
+        if self.key and not KEY.fullmatch(self.key):
+            raise InputError("the cloud's key must be one word of ASCII letters, digits and signs, like sp-…")
+        if self.key and self.scheme == "ws" and not self.is_local:
+            raise InputError(f"the key would travel to {self.url} in the clear: give a wss:// address")
+
+    @property
+    def host(self) -> str:
+        """ "" for what is no address."""
+        try:
+            parts = urlsplit(self.url)
+            return parts.hostname or "" if parts.port != 0 else ""
+        except ValueError:  # a port that is none, say
+            return ""
+
+    @property
+    def scheme(self) -> str:
+        """ws or wss; else it can't be used."""
+        scheme = urlsplit(self.url).scheme if self.host else ""
+        return {"http": "ws", "https": "wss"}.get(scheme, scheme)
+
+    @property
+    def is_local(self) -> bool:
+        return self.host in LOOPBACK
+
+    @property
+    def endpoint(self) -> str:
+        parts = urlsplit(self.url)
+        return f"{self.scheme}://{parts.netloc}{PATH if parts.path in ('', '/') else parts.path}"
+
+    @property
+    def bearer(self) -> str:
+        """The key to show; "" for none."""
+        if self.key or not self.is_local:
+            return self.key
+        with contextlib.suppress(OSError, ValueError):
+            kept = local_key_file().read_text("ascii").strip()
+            return kept if KEY.fullmatch(kept) else ""
+        return ""
+
+    def tls(self) -> ssl.SSLContext | None:
+        if self.scheme == "ws":
+            return None
+        if self.pin:
+            return _pinned(self.pin.lower(), self.url)
+        context = ssl.create_default_context()
+        if self.ca is not None:
+            context.load_verify_locations(self.ca)
+        return context
+
+
+def _pinned(pin: str, url: str) -> ssl.SSLContext:
+    """TLS that trusts one certificate and nothing else, and says so before a byte of ours is sent."""
+
+    def check(socket: Any) -> None:
+        found = f"sha256:{hashlib.sha256(socket.getpeercert(binary_form=True) or b'').hexdigest()}"
+        if not hmac.compare_digest(found, pin):
+            raise Unreachable(f"the certificate of {url} is {found}, and not {pin}, which --pin asks for")
+
+    class PinnedSocket(ssl.SSLSocket):
+        def do_handshake(self, block: bool = False) -> None:
+            super().do_handshake(block)
+            try:
+                check(self)
+            except Unreachable:
+                self.close()
+                raise
+
+    class PinnedObject(ssl.SSLObject):  # what TLS inside of TLS is made of (a proxy's)
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            check(self)
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.sslsocket_class = PinnedSocket
+    context.sslobject_class = PinnedObject
+    return context
