@@ -1,6 +1,8 @@
 """The device's end: addresses, TLS with a real certificate, a cloud that is not there or is something else."""
 
 import asyncio
+import contextlib
+import hashlib
 import socket
 import ssl
 import threading
@@ -14,9 +16,10 @@ import trustme
 from websockets.asyncio.server import serve
 from websockets.sync.client import connect
 
-from sideplug.contract.errors import CloudError, InputError, ProtocolError, Unreachable
+from sideplug.contract.errors import Busy, CloudError, InputError, ProtocolError, Unauthorized, Unreachable
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Frame, Kind, decode, encode
+from sideplug.device.address import Address
 from sideplug.device.link import WebSocketLink
 from sideplug.device.runtime import AHEAD, Session
 from sideplug.listen import bind
@@ -158,6 +161,156 @@ def test_tls(cloud: Cloud, tls: tuple[trustme.CA, Path]) -> None:
     finally:
         second.close()
         cloud._call(second.wait_closed())
+
+
+PIN = "sha256:" + "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"url": "wss://h", "pin": "sha256:00"}, "a pin must look like sha256: and 64 hex digits, got 'sha256:00'"),
+        ({"url": "wss://h", "pin": "0" * 64}, "a pin must look like"),
+        ({"url": "wss://h", "pin": PIN + "\n"}, "a pin must look like"),
+        ({"url": "wss://h", "pin": "sha512:" + "0" * 64}, "a pin must look like"),
+        ({"url": "ws://127.0.0.1", "pin": PIN}, "a pin is of a certificate, and ws://127.0.0.1 has none"),
+        ({"url": "http://h", "pin": PIN}, "a pin is of a certificate"),
+        ({"url": "ws://h", "key": "sp-a-b"}, "the key would travel to ws://h in the clear: give a wss:// address"),
+        ({"url": "http://localhost.h", "key": "sp-a-b"}, "in the clear"),
+        ({"url": "ws://127.0.0.1@h", "key": "sp-a-b"}, "in the clear"),
+        ({"url": "ws://192.0.2.1:1", "key": "sp-a-b"}, "in the clear"),
+        ({"url": "wss://h", "key": "sp-a b"}, "must be one word of ASCII"),
+        ({"url": "wss://h", "key": "sp-a-b\r\nX: y"}, "must be one word of ASCII"),
+        ({"url": "wss://h", "key": "schlüssel"}, "must be one word of ASCII"),
+        ({"url": "wss://h", "key": "x" * 2000}, "must be one word of ASCII"),
+    ],
+)
+def test_bad_keys_and_pins(how: dict[str, str], says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        WebSocketLink.connect(**how)  # type: ignore[arg-type]
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "sp-a" not in str(caught.value)
+
+
+def test_an_address_does_not_show_its_key() -> None:
+    assert "secret" not in repr(Address("wss://h", key="sp-1-secret"))
+
+
+def test_the_local_key_is_for_this_machine_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "local-key"
+    monkeypatch.setenv("SIDEPLUG_LOCAL_KEY", str(file))
+    assert Address("ws://127.0.0.1:1").bearer == ""
+    file.write_text("sp-1-secret\n")
+    for url in ("ws://127.0.0.1:1", "ws://localhost", "wss://LOCALHOST:1", "http://[::1]:9", "ws://x@127.0.0.1"):
+        assert Address(url).bearer == "sp-1-secret"
+        assert Address(url, key="own").bearer == "own"
+    for url in (
+        "ws://127.0.0.2",
+        "wss://h",
+        "ws://127.0.0.1.h",
+        "ws://127.0.0.1@h",
+        "ws://h#@127.0.0.1",
+        "ws://0.0.0.0",
+    ):
+        assert Address(url).bearer == ""
+    for garbage in (b"", b"two words", b"\xff", b"a\r\nb", b"x" * 2000):
+        file.write_bytes(garbage)
+        assert Address("ws://127.0.0.1:1").bearer == ""
+
+
+class Answering:
+    """Answers one connection with these bytes (behind TLS, where there is a context), and keeps what it got."""
+
+    def __init__(self, answer: bytes, context: ssl.SSLContext | None = None) -> None:
+        self.got = b""
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.thread = threading.Thread(target=self._serve, args=(answer, context), daemon=True)
+        self.thread.start()
+
+    def _serve(self, answer: bytes, context: ssl.SSLContext | None) -> None:
+        connection, _ = self.listener.accept()
+        connection.settimeout(20)
+        try:
+            if context is not None:
+                connection = context.wrap_socket(connection, server_side=True)
+            while not self.got.endswith(b"\r\n\r\n") and (more := connection.recv(4096)):
+                self.got += more
+            if self.got:
+                connection.sendall(answer)
+        except OSError:
+            pass
+        finally:
+            connection.close()
+            self.listener.close()
+
+
+REFUSALS = [
+    (401, b'{"error": "no, thank you"}', Unauthorized, "no, thank you"),
+    (429, b'{"error": "two are enough"}', Busy, "two are enough"),
+    (503, b'{"error": "full"}', Busy, "full"),
+    (503, b"<html>", Busy, "ws://127.0.0.1:PORT says HTTP 503"),
+    (401, b"", Unauthorized, "ws://127.0.0.1:PORT says HTTP 401"),
+    (401, b'{"error": "   "}', Unauthorized, "ws://127.0.0.1:PORT says HTTP 401"),
+    (401, b"[" * 5000, Unauthorized, "ws://127.0.0.1:PORT says HTTP 401"),
+    (429, b'{"error": "a\\n\\u001b[2Jb\\u202ec"}', Busy, "a [2Jb c"),
+    (429, b'{"error": "' + b"x" * 9000 + b'"}', Busy, "x" * 300),
+    (404, b'{"error": "no such path"}', Unreachable, "answers, but is no sideplug cloud: it says HTTP 404"),
+    (500, b"", Unreachable, "answers, but is no sideplug cloud: it says HTTP 500"),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "error", "says"), REFUSALS, ids=lambda x: repr(x)[:40])
+def test_refusals(status: int, body: bytes, error: type[Exception], says: str) -> None:
+    server = Answering(b"HTTP/1.1 %d No\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body)
+    with pytest.raises(error) as caught:
+        WebSocketLink.connect(f"ws://127.0.0.1:{server.port}", key="sp-1-secret")
+    assert type(caught.value) is error
+    found = str(caught.value)
+    assert found.endswith(says.replace("PORT", str(server.port)))
+    assert len(found) <= 400
+    assert found.isprintable()
+    server.thread.join(20)
+    assert b"\r\nAuthorization: Bearer sp-1-secret\r\n" in server.got
+
+
+def test_behind_a_wrong_pin_nothing_is_sent(tls: tuple[trustme.CA, Path]) -> None:
+    """Neither the key nor a request: the line ends with the handshake, though the certificate itself is trusted."""
+    ca, pem = tls
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("127.0.0.1").configure_cert(context)
+    server = Answering(b"", context)
+    with pytest.raises(Unreachable, match=f"and not {PIN}, which --pin asks for"):
+        WebSocketLink.connect(f"wss://127.0.0.1:{server.port}", pem, key="sp-1-secret", pin=PIN)
+    server.thread.join(20)
+    assert server.got == b""
+
+
+def test_a_pin_holds_inside_of_another_tls_too(tls: tuple[trustme.CA, Path]) -> None:
+    """As behind an https proxy, where TLS is done in memory."""
+    ca, _ = tls
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    leaf = ca.issue_cert("127.0.0.1")
+    leaf.configure_cert(theirs)
+    der = ssl.PEM_cert_to_DER_cert(leaf.cert_chain_pems[0].bytes().decode())
+    right = "sha256:" + hashlib.sha256(der).hexdigest()
+    for pin in (right, PIN):
+        ours = Address("wss://127.0.0.1", pin=pin).tls()
+        assert ours is not None
+        up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client, server = ours.wrap_bio(down, up), theirs.wrap_bio(up, down, server_side=True)
+
+        def shake(client: ssl.SSLObject = client, server: ssl.SSLObject = server) -> None:
+            for side in (client, server) * 4:
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    side.do_handshake()
+
+        if pin == right:
+            shake()
+        else:
+            with pytest.raises(Unreachable, match="which --pin asks for"):
+                shake()
 
 
 def test_health(cloud: Cloud) -> None:
