@@ -86,16 +86,23 @@ def cloud_options(function: Any) -> Any:
     """What says where the cloud is; the command gets it as one Address, `cloud`."""
 
     @functools.wraps(function)
-    def with_address(cloud: str, ca: Path | None, cloud_key: str, pin: str, **settings: Any) -> Any:
+    def with_address(cloud: str, ca: Path | None, cloud_key: str, pin: str, retry: float, **settings: Any) -> Any:
         from sideplug.device.address import Address
 
-        return function(cloud=Address(cloud, ca, cloud_key, pin), **settings)
+        return function(cloud=Address(cloud, ca, cloud_key, pin, retry), **settings)
 
     return options(
         option("--cloud", default=DEFAULT_CLOUD, metavar="URL", help="The cloud's address, ws:// or wss://."),
         option("--cloud-key", default="", metavar="KEY", help="Yours, of that cloud. On this machine it needs none."),
         option("--ca", type=FOLDER, help="A PEM file to trust beside the system's certificates (wss)."),
         option("--pin", default="", metavar="SHA256", help="Trust this certificate alone: sha256:… (wss)."),
+        option(
+            "--retry",
+            default=60.0,
+            type=click.FloatRange(0),
+            metavar="SECONDS",
+            help="How long a cloud is tried again that was lost in the middle; 0: not at all.",
+        ),
         option(
             "--transcript",
             type=FOLDER,
@@ -991,14 +998,16 @@ def _passphrase(name: str, twice: bool = False) -> str:
 def _session(
     cloud: Address, plugin: Plugin | None = None, gate: Gate | None = None, tap: Any = None
 ) -> Iterator[Session]:
+    from sideplug.device.again import Again
     from sideplug.device.link import WebSocketLink
     from sideplug.device.runtime import Session
 
-    link = WebSocketLink.open(cloud, _transcript[-1] if _transcript else None)
+    connect = functools.partial(WebSocketLink.open, cloud, _transcript[-1] if _transcript else None)
+    session = Session.open(connect(), plugin, tap, gate, connect, Again(cloud.retry_s, say))
     try:
-        yield Session.open(link, plugin, tap, gate)
+        yield session
     finally:
-        link.close()
+        session.link.close()
 
 
 def _gate(plugin: Plugin | None, kind: str | None, rate: float | None) -> Gate | None:

@@ -29,7 +29,7 @@ PIN = re.compile(r"sha256:[0-9a-f]{64}")
 class Address:
     """ca: a PEM file to trust besides the system's. key: "" for none; on this very machine the one that its cloud left
     here is shown then. pin: `sha256:` and the hex SHA-256 of the server's certificate (DER), which is then all that is
-    trusted: no authority, no name.
+    trusted: no authority, no name. retry_s: how long it is tried again when a connection breaks; 0: not at all.
 
     Raises InputError where these can't be used, or would send a key in the clear.
     """
@@ -38,6 +38,7 @@ class Address:
     ca: Path | None = None
     key: str = field(default="", repr=False)
     pin: str = ""
+    retry_s: float = 60.0
 
     def __post_init__(self) -> None:
         if self.scheme not in ("ws", "wss"):

@@ -35,7 +35,7 @@ class Again:
         return type(error).code in ("cloud", "unreachable", "internal")
 
     def until(self, connect: Callable[[], T], lost: SideplugError) -> T:
-        """What `connect` gives. Raises `lost`, or what `connect` met last, where trying again does not help."""
+        """What `connect` gives. Raises `lost`, or what `connect` met, where trying again does not help."""
         self.breaks += 1
         if self.patience_s <= 0 or self.breaks > BREAKS or not self.mends(lost):
             raise lost
@@ -45,8 +45,10 @@ class Again:
             try:
                 return connect()
             except (CloudError, ProtocolError) as error:
-                if not (isinstance(error, Busy) or self.mends(error)) or time.monotonic() + wait > last:
+                if not (isinstance(error, Busy) or self.mends(error)):
                     raise
+                if time.monotonic() + wait > last:
+                    raise CloudError(f"{lost}, and was not back within {self.patience_s:.0f} s") from error
                 asked = (error.retry_s if isinstance(error, Busy) else None) or 0.0
             time.sleep(min(max(wait, asked), LONGEST_S) * random.uniform(0.7, 1.0))  # not all devices at once
             wait *= 2

@@ -20,6 +20,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlsplit
@@ -39,6 +40,7 @@ from sideplug.contract.errors import CloudError, InputError, SideplugError, TooL
 from sideplug.contract.gate import Gate
 from sideplug.device import audit, openai_api
 from sideplug.device.address import Address
+from sideplug.device.again import Again
 from sideplug.device.link import Link, Record, WebSocketLink
 from sideplug.device.openai_api import Asked, Defaults, Shape
 from sideplug.device.runtime import Model, Pace, Piece, Session
@@ -82,6 +84,7 @@ class Pool:
     """Sessions with the cloud, by plugin and gate: taken by one request at a time, kept for the next."""
 
     connect: Callable[[audit.Recent], Link]
+    retry_s: float = 0.0  # how long a lost cloud is tried again
     _idle: list[tuple[Any, Session, audit.Recent]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     # The newest: its plugin's name, the plugin, its messages.
@@ -121,12 +124,9 @@ class Pool:
 
     def _open(self, plugin: Any, gate: Gate | None) -> tuple[Session, audit.Recent]:
         record = audit.Recent()
-        link = self.connect(record)
-        try:
-            return Session.open(link, plugin, gate=gate), record
-        except BaseException:
-            link.close()
-            raise
+        connect = partial(self.connect, record)
+        again = Again(self.retry_s, log.warning)
+        return Session.open(connect(), plugin, gate=gate, connect=connect, again=again), record
 
     def close(self) -> None:
         with self._lock:
@@ -160,7 +160,7 @@ class Gateway:
 
             return WebSocketLink.open(cloud, both)
 
-        self.pool = Pool(connect)
+        self.pool = Pool(connect, cloud.retry_s)
         self._model: Model | None = None
         self.room = asyncio.Semaphore(settings.replies)
         self.app = self._make_app()

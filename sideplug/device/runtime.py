@@ -177,13 +177,17 @@ class Session:
         again = again or Again()
         try:
             model, readings = _open(link, opening)
-        except (CloudError, ProtocolError) as error:
+        except SideplugError as error:
             link.close()
-            if connect is None:
+            if connect is None or not isinstance(error, (CloudError, ProtocolError)):
                 raise
             link, (model, readings) = again.until(partial(_connect, connect, opening), error)
         if plugin is not None:
-            plugin.check_base(model.fingerprint, model.name)
+            try:
+                plugin.check_base(model.fingerprint, model.name)
+            except BaseException:
+                link.close()
+                raise
         return cls(link, model, plugin, readings, opening, connect, again)
 
     def reconnect(self, lost: SideplugError) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -24,7 +25,9 @@ from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Frame, Kind
-from sideplug.device.link import DEFAULT_URL, WebSocketLink
+from sideplug.device.address import DEFAULT_URL, Address
+from sideplug.device.again import Again
+from sideplug.device.link import WebSocketLink
 from sideplug.device.runtime import Model, Session
 
 
@@ -101,32 +104,35 @@ class Stream:
 
 @contextmanager
 def connect(
-    url: str = DEFAULT_URL, layers: Sequence[int] | None = None, rank: int = 0, seed: int = 0, codec: str = ""
+    cloud: str | Address = DEFAULT_URL,
+    layers: Sequence[int] | None = None,
+    rank: int = 0,
+    seed: int = 0,
+    codec: str = "",
 ) -> Iterator[Stream]:
-    """`layers`: any of 0 to N; None: all. `rank` 0: raw (D numbers a layer, float16 on the wire); else layernormed and
-    projected to so many by a seeded orthonormal matrix, int8 on the wire unless `codec` is "fp16".
+    """`cloud`: its URL, or an Address with a key or a pin. `layers`: any of 0 to N; None: all. `rank` 0: raw (D numbers a
+    layer, float16 on the wire); else layernormed and projected to so many by a seeded orthonormal matrix, int8 on the
+    wire unless `codec` is "fp16".
 
     Raises InputError, Unreachable and the other errors of a session.
     """
-    asking = WebSocketLink.connect(url)
-    try:
-        model = Session.open(asking).model
-    finally:
-        asking.close()
+    address = Address(cloud) if isinstance(cloud, str) else cloud
+    opening = partial(WebSocketLink.open, address)
+    asking = Session.open(opening())
+    model = asking.model
+    asking.link.close()
     if not rank and codec not in ("", "raw"):
         raise InputError(f"codec {codec} is of projected states: give a rank")
     chosen = tuple(range(model.blocks + 1)) if layers is None else tuple(sorted(set(layers)))
     tap = Tap(chosen, rank or model.width, seed if rank else 0, (codec or "int8") if rank else "raw")
     tap.check(model.blocks, model.width)
-    link = WebSocketLink.connect(url)
+    session = Listening.open(opening(), tap=tap, gate=Gate("open"), connect=opening, again=Again(address.retry_s))
+    assert isinstance(session, Listening)
+    session.tap, session.heard = tap, {}
     try:
-        session = Listening.open(link, tap=tap, gate=Gate("open"), connect=lambda: WebSocketLink.connect(url))
-        assert isinstance(session, Listening)
-        session.tap, session.heard = tap, {}
         yield Stream(session)
-        session.link.close()
     finally:
-        link.close()
+        session.link.close()
 
 
 def _prompt(prompt: str | Prompt) -> Prompt:

@@ -100,7 +100,8 @@ class Stage:
 def a_stage(cloud: str, root: Path, **how: Any) -> Iterator[Stage]:
     teacher = how.pop("teacher", None)
     others = how.pop("others", ())
-    gateway = Gateway(Shelf(root, others), Address(cloud), Settings(**how), teacher=teacher)
+    address = Address(cloud, retry_s=0.3)
+    gateway = Gateway(Shelf(root, others), address, Settings(**how), teacher=teacher)
     with serving(gateway) as url:
         yield Stage(gateway, url)
 
