@@ -59,7 +59,7 @@ def write_aside(path: Path, data: bytes) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Nobody else who asks for this lock changes `path` meanwhile. Its folder is made. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "wb") as file:
+    with open(os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600), "wb") as file:
         with contextlib.suppress(ImportError):  # Windows has no flock: there two at once may lose one's change
             import fcntl
 
