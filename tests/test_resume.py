@@ -109,7 +109,7 @@ def test_it_is_said_once_a_break_and_given_up_in_the_end(tiny: Path) -> None:
         assert text(session)
         assert len(said) == 1
         assert said[0].endswith("closed the connection: trying again for up to 0 s")
-    with pytest.raises(CloudError, match="closed the connection, and was not back within 0 s"):
+    with pytest.raises(CloudError, match="the cloud is going down, and was not back within 0 s"):
         text(session)
     assert len(said) == 2
 

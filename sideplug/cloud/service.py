@@ -138,7 +138,8 @@ class Service:
 
     def begin(self) -> None:
         """Watch over sessions, from within the event loop that runs them."""
-        self._watch = asyncio.create_task(self._look())
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._look())
 
     async def attend(self, connection: Connection, holder: Holder | None) -> None:
         """A connection's session, to its end."""

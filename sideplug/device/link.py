@@ -57,7 +57,11 @@ def _refusal(url: str, response: Response) -> CloudError:
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         said = str(json.loads(response.body)["error"])
     said = "".join(c if c.isprintable() else " " for c in said)[:MAX_SENTENCE]
-    return kind(" ".join(said.split()) or f"{url} says HTTP {response.status_code}")
+    error = kind(" ".join(said.split()) or f"{url} says HTTP {response.status_code}")
+    wait = response.headers.get("Retry-After", "")
+    if isinstance(error, Busy) and wait.isdigit():
+        error.retry_s = float(wait[:6])
+    return error
 
 
 class WebSocketLink:

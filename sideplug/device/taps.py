@@ -110,10 +110,10 @@ def connect(
     seed: int = 0,
     codec: str = "",
 ) -> Iterator[Stream]:
-    """`cloud`: its URL, or an Address with a key or a pin. `layers`: any of 0 to N; None: all. `rank` 0: raw (D numbers a
-    layer, float16 on the wire); else layernormed and projected to so many by a seeded orthonormal matrix, int8 on the
-    wire unless `codec` is "fp16".
+    """`cloud`: its URL, or an Address with a key or a pin. `layers`: any of 0 to N; None: all.
 
+    rank 0: raw (D numbers a layer, float16 on the wire); else layernormed and projected to so many by a seeded
+    orthonormal matrix, int8 on the wire unless `codec` is "fp16".
     Raises InputError, Unreachable and the other errors of a session.
     """
     address = Address(cloud) if isinstance(cloud, str) else cloud
