@@ -135,7 +135,7 @@ def test_a_cloud_that_is_stopped_in_a_reply(plugin: Plugin, number: int, bits: s
                         process = stack.enter_context(serving(port, "--bits", bits))
             assert found == want
             if number == signal.SIGTERM:
-                assert session.usage.resumed == 0
+                assert session.usage.resumed == (place > 1)  # of the one before: the session comes back at its PROMPT
                 assert process.wait(60) == 0
                 process = stack.enter_context(serving(port, "--bits", bits))
             else:
