@@ -131,6 +131,7 @@ class Session:
             sender.cancel()
             readings, reply = list(self._readings.values()), self._reply
             self._service.thread.call(lambda: self._engine.drop(*readings))
+            self._readings, self._reply = {}, None  # they hold this session, which would outlive itself for long
             if reply is not None:
                 self._service.thread.call(lambda: self._engine.leave(reply))
             self._say_goodbye()

@@ -1,12 +1,17 @@
 """What a device may not do, and what the cloud does with one that leaves."""
 
+import gc
+import socket
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from websockets.frames import Frame as Written
+from websockets.frames import Opcode
 
 from sideplug.contract.errors import (
     Busy,
@@ -17,9 +22,10 @@ from sideplug.contract.errors import (
     TooLong,
     WrongBase,
 )
+from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
-from sideplug.contract.wire import Frame, Kind
+from sideplug.contract.wire import Frame, Kind, encode
 from sideplug.device.link import WebSocketLink
 from sideplug.device.runtime import Session
 from tests.conftest import Cloud, a_cloud, a_plugin, a_session
@@ -218,6 +224,22 @@ def test_a_device_that_leaves_is_forgotten(cloud: Cloud) -> None:
     next(session.generate(Prompt(ids=(5, 6)), 200))
     link._connection.socket.close()
     eventually(lambda: not cloud.engine._works)
+
+
+def test_a_session_that_was_cut_off_is_free_at_once(cloud: Cloud) -> None:
+    """Not when the collector comes by: until then it holds its TLS, its connection and what it foretells from."""
+    gc.collect()
+    gc.disable()
+    try:
+        link = WebSocketLink.connect(cloud.url)
+        reply = Session.open(link, a_plugin(cloud.base.fingerprint)).generate(Prompt(ids=(5, 6)), 200)
+        next(reply)
+        (session,) = map(weakref.ref, cloud.server.sessions)
+        socket.socket.shutdown(link._connection.socket, socket.SHUT_RDWR)
+        eventually(lambda: session() is None)
+    finally:
+        gc.enable()
+    link.close()
 
 
 def test_a_device_that_never_answers_holds_nobody_up(cloud: Cloud) -> None:
