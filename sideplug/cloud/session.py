@@ -97,6 +97,7 @@ class Session:
         self._plug: Plug | None = None
         self._reply: Reply | None = None
         self._readings: dict[int, Reading] = {}
+        self._refused: set[int | None] = set()  # READs, and the PROMPT (None), whose ERROR has not left yet
         self._rows_asked = False
         self._habits = Habits()
         self._deadline_s = 0.0
@@ -189,10 +190,13 @@ class Session:
                 self._let_go()
                 if frame.kind is Kind.DONE:
                     self._account(frame)
-                if frame.kind is Kind.DONE or (frame.kind is Kind.ERROR and "number" not in frame.control):
+                number = frame.control.get("number")
+                if frame.kind is Kind.ERROR and number in self._refused:
+                    self._refused.discard(number)
+                elif frame.kind is Kind.DONE or (frame.kind is Kind.ERROR and number is None):
                     self._reply = None
                 elif frame.kind is Kind.ERROR:
-                    self._readings.pop(frame["number"], None)
+                    self._readings.pop(number, None)
                 elif frame.kind is Kind.HEAD:
                     self._rows_asked = False
                 elif frame.kind is Kind.SCORED or (frame.kind is Kind.EXAMPLE and not self._is_scored(frame)):
@@ -348,8 +352,8 @@ class Session:
         event(log, "session opened", session=self._name, key=self._who, tap=tap.name, gate=gate.kind, client=client)
 
     def _prompt(self, frame: Frame) -> None:
-        if self._reply is not None:
-            raise ProtocolError("a session must wait for DONE before its next PROMPT")
+        if self._reply is not None or None in self._refused:
+            raise ProtocolError("a session must wait for DONE, or the ERROR, before its next PROMPT")
         try:
             ids = self._service.tokenizer.encode(self._short_enough(Prompt.from_wire(frame.control)))
             if not ids:
@@ -374,7 +378,7 @@ class Session:
             done = self._agreed(frame, ids)
             self._pay(len(ids))
         except (InputError, Busy) as error:  # the user's mistake, or a limit: the session goes on
-            self._outbox.put_nowait(error_frame(error))
+            self._turn_away(error)
             return
         self._deadline_s = deadline_ms / 1000
         self._reply = Reply(
@@ -396,6 +400,11 @@ class Session:
             scope=self._scope,
         )
         self._add(self._reply)
+
+    def _turn_away(self, error: Exception, number: int | None = None) -> None:
+        """Refuse a PROMPT, or the READ of this number; its ERROR must not end another that comes meanwhile."""
+        self._refused.add(number)
+        self._outbox.put_nowait(error_frame(error, number))
 
     def _pay(self, tokens: int) -> None:
         """Take tokens from what the key has of a minute. Raises Busy."""
@@ -452,7 +461,7 @@ class Session:
 
     def _read(self, frame: Frame) -> None:
         number, limit = frame["number"], self._service.limits.readings
-        if number in self._readings or len(self._readings) >= limit:
+        if number in self._readings or number in self._refused or len(self._readings) >= limit:
             raise ProtocolError(f"a session must have at most {limit} examples in reading, each with its own number")
         plug = self._opened
         try:
@@ -473,7 +482,7 @@ class Session:
                 raise TooLong(f"the example's reply has {size} tokens, with this tap it may have at most {most}")
             self._pay(len(start) + size)
         except (InputError, Busy) as error:
-            self._outbox.put_nowait(error_frame(error, number))
+            self._turn_away(error, number)
             return
         how = (number, plug, len(start), frame["score"], write)
         reading = Reading(start + reply, self._send_from_engine, *how, user=self._user, scope=self._scope)

@@ -242,6 +242,29 @@ def test_a_session_that_was_cut_off_is_free_at_once(cloud: Cloud) -> None:
     link.close()
 
 
+def burst(link: WebSocketLink, *frames: Frame) -> None:
+    """Send these at once, so that the cloud has them all before it says a word."""
+    messages = [encode(frame, link._sent + number) for number, frame in enumerate(frames)]
+    link._sent += len(frames)
+    link._connection.socket.sendall(b"".join(Written(Opcode.BINARY, m).serialize(mask=True) for m in messages))
+
+
+def test_a_prompts_error_ends_no_other(cloud: Cloud) -> None:
+    """The second came before the first one's ERROR had left: its reply must not be forgotten, and stay for ever."""
+    link = WebSocketLink.connect(cloud.url)
+    link.send(opening())
+    burst(link, Frame(Kind.PROMPT, {**PROMPT, "max_tokens": 0}), Frame(Kind.PROMPT, {**PROMPT, "turn": 2}))
+    with pytest.raises((InputError, ProtocolError)):
+        while True:
+            link.receive(10)
+    with pytest.raises((CloudError, ProtocolError)):
+        while True:
+            link.receive(10)
+    link.close()
+    eventually(lambda: not cloud.server.sessions)
+    eventually(lambda: not cloud.engine._works)
+
+
 def test_a_device_that_never_answers_holds_nobody_up(cloud: Cloud) -> None:
     silent = WebSocketLink.connect(cloud.url)
     silent.send(opening())
