@@ -418,9 +418,11 @@ class Session:
     def _agreed(self, frame: Frame, ids: list[int]) -> list[int]:
         """The reply's ids that the device has from before it was cut off. Raises InputError unless both hash alike."""
         done = frame.control.get("done", [])
-        vocab, most = self._engine.model.vocab, frame["max_tokens"]
-        if not all(type(token) is int and 0 <= token < vocab for token in done) or len(done) > most:
-            raise InputError(f"what is done of a reply must be at most max_tokens ({most}) ids below {vocab}")
+        vocab, most = self._engine.model.vocab, min(frame["max_tokens"], self._engine.model.context - len(ids))
+        if len(done) > most or not all(type(token) is int and 0 <= token < vocab for token in done):
+            raise InputError(
+                f"what is done of a reply must be at most max_tokens ids below {vocab}, and fit the context ({most})"
+            )
         if done and frame.control.get("hash") != running_hash(done, running_hash(ids)):
             raise InputError("this cloud reads the prompt otherwise than the one that began the reply: ask anew")
         return done

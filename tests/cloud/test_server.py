@@ -265,6 +265,14 @@ def test_a_prompts_error_ends_no_other(cloud: Cloud) -> None:
     eventually(lambda: not cloud.engine._works)
 
 
+def test_no_more_is_done_than_fits(cloud: Cloud) -> None:
+    done = [5] * 1000  # of a context of 256
+    control = {**PROMPT, "max_tokens": 10**9, "done": done, "hash": running_hash(done, running_hash(PROMPT["ids"]))}
+    error = exchange(cloud, opening(), Frame(Kind.PROMPT, control))
+    assert type(error) is InputError, error
+    assert "fit the context (253)" in str(error)
+
+
 def test_a_device_that_never_answers_holds_nobody_up(cloud: Cloud) -> None:
     silent = WebSocketLink.connect(cloud.url)
     silent.send(opening())
