@@ -202,8 +202,8 @@ class Session:
                 elif frame.kind is Kind.SCORED or (frame.kind is Kind.EXAMPLE and not self._is_scored(frame)):
                     self._readings.pop(frame["number"], None)
                 await self._transmit(frame)
-                if frame.kind is Kind.ASK and self._deadline_s:
-                    self._expect_answer(frame)
+                if frame.kind is Kind.ASK and 0 < self._deadline_s < self._service.limits.answer_s:
+                    self._expect_answer(frame["run"], frame["at"][0])
         except Gone:
             pass
         except Exception as error:
@@ -274,11 +274,11 @@ class Session:
         except Gone:
             pass
 
-    def _expect_answer(self, ask: Frame) -> None:
-        """Tell the engine when the answer's deadline has passed."""
+    def _expect_answer(self, run: int, at: int) -> None:
+        """Tell the engine when the answer's deadline has passed. (Past `answer_s` there is nobody to wait for.)"""
         reply = self._reply
         if reply is not None:
-            passed = lambda: self._engine.expire(reply, ask["run"], ask["at"][0])  # noqa: E731
+            passed = lambda: self._engine.expire(reply, run, at)  # noqa: E731
             self._loop.call_later(self._deadline_s, self._in_engine, passed)
 
     def _is_scored(self, frame: Frame) -> bool:

@@ -273,6 +273,20 @@ def test_no_more_is_done_than_fits(cloud: Cloud) -> None:
     assert "fit the context (253)" in str(error)
 
 
+def test_a_deadline_that_never_comes_holds_nothing(cloud: Cloud) -> None:
+    link = WebSocketLink.connect(cloud.url)
+    link.send(opening())
+    link.receive(10)
+    (session,) = cloud.server.sessions
+    loop, before = session._loop, len(session._loop._scheduled)  # type: ignore[attr-defined]
+    link.send(Frame(Kind.PROMPT, {**PROMPT, "max_tokens": 100, "deadline_ms": 1 << 31}))
+    while (frame := link.receive(10)).kind is not Kind.DONE:
+        if frame.kind is Kind.ASK:
+            link.send(answer(at=frame["at"][0]))
+    link.close()
+    assert len(loop._scheduled) < before + 20  # type: ignore[attr-defined]
+
+
 def test_a_device_that_never_answers_holds_nobody_up(cloud: Cloud) -> None:
     silent = WebSocketLink.connect(cloud.url)
     silent.send(opening())
