@@ -273,6 +273,11 @@ def test_no_more_is_done_than_fits(cloud: Cloud) -> None:
     assert "fit the context (253)" in str(error)
 
 
+def test_an_error_that_repeats_much_is_sent(cloud: Cloud) -> None:
+    error = exchange(cloud, opening({**OPEN, "merge": "\0" * (1 << 20)}))
+    assert type(error) is InputError, error
+
+
 def test_a_deadline_that_never_comes_holds_nothing(cloud: Cloud) -> None:
     link = WebSocketLink.connect(cloud.url)
     link.send(opening())
