@@ -7,17 +7,20 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from sideplug.cloud.keys import Keys
+from sideplug.device.address import Address
 from tests.conftest import Run, a_plugin
 from tests.test_cli import FACTS, sentence
 from tests.test_cli_device import a_gateway
@@ -195,12 +198,24 @@ def test_insecure_is_as_it_says(run: Run, tiny: Path, home: Path, tmp_path: Path
             assert run(*ASK, url, "--cloud-key", ada).returncode == 0
 
 
+def tickets(url: str, pin: str) -> bool:
+    """Does the cloud hand out session tickets? Two threads of a device could trip over one."""
+    context, port = Address(url, pin=pin).tls(), urlsplit(url).port
+    assert context is not None
+    with context.wrap_socket(socket.create_connection(("127.0.0.1", port), 10)) as stream:
+        stream.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        stream.recv(1000)
+        assert stream.session is not None
+        return bool(stream.session.has_ticket)
+
+
 def test_beyond_this_machine(run: Run, tiny: Path, home: Path, tmp_path: Path) -> None:
     """TLS of its own, a pin and a key: every command that connects comes in, and none without all of them."""
     ada = run("keys", "add", "ada").stdout.strip()
     facts = tmp_path / "facts.jsonl"
     facts.write_text(FACTS)
     with serving(tiny, "--host", "0.0.0.0", "--tls-self") as about:
+        assert not tickets(about["url"], about["pin"])
         assert not (home / "local-key").exists()
         assert (home / "tls-self.pem").stat().st_mode & 0o777 == 0o600
         pin, url = about["pin"], about["url"].replace("0.0.0.0", "127.0.0.1")

@@ -97,6 +97,7 @@ class Session:
         self._plug: Plug | None = None
         self._reply: Reply | None = None
         self._readings: dict[int, Reading] = {}
+        self._refused: set[int | None] = set()  # READs, and the PROMPT (None), whose ERROR has not left yet
         self._rows_asked = False
         self._habits = Habits()
         self._deadline_s = 0.0
@@ -133,6 +134,7 @@ class Session:
             sender.cancel()
             readings, reply = list(self._readings.values()), self._reply
             self._service.thread.call(lambda: self._engine.drop(*readings))
+            self._readings, self._reply = {}, None  # they hold this session, which would outlive itself for long
             if reply is not None:
                 self._service.thread.call(lambda: self._engine.leave(reply))
             self._say_goodbye()
@@ -195,17 +197,20 @@ class Session:
                     self._hold(self._reply, False)
                 if frame.kind is Kind.DONE:
                     self._account(frame)
-                if frame.kind is Kind.DONE or (frame.kind is Kind.ERROR and "number" not in frame.control):
+                number = frame.control.get("number")
+                if frame.kind is Kind.ERROR and number in self._refused:
+                    self._refused.discard(number)
+                elif frame.kind is Kind.DONE or (frame.kind is Kind.ERROR and number is None):
                     self._reply, self._held = None, False
                 elif frame.kind is Kind.ERROR:
-                    self._readings.pop(frame["number"], None)
+                    self._readings.pop(number, None)
                 elif frame.kind is Kind.HEAD:
                     self._rows_asked = False
                 elif frame.kind is Kind.SCORED or (frame.kind is Kind.EXAMPLE and not self._is_scored(frame)):
                     self._readings.pop(frame["number"], None)
                 await self._transmit(frame)
-                if frame.kind is Kind.ASK and self._deadline_s:
-                    self._expect_answer(frame)
+                if frame.kind is Kind.ASK and 0 < self._deadline_s < self._service.limits.answer_s:
+                    self._expect_answer(frame["run"], frame["at"][0])
         except Gone:
             pass
         except Exception as error:
@@ -280,11 +285,11 @@ class Session:
         except Gone:
             pass
 
-    def _expect_answer(self, ask: Frame) -> None:
-        """Tell the engine when the answer's deadline has passed."""
+    def _expect_answer(self, run: int, at: int) -> None:
+        """Tell the engine when the answer's deadline has passed. (Past `answer_s` there is nobody to wait for.)"""
         reply = self._reply
         if reply is not None:
-            passed = lambda: self._engine.expire(reply, ask["run"], ask["at"][0])  # noqa: E731
+            passed = lambda: self._engine.expire(reply, run, at)  # noqa: E731
             self._loop.call_later(self._deadline_s, self._in_engine, passed)
 
     def _is_scored(self, frame: Frame) -> bool:
@@ -358,8 +363,8 @@ class Session:
         event(log, "session opened", session=self._name, key=self._who, tap=tap.name, gate=gate.kind, client=client)
 
     def _prompt(self, frame: Frame) -> None:
-        if self._reply is not None:
-            raise ProtocolError("a session must wait for DONE before its next PROMPT")
+        if self._reply is not None or None in self._refused:
+            raise ProtocolError("a session must wait for DONE, or the ERROR, before its next PROMPT")
         try:
             ids = self._service.tokenizer.encode(self._short_enough(Prompt.from_wire(frame.control)))
             if not ids:
@@ -384,7 +389,7 @@ class Session:
             done = self._agreed(frame, ids)
             self._pay(len(ids))
         except (InputError, Busy) as error:  # the user's mistake, or a limit: the session goes on
-            self._outbox.put_nowait(error_frame(error))
+            self._turn_away(error)
             return
         self._deadline_s = deadline_ms / 1000
         self._reply = Reply(
@@ -407,6 +412,11 @@ class Session:
         )
         self._add(self._reply)
 
+    def _turn_away(self, error: Exception, number: int | None = None) -> None:
+        """Refuse a PROMPT, or the READ of this number; its ERROR must not end another that comes meanwhile."""
+        self._refused.add(number)
+        self._outbox.put_nowait(error_frame(error, number))
+
     def _pay(self, tokens: int) -> None:
         """Take tokens from what the key has of a minute. Raises Busy."""
         if self.holder is None:
@@ -419,9 +429,11 @@ class Session:
     def _agreed(self, frame: Frame, ids: list[int]) -> list[int]:
         """The reply's ids that the device has from before it was cut off. Raises InputError unless both hash alike."""
         done = frame.control.get("done", [])
-        vocab, most = self._engine.model.vocab, frame["max_tokens"]
-        if not all(type(token) is int and 0 <= token < vocab for token in done) or len(done) > most:
-            raise InputError(f"what is done of a reply must be at most max_tokens ({most}) ids below {vocab}")
+        vocab, most = self._engine.model.vocab, min(frame["max_tokens"], self._engine.model.context - len(ids))
+        if len(done) > most or not all(type(token) is int and 0 <= token < vocab for token in done):
+            raise InputError(
+                f"what is done of a reply must be at most max_tokens ids below {vocab}, and fit the context ({most})"
+            )
         if done and frame.control.get("hash") != running_hash(done, running_hash(ids)):
             raise InputError("this cloud reads the prompt otherwise than the one that began the reply: ask anew")
         return done
@@ -462,7 +474,7 @@ class Session:
 
     def _read(self, frame: Frame) -> None:
         number, limit = frame["number"], self._service.limits.readings
-        if number in self._readings or len(self._readings) >= limit:
+        if number in self._readings or number in self._refused or len(self._readings) >= limit:
             raise ProtocolError(f"a session must have at most {limit} examples in reading, each with its own number")
         plug = self._opened
         try:
@@ -483,7 +495,7 @@ class Session:
                 raise TooLong(f"the example's reply has {size} tokens, with this tap it may have at most {most}")
             self._pay(len(start) + size)
         except (InputError, Busy) as error:
-            self._outbox.put_nowait(error_frame(error, number))
+            self._turn_away(error, number)
             return
         how = (number, plug, len(start), frame["score"], write)
         reading = Reading(start + reply, self._send_from_engine, *how, user=self._user, scope=self._scope)

@@ -40,6 +40,7 @@ MAX_DRAFT = 32  # token ids that an answer may expect behind its position
 HEADS = ("cloud", "device")  # where a token that the device was asked about is picked
 MAX_TOP = 20  # alternatives that may be told of each token
 MAX_WRITTEN = 512  # tokens of a reply that the base writes for the tape
+MAX_SENTENCE = 1000  # characters of an ERROR's message: it may repeat what it complains of
 MAX_TENSORS = 8
 MAX_DIMS = 4
 
@@ -274,7 +275,7 @@ def _parse_header(header: bytes) -> tuple[Kind, int, int]:
 
 def _parse_body(kind: Kind, packed: bytes, payload: bytes) -> Frame:
     try:
-        control = msgpack.unpackb(packed, raw=False, strict_map_key=True, max_ext_len=0)
+        control = msgpack.unpackb(packed, raw=False, strict_map_key=True, max_ext_len=0, ext_hook=_no_extension)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise ProtocolError(f"{kind.name} has a control map that is not msgpack: {error or type(error)}") from error
     if not isinstance(control, dict) or not all(isinstance(key, str) for key in control):
@@ -282,6 +283,10 @@ def _parse_body(kind: Kind, packed: bytes, payload: bytes) -> Frame:
     tensors = _parse_tensors(kind, control.pop("t", []), payload)
     _check_against_schema(kind, control, {name: tensor.ndim for name, tensor in tensors.items()}, "remote")
     return Frame(kind, control, tensors)
+
+
+def _no_extension(code: int, data: bytes) -> Any:
+    raise ValueError(f"extension type {code}")  # max_ext_len lets one of no bytes pass
 
 
 def _parse_tensors(kind: Kind, listing: Any, payload: bytes) -> dict[str, np.ndarray]:
@@ -321,7 +326,7 @@ def error_frame(error: Exception, number: int | None = None) -> Frame:
     """
     code = getattr(error, "code", "internal")
     message = str(error) if code != "internal" else "the cloud met a fault of its own; its log has the details"
-    control: dict[str, Any] = {"code": code, "message": message}
+    control: dict[str, Any] = {"code": code, "message": message[:MAX_SENTENCE]}
     if isinstance(error, Busy) and error.retry_s is not None:
         control["retry_s"] = float(error.retry_s)
     return Frame(Kind.ERROR, control if number is None else {**control, "number": number})

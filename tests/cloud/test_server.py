@@ -1,12 +1,17 @@
 """What a device may not do, and what the cloud does with one that leaves."""
 
+import gc
+import socket
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from websockets.frames import Frame as Written
+from websockets.frames import Opcode
 
 from sideplug.contract.errors import (
     Busy,
@@ -17,9 +22,10 @@ from sideplug.contract.errors import (
     TooLong,
     WrongBase,
 )
+from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
-from sideplug.contract.wire import Frame, Kind
+from sideplug.contract.wire import Frame, Kind, encode
 from sideplug.device.link import WebSocketLink
 from sideplug.device.runtime import Session
 from tests.conftest import Cloud, a_cloud, a_plugin, a_session
@@ -218,6 +224,72 @@ def test_a_device_that_leaves_is_forgotten(cloud: Cloud) -> None:
     next(session.generate(Prompt(ids=(5, 6)), 200))
     link._connection.socket.close()
     eventually(lambda: not cloud.engine._works)
+
+
+def test_a_session_that_was_cut_off_is_free_at_once(cloud: Cloud) -> None:
+    """Not when the collector comes by: until then it holds its TLS, its connection and what it foretells from."""
+    gc.collect()
+    gc.disable()
+    try:
+        link = WebSocketLink.connect(cloud.url)
+        reply = Session.open(link, a_plugin(cloud.base.fingerprint)).generate(Prompt(ids=(5, 6)), 200)
+        next(reply)
+        (session,) = map(weakref.ref, cloud.server.sessions)
+        socket.socket.shutdown(link._connection.socket, socket.SHUT_RDWR)
+        eventually(lambda: session() is None)
+    finally:
+        gc.enable()
+    link.close()
+
+
+def burst(link: WebSocketLink, *frames: Frame) -> None:
+    """Send these at once, so that the cloud has them all before it says a word."""
+    messages = [encode(frame, link._sent + number) for number, frame in enumerate(frames)]
+    link._sent += len(frames)
+    link._connection.socket.sendall(b"".join(Written(Opcode.BINARY, m).serialize(mask=True) for m in messages))
+
+
+def test_a_prompts_error_ends_no_other(cloud: Cloud) -> None:
+    """The second came before the first one's ERROR had left: its reply must not be forgotten, and stay for ever."""
+    link = WebSocketLink.connect(cloud.url)
+    link.send(opening())
+    burst(link, Frame(Kind.PROMPT, {**PROMPT, "max_tokens": 0}), Frame(Kind.PROMPT, {**PROMPT, "turn": 2}))
+    with pytest.raises((InputError, ProtocolError)):
+        while True:
+            link.receive(10)
+    with pytest.raises((CloudError, ProtocolError)):
+        while True:
+            link.receive(10)
+    link.close()
+    eventually(lambda: not cloud.server.sessions)
+    eventually(lambda: not cloud.engine._works)
+
+
+def test_no_more_is_done_than_fits(cloud: Cloud) -> None:
+    done = [5] * 1000  # of a context of 256
+    control = {**PROMPT, "max_tokens": 10**9, "done": done, "hash": running_hash(done, running_hash(PROMPT["ids"]))}
+    error = exchange(cloud, opening(), Frame(Kind.PROMPT, control))
+    assert type(error) is InputError, error
+    assert "fit the context (253)" in str(error)
+
+
+def test_an_error_that_repeats_much_is_sent(cloud: Cloud) -> None:
+    error = exchange(cloud, opening({**OPEN, "merge": "\0" * (1 << 20)}))
+    assert type(error) is InputError, error
+
+
+def test_a_deadline_that_never_comes_holds_nothing(cloud: Cloud) -> None:
+    link = WebSocketLink.connect(cloud.url)
+    link.send(opening())
+    link.receive(10)
+    (session,) = cloud.server.sessions
+    loop, before = session._loop, len(session._loop._scheduled)  # type: ignore[attr-defined]
+    link.send(Frame(Kind.PROMPT, {**PROMPT, "max_tokens": 100, "deadline_ms": 1 << 31}))
+    while (frame := link.receive(10)).kind is not Kind.DONE:
+        if frame.kind is Kind.ASK:
+            link.send(answer(at=frame["at"][0]))
+    link.close()
+    assert len(loop._scheduled) < before + 20  # type: ignore[attr-defined]
 
 
 def test_a_device_that_never_answers_holds_nobody_up(cloud: Cloud) -> None:

@@ -103,6 +103,9 @@ MALFORMED = {
     "number as key": raw(Kind.CANCEL, {1: 1}),
     "bytes as key": raw(Kind.CANCEL, b"\x81\xc4\x01t\x01"),
     "extension type": raw(Kind.CANCEL, {"turn": msgpack.ExtType(5, b"x")}),
+    "extension type of no bytes": raw(
+        Kind.PROMPT, {"turn": 1, "ids": [msgpack.ExtType(5, b"")], "max_tokens": 1, "sampling": {}}
+    ),
     "timestamp": raw(Kind.CANCEL, {"turn": msgpack.Timestamp(1, 2)}),
     "deep nesting": raw(Kind.PROMPT, b"\x91" * 100_000),
     "huge array announced": raw(Kind.CANCEL, b"\xdd\xff\xff\xff\xff"),
@@ -207,6 +210,7 @@ def test_every_kind_has_its_row() -> None:
 def test_errors_keep_their_class_over_the_wire() -> None:
     frame = decode(encode(wire.error_frame(TooLong("the prompt has 9 tokens"))))
     assert type(from_wire(frame["code"], frame["message"])) is TooLong
+    assert len(decode(encode(wire.error_frame(TooLong("\0" * wire.MAX_CONTROL_BYTES))))["message"]) <= 1000
     inner = decode(encode(wire.error_frame(KeyError("/some/path"))))
     assert inner["code"] == "internal"
     assert "path" not in inner["message"]
