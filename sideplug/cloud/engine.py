@@ -100,6 +100,10 @@ class Row:
         return self.answer.token if self.answer else None
 
 
+def _text(reply: Reply, mark: bytes | None = None) -> Text:
+    return Text(reply.scope, np.asarray(reply.ids), reply.prompt_tokens, reply.plug.mark if mark is None else mark)
+
+
 def _begun(reply: Reply, kept: int) -> Frame:
     prompt = reply.ids[: reply.prompt_tokens]
     control = {"turn": reply.turn, "prompt": len(prompt), "kept": kept, "hash": running_hash(prompt)}
@@ -174,7 +178,7 @@ class Engine:
         """A beginning that everybody's prompts may share: run once, and kept for good. Raises Busy."""
         cache = self.model.new_cache(len(ids))
         self.model.forward([Chunk(ids, cache)])
-        self.kept.declare(Text(None, ids, len(ids)), cache.read(len(ids)))
+        self.kept.declare(Text(None, np.asarray(ids), len(ids)), cache.read(len(ids)))
 
     def _admit(self) -> None:
         """Begin what there is memory for: of the users with the least in work first, then in the order of coming."""
@@ -196,13 +200,21 @@ class Engine:
 
     def _follows(self, reply: Reply) -> bool:
         """Is another's prompt being run that begins alike? Then its keys and values are waited for, not run twice."""
-        wanted = Text(reply.scope, reply.ids, reply.prompt_tokens)
+        if reply.behind:
+            other, shared = reply.behind
+            if other.alive and other.cache.length < shared:
+                return True
+        reply.behind = None
+        running = [w for w in self._works if isinstance(w, Reply) and w.cache.length < w.prompt_tokens]
+        if not running:
+            return False
+        wanted = _text(reply)
         _, have = self.kept.best(wanted)
-        for work in self._works:
-            if isinstance(work, Reply) and work.cache.length < work.prompt_tokens:
-                shared = Text(work.scope, work.ids, work.prompt_tokens).shared(wanted)
-                if shared > max(have, work.cache.length, LEAST - 1):
-                    return True
+        for work in running:
+            shared = _text(work).shared(wanted)
+            if shared > max(have, work.cache.length, LEAST - 1):
+                reply.behind = (work, shared)
+                return True
         return False
 
     def _begin(self, work: Reply | Reading) -> bool:
@@ -212,12 +224,12 @@ class Engine:
             if cache is not None:
                 work.cache = cache
             return cache is not None
-        text = Text(work.scope, work.ids, work.prompt_tokens, work.plug.mark)
+        text = _text(work)
         entry, length = self.kept.best(text)
         kept, states = (entry.text, entry.states) if entry else (None, None)
         for other in self._works:
             if isinstance(other, Reply) and other.cache.length > length:
-                shared = Text(other.scope, other.ids[: other.cache.length], other.prompt_tokens).shared(text)
+                shared = min(_text(other, b"").shared(text), other.cache.length)
                 if shared > max(length, LEAST - 1):
                     entry, kept, length = None, None, shared
                     states = other.cache.read(shared)

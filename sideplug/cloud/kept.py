@@ -12,11 +12,11 @@ Test: pytest tests/cloud/test_kept.py
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from sideplug.cloud.memory import KVMemory, Promise
 from sideplug.contract.errors import Busy
@@ -24,10 +24,11 @@ from sideplug.contract.errors import Busy
 LEAST = 16  # tokens: fewer are run again as quickly as they are copied
 
 
-def common(a: Sequence[int], b: Sequence[int]) -> int:
+def common(a: np.ndarray, b: np.ndarray) -> int:
     """How many ids the two begin with alike."""
     most = min(len(a), len(b))
-    return bisect_left(range(1, most + 1), True, key=lambda n: a[:n] != b[:n])
+    other = a[:most] != b[:most]
+    return int(other.argmax()) if other.any() else most
 
 
 @dataclass(eq=False)
@@ -38,10 +39,13 @@ class Text:
     """
 
     scope: str | None
-    ids: list[int]
+    ids: np.ndarray  # int32
     prompt_tokens: int
     mark: bytes = b""
     scores: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ids = np.asarray(self.ids, np.int32)
 
     def shared(self, other: Text) -> int:
         """How many tokens of `other` are here, so that its rest gives just what the whole would give."""

@@ -181,6 +181,7 @@ class Reply(Sequence):
     top: int = 0  # alternatives that the device wants to be told of each token
     habits: Habits = field(default_factory=Habits)
     done: list[int] = field(default_factory=list)
+    behind: tuple[Reply, int] | None = None  # whose prompt it waits for, and how many tokens of it
     held: bool = False  # the device does not read what it was sent
     prompt_tokens: int = field(init=False)
     settled: int = field(init=False)
@@ -226,7 +227,7 @@ class Reply(Sequence):
         """What of it may be kept: the text so far as it is settled and run."""
         ids = self.ids[: min(self.settled, self.cache.length)]
         scores = {at: score for at, score in self.scores.items() if at <= len(ids)}
-        return Text(self.scope, ids, min(self.prompt_tokens, len(ids)), self.plug.mark, scores)
+        return Text(self.scope, np.asarray(ids), min(self.prompt_tokens, len(ids)), self.plug.mark, scores)
 
     @property
     def reply_tokens(self) -> int:

@@ -203,7 +203,7 @@ class Session:
                 elif frame.kind is Kind.DONE or (frame.kind is Kind.ERROR and number is None):
                     self._reply, self._held = None, False
                 elif frame.kind is Kind.ERROR:
-                    self._readings.pop(number, None)
+                    self._readings.pop(frame["number"], None)
                 elif frame.kind is Kind.HEAD:
                     self._rows_asked = False
                 elif frame.kind is Kind.SCORED or (frame.kind is Kind.EXAMPLE and not self._is_scored(frame)):

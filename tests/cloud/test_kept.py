@@ -36,12 +36,12 @@ def test_common(a: list[int], b: list[int]) -> None:
     naive = 0
     while naive < min(len(a), len(b)) and a[naive] == b[naive]:
         naive += 1
-    assert common(a, b) == naive
+    assert common(np.array(a), np.array(b)) == naive
 
 
 # ── what may be taken over ────────────────────────────────────────────────────────────────────────────────────────────
 
-CONVERSATION = list(range(40))
+CONVERSATION: Any = list(range(40))
 
 
 def test_a_prompt_takes_over_what_was_run_as_a_prompt() -> None:
