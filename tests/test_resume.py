@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from sideplug.cloud.engines import Wanted
 from sideplug.contract.errors import CloudError, ProtocolError, WrongBase
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
@@ -19,7 +21,7 @@ from sideplug.device.again import Again
 from sideplug.device.link import WebSocketLink
 from sideplug.device.runtime import Pace, Session
 from sideplug.learn.data import Example
-from sideplug.learn.tape import record
+from sideplug.learn.tape import record, score
 from tests.conftest import Cloud, a_cloud, a_plugin
 
 PROMPT = Prompt.user("Is it far to the mill?")
@@ -194,6 +196,38 @@ def test_a_tape_goes_on_too(cloud: Cloud, tmp_path: Path) -> None:
     with a_session(cloud.url, None, iter([6, 3, 9]), tap=plugin.tap) as session:
         record(session, plugin.tap, examples, tmp_path / "broken.tape")
     assert (tmp_path / "whole.tape").read_bytes() == (tmp_path / "broken.tape").read_bytes()
+
+
+def test_a_score_goes_on_too(cloud: Cloud) -> None:
+    examples = [Example(Prompt.user(f"Is it {n} miles?"), "As far as your feet are tired.", "x:1") for n in range(12)]
+    plugin = a_plugin(cloud.base.fingerprint)
+    with a_session(cloud.url, plugin, iter(())) as session:
+        want = score(session, examples)
+    with a_session(cloud.url, plugin, iter([6, 9, 4])) as session:
+        found = score(session, examples)
+    np.testing.assert_array_equal(found.plugin, want.plugin)
+    np.testing.assert_array_equal(found.base, want.base)
+
+
+def test_a_cloud_without_room_is_asked_again(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight examples that are asked for at once, one fits into its memory, and one may wait."""
+    from sideplug.cloud import engine
+
+    monkeypatch.setattr(engine, "RETRY_S", 0.01)
+    token = 2 * 2 * 2 * 16 * 4
+    examples = [Example(Prompt.user(f"Is it {n} miles?"), "As far as your feet are tired.", "x:1") for n in range(20)]
+    tap = a_plugin("").tap
+    with a_cloud(tiny, Wanted("onnx", "16", kv_bytes=64 * token)) as cloud:
+        cloud.engine.room = engine.Room(queue=1)
+        with a_session(cloud.url, None, iter(()), tap=tap) as session:
+            assert len(record(session, tap, examples, tmp_path / "x.tape")) == 20
+            assert len(score_with(cloud, examples).base)
+        assert cloud.engine.meters.refused["busy"] > 0
+
+
+def score_with(cloud: Cloud, examples: list[Example]) -> Any:
+    with a_session(cloud.url, a_plugin(cloud.base.fingerprint), iter(())) as session:
+        return score(session, examples)
 
 
 def test_a_reader_who_stops_after_a_break_is_no_fault(cloud: Cloud) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,12 +21,14 @@ from typing import Any
 import numpy as np
 
 from sideplug.contract.codec import unpack
-from sideplug.contract.errors import CloudError, DataError, InputError, ProtocolError, Stopped
+from sideplug.contract.errors import Busy, CloudError, DataError, InputError, ProtocolError, Stopped
 from sideplug.contract.tap import Tap
 from sideplug.contract.wire import HEADER_BYTES, VERSION, Frame, Kind, decode, encode, frame_size
 from sideplug.device.plugin import write_aside
 from sideplug.device.runtime import Session
 from sideplug.learn.data import Example
+
+LONGEST_WAIT_S = 60.0  # for a cloud that has no room
 
 
 @dataclass
@@ -164,10 +167,9 @@ def _read_in_order(session: Session, examples: list[Example], start: int) -> Ite
     asked = done = start
     while done < len(examples):
         while asked < len(examples) and asked - done < session.readings:
-            control = {"number": asked, "score": False, **examples[asked].to_wire()}
-            session.link.send(Frame(Kind.READ, control))
+            _ask(session, examples, asked, score=False)
             asked += 1
-        frame = _receive(session, examples)
+        frame = _receive(session, examples, score=False)
         if frame.kind is not Kind.EXAMPLE or not done <= frame["number"] < asked:
             raise ProtocolError(f"the cloud must answer READ by EXAMPLE, got {frame.kind.name}")
         waiting[frame["number"]] = frame
@@ -176,14 +178,25 @@ def _read_in_order(session: Session, examples: list[Example], start: int) -> Ite
             done += 1
 
 
-def _receive(session: Session, examples: list[Example]) -> Frame:
-    """The next frame; what the cloud says against an example is said with its file and line."""
-    try:
-        return session.link.receive()
-    except InputError as error:
-        if error.number is None or not 0 <= error.number < len(examples):
-            raise
-        raise type(error)(f"{examples[error.number].where}: {error}") from error
+def _ask(session: Session, examples: list[Example], number: int, score: bool) -> None:
+    session.link.send(Frame(Kind.READ, {"number": number, "score": score, **examples[number].to_wire()}))
+
+
+def _receive(session: Session, examples: list[Example], score: bool) -> Frame:
+    """The next frame; what the cloud says against an example is said with its file and line.
+
+    An example that it has no room for now is asked for again, when it says.
+    """
+    while True:
+        try:
+            return session.link.receive()
+        except (InputError, Busy) as error:
+            if error.number is None or not 0 <= error.number < len(examples):
+                raise
+            if isinstance(error, InputError):
+                raise type(error)(f"{examples[error.number].where}: {error}") from error
+            time.sleep(min(error.retry_s or 1.0, LONGEST_WAIT_S))
+            _ask(session, examples, error.number, score)
 
 
 def _frames(path: Path) -> Iterator[tuple[int, int]]:
@@ -234,19 +247,28 @@ def score(session: Session, examples: list[Example], progress: Callable[[int], N
     """
     results: dict[int, Frame] = {}
     states: dict[int, np.ndarray] = {}
-    asked = 0
+    under_way: set[int] = set()
     while len(results) < len(examples):
-        while asked < len(examples) and asked - len(results) < session.readings:
-            session.link.send(Frame(Kind.READ, {"number": asked, "score": True, **examples[asked].to_wire()}))
-            asked += 1
-        frame = _receive(session, examples)
-        if frame.kind is Kind.EXAMPLE:
-            states[frame["number"]] = unpack(frame.tensors["z"], frame.tensors["z_scales"])
-            session.link.send(Frame(Kind.SCORE, {"number": frame["number"]}, session.corrections(frame)))
-        elif frame.kind is Kind.SCORED:
-            results[frame["number"]] = frame
-            progress(len(results))
-        else:
-            raise ProtocolError(f"the cloud must answer READ and SCORE, got {frame.kind.name}")
+        try:
+            for number in range(len(examples)):
+                if len(under_way) == session.readings:
+                    break
+                if number not in under_way and number not in results:
+                    _ask(session, examples, number, score=True)
+                    under_way.add(number)
+            frame = _receive(session, examples, score=True)
+            if frame.kind is Kind.EXAMPLE:
+                states[frame["number"]] = unpack(frame.tensors["z"], frame.tensors["z_scales"])
+                session.link.send(Frame(Kind.SCORE, {"number": frame["number"]}, session.corrections(frame)))
+            elif frame.kind is Kind.SCORED:
+                results[frame["number"]] = frame
+                under_way.discard(frame["number"])
+                session.again.breaks = 0
+                progress(len(results))
+            else:
+                raise ProtocolError(f"the cloud must answer READ and SCORE, got {frame.kind.name}")
+        except (CloudError, ProtocolError) as error:
+            session.reconnect(error)
+            under_way = set()
     tensors = {number: results[number].tensors for number in sorted(results)}
     return Judged.of([(t["base"], t["plugin"], states[number]) for number, t in tensors.items()])
