@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import ssl
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +30,8 @@ REPLY_TIMEOUT_S = 300.0
 PING_S, PONG_S = 10.0, 20.0  # a connection whose other end is gone is found so
 CLOSE_S = 2.0  # for its goodbye
 MAX_SENTENCE = 300  # characters of a refusal that are shown
+log = logging.getLogger("sideplug.link")  # of websockets: what it says of a line that breaks is no news for a user
+log.addHandler(logging.NullHandler())
 
 
 class Link(Protocol):
@@ -97,6 +100,7 @@ class WebSocketLink:
                     ping_interval=PING_S,
                     ping_timeout=PONG_S,
                     proxy=None if address.is_local else True,
+                    logger=log,
                 )
             )
         except ssl.SSLCertVerificationError as error:

@@ -5,6 +5,8 @@ import contextlib
 import hashlib
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,6 +143,16 @@ def tls(tmp_path: Path) -> Iterator[tuple[trustme.CA, Path]]:
     ca = trustme.CA()
     ca.cert_pem.write_to_path(tmp_path / "ca.pem")
     yield ca, tmp_path / "ca.pem"
+
+
+def test_a_broken_line_prints_nothing(cloud: Cloud) -> None:
+    """What websockets logs of one (a traceback, even) is for whoever has set up logging."""
+    code = (
+        "import sys; from sideplug.device.link import WebSocketLink as Link; link = Link.connect(sys.argv[1]); "
+        "link._connection.logger.error('unexpected internal error'); link.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, cloud.url], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_tls(cloud: Cloud, tls: tuple[trustme.CA, Path]) -> None:
