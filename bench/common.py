@@ -52,8 +52,16 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
+        **{name: version for name in packages if (version := _version(name))},
     }
+
+
+def _version(package: str) -> str:
+    """ "" for one that is not installed: some benchmarks need few."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def alike(one: list[int], other: list[int]) -> int:
