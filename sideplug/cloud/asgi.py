@@ -7,15 +7,19 @@ that counts what is on its way (flow), it waits for it. Test: pytest tests/cloud
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 from starlette.routing import Route, WebSocketRoute
 
 from sideplug.cloud import flow
 from sideplug.cloud.guard import RETRY_S
+from sideplug.cloud.keys import Holder
 from sideplug.cloud.service import Response, Service
 from sideplug.cloud.session import Gone
 
@@ -132,17 +136,28 @@ async def _deny(scope: Scope, send: Send, response: Response) -> None:
     await send({"type": f"{kind}.body", "body": body, "more_body": False})
 
 
-def answer(service: Service, scope: Scope) -> Any:
+def answer(service: Service, scope: Scope) -> Response | Holder | None:
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     return service.answer(path, Headers(scope=scope).getlist("authorization"))
 
 
 def app(service: Service) -> Starlette:
-    async def http(request: Any) -> HttpResponse:
+    """It begins and ends with its server."""
+
+    @contextlib.asynccontextmanager
+    async def alive(_: Starlette) -> AsyncIterator[None]:
+        service.begin()
+        try:
+            yield
+        finally:
+            await service.end()
+            await asyncio.to_thread(service.thread.stop)
+
+    async def http(request: Request) -> HttpResponse:
         found = answer(service, request.scope)
         if not isinstance(found, Response):
             found = Response.json(426, {"error": "this path is for WebSockets"}, Upgrade="websocket")
         return HttpResponse(found.body, found.status, found.headers)
 
     everything = "/{path:path}"
-    return Starlette(routes=[Route(everything, http), WebSocketRoute(everything, Door(service))])
+    return Starlette(routes=[Route(everything, http), WebSocketRoute(everything, Door(service))], lifespan=alive)

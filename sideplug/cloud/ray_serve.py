@@ -50,7 +50,6 @@ class Replica:
         mine = Settings.parse(settings)
         logs.configure(mine.log_level, as_json=False)
         self.service = mine.service()
-        self.service.begin()
         self._end = asyncio.create_task(self._await_the_end())
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -68,12 +67,6 @@ class Replica:
         if not self.service.thread.hangs:
             await self.service.drain()
         await self.service.end()
-
-    async def __del__(self) -> None:
-        """Ray calls and awaits it, when no connection is left."""
-        self._end.cancel()
-        await self.service.end()
-        self.service.thread.stop()
 
 
 def _is_stopping() -> bool:
