@@ -53,18 +53,17 @@ class Settings:
     max_ongoing_requests: int = 0
 
     def __post_init__(self) -> None:
-        self.wanted  # noqa: B018  # says what is wrong with engine and bits
         least = {"max_sessions": 1, "step_tokens": 3, "min_replicas": 1}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, bool | str) and not least.get(field.name, 0) <= value < math.inf:
                 raise InputError(f"{field.name} must be {least.get(field.name, 0)} or more, got {value}")
+        self.wanted  # noqa: B018  # says what is wrong with engine and bits
         if self.target_sessions <= 0:
             raise InputError(f"target_sessions must be above 0, got {self.target_sessions}")
         if self.most_replicas < self.min_replicas:
-            raise InputError(
-                f"max_replicas must be {self.min_replicas} (min_replicas) or more, got {self.max_replicas}"
-            )
+            fewest = self.min_replicas
+            raise InputError(f"max_replicas must be min_replicas ({fewest}) or more, got {self.max_replicas}")
         if not self.keys and not self.insecure:
             raise InputError("a fleet asks for keys: give keys, a file that each of its machines has, or insecure=true")
 
