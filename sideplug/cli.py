@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -243,6 +244,9 @@ def pull(model: str, as_json: bool) -> None:
     "--log-level", default="warning", type=click.Choice(["debug", "info", "warning", "error"]), help="What is logged."
 )
 @option("--log-json", is_flag=True, help="Log JSON lines.")
+@option("--ray", is_flag=True, help="A fleet by Ray Serve (docs/FLEET.md), here or on the cluster of RAY_ADDRESS.")
+@option("--replicas", default=0, type=click.IntRange(0), help="Of a fleet; 0: one, or up to --max-replicas.")
+@option("--max-replicas", default=0, type=click.IntRange(0), help="So many, as sessions come and go; 0: no more.")
 @json_option
 def serve(
     model: str,
@@ -266,6 +270,9 @@ def serve(
     drain_seconds: float,
     log_level: str,
     log_json: bool,
+    ray: bool,
+    replicas: int,
+    max_replicas: int,
     as_json: bool,
 ) -> None:
     """Serve a base model to everybody's plugins, until stopped.
@@ -281,6 +288,10 @@ def serve(
         raise InputError("--tls-cert and --tls-key must be given together")
     if tls_cert and tls_self:
         raise InputError("--tls-self and --tls-cert can't be given together: one certificate is served")
+    if not ray and (replicas or max_replicas):
+        raise InputError("--replicas and --max-replicas are of a fleet: give --ray too")
+    if ray:
+        _check_fleet(replicas, max_replicas, device, log_json)
     keys = _keys_to_check(host, bool(tls_cert or tls_self), keys_path, insecure)
     started = time.perf_counter()
     # NumPy's part of a step is small, and its threads would fight with the model's: 5 ms where one takes 1.
@@ -309,6 +320,28 @@ def serve(
     wanted = Wanted(engine, bits, device, threads, int(kv_memory * 2**30))
     listener = bind(host, port)  # a port that is taken is said before the model is loaded
     base = find(model, say)
+
+    def ready(url: str, engine: str, how: str) -> None:
+        seconds = round(time.perf_counter() - started, 2)
+        if as_json:
+            about = {"model": base.name, "fingerprint": base.fingerprint, "engine": engine, "how": how}
+            _print_json({"url": url, **about, "start_s": seconds, **({"pin": pin} if pin else {})})
+        else:
+            click.echo(f"sideplug serves {base.name} ({base.fingerprint[:12]}) at {url} — ready in {seconds:.1f} s")
+            click.echo(how)
+            if pin:
+                click.echo(f"its certificate is its own; a device needs --pin {pin}")
+        sys.stdout.flush()
+
+    if ray:
+        files = (own.file, own.file) if tls_self else (tls_cert, tls_key) if tls_cert and tls_key else None
+        told = {"model": model, "engine": engine, "bits": bits, "threads": threads, "kv_memory": kv_memory}
+        told |= {"max_sessions": max_sessions, "queue": queue, "keep_seconds": keep_seconds, "step_tokens": step_tokens}
+        told |= {"drain_seconds": drain_seconds, "log_level": log_level, "insecure": keys is None}
+        told |= {"keys": str(keys.path) if keys else "", "shared_prefix": str(shared_prefix or "")}
+        told |= {"min_replicas": replicas or 1, "max_replicas": max_replicas}
+        _serve_fleet(told, listener, files, ready)
+        return
     opened: list[Opened] = []
 
     def make_engine() -> Engine:
@@ -323,20 +356,47 @@ def serve(
     how = f"{opened[0].engine} engine, {opened[0].how}"
 
     async def run() -> None:
-        url = await server.start(listener, tls)
-        seconds = round(time.perf_counter() - started, 2)
-        if as_json:
-            about = {"model": base.name, "fingerprint": base.fingerprint, "engine": opened[0].engine, "how": how}
-            _print_json({"url": url, **about, "start_s": seconds, **({"pin": pin} if pin else {})})
-        else:
-            click.echo(f"sideplug serves {base.name} ({base.fingerprint[:12]}) at {url} — ready in {seconds:.1f} s")
-            click.echo(how)
-            if pin:
-                click.echo(f"its certificate is its own; a device needs --pin {pin}")
-        sys.stdout.flush()
+        ready(await server.start(listener, tls), opened[0].engine, how)
         await server.serve_until_stopped()
 
     asyncio.run(run())
+
+
+def _check_fleet(replicas: int, max_replicas: int, device: str, log_json: bool) -> None:
+    """Raises InputError for what --ray can't do."""
+    if not importlib.util.find_spec("ray"):
+        raise InputError("--ray needs the package ray: pip install 'sideplug[ray]'")
+    if replicas and max_replicas:
+        raise InputError("--replicas and --max-replicas can't be given together: a fleet has a fixed size, or grows")
+    if device != "cpu":
+        raise InputError(f"--ray runs on CPUs: leave out --device {device}")
+    if log_json:
+        raise InputError("--log-json can't be given with --ray, which begins each line with whose it is")
+
+
+def _serve_fleet(
+    told: dict[str, Any],
+    listener: socket.socket,
+    tls: tuple[Path, Path] | None,
+    ready: Callable[[str, str, str], None],
+) -> None:
+    """`told`: see cloud/fleet.Settings. The address that was reserved is given back for Ray to take."""
+    from sideplug.cloud.fleet import Settings
+
+    for name in ("model", "keys", "shared_prefix"):  # replicas run in other folders
+        path = Path(told[name]).expanduser()
+        told[name] = str(path.resolve()) if told[name] and path.exists() else told[name]
+    settings = Settings(**told)
+    if not os.environ.get("RAY_ADDRESS"):
+        settings = settings.on_one_machine()
+    (host, port), most = listener.getsockname()[:2], settings.most_replicas
+    listener.close()
+    url = f"{'wss' if tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}"
+    number = f"{settings.min_replicas} to {most}" if most > settings.min_replicas else str(most)
+    threads = f", {settings.threads} thread{'s' * (settings.threads != 1)} each" if settings.threads else ""
+    from sideplug.cloud import ray_serve
+
+    ray_serve.run(settings, host, port, tls, lambda: ready(url, "ray", f"a fleet of {number}{threads}"))
 
 
 def _read_text(path: Path) -> str:

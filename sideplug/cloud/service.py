@@ -5,7 +5,7 @@
     GET /metrics    for Prometheus
 
 Where keys are asked for (cloud/guard), every request must bear one. It does not know sockets: server.py has its own,
-ray_serve.py those of Ray. Test: pytest tests/cloud/test_watch.py
+asgi.py those of whatever carries it. Test: pytest tests/cloud/test_watch.py
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import queue
 import threading
 import time
@@ -176,7 +177,7 @@ class Service:
             return Response.json(503 if why else 200, {"ready": not why, **({"why": why} if why else {})})
         if path == "/health":
             about = {"status": "ok", "version": __version__, "model": self.base.name}
-            shown = {"fingerprint": self.base.fingerprint, "sessions": len(self.sessions)}
+            shown = {"fingerprint": self.base.fingerprint, "sessions": len(self.sessions), "pid": os.getpid()}
             return Response.json(200, about | shown)
         return Response.json(404, {"error": f"paths are {PATH}, /health, /ready and /metrics"})
 

@@ -123,7 +123,7 @@ class Session:
                     await self.go_down()
                     return
                 self._handle(frame)
-                while self._outbox.qsize() > OUTBOX_FRAMES:
+                while self._outbox.qsize() > OUTBOX_FRAMES and not sender.done():
                     self._sent.clear()
                     await self._sent.wait()
         except (Gone, TimeoutError):
@@ -215,6 +215,8 @@ class Session:
             pass
         except Exception as error:
             await self.refuse(error)
+        finally:
+            self._sent.set()  # nothing is sent any more: whoever waits for it waits in vain
 
     def _account(self, done: Frame) -> None:
         """A reply has ended: what it took, without a word of it."""

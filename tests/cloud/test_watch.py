@@ -114,6 +114,30 @@ def test_a_device_whose_socket_is_full_is_cut_off(tiny: Path, monkeypatch: pytes
         link.close()
 
 
+def test_one_that_is_cut_off_with_much_to_send_is_gone_too(tiny: Path) -> None:
+    """Its session waited for what it had to send to be read, and says something still."""
+    with a_cloud(tiny) as cloud:
+        link = WebSocketLink.connect(cloud.url)
+        Session.open(link)
+        (session,) = cloud.server.sessions
+        cut = asyncio.Event()
+
+        async def send(message: bytes) -> None:
+            await cut.wait()
+            raise sessions.Gone
+
+        session._connection.send = send  # type: ignore[method-assign]
+        loop = cloud._loop
+        cancel = Frame(Kind.CANCEL, {"turn": 1})
+        loop.call_soon_threadsafe(lambda: [session._put(cancel) for _ in range(2 * sessions.OUTBOX_FRAMES)])
+        link.send(cancel)
+        soon(lambda: session._received == 2)
+        loop.call_soon_threadsafe(session._connection.abort)
+        loop.call_soon_threadsafe(cut.set)
+        soon(lambda: not cloud.server.sessions)
+        link.close()
+
+
 def test_going_down_it_finishes_what_is_under_way(tiny: Path) -> None:
     with a_cloud(tiny) as cloud, a_cloud(tiny) as second:
         plugin = a_plugin(cloud.base.fingerprint)

@@ -1,0 +1,143 @@
+"""What one replica of a fleet is told: typed, from text or numbers, and checked before any replica starts.
+
+It does not know Ray: ray_serve.py does. Test: pytest tests/cloud/test_fleet.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sideplug.cloud.cores import cores, memory_bytes
+from sideplug.cloud.engines import Opened, Wanted, open_model
+from sideplug.cloud.service import Limits, Service
+from sideplug.cloud.store import DEFAULT, find
+from sideplug.contract.errors import InputError
+
+SPARE = 64  # requests of a replica beside its sessions: those that it refuses itself, /health, /metrics
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """As `sideplug serve` has them, each for one replica; files are read by each replica on its own machine.
+
+    threads, kv_memory: 0: for a replica that has its machine to itself, every core and half of the free memory. cpus:
+    what Ray reserves for it; 0: as many as it has threads. min_replicas, max_replicas: their number follows the
+    sessions, about target_sessions each; max_replicas 0: it stays. max_ongoing_requests: 0: max_sessions, and some for
+    the rest.
+    """
+
+    model: str = DEFAULT
+    engine: str = "auto"
+    bits: str = "auto"
+    threads: int = 0
+    kv_memory: float = 0.0
+    keys: str = ""
+    insecure: bool = False
+    max_sessions: int = 1024
+    queue: int = 64
+    keep_seconds: float = 600.0
+    shared_prefix: str = ""
+    step_tokens: int = 512
+    drain_seconds: float = 60.0
+    log_level: str = "warning"
+    cpus: float = 0.0
+    min_replicas: int = 1
+    max_replicas: int = 0
+    target_sessions: float = 64.0
+    max_ongoing_requests: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"max_sessions": 1, "step_tokens": 3, "min_replicas": 1}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, bool | str) and not least.get(field.name, 0) <= value < math.inf:
+                raise InputError(f"{field.name} must be {least.get(field.name, 0)} or more, got {value}")
+        self.wanted  # noqa: B018  # says what is wrong with engine and bits
+        if self.target_sessions <= 0:
+            raise InputError(f"target_sessions must be above 0, got {self.target_sessions}")
+        if self.most_replicas < self.min_replicas:
+            fewest = self.min_replicas
+            raise InputError(f"max_replicas must be min_replicas ({fewest}) or more, got {self.max_replicas}")
+        if not self.keys and not self.insecure:
+            raise InputError("a fleet asks for keys: give keys, a file that each of its machines has, or insecure=true")
+
+    @classmethod
+    def parse(cls, args: Mapping[str, Any]) -> Settings:
+        """Of `serve run`'s words and a config's values. Raises InputError."""
+        kinds = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        strange = sorted(set(args) - set(kinds))
+        if strange:
+            raise InputError(f"there is no argument {strange[0]!r}; there are: {', '.join(kinds)}")
+        return cls(**{name: _convert(name, kinds[name], value) for name, value in args.items()})
+
+    @property
+    def wanted(self) -> Wanted:
+        return Wanted(self.engine, self.bits, "cpu", self.threads, int(self.kv_memory * 2**30))
+
+    @property
+    def most_replicas(self) -> int:
+        return self.max_replicas or self.min_replicas
+
+    @property
+    def ongoing(self) -> int:
+        return self.max_ongoing_requests or self.max_sessions + SPARE
+
+    def on_one_machine(self) -> Settings:
+        """What each of them has of this machine, where they are all on it and nothing else was asked for."""
+        threads = self.threads or max(1, cores()[0] // self.most_replicas)
+        kv_memory = self.kv_memory or memory_bytes() / 2 / self.most_replicas / 2**30
+        return dataclasses.replace(self, threads=threads, kv_memory=kv_memory)
+
+    def service(self, say: Say = lambda line: None) -> Service:
+        """What a replica serves. Raises InputError, UnknownModel, NoNetwork, Stopped."""
+        from sideplug.cloud.engine import Engine, Room
+        from sideplug.cloud.keys import Keys
+        from sideplug.cloud.scheduler import Budget
+        from sideplug.cloud.tokenizer import Tokenizer
+
+        keys = Keys(Path(self.keys)) if self.keys else None
+        if keys and not keys.path.exists():
+            raise InputError(f"there is no keys file {keys.path} on this machine: sideplug keys add makes one")
+        prefix = _read_text(Path(self.shared_prefix)) if self.shared_prefix else ""
+        base = find(self.model, say)
+
+        def make() -> Engine:
+            opened: Opened = open_model(base, self.wanted, say)
+            room = Room(self.queue, keep_s=self.keep_seconds)
+            made = Engine(opened.model, Tokenizer(base.folder), Budget(self.step_tokens), room)
+            if prefix:
+                made.declare(made.tokenizer.shared_prefix(prefix))
+            return made
+
+        return Service(base, make, Limits(sessions=self.max_sessions, drain_s=self.drain_seconds), keys)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read: {error}") from error
+
+
+def _convert(name: str, kind: type, value: Any) -> Any:
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    found: Any = None
+    try:
+        if kind is bool:
+            found = words[str(value).lower()]
+        elif not isinstance(value, bool | list | dict) and value is not None:
+            found = kind(value)
+            if kind is int and isinstance(value, float) and value != found:
+                found = None
+    except (ValueError, KeyError, OverflowError):
+        pass
+    if found is None:
+        named = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        raise InputError(f"{name} must be {named[kind]}, got {value!r}")
+    return found
