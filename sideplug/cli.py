@@ -854,6 +854,55 @@ def audit(transcript: Path, folder: Path | None, as_json: bool) -> None:
         raise Stopped("the transcript has what must not be in it")
 
 
+@command("top", "sideplug top wss://mill.example:8765 --cloud-key sp-…")
+@click.argument("url", default=DEFAULT_CLOUD)
+@option("--cloud-key", default="", metavar="KEY", help="Yours, of that cloud. On this machine it needs none.")
+@option("--ca", type=FOLDER, help="A PEM file to trust beside the system's certificates (wss).")
+@option("--pin", default="", metavar="SHA256", help="Trust this certificate alone: sha256:… (wss).")
+@option("--every", default=2.0, type=click.FloatRange(0.1), metavar="SECONDS", help="Between two looks.")
+@option("--once", is_flag=True, help="Look twice, show it and end; with --json always so.")
+@json_option
+def top(url: str, cloud_key: str, ca: Path | None, pin: str, every: float, once: bool, as_json: bool) -> None:
+    """Watch a cloud at work: sessions, queue, memory, tokens, gate, answers, traffic. Ctrl-C ends it."""
+    import time
+
+    if not importlib.util.find_spec("prometheus_client"):
+        raise InputError("top needs the cloud's packages: pip install 'sideplug[cloud]'")
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+
+    from sideplug.cloud.top import Now, Sample
+    from sideplug.device.address import Address, get
+
+    address = Address(url, ca, cloud_key, pin)
+
+    def look() -> Sample:
+        return Sample.read(get(address, "/metrics"), time.monotonic())
+
+    def table(now: Now) -> Table:
+        found = Table(title=url, title_justify="left", show_header=False, box=None)
+        for name, value in now.rows():
+            found.add_row(f"[bold]{name}[/]", value)
+        return found
+
+    old = look()
+    if once or as_json:
+        time.sleep(every)
+        now = Now(look(), old)
+        if as_json:
+            _print_json({name: round(v, 6) if isinstance(v, float) else v for name, v in now.to_json().items()})
+        else:
+            Console().print(table(now))
+        return
+    with Live(table(Now(old)), auto_refresh=False, screen=sys.stdout.isatty()) as live:
+        while True:
+            time.sleep(every)
+            new = look()
+            live.update(table(Now(new, old)), refresh=True)
+            old = new
+
+
 @group.group("keys")
 def keys_group() -> None:
     """Say who may use your cloud. What is changed holds at once, without a restart."""

@@ -8,14 +8,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import http.client
+import json
 import re
 import ssl
+import urllib.error
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sideplug.contract.errors import InputError, Unreachable
+from sideplug.contract.errors import CloudError, InputError, Unauthorized, Unreachable
 from sideplug.contract.wire import PATH
 from sideplug.listen import LOOPBACK
 from sideplug.paths import local_key_file
@@ -97,6 +101,30 @@ class Address:
         if self.ca is not None:
             context.load_verify_locations(self.ca)
         return context
+
+
+def get(address: Address, path: str, timeout_s: float = 10.0) -> str:
+    """What the cloud says at a plain path, `/metrics` say. Raises Unreachable, Unauthorized, CloudError."""
+    url = f"{'https' if address.scheme == 'wss' else 'http'}://{urlsplit(address.url).netloc}{path}"
+    headers = {"Authorization": f"Bearer {address.bearer}"} if address.bearer else {}
+    handlers: list[Any] = [urllib.request.HTTPSHandler(context=address.tls())] if address.scheme == "wss" else []
+    if address.is_local:
+        handlers.append(urllib.request.ProxyHandler({}))
+    try:
+        request = urllib.request.Request(url, headers=headers)
+        with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as answer:
+            return str(answer.read().decode())
+    except urllib.error.HTTPError as error:
+        kind = Unauthorized if error.code == 401 else CloudError
+        said = error.read(1000).decode(errors="replace")
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            said = str(json.loads(said)["error"])
+        raise kind(" ".join(said.split())[:300] or f"{url} says HTTP {error.code}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, Unreachable):
+            raise reason from error
+        raise Unreachable(f"no cloud answers at {address.url} ({reason})") from error
 
 
 def _pinned(pin: str, url: str) -> ssl.SSLContext:

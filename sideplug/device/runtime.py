@@ -192,6 +192,8 @@ class Session:
 
     def reconnect(self, lost: SideplugError) -> None:
         """Another connection to the same base. Raises `lost` where that can't be, or what stands in its way."""
+        if not self.again.mends(lost):
+            raise lost
         self.link.close()
         if self.connect is None:
             raise lost

@@ -17,7 +17,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from sideplug.cloud import certificate, guard, server
+from sideplug.cloud import certificate, guard
+from sideplug.cloud import session as sessions
 from sideplug.cloud.keys import Keys
 from sideplug.contract.errors import Busy, InputError, Unauthorized, Unreachable
 from sideplug.contract.text import Prompt
@@ -89,7 +90,7 @@ def test_with_its_key(guarded: Cloud, ada: str) -> None:
     assert get(guarded.url, "/nothing", bearer(ada))[0] == 404
     link = WebSocketLink.connect(guarded.url, key=ada)
     assert list(Session.open(link).generate(PROMPT, 3))
-    holders = [session.holder for session in guarded.server._sessions]
+    holders = [session.holder for session in guarded.server.sessions]
     assert [(h.name, h.limits.sessions) for h in holders if h] == [("ada", 2)]
     link.close()
 
@@ -154,7 +155,7 @@ def test_a_revoked_keys_session_ends(guarded: Cloud, keys: Keys, ada: str) -> No
     assert time.monotonic() - began < 5  # about one second; the machine may be busy
     assert "\n" not in str(caught.value)
     link.close()
-    eventually(lambda: [s.holder.name for s in guarded.server._sessions if s.holder] == ["other"])
+    eventually(lambda: [s.holder.name for s in guarded.server.sessions if s.holder] == ["other"])
     eventually(lambda: not guarded.engine._works)
     assert list(session.generate(PROMPT, 2))
     stays.close()
@@ -178,7 +179,7 @@ def test_a_revoked_device_that_does_not_listen(
     guarded: Cloud, keys: Keys, ada: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It answers no closing handshake: the line is cut."""
-    monkeypatch.setattr(server, "REVOKED_CLOSE_S", 0.2)
+    monkeypatch.setattr(sessions, "GOODBYE_S", 0.2)
     where = urlsplit(guarded.url)
     with socket.create_connection((where.hostname, where.port), timeout=20) as raw:
         lines = ["GET /v1/session HTTP/1.1", "Host: x", "Upgrade: websocket", "Connection: Upgrade"]
@@ -186,9 +187,9 @@ def test_a_revoked_device_that_does_not_listen(
         lines += [f"Authorization: Bearer {ada}"]
         raw.sendall("\r\n".join([*lines, "", ""]).encode())
         assert b" 101 " in raw.recv(4096)
-        eventually(lambda: bool(guarded.server._sessions))
+        eventually(lambda: bool(guarded.server.sessions))
         keys.revoke("ada")
-        eventually(lambda: not guarded.server._sessions)
+        eventually(lambda: not guarded.server.sessions)
         with contextlib.suppress(ConnectionResetError):
             while raw.recv(4096):
                 pass
@@ -206,11 +207,11 @@ def test_a_key_has_so_many_sessions(guarded: Cloud, keys: Keys, ada: str) -> Non
     WebSocketLink.connect(guarded.url, key=other).close()
     keys.revoke("other")
     links.pop().close()
-    eventually(lambda: len(guarded.server._sessions) == 1)
+    eventually(lambda: len(guarded.server.sessions) == 1)
     links.append(WebSocketLink.connect(guarded.url, key=ada))
     for link in links:
         link.close()
-    eventually(lambda: not guarded.server._sessions)
+    eventually(lambda: not guarded.server.sessions)
 
 
 def test_many_on_their_way_at_once_are_counted_too(guarded: Cloud, ada: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +228,7 @@ def test_many_on_their_way_at_once_are_counted_too(guarded: Cloud, ada: str, mon
         links[2].receive(10)
     for link in links:
         link.close()
-    eventually(lambda: not guarded.server._sessions)
+    eventually(lambda: not guarded.server.sessions)
 
 
 def test_zero_sessions_is_as_many_as_the_cloud_has(guarded: Cloud, keys: Keys) -> None:
@@ -267,3 +268,33 @@ def test_a_certificate_of_its_own(tiny: Path, keys: Keys, ada: str, tmp_path: Pa
         with pytest.raises(Unauthorized, match="does not know this key"):
             WebSocketLink.connect(cloud.url, key="sp-0-0", pin=own.fingerprint)
         WebSocketLink.connect(cloud.url.replace("127.0.0.1", "localhost"), key=ada, pin=own.fingerprint).close()
+
+
+def test_what_a_key_may_use_of_a_minute(tiny: Path, tmp_path: Path) -> None:
+    """Prompts are counted when they come, replies when they end; others are not touched."""
+    keys = Keys(tmp_path / "keys.json")
+    anna, bo = keys.add("anna", tokens_per_minute=60), keys.add("bo")
+    with a_cloud(tiny, keys=keys) as cloud:
+        links = [WebSocketLink.connect(cloud.url, key=key) for key in (anna, bo)]
+        first, other = map(Session.open, links)
+        list(first.generate(Prompt(ids=tuple(range(5, 25))), 30))  # 50, and 10 are left
+        with pytest.raises(Busy, match="has used its 60 tokens a minute"):
+            list(first.generate(Prompt(ids=tuple(range(5, 25))), 30))
+        list(first.generate(Prompt(ids=(5, 6)), 4))  # the session goes on
+        list(other.generate(Prompt(ids=tuple(range(5, 25))), 30))
+        for link in links:
+            link.close()
+
+
+def test_a_beginning_is_shared_within_a_key_only(tiny: Path, tmp_path: Path) -> None:
+    keys = Keys(tmp_path / "keys.json")
+    anna, bo = keys.add("anna"), keys.add("bo")
+    kept = []
+    with a_cloud(tiny, keys=keys) as cloud:
+        for key in (anna, bo, anna, bo):
+            link = WebSocketLink.connect(cloud.url, key=key)
+            session = Session.open(link)
+            list(session.generate(Prompt(ids=tuple(range(5, 45))), 4))
+            kept.append(session.usage.kept)
+            link.close()
+    assert kept == [0, 0, 38, 38]
