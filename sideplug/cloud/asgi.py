@@ -148,7 +148,7 @@ def answer(service: Service, scope: Scope) -> Response | Holder | None:
 
 
 def app(service: Service, queued: bool = False) -> Starlette:
-    """It begins and ends with its server. `queued`: there are queues between, so that somebody ought to count (flow)."""
+    """It begins and ends with its server. `queued`: there are queues between, so somebody ought to count (flow)."""
 
     @contextlib.asynccontextmanager
     async def alive(_: Starlette) -> AsyncIterator[None]:
