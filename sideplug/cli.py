@@ -247,6 +247,9 @@ def pull(model: str, as_json: bool) -> None:
 @option("--ray", is_flag=True, help="A fleet by Ray Serve (docs/FLEET.md), here or on the cluster of RAY_ADDRESS.")
 @option("--replicas", default=0, type=click.IntRange(0), help="Of a fleet; 0: one, or up to --max-replicas.")
 @option("--max-replicas", default=0, type=click.IntRange(0), help="So many, as sessions come and go; 0: no more.")
+@option(
+    "--target-sessions", default=64.0, type=click.FloatRange(1), help="Of a replica, where their number may change."
+)
 @json_option
 def serve(
     model: str,
@@ -273,6 +276,7 @@ def serve(
     ray: bool,
     replicas: int,
     max_replicas: int,
+    target_sessions: float,
     as_json: bool,
 ) -> None:
     """Serve a base model to everybody's plugins, until stopped.
@@ -339,7 +343,7 @@ def serve(
         told |= {"max_sessions": max_sessions, "queue": queue, "keep_seconds": keep_seconds, "step_tokens": step_tokens}
         told |= {"drain_seconds": drain_seconds, "log_level": log_level, "insecure": keys is None}
         told |= {"keys": str(keys.path) if keys else "", "shared_prefix": str(shared_prefix or "")}
-        told |= {"min_replicas": replicas or 1, "max_replicas": max_replicas}
+        told |= {"min_replicas": replicas or 1, "max_replicas": max_replicas, "target_sessions": target_sessions}
         _serve_fleet(told, listener, files, ready)
         return
     opened: list[Opened] = []

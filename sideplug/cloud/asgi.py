@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
 DISCONNECT = "websocket.disconnect"
+log = logging.getLogger("sideplug.cloud")
 
 
 class Socket:
@@ -108,8 +110,9 @@ class Socket:
 class Door:
     """Takes WebSockets: of PATH and with a key they become sessions, others get their answer in HTTP."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, queued: bool) -> None:
         self._service = service
+        self._expects_count = queued
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
@@ -119,6 +122,9 @@ class Door:
         if isinstance(found, Response):
             await _deny(scope, send, found)
             return
+        if self._expects_count and flow.NAME not in scope.get("extensions", {}):
+            self._expects_count = False
+            log.warning("the proxy does not count what is on its way (%s): what devices don't read piles up", flow.NAME)
         await send({"type": "websocket.accept"})
         async with Socket(scope, receive, send) as socket:
             await self._service.attend(socket, found)
@@ -141,8 +147,8 @@ def answer(service: Service, scope: Scope) -> Response | Holder | None:
     return service.answer(path, Headers(scope=scope).getlist("authorization"))
 
 
-def app(service: Service) -> Starlette:
-    """It begins and ends with its server."""
+def app(service: Service, queued: bool = False) -> Starlette:
+    """It begins and ends with its server. `queued`: there are queues between, so somebody ought to count (flow)."""
 
     @contextlib.asynccontextmanager
     async def alive(_: Starlette) -> AsyncIterator[None]:
@@ -160,4 +166,6 @@ def app(service: Service) -> Starlette:
         return HttpResponse(found.body, found.status, found.headers)
 
     everything = "/{path:path}"
-    return Starlette(routes=[Route(everything, http), WebSocketRoute(everything, Door(service))], lifespan=alive)
+    return Starlette(
+        routes=[Route(everything, http), WebSocketRoute(everything, Door(service, queued))], lifespan=alive
+    )

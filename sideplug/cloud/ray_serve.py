@@ -53,7 +53,7 @@ class Replica:
         self._end = asyncio.create_task(self._await_the_end())
 
     def __serve_build_asgi_app__(self) -> Any:
-        return asgi.app(self.service)
+        return asgi.app(self.service, queued=True)
 
     def check_health(self) -> None:
         """Asked by Ray, which replaces a replica that raises."""

@@ -111,7 +111,7 @@ class WebSocketLink:
             raise _refusal(url, error.response) from error
         except InvalidHandshake as error:
             raise Unreachable(f"{url} answers, but is no sideplug cloud: {error}") from error
-        except (OSError, TimeoutError, EOFError) as error:
+        except (OSError, TimeoutError, EOFError, ConnectionClosed) as error:
             reason = getattr(error, "strerror", None) or error or "no answer"
             raise Unreachable(
                 f"no cloud answers at {url} ({reason}): start one with sideplug serve, or give its --cloud address"

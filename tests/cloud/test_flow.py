@@ -91,7 +91,7 @@ class Carrier:
     def __init__(self, folder: Path, bounded: bool = True, direct: bool = False, **settings: Any) -> None:
         told: dict[str, Any] = {"insecure": True, "bits": "16", "threads": 1, "kv_memory": 0.5, **settings}
         self.service: Service = Settings(model=str(folder), **told).service()
-        self.app: Any = asgi.app(self.service)
+        self.app: Any = asgi.app(self.service, queued=not direct)
         self.carried = Carried(self.app)
         app: Any = self.app if direct else flow.Flow(self.carried) if bounded else self.carried
         config = uvicorn.Config(
@@ -212,7 +212,7 @@ def test_where_http_can_not_refuse_a_websocket_it_is_closed(tiny: Path) -> None:
         async def receive() -> Any:
             return {"type": "websocket.connect"}
 
-        await asgi.Door(service)({"type": "websocket", "path": "/x", "headers": []}, receive, send)
+        await asgi.Door(service, queued=False)({"type": "websocket", "path": "/x", "headers": []}, receive, send)
 
     with a_carrier(tiny) as carrier:
         asyncio.run(scenario(carrier.service))
@@ -311,6 +311,15 @@ def test_who_reads_nothing_for_long_is_cut_off(tiny: Path, monkeypatch: pytest.M
     with a_carrier(tiny) as carrier, a_raw_device(carrier.url) as connection:
         ask_for_rows(connection, carrier)
         soon(lambda: not carrier.service.sessions)
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_where_nobody_counts_it_is_said_once(tiny: Path, bounded: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with a_carrier(tiny, bounded=bounded) as carrier:
+        for _ in range(2):
+            with a_session(carrier.url):
+                pass
+    assert len([line for line in caplog.messages if "does not count what is on its way" in line]) == (not bounded)
 
 
 def test_an_end_in_the_middle_is_an_end(tiny: Path) -> None:

@@ -3,11 +3,14 @@
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +51,25 @@ def test_bad_addresses(url: str) -> None:
 def test_something_else_answers(cloud: Cloud) -> None:
     with pytest.raises(Unreachable, match="is no sideplug cloud"):
         WebSocketLink.connect(cloud.url + "/elsewhere")
+
+
+def test_one_that_resets_every_connection_is_not_there() -> None:
+    """Before, in or after the handshake: as a machine does that goes down just then."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def reset() -> None:
+            with contextlib.suppress(OSError):
+                for n in itertools.count():
+                    line, _ = listener.accept()
+                    time.sleep(0.003 * (n % 3))
+                    line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    line.close()
+
+        threading.Thread(target=reset, daemon=True).start()
+        for _ in range(30):
+            with pytest.raises(Unreachable):
+                WebSocketLink.connect(f"ws://127.0.0.1:{listener.getsockname()[1]}")
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 def test_bytes_are_counted_by_kind(cloud: Cloud) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -60,24 +61,29 @@ class Fleet:
     process: subprocess.Popen[str]
     url: str
     key: str
+    pin: str
     home: Path
     env: dict[str, str]
     keys: Path
     errors: Path
 
     def connect(self) -> WebSocketLink:
-        return WebSocketLink.connect(self.url, key=self.key)
+        return WebSocketLink.connect(self.url, key=self.key, pin=self.pin)
 
     def session(self, plugin: Any, said: list[str]) -> Session:
         return Session.open(self.connect(), plugin, connect=self.connect, again=Again(120.0, said.append))
 
     def health(self) -> dict[str, Any]:
         """Of whichever answers."""
-        request = urllib.request.Request(self.url.replace("ws:", "http:") + "/health")
-        request.add_header("Authorization", f"Bearer {self.key}")
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with self.get("/health", {"Authorization": f"Bearer {self.key}"}) as answer:
             found: dict[str, Any] = json.loads(answer.read())
             return found
+
+    def get(self, path: str, headers: dict[str, str]) -> Any:
+        trusting = ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+        request = urllib.request.Request(self.url.replace("wss:", "https:") + path, headers=headers)
+        return urllib.request.urlopen(request, timeout=10, context=trusting)
 
     @property
     def replicas(self) -> set[int]:
@@ -118,9 +124,11 @@ def a_fleet(model: Path, *options: str) -> Iterator[Fleet]:
     keys = Keys(home / "keys.json")
     key = keys.add("ada", sessions=0)
     paths = {"RAY_TMPDIR": str(home), "HOME": str(home), "SIDEPLUG_CACHE": str(home / "cache")}
+    paths["XDG_CONFIG_HOME"] = str(home / "config")
     env = {**os.environ, **paths, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "sideplug", "serve", str(model), "--ray", "--replicas", "2", "--bits", "16"]
-    command += ["--threads", "1", "--kv-memory", "0.25", "--keys", str(keys.path), "--port", "0", "--json", *options]
+    command += ["--threads", "1", "--kv-memory", "0.25", "--keys", str(keys.path), "--tls-self"]
+    command += ["--port", "0", "--json", *options]
     errors = home / "errors.txt"
     with errors.open("w") as file:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True, env=env, cwd=home)
@@ -131,7 +139,7 @@ def a_fleet(model: Path, *options: str) -> Iterator[Fleet]:
         about = json.loads(line)
         assert about["engine"] == "ray"
         assert about["how"] == "a fleet of 2, 1 thread each"
-        yield Fleet(process, about["url"], key, home, env, keys.path, errors)
+        yield Fleet(process, about["url"], key, about["pin"], home, env, keys.path, errors)
     finally:
         process.kill()
         process.wait(10)
@@ -191,12 +199,13 @@ def together(work: Callable[[int], None]) -> None:
 
 
 def test_the_doors(fleet: Fleet) -> None:
+    assert fleet.url.startswith("wss://")
     with pytest.raises(Unauthorized, match="this cloud wants a key"):
-        WebSocketLink.connect(fleet.url)
+        WebSocketLink.connect(fleet.url, pin=fleet.pin)
     with pytest.raises(Unauthorized, match="does not know this key"):
-        WebSocketLink.connect(fleet.url, key="sp-000000000000-x")
+        WebSocketLink.connect(fleet.url, pin=fleet.pin, key="sp-000000000000-x")
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(fleet.url.replace("ws:", "http:") + "/health")
+        fleet.get("/health", {})
     assert fleet.health()["status"] == "ok"
     assert len(fleet.replicas) == 2
     assert fleet.answers() in fleet.replicas
