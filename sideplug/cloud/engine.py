@@ -191,8 +191,12 @@ class Engine:
             waiting.remove(work)
             if isinstance(work, Reply) and self._follows(work):
                 continue
-            if not self._begin(work):
-                return
+            try:
+                if not self._begin(work):
+                    return
+            except Exception as error:
+                self._fail(work, error)
+                continue
             self.meters.queue_s.add(time.monotonic() - work.since_s)
             users[work.user] += 1
             self._waiting.remove(work)

@@ -99,7 +99,13 @@ class EngineThread:
                 pass
             except Exception:
                 log.exception("a call to the engine failed")
-            busy = engine.step()
+            try:
+                busy = engine.step()
+            except (
+                Exception
+            ):  # a work that fails ends alone, in the engine: this is another fault, and not the end of all
+                log.exception("a step failed")
+                busy = False
 
 
 @dataclass(frozen=True)

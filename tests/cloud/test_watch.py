@@ -109,8 +109,12 @@ def test_a_device_whose_socket_is_full_is_cut_off(tiny: Path, monkeypatch: pytes
         link = WebSocketLink.connect(cloud.url)
         Session.open(link)
         (stalled,) = cloud.server.sessions
-        stalled._sending_s = time.monotonic()  # as a send is that waits for the device to read
-        soon(lambda: not cloud.server.sessions)
+
+        def cut_off() -> bool:
+            stalled._sending_s = time.monotonic() - 1  # as a send is that waits for the device to read
+            return not cloud.server.sessions
+
+        soon(cut_off)
         link.close()
 
 
