@@ -6,8 +6,8 @@ without any. Then the memory that a further person costs the cloud, and what TLS
 
     make setup-twins && .venv/bin/python bench/many.py [--sessions 1 2 4 8 16 32] [--rounds 5] [--out FILE]
 
-Every round times every system at every count (PEFT in the first rounds); ratios are taken round by round. The devices are threads of one process
-on the same cores as the cloud, for both of our curves alike. Results: bench/results/many.json.
+Every round times every system at every count (PEFT in the first rounds); ratios are taken round by round. The devices
+are threads of one process on the same cores as the cloud, for our curves alike. Results: bench/results/many.json.
 """
 
 from __future__ import annotations
