@@ -190,12 +190,12 @@ class Session:
                 self._let_go()
                 if frame.kind is Kind.DONE:
                     self._account(frame)
-                number = frame.control.get("number")
+                number: int | None = frame.control.get("number")
                 if frame.kind is Kind.ERROR and number in self._refused:
                     self._refused.discard(number)
                 elif frame.kind is Kind.DONE or (frame.kind is Kind.ERROR and number is None):
                     self._reply = None
-                elif frame.kind is Kind.ERROR:
+                elif frame.kind is Kind.ERROR and number is not None:
                     self._readings.pop(number, None)
                 elif frame.kind is Kind.HEAD:
                     self._rows_asked = False
