@@ -206,7 +206,8 @@ class Service:
             await asyncio.sleep(WATCH_S)
             self.thread.call(self.thread.engine.tick)
             now_s = time.monotonic()
-            await asyncio.gather(*(session.look(now_s) for session in list(self.sessions)))
+            for session in list(self.sessions):
+                session.look(now_s)
 
     def _gauges(self) -> dict[str, tuple[str, float]]:
         engine = self.thread.engine

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 OPEN_TIMEOUT_S = 10.0  # from the connection to OPEN
 OUTBOX_FRAMES = 32  # a device that does not read what it asked for is not read from either, and its reply is held
 STALL_S = 60.0  # a device that reads nothing for so long is cut off
-REVOKED_CLOSE_S = 2.0  # for a device to hear that its key was revoked, before the line is cut
+GOODBYE_S = 2.0  # for a device to hear why its session ends, before the line is cut
 GOING_DOWN = 1012  # close code: come back, to the one that takes over
 ENDURED = ("busy", "bad-input", "too-long")  # what a session survives
 log = logging.getLogger("sideplug.cloud")
@@ -103,6 +103,8 @@ class Session:
         self._deadline_s = 0.0
         self._received = self._transmitted = 0
         self._up = self._down = 0  # bytes
+        self._held = False  # the reply, because the device does not read
+        self._ending: asyncio.Task[None] | None = None
         self._sending_s = 0.0  # since when a frame waits for the device to read; 0: none does
         self._began_s = time.monotonic()
         self._name = secrets.token_hex(8)
@@ -169,9 +171,13 @@ class Session:
 
     async def refuse(self, error: Exception) -> None:
         """Say why, and end the session, with the close code of docs/WIRE.md."""
+        await self._end(self._say_why(error))
+
+    @staticmethod
+    def _say_why(error: Exception) -> Frame:
         if not isinstance(error, SideplugError):
             log.error("a session failed", exc_info=error)
-        await self._end(error_frame(error))
+        return error_frame(error)
 
     async def _end(self, frame: Frame) -> None:
         codes = {"protocol": 1002, "busy": 1013, "internal": 1011}
@@ -187,14 +193,15 @@ class Session:
             while True:
                 frame = await self._outbox.get()
                 self._sent.set()
-                self._let_go()
+                if self._held and self._reply is not None and self._outbox.qsize() < OUTBOX_FRAMES // 2:
+                    self._hold(self._reply, False)
                 if frame.kind is Kind.DONE:
                     self._account(frame)
                 number: int | None = frame.control.get("number")
                 if frame.kind is Kind.ERROR and number in self._refused:
                     self._refused.discard(number)
                 elif frame.kind is Kind.DONE or (frame.kind is Kind.ERROR and number is None):
-                    self._reply = None
+                    self._reply, self._held = None, False
                 elif frame.kind is Kind.ERROR and number is not None:
                     self._readings.pop(number, None)
                 elif frame.kind is Kind.HEAD:
@@ -230,42 +237,46 @@ class Session:
         seconds = round(time.monotonic() - self._began_s, 3)
         event(log, "session ended", session=self._name, key=self._who, seconds=seconds, up=self._up, down=self._down)
 
-    def _let_go(self) -> None:
-        """A reply that was held goes on when its device has read."""
-        reply = self._reply
-        if reply is not None and reply.held and self._outbox.qsize() < OUTBOX_FRAMES // 2:
-            self._in_engine(lambda: self._engine.hold(reply, False))
-
     def _put(self, frame: Frame) -> None:
         self._outbox.put_nowait(frame)
-        reply = self._reply
-        if reply is not None and not reply.held and self._outbox.qsize() > OUTBOX_FRAMES:
-            self._in_engine(lambda: self._engine.hold(reply, True))
+        if self._reply is not None and not self._held and self._outbox.qsize() > OUTBOX_FRAMES:
+            self._hold(self._reply, True)
+
+    def _hold(self, reply: Reply, held: bool) -> None:
+        """A reply is held while its device does not read what it was sent. Said in turn, so heard in turn."""
+        self._held = held
+        self._in_engine(lambda: self._engine.hold(reply, held))
 
     @property
     def busy(self) -> bool:
         return self._reply is not None or bool(self._readings) or not self._outbox.empty()
 
-    async def look(self, now_s: float) -> None:
-        """Once a second: is the device silent where it was asked, or does it not read?"""
+    def look(self, now_s: float) -> None:
+        """Once a second: is the key still in force, is the device silent where it was asked, or does it not read?"""
         reply, most = self._reply, self._service.limits.answer_s
-        await self._check_key()
         asks = list(reply.asks) if reply is not None else []
         if self._sending_s and now_s - self._sending_s > STALL_S:
             self._connection.abort()
-        elif asks and now_s - asks[0].asked_s > most:
-            await self.refuse(Silent(f"the device has not answered for {most:.0f} s"))
-
-    async def _check_key(self) -> None:
-        """End the session of a key that was revoked, even if its device does not listen."""
+            return
         try:
             self._service.guard.check_valid(self.holder)
-        except Unauthorized as error:
+            if asks and now_s - asks[0].asked_s > most:
+                raise Silent(f"the device has not answered for {most:.0f} s")
+        except (Unauthorized, Silent) as error:
+            self._begin_end(error_frame(error))
+
+    def _begin_end(self, frame: Frame) -> None:
+        """End the session soon, even if its device does not listen."""
+
+        async def end() -> None:
             try:
-                async with asyncio.timeout(REVOKED_CLOSE_S):
-                    await self._end(error_frame(error))
+                async with asyncio.timeout(GOODBYE_S):
+                    await self._end(frame)
             except TimeoutError:
                 self._connection.abort()
+
+        if self._ending is None:
+            self._ending = asyncio.create_task(end())
 
     async def go_down(self) -> None:
         """The server ends: so does this session, and its device may come back to the one that takes over."""
@@ -288,7 +299,7 @@ class Session:
     def _send_from_engine(self, frame: Frame) -> None:
         """Called in the engine's thread. An ERROR from there ends the session if it is of a work that failed."""
         if frame.kind is Kind.ERROR and frame["code"] not in ENDURED:
-            self._in_loop(lambda: asyncio.ensure_future(self._end(frame)))
+            self._in_loop(lambda: self._begin_end(frame))
         else:
             self._in_loop(lambda: self._put(frame))
 
@@ -305,8 +316,8 @@ class Session:
             try:
                 function()
             except Exception as error:
-                refusal = self.refuse(error)
-                self._in_loop(lambda: asyncio.ensure_future(refusal))
+                frame = self._say_why(error)
+                self._in_loop(lambda: self._begin_end(frame))
 
         self._service.thread.call(run)
 

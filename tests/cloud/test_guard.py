@@ -179,7 +179,7 @@ def test_a_revoked_device_that_does_not_listen(
     guarded: Cloud, keys: Keys, ada: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It answers no closing handshake: the line is cut."""
-    monkeypatch.setattr(sessions, "REVOKED_CLOSE_S", 0.2)
+    monkeypatch.setattr(sessions, "GOODBYE_S", 0.2)
     where = urlsplit(guarded.url)
     with socket.create_connection((where.hostname, where.port), timeout=20) as raw:
         lines = ["GET /v1/session HTTP/1.1", "Host: x", "Upgrade: websocket", "Connection: Upgrade"]
