@@ -101,9 +101,7 @@ class EngineThread:
                 log.exception("a call to the engine failed")
             try:
                 busy = engine.step()
-            except (
-                Exception
-            ):  # a work that fails ends alone, in the engine: this is another fault, and not the end of all
+            except Exception:  # a work that fails ends alone, in the engine; this is another fault
                 log.exception("a step failed")
                 busy = False
 
