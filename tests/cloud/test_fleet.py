@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from sideplug.contract.errors import InputError
 from tests.conftest import Run
 from tests.test_cli import sentence
 
+ROOT = Path(__file__).parent.parent.parent
 NO_RAY = importlib.util.find_spec("ray") is None
 
 
@@ -56,6 +59,23 @@ def test_what_can_not_be_is_said(told: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError) as error:
         Settings.parse({"insecure": True, **told})
     assert str(error.value).startswith(says)
+
+
+def test_the_config_of_the_docs_is_one() -> None:
+    """And its middleware is where it says."""
+    yaml = pytest.importorskip("yaml")
+    text = (ROOT / "docs" / "FLEET.md").read_text()
+    block = text[text.index("    # fleet.yaml") :].split("\n\n")[0]
+    config = yaml.safe_load("\n".join(line[4:] for line in block.splitlines()))
+    (application,) = config["applications"]
+    settings = Settings.parse(application["args"])
+    assert (settings.min_replicas, settings.max_replicas, settings.keys) == (2, 8, "/shared/keys.json")
+    (path,) = config["controller_options"]["runtime_env"]["env_vars"].values()
+    assert path == "sideplug.cloud.flow.middlewares"
+    assert text.count(path) == 2
+    (named,) = re.findall(r"\(model, engine, [^)]*\)", text)
+    told = {field.name for field in dataclasses.fields(Settings)}
+    assert set(named[1:-1].replace("\n", " ").split(", ")) < told
 
 
 def test_those_on_one_machine_share_it() -> None:
@@ -108,5 +128,5 @@ def test_without_ray_it_says_what_is_missing(run: Run, tmp_path: Path) -> None:
         "import importlib.util as u\nfound = u.find_spec\n"
         "u.find_spec = lambda name, *more: None if name == 'ray' else found(name, *more)\n"
     )
-    path = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parent.parent.parent}"}
+    path = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     sentence(run("serve", "--ray", env=path), 2, "--ray needs the package ray: pip install 'sideplug[ray]'")
