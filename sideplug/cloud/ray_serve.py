@@ -147,7 +147,7 @@ def _deploy(settings: Settings, host: str, port: int, tls: tuple[Path, Path] | N
         serve.start("EveryNode", options, logging_config=quiet, controller_options=environment)
         serve.run(build(settings), name=NAME, logging_config=quiet)
     except Exception as error:
-        raise Stopped(f"the fleet did not start: {_last_line(error)}") from error
+        raise Stopped(f"the fleet did not start: {_last_line(error, _what_replicas_said())}") from error
 
 
 def _undeploy(stops: _Stops, most_s: float) -> None:
@@ -176,8 +176,15 @@ class _Stops:
             pass
 
 
-def _last_line(error: Exception) -> str:
-    """What an error says in its end: Ray's begin with tracebacks of other processes."""
-    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+def _what_replicas_said() -> str:
+    try:
+        return "\n".join(part.message for part in serve.status().applications[NAME].deployments.values())
+    except Exception:  # there is none, or Ray is gone
+        return ""
+
+
+def _last_line(error: Exception, more: str = "") -> str:
+    """What an error says in its end, or `more` in words of ours: Ray's begin with tracebacks of other processes."""
+    said = [line.strip() for line in f"{more}\n{error}".splitlines() if line.strip()]
     ours = [line for line in said if re.match(r"sideplug\.[\w.]+: ", line)]
     return re.sub(r"^[\w.]+: ", "", (ours or said or [type(error).__name__])[-1])

@@ -53,6 +53,23 @@ settings = Settings(model=sys.argv[1], keys=sys.argv[2], bits="16", threads=1, k
 serve.run(ray_serve.build(settings), name=ray_serve.NAME)
 """
 
+REPLICA = """
+import asyncio, sys
+from sideplug.cloud import ray_serve, service
+async def main():
+    settings = {"model": sys.argv[1], "insecure": True, "bits": 16, "threads": 1, "kv_memory": 0.25}
+    replica = ray_serve.Replica(settings)
+    replica.check_health()
+    assert not ray_serve._is_stopping()
+    service.HANGS_S = -1.0
+    try:
+        replica.check_health()
+    except RuntimeError as error:
+        print(error)
+    replica._end.cancel()
+asyncio.run(main())
+"""
+
 
 @dataclass
 class Fleet:
@@ -89,10 +106,10 @@ class Fleet:
     def replicas(self) -> set[int]:
         return {number for number, name in processes(self.home).items() if name.startswith("ray::ServeReplica:")}
 
-    def two_without(self, gone: set[int]) -> None:
-        """Wait until two replicas serve, none of them of these."""
+    def two_without(self, gone: set[int], old: set[int]) -> None:
+        """Wait until there are two replicas, none of them of `gone`, and one that is not of `old` serves."""
         soon(lambda: len(self.replicas) == 2 and not self.replicas & gone, 150)
-        soon(lambda: self.answers() in self.replicas, 60)
+        soon(lambda: self.answers() in self.replicas - old, 60)
 
     def answers(self) -> int:
         with contextlib.suppress(OSError, ValueError):
@@ -211,6 +228,29 @@ def test_the_doors(fleet: Fleet) -> None:
     assert fleet.answers() in fleet.replicas
 
 
+def test_a_replica_that_hangs_is_not_healthy(tiny: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", REPLICA, str(tiny)], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "the engine hangs\n", done.stderr
+
+
+def test_what_a_replica_can_not_have_is_said(tiny: Path, tmp_path: Path) -> None:
+    home = Path(tempfile.mkdtemp(prefix="sp-ray-"))
+    env = {**os.environ, "RAY_TMPDIR": str(home), "HOME": str(home), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "sideplug", "serve", str(tiny), "--ray", "--insecure", "--port", "0"]
+    done = subprocess.run(
+        [*command, "--kv-memory", "0.00001"], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("sideplug: the fleet did not start: the memory for texts in work must be at least"), last
+    assert done.stdout == ""
+    soon(lambda: not processes(home), 20)
+    shutil.rmtree(home, ignore_errors=True)
+
+
 def test_one_is_killed_in_the_middle_of_replies(fleet: Fleet, wanted: tuple[Any, list[str]]) -> None:
     """Those that it had go on at the other, which runs again what they have; nobody's text is another."""
     plugin, texts = wanted
@@ -237,16 +277,15 @@ def test_one_is_killed_in_the_middle_of_replies(fleet: Fleet, wanted: tuple[Any,
     def kill() -> None:
         begun.wait(60)
         about = fleet.health()
-        (other,) = fleet.replicas - {about["pid"]}
+        old = fleet.replicas
+        (other,) = old - {about["pid"]}
         shared = {about["pid"]: about["sessions"], other: DEVICES - about["sessions"]}
         victim = max(shared, key=shared.__getitem__)
         os.kill(victim, signal.SIGKILL)
         at[0] = time.monotonic()
         killed.set()
-        fleet.two_without({victim})  # Ray makes another
-        print(
-            f"\n{shared[victim]} of {DEVICES} sessions were its; a new one runs after {time.monotonic() - at[0]:.1f} s"
-        )
+        fleet.two_without({victim}, old)  # Ray makes another
+        print(f"\n{shared[victim]} of {DEVICES} were its; a new one serves after {time.monotonic() - at[0]:.1f} s")
 
     killing = threading.Thread(target=kill, daemon=True)
     killing.start()
@@ -275,7 +314,7 @@ def test_all_are_replaced_while_they_serve(fleet: Fleet, wanted: tuple[Any, list
         try:
             command = [sys.executable, "-c", REDEPLOY, str(fleet.health()["model"]), str(fleet.keys)]
             subprocess.run(command, env=fleet.env, cwd=fleet.home, check=True, capture_output=True, timeout=200)
-            fleet.two_without(before)
+            fleet.two_without(before, before)
         finally:
             done.set()
 
