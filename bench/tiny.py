@@ -1,6 +1,4 @@
-"""A tiny model (2 layers, 64 wide, random, made with NumPy), plugins for it, and a cloud that serves it: all that the
-load test and the fuzzer need, without a download or torch. Its texts are nonsense, and always the same nonsense.
-"""
+"""A cloud that serves a tiny model, and plugins for it: what the load test and the fuzzer need, without a download."""
 
 from __future__ import annotations
 
@@ -10,90 +8,28 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
-from safetensors.numpy import save_file
+from tiny_model import TEXT, make_llama
 
 from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
-from sideplug.device.address import Address
+from sideplug.device.address import Address, get
 from sideplug.device.plugin import Plugin
 
 WIDTH, BLOCKS, CONTEXT = 64, 2, 1024
 KV_TOKEN_BYTES = BLOCKS * 2 * 2 * 16 * 4  # keys and values of two heads of 16 float32
-TEXT = """The river was high that spring and the mill stood still. Anna wrote to her brother that the bridge had gone.
-He answered in a week: the bees are well, the roof is not, bring nails. She laughed, and packed nails, honey and tea.
-"Is it far?" asked the child. "It is as far as your feet are tired," said the old man, and gave him an apple. 0123456789
-"""
 WORDS = TEXT.replace('"', "").split()
-CHAT = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SHAPE: dict[str, Any] = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 96,
-    "num_hidden_layers": BLOCKS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": CONTEXT,
-    "head_dim": 16,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 1,
-    "tie_word_embeddings": True,
-    "rms_norm_eps": 1e-6,
-}
 
 
 def make_model(folder: Path, seed: int = 0) -> Path:
     """A model folder as `sideplug serve` takes it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=340,
-        special_tokens=["<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([TEXT], trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    about = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": CHAT}
-    (folder / "tokenizer_config.json").write_text(json.dumps(about))
-    vocab = tokenizer.get_vocab_size()
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": vocab, **SHAPE}
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(_weights(vocab, seed), folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
-def _weights(vocab: int, seed: int) -> dict[str, np.ndarray]:
-    """Random; wide enough that its logits differ enough to be a test."""
-    rng = np.random.default_rng(seed)
-    hidden, head = SHAPE["intermediate_size"], SHAPE["head_dim"]
-    queries, keys = SHAPE["num_attention_heads"] * head, SHAPE["num_key_value_heads"] * head
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, WIDTH), "model.norm.weight": (WIDTH,)}
-    for i in range(BLOCKS):
-        layer = f"model.layers.{i}"
-        for kind, rows in zip("qkv", (queries, keys, keys), strict=True):
-            shapes[f"{layer}.self_attn.{kind}_proj.weight"] = (rows, WIDTH)
-        shapes[f"{layer}.self_attn.o_proj.weight"] = (WIDTH, queries)
-        shapes |= {f"{layer}.mlp.{kind}_proj.weight": (hidden, WIDTH) for kind in ("gate", "up")}
-        shapes[f"{layer}.mlp.down_proj.weight"] = (WIDTH, hidden)
-        shapes |= {f"{layer}.{norm}_layernorm.weight": (WIDTH,) for norm in ("input", "post_attention")}
-    weights = {name: rng.normal(0, 0.2, shape) for name, shape in shapes.items()}
-    return {name: (value + (value.ndim == 1)).astype(np.float32) for name, value in weights.items()}
+    return make_llama(folder, seed, CONTEXT)
 
 
 def a_plugin(base: str, seed: int, gate: str = "open", codec: str = "int8", kind: str = "ladder") -> Plugin:
@@ -131,12 +67,7 @@ class Cloud:
 
     def metrics(self) -> dict[str, float]:
         """What /metrics says, by the names and labels there."""
-        address = self.address()
-        url = f"{'https' if self.pin else 'http'}://127.0.0.1:{self.port}/metrics"
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        request = urllib.request.Request(url, headers=headers)
-        with urllib.request.urlopen(request, timeout=30, context=address.tls()) as answer:
-            lines = answer.read().decode().splitlines()
+        lines = get(self.address(), "/metrics", timeout_s=30).splitlines()
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[:1] != "#")}
 
     def settled(self, seconds: float, *names: str) -> dict[str, float]:

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import TEXT, Cloud, Run, a_cloud, a_plugin
+from bench.tiny_model import TEXT
+from tests.conftest import Cloud, Run, a_cloud, a_plugin
 
 ROOT = Path(__file__).parent.parent
 FACTS = "".join(

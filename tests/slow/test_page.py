@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import TEXT, make_folder
+from bench.tiny_model import TEXT
+from tests.conftest import make_folder
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page is driven by the package playwright")
 expect, Page = playwright.expect, Any
