@@ -83,6 +83,13 @@ def options(*several: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return apply
 
 
+trust_options = options(
+    option("--cloud-key", default="", metavar="KEY", help="Yours, of that cloud. On this machine it needs none."),
+    option("--ca", type=FOLDER, help="A PEM file to trust beside the system's certificates (wss)."),
+    option("--pin", default="", metavar="SHA256", help="Trust this certificate alone: sha256:… (wss)."),
+)
+
+
 def cloud_options(function: Any) -> Any:
     """What says where the cloud is; the command gets it as one Address, `cloud`."""
 
@@ -94,9 +101,7 @@ def cloud_options(function: Any) -> Any:
 
     return options(
         option("--cloud", default=DEFAULT_CLOUD, metavar="URL", help="The cloud's address, ws:// or wss://."),
-        option("--cloud-key", default="", metavar="KEY", help="Yours, of that cloud. On this machine it needs none."),
-        option("--ca", type=FOLDER, help="A PEM file to trust beside the system's certificates (wss)."),
-        option("--pin", default="", metavar="SHA256", help="Trust this certificate alone: sha256:… (wss)."),
+        trust_options,
         option(
             "--retry",
             default=60.0,
@@ -303,7 +308,6 @@ def serve(
     from sideplug.cloud import logs
 
     logs.configure(log_level, log_json)
-    prefix = _read_text(shared_prefix) if shared_prefix else ""
     tls, pin = _server_tls(tls_cert, tls_key) if tls_cert and tls_key else None, ""
     if tls_self:
         from sideplug.cloud import certificate
@@ -313,14 +317,13 @@ def serve(
         tls, pin = _server_tls(own.file, own.file), own.fingerprint
     _check_cloud_packages()
     from sideplug.cloud.engine import Engine, Room
-    from sideplug.cloud.engines import Opened, Wanted, open_model
-    from sideplug.cloud.scheduler import Budget
+    from sideplug.cloud.engines import Opened, Wanted, open_engine, read_prefix
     from sideplug.cloud.server import CloudServer
     from sideplug.cloud.service import Limits
     from sideplug.cloud.store import find
-    from sideplug.cloud.tokenizer import Tokenizer
     from sideplug.listen import bind
 
+    prefix = read_prefix(shared_prefix)
     wanted = Wanted(engine, bits, device, threads, int(kv_memory * 2**30))
     listener = bind(host, port)  # a port that is taken is said before the model is loaded
     base = find(model, say)
@@ -349,11 +352,8 @@ def serve(
     opened: list[Opened] = []
 
     def make_engine() -> Engine:
-        opened.append(open_model(base, wanted, say))
-        room = Room(queue, keep_s=keep_seconds)
-        made = Engine(opened[0].model, Tokenizer(base.folder), Budget(step_tokens), room)
-        if prefix:
-            made.declare(made.tokenizer.shared_prefix(prefix))
+        model, made = open_engine(base, wanted, step_tokens, Room(queue, keep_s=keep_seconds), prefix, say)
+        opened.append(model)
         return made
 
     server = CloudServer(base, make_engine, Limits(sessions=max_sessions, drain_s=drain_seconds), keys)
@@ -403,13 +403,6 @@ def _serve_fleet(
     ray_serve.run(settings, host, port, tls, lambda: ready(url, "ray", f"a fleet of {number}{threads}"))
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read: {error}") from error
-
-
 def _keys_to_check(host: str, has_tls: bool, chosen: Path | None, insecure: bool) -> Keys | None:
     """The keys that may come in; None: everybody may. Raises InputError where they, or TLS, are missing."""
     from sideplug.cloud.keys import Keys
@@ -445,9 +438,6 @@ def _server_tls(cert: Path, key: Path) -> Any:
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    # A device reads and writes in two threads, which OpenSSL's state is not for: a session ticket that comes while the
-    # first request is written can make it wait for ever (9 of 3,600 connections).
-    context.num_tickets = 0
     try:
         context.load_cert_chain(cert, key)
     except OSError as error:
@@ -859,9 +849,7 @@ def audit(transcript: Path, folder: Path | None, as_json: bool) -> None:
 
 @command("top", "sideplug top wss://mill.example:8765 --cloud-key sp-…")
 @click.argument("url", default=DEFAULT_CLOUD)
-@option("--cloud-key", default="", metavar="KEY", help="Yours, of that cloud. On this machine it needs none.")
-@option("--ca", type=FOLDER, help="A PEM file to trust beside the system's certificates (wss).")
-@option("--pin", default="", metavar="SHA256", help="Trust this certificate alone: sha256:… (wss).")
+@trust_options
 @option("--every", default=2.0, type=click.FloatRange(0.1), metavar="SECONDS", help="Between two looks.")
 @option("--once", is_flag=True, help="Look twice, show it and end; with --json always so.")
 @json_option

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,6 +133,33 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another base model: same shape, other weights."""
     return make_folder(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+def eventually(true: Callable[[], Any], within_s: float = 10.0) -> None:
+    """Wait for what another thread or process does."""
+    last = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < last, "it did not come true"
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def serving(port: int, *arguments: Any) -> Iterator[subprocess.Popen[str]]:
+    """`sideplug serve` in a process of its own, killed at the end."""
+    command = [sys.executable, "-m", "sideplug", "serve", *map(str, arguments), "--port", str(port), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["url"] == f"ws://127.0.0.1:{port}"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 UNQUANTISED = Wanted("onnx", "16", kv_bytes=1 << 30)  # so that a twin in float32 gives the same text

@@ -5,7 +5,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from websockets.frames import Opcode
 from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import ServerConnection, serve
 
+from tests.conftest import eventually
 from tests.faults import KINDS, Direction, Fault, Plan, Proxy, binary, faulty, once, reset, seeded
 
 BOTH = pytest.mark.parametrize("direction", ["up", "down"])
@@ -117,13 +118,6 @@ def read(end: socket.socket, size: int = 1 << 30) -> bytes:
     while len(got) < size and (piece := end.recv(min(size - len(got), 1 << 16))):
         got += piece
     return got
-
-
-def eventually(true: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def what(proxy: Proxy) -> list[str]:

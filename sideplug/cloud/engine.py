@@ -26,7 +26,6 @@ from sideplug.cloud.scheduler import Budget, Scheduler
 from sideplug.cloud.tokenizer import Tokenizer
 from sideplug.contract.codec import pack
 from sideplug.contract.errors import Busy, ProtocolError, TooLong
-from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import choose
 from sideplug.contract.wire import Frame, Kind, error_frame
 
@@ -105,8 +104,7 @@ def _text(reply: Reply, mark: bytes | None = None) -> Text:
 
 
 def _begun(reply: Reply, kept: int) -> Frame:
-    prompt = reply.ids[: reply.prompt_tokens]
-    control = {"turn": reply.turn, "prompt": len(prompt), "kept": kept, "hash": running_hash(prompt)}
+    control = {"turn": reply.turn, "prompt": reply.prompt_tokens, "kept": kept, "hash": reply.prompt_hash}
     return Frame(Kind.BEGUN, control)
 
 

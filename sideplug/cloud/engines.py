@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sideplug.cloud.cores import cores, memory_bytes
+from sideplug.cloud.engine import Engine, Room
 from sideplug.cloud.model import Model
+from sideplug.cloud.scheduler import Budget
 from sideplug.cloud.store import Base
+from sideplug.cloud.tokenizer import Tokenizer
 from sideplug.cloud.weights import Unfit
 from sideplug.contract.errors import InputError, UnknownModel
 from sideplug.paths import cache_dir
@@ -71,6 +74,25 @@ def open_model(base: Base, wanted: Wanted, say: Callable[[str], None] = lambda l
         return _torch(base.folder, wanted, count, source, kv_bytes, f"the onnx engine can't run it: {error}")
     why = "as asked" if wanted.bits != "auto" else "the file's own blocks" if model.bits == 4 else "the default"
     return Opened(model, "onnx", f"{_bits(model.bits)} ({why}), {_threads(count)} ({source})")
+
+
+def read_prefix(path: Path | None) -> str:
+    """A system message that everybody's prompts may share; "" for none. Raises InputError."""
+    try:
+        return path.read_text("utf-8").strip() if path else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read: {error}") from error
+
+
+def open_engine(
+    base: Base, wanted: Wanted, step_tokens: int, room: Room, prefix: str, say: Callable[[str], None]
+) -> tuple[Opened, Engine]:
+    """The engine of a served model, which has run the shared `prefix` if there is one. As `open_model` otherwise."""
+    opened = open_model(base, wanted, say)
+    engine = Engine(opened.model, Tokenizer(base.folder), Budget(step_tokens), room)
+    if prefix:
+        engine.declare(engine.tokenizer.shared_prefix(prefix))
+    return opened, engine
 
 
 def _bits(bits: int) -> str:

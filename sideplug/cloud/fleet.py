@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sideplug.cloud.cores import cores, memory_bytes
-from sideplug.cloud.engines import Opened, Wanted, open_model
+from sideplug.cloud.engines import Wanted, open_engine, read_prefix
 from sideplug.cloud.service import Limits, Service
 from sideplug.cloud.store import DEFAULT, find
 from sideplug.contract.errors import InputError
@@ -96,33 +96,17 @@ class Settings:
 
     def service(self, say: Say = lambda line: None) -> Service:
         """What a replica serves. Raises InputError, UnknownModel, NoNetwork, Stopped."""
-        from sideplug.cloud.engine import Engine, Room
+        from sideplug.cloud.engine import Room
         from sideplug.cloud.keys import Keys
-        from sideplug.cloud.scheduler import Budget
-        from sideplug.cloud.tokenizer import Tokenizer
 
         keys = Keys(Path(self.keys)) if self.keys else None
         if keys and not keys.path.exists():
             raise InputError(f"there is no keys file {keys.path} on this machine: sideplug keys add makes one")
-        prefix = _read_text(Path(self.shared_prefix)) if self.shared_prefix else ""
+        prefix = read_prefix(Path(self.shared_prefix) if self.shared_prefix else None)
         base = find(self.model, say)
-
-        def make() -> Engine:
-            opened: Opened = open_model(base, self.wanted, say)
-            room = Room(self.queue, keep_s=self.keep_seconds)
-            made = Engine(opened.model, Tokenizer(base.folder), Budget(self.step_tokens), room)
-            if prefix:
-                made.declare(made.tokenizer.shared_prefix(prefix))
-            return made
-
+        room = Room(self.queue, keep_s=self.keep_seconds)
+        make = lambda: open_engine(base, self.wanted, self.step_tokens, room, prefix, say)[1]  # noqa: E731
         return Service(base, make, Limits(sessions=self.max_sessions, drain_s=self.drain_seconds), keys)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read: {error}") from error
 
 
 def _convert(name: str, kind: type, value: Any) -> Any:

@@ -22,6 +22,7 @@ from sideplug.cloud.tokenizer import TextStream
 from sideplug.contract.codec import unpack
 from sideplug.contract.errors import InputError, ProtocolError
 from sideplug.contract.gate import Gate
+from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.wire import MAX_DRAFT, Frame
@@ -184,6 +185,7 @@ class Reply(Sequence):
     behind: tuple[Reply, int] | None = None  # whose prompt it waits for, and how many tokens of it
     held: bool = False  # the device does not read what it was sent
     prompt_tokens: int = field(init=False)
+    prompt_hash: str = field(init=False)  # found where the reply is made, so that no step waits for it
     settled: int = field(init=False)
     told: int = field(init=False)  # ids before this were sent with an ask of this run
     end: str = ""  # "stop" or "length", when the text (so far as it is guessed) is over
@@ -199,6 +201,7 @@ class Reply(Sequence):
 
     def __post_init__(self) -> None:
         self.prompt_tokens = self.told = len(self.ids)
+        self.prompt_hash = running_hash(self.ids)
         self.ids += self.done
         self.settled = len(self.ids)
         self._look_for_the_end()

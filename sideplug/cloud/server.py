@@ -55,6 +55,10 @@ class CloudServer(Service):
 
     async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> str:
         """Listen on what `bind` gave; the URL. Raises Stopped when another process listens there by now."""
+        if tls is not None:
+            # A device reads and writes in two threads, which OpenSSL's state is not for: a session ticket that comes
+            # while the first request is written can make it wait for ever (9 of 3,600 connections).
+            tls.num_tickets = 0
         host, port = listener.getsockname()[:2]
         try:
             self._server = await serve(

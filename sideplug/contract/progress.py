@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 def running_hash(ids: Iterable[int], before: str = "") -> str:
     """16 hex digits: BLAKE2b of the hash before and the next id (int32, little-endian), id after id."""
+    found = bytes.fromhex(before)
     for token in ids:
-        before = hashlib.blake2b(bytes.fromhex(before) + token.to_bytes(4, "little"), digest_size=8).hexdigest()
-    return before
+        found = hashlib.blake2b(found + token.to_bytes(4, "little"), digest_size=8).digest()
+    return found.hex()

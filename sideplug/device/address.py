@@ -26,6 +26,7 @@ from sideplug.paths import local_key_file
 
 DEFAULT_URL = "ws://127.0.0.1:8765"
 KEY = re.compile(r"[\x21-\x7e]{1,1024}")
+MAX_SENTENCE = 300  # characters of a refusal that are shown
 PIN = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -103,6 +104,14 @@ class Address:
         return context
 
 
+def sentence(body: bytes) -> str:
+    """Why a cloud refuses, from the JSON of its answer, on one line; "" where it is none."""
+    said = ""
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        said = str(json.loads(body)["error"])
+    return " ".join("".join(c if c.isprintable() else " " for c in said)[:MAX_SENTENCE].split())
+
+
 def get(address: Address, path: str, timeout_s: float = 10.0) -> str:
     """What the cloud says at a plain path, `/metrics` say. Raises Unreachable, Unauthorized, CloudError."""
     url = f"{'https' if address.scheme == 'wss' else 'http'}://{urlsplit(address.url).netloc}{path}"
@@ -116,10 +125,7 @@ def get(address: Address, path: str, timeout_s: float = 10.0) -> str:
             return str(answer.read().decode())
     except urllib.error.HTTPError as error:
         kind = Unauthorized if error.code == 401 else CloudError
-        said = error.read(1000).decode(errors="replace")
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            said = str(json.loads(said)["error"])
-        raise kind(" ".join(said.split())[:300] or f"{url} says HTTP {error.code}") from error
+        raise kind(sentence(error.read(1000)) or f"{url} says HTTP {error.code}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, Unreachable):

@@ -6,8 +6,6 @@ frames mean. Test: pytest tests/device/test_link.py
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import ssl
 from collections import Counter
@@ -22,14 +20,13 @@ from websockets.sync.client import ClientConnection, connect
 
 from sideplug.contract.errors import Busy, CloudError, InputError, Unauthorized, Unreachable, from_wire
 from sideplug.contract.wire import MAX_FRAME_BYTES, Frame, Kind, decode, encode
-from sideplug.device.address import DEFAULT_URL, Address
+from sideplug.device.address import DEFAULT_URL, Address, sentence
 
 Record = Callable[[str, bytes], None]  # (">" up or "<" down, message)
 CONNECT_TIMEOUT_S = 10.0
 REPLY_TIMEOUT_S = 300.0
 PING_S, PONG_S = 10.0, 20.0  # a connection whose other end is gone is found so
 CLOSE_S = 2.0  # for its goodbye
-MAX_SENTENCE = 300  # characters of a refusal that are shown
 log = logging.getLogger("sideplug.link")  # of websockets: what it says of a line that breaks is no news for a user
 log.addHandler(logging.NullHandler())
 
@@ -56,11 +53,7 @@ def _refusal(url: str, response: Response) -> CloudError:
     kind = {401: Unauthorized, 429: Busy, 503: Busy}.get(response.status_code)
     if kind is None:
         return Unreachable(f"{url} answers, but is no sideplug cloud: it says HTTP {response.status_code}")
-    said = ""
-    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-        said = str(json.loads(response.body)["error"])
-    said = "".join(c if c.isprintable() else " " for c in said)[:MAX_SENTENCE]
-    error = kind(" ".join(said.split()) or f"{url} says HTTP {response.status_code}")
+    error = kind(sentence(bytes(response.body or b"")) or f"{url} says HTTP {response.status_code}")
     wait = response.headers.get("Retry-After", "")
     if isinstance(error, Busy) and wait.isdigit():
         error.retry_s = float(wait[:6])

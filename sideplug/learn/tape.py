@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,15 +247,13 @@ def score(session: Session, examples: list[Example], progress: Callable[[int], N
     """
     results: dict[int, Frame] = {}
     states: dict[int, np.ndarray] = {}
-    under_way: set[int] = set()
+    waiting, under_way = deque(range(len(examples))), set[int]()
     while len(results) < len(examples):
         try:
-            for number in range(len(examples)):
-                if len(under_way) == session.readings:
-                    break
-                if number not in under_way and number not in results:
-                    _ask(session, examples, number, score=True)
-                    under_way.add(number)
+            while waiting and len(under_way) < session.readings:
+                number = waiting.popleft()
+                under_way.add(number)
+                _ask(session, examples, number, score=True)
             frame = _receive(session, examples, score=True)
             if frame.kind is Kind.EXAMPLE:
                 states[frame["number"]] = unpack(frame.tensors["z"], frame.tensors["z_scales"])
@@ -269,6 +267,7 @@ def score(session: Session, examples: list[Example], progress: Callable[[int], N
                 raise ProtocolError(f"the cloud must answer READ and SCORE, got {frame.kind.name}")
         except (CloudError, ProtocolError) as error:
             session.reconnect(error)
-            under_way = set()
+            waiting.extendleft(sorted(under_way, reverse=True))
+            under_way.clear()
     tensors = {number: results[number].tensors for number in sorted(results)}
     return Judged.of([(t["base"], t["plugin"], states[number]) for number, t in tensors.items()])

@@ -25,8 +25,8 @@ from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Kind, decode, encode
 from sideplug.device.link import WebSocketLink
 from sideplug.device.runtime import Session
-from tests.cloud.test_server import eventually, opening
-from tests.conftest import Cloud, a_cloud, a_plugin
+from tests.cloud.test_server import opening
+from tests.conftest import Cloud, a_cloud, a_plugin, eventually
 
 PROMPT = Prompt(ids=(5, 6))
 

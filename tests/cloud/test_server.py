@@ -2,9 +2,7 @@
 
 import gc
 import socket
-import time
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Frame, Kind, encode
 from sideplug.device.link import WebSocketLink
 from sideplug.device.runtime import Session
-from tests.conftest import Cloud, a_cloud, a_plugin, a_session
+from tests.conftest import Cloud, a_cloud, a_plugin, a_session, eventually
 
 OPEN = {"base": "", "tap": "l0.1.2-r16-s0-int8", "merge": "add", "gate": {"kind": "open"}, "client": "test"}
 PROMPT = {"turn": 1, "ids": [5, 6, 7], "max_tokens": 4, "sampling": {}}
@@ -341,10 +339,3 @@ def test_no_more_sessions_than_allowed(tiny: Path) -> None:
 def test_a_message_past_the_limit_is_refused(tiny: Path) -> None:
     with a_cloud(tiny, message_bytes=2000) as cloud, a_session(cloud.url) as session, pytest.raises(CloudError):
         list(session.generate(Prompt(text="a" * 3000), 2))
-
-
-def eventually(true: Callable[[], bool], within_s: float = 10.0) -> None:
-    end = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.02)

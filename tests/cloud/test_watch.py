@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +25,11 @@ from sideplug.contract.wire import Frame, Kind
 from sideplug.device.again import Again
 from sideplug.device.link import WebSocketLink
 from sideplug.device.runtime import Session
-from tests.conftest import Cloud, a_cloud, a_plugin, a_session
+from tests.conftest import Cloud, a_cloud, a_plugin, a_session, eventually, free_port, serving
 
 PROMPT = Prompt.user("Is it far to the mill?")
 SAMPLED = Sampling(temperature=1.2, seed=5)
-
-
-def soon(condition: Any, within_s: float = 20.0) -> None:
-    last = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < last, "it did not come to it"
-        time.sleep(0.01)
+soon = partial(eventually, within_s=20.0)
 
 
 def status(url: str, path: str) -> tuple[int, dict[str, Any]]:
@@ -178,35 +167,15 @@ def test_ready_and_health(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert status(cloud.url, "/ready") == (503, {"ready": False, "why": "the engine hangs"})
 
 
-@contextlib.contextmanager
-def a_process(folder: Path, port: int, **env: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "sideplug", "serve", str(folder), "--port", str(port), "--bits", "16", "--json"]
-    environment = {**os.environ, **env}
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
-    try:
-        assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["url"] == f"ws://127.0.0.1:{port}"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def a_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_real_process_ends_in_a_reply_and_another_takes_its_port(tiny: Path, cloud: Cloud, number: int) -> None:
     """SIGTERM: the reply ends where it began. SIGKILL: it goes on at the next one. The text is the same."""
     plugin = a_plugin(cloud.base.fingerprint)
     with a_session(cloud.url, plugin) as session:
         want = "".join(piece.text for piece in session.generate(PROMPT, 40, SAMPLED))
-    port, said = a_port(), list[str]()
+    port, said = free_port(), list[str]()
     connect = lambda: WebSocketLink.connect(f"ws://127.0.0.1:{port}")  # noqa: E731
-    with a_process(tiny, port) as first:
+    with serving(port, tiny, "--bits", 16) as first:
         session = Session.open(connect(), plugin, connect=connect, again=Again(60.0, said.append))
         pieces = session.generate(PROMPT, 40, SAMPLED)
         text = next(pieces).text + next(pieces).text
@@ -218,7 +187,7 @@ def test_a_real_process_ends_in_a_reply_and_another_takes_its_port(tiny: Path, c
             pieces = session.generate(PROMPT, 40, SAMPLED)
             text = ""
         first.wait(30)
-        with a_process(tiny, port):
+        with serving(port, tiny, "--bits", 16):
             text += "".join(piece.text for piece in pieces)
             assert (text, session.usage.resumed) == (want, 1)
             assert len(said) == 1

@@ -10,9 +10,9 @@ import contextlib
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,12 @@ from sideplug.device.gateway import Gateway, Server, Settings
 from sideplug.device.runtime import Pace
 from sideplug.device.shelf import Shelf
 from sideplug.learn.teacher import Teacher
-from tests.conftest import Cloud, a_cloud, a_plugin, a_session
+from tests.conftest import Cloud, a_cloud, a_plugin, a_session, eventually
 
 HI = [{"role": "user", "content": "Is it far?"}]
 ASK = {"messages": HI, "max_tokens": 24}
 NAMES = ("anna", "mill")
+soon = partial(eventually, within_s=30.0)
 ONE_BY_ONE = Pace(ahead=0)  # so that what was answered has come down, when the next is asked
 
 
@@ -146,15 +147,6 @@ def events(answer: httpx.Response) -> Iterator[Any]:
         if line:
             assert line.startswith("data: ")
             yield line[6:] if line[6:] == "[DONE]" else json.loads(line[6:])
-
-
-def eventually(true: Callable[[], bool]) -> None:
-    """Wait for what another thread does."""
-    for _ in range(1200):
-        if true():
-            return
-        time.sleep(0.025)
-    pytest.fail("it did not come to be")
 
 
 @contextlib.contextmanager
@@ -482,7 +474,7 @@ def test_openai_s_client_hears_of_a_cloud_that_dies(tiny: Path, root: Path) -> N
                 return list(found)
 
             asked = pool.submit(ask)
-            eventually(lambda stage=stage: len(stage.connections) == 2)
+            soon(lambda stage=stage: len(stage.connections) == 2)
             dying.close()
             go_on.set()
             with pytest.raises(openai.APIError, match="closed the connection|no cloud answers"):
@@ -528,8 +520,8 @@ def test_a_client_that_leaves_frees_its_place(cloud: Cloud, root: Path, stream: 
                 client.sendall(head.encode() + body)
                 if stream:
                     assert b"200 OK" in client.recv(1000)
-                eventually(lambda: len(stage.connections) == 2)
-            eventually(lambda: not idle(stage, "anna"))
+                soon(lambda: len(stage.connections) == 2)
+            soon(lambda: not idle(stage, "anna"))
             go_on.set()
         assert stage.text(model="anna") == wanted(cloud, "anna")
         assert len(stage.connections) == 2
@@ -549,7 +541,7 @@ def test_the_cloud_stops_a_reply_that_nobody_reads(cloud: Cloud, root: Path) -> 
             with http.stream("POST", "/v1/chat/completions", json=body) as answer:
                 next(events(answer))
             go_on.set()
-            eventually(lambda: idle(stage, "anna"))
+            soon(lambda: idle(stage, "anna"))
         session = next(session for mark, session, _ in stage.gateway.pool._idle if mark[0] == "anna")
         assert session.usage.why == "cancelled"
         assert stage.text(model="anna", max_tokens=200) == long
@@ -562,7 +554,7 @@ def test_who_finds_no_place_waits(cloud: Cloud, root: Path) -> None:
         held(stage.gateway.shelf.load("anna"), 5) as go_on,
     ):
         first = pool.submit(stage.text, model="anna")
-        eventually(lambda: len(stage.connections) == 2)
+        soon(lambda: len(stage.connections) == 2)
         second = pool.submit(stage.text)
         with stage.http() as http:  # what is no reply needs no place
             assert http.get("/v1/models").status_code == 200
@@ -860,7 +852,7 @@ def test_teaching(cloud: Cloud, root: Path, tmp_path: Path) -> None:
             state.update(http.get("/sideplug/state").json()["teacher"])
             return not state["running"]
 
-        eventually(is_done)
+        soon(is_done)
         assert (state["error"], state["stage"]) == ("", "")
         assert state["line"].startswith("held-out loss ")
         assert state["losses"]
@@ -869,7 +861,7 @@ def test_teaching(cloud: Cloud, root: Path, tmp_path: Path) -> None:
         assert stage.text(model=f"{cloud.base.name}+taught") == want
         before = (root / "taught" / "adapter_model.safetensors").read_bytes()
         assert http.post("/sideplug/teach", json={**body, "settings": {"epochs": 1, "force": True}}).json()["running"]
-        eventually(is_done)
+        soon(is_done)
         assert state["line"].startswith("learnt 4 more in 1 epochs")
         assert (root / "taught" / "adapter_model.safetensors").read_bytes() != before
         assert stage.text(model="taught") is not None

@@ -33,7 +33,7 @@ from sideplug.contract.text import Prompt
 from sideplug.device.again import Again
 from sideplug.device.link import WebSocketLink
 from sideplug.device.runtime import Pace, Session
-from tests.conftest import Cloud, a_plugin, a_session
+from tests.conftest import Cloud, a_plugin, a_session, eventually
 
 pytestmark = [
     pytest.mark.slow,
@@ -108,20 +108,13 @@ class Fleet:
 
     def two_without(self, gone: set[int], old: set[int]) -> None:
         """Wait until there are two replicas, none of them of `gone`, and one that is not of `old` serves."""
-        soon(lambda: len(self.replicas) == 2 and not self.replicas & gone, 150)
-        soon(lambda: self.answers() in self.replicas - old, 60)
+        eventually(lambda: len(self.replicas) == 2 and not self.replicas & gone, 150)
+        eventually(lambda: self.answers() in self.replicas - old, 60)
 
     def answers(self) -> int:
         with contextlib.suppress(OSError, ValueError):
             return int(self.health()["pid"])
         return 0
-
-
-def soon(condition: Callable[[], Any], within_s: float) -> None:
-    last = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < last, "it did not come to it"
-        time.sleep(0.05)
 
 
 def processes(home: Path) -> dict[int, str]:
@@ -162,7 +155,7 @@ def a_fleet(model: Path, *options: str) -> Iterator[Fleet]:
         process.wait(10)
         process.stdout.close()  # type: ignore[union-attr]
         with contextlib.suppress(AssertionError):  # Ray's own end with the one that started them
-            soon(lambda: not processes(home), 10)
+            eventually(lambda: not processes(home), 10)
         for number in processes(home):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
@@ -247,7 +240,7 @@ def test_what_a_replica_can_not_have_is_said(tiny: Path, tmp_path: Path) -> None
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("sideplug: the fleet did not start: the memory for texts in work must be at least"), last
     assert done.stdout == ""
-    soon(lambda: not processes(home), 20)
+    eventually(lambda: not processes(home), 20)
     shutil.rmtree(home, ignore_errors=True)
 
 
@@ -344,4 +337,4 @@ def test_it_goes_down_when_the_reply_is_done(fleet: Fleet, wanted: tuple[Any, li
     assert fleet.process.wait(120) == 0
     print(f"\ndown {time.monotonic() - began:.1f} s after SIGTERM")
     assert "Traceback" not in fleet.errors.read_text()
-    soon(lambda: not processes(fleet.home), 20)
+    eventually(lambda: not processes(fleet.home), 20)

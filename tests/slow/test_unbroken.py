@@ -6,11 +6,7 @@ Run: pytest -m slow tests/slow/test_unbroken.py
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,6 +19,7 @@ from sideplug.device.again import Again
 from sideplug.device.link import WebSocketLink
 from sideplug.device.plugin import Plugin
 from sideplug.device.runtime import Session
+from tests.conftest import free_port, serving
 from tests.faults import faulty, seeded
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -31,23 +28,9 @@ SAMPLED = Sampling(temperature=0.8, seed=3)
 TOKENS = 60
 
 
-@contextlib.contextmanager
-def serving(port: int, *options: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "sideplug", "serve", "--port", str(port), "--json", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["url"] == f"ws://127.0.0.1:{port}"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @pytest.fixture(scope="module")
 def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +88,7 @@ def test_the_next_turn_is_the_same_whether_the_first_was_kept(port: int, plugin:
     kept = text(session, prompt)
     assert session.usage.kept > 20
     session.link.close()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        other = int(free.getsockname()[1])
+    other = free_port()
     with serving(other, "--keep-seconds", "0"):
         session = a_session(f"ws://127.0.0.1:{other}", plugin)
         assert text(session, prompt) == kept
@@ -117,8 +99,7 @@ def test_the_next_turn_is_the_same_whether_the_first_was_kept(port: int, plugin:
 @pytest.mark.parametrize(("number", "bits"), [(signal.SIGKILL, "8"), (signal.SIGTERM, "8"), (signal.SIGKILL, "4")])
 def test_a_cloud_that_is_stopped_in_a_reply(plugin: Plugin, number: int, bits: str) -> None:
     """Killed at three places, and another takes its port: the text goes on there. SIGTERM lets it end where it is."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
+    port = free_port()
     url = f"ws://127.0.0.1:{port}"
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(serving(port, "--bits", bits))
