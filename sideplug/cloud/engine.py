@@ -213,7 +213,7 @@ class Engine:
         wanted = _text(reply)
         _, have = self.kept.best(wanted)
         for work in running:
-            shared = _text(work).shared(wanted)
+            shared = _text(work, b"").shared(wanted)
             if shared > max(have, work.cache.length, LEAST - 1):
                 reply.behind = (work, shared)
                 return True
@@ -228,21 +228,21 @@ class Engine:
             return cache is not None
         text = _text(work)
         entry, length = self.kept.best(text)
-        kept, states = (entry.text, entry.states) if entry else (None, None)
+        donor: Reply | None = None
         for other in self._works:
             if isinstance(other, Reply) and other.cache.length > length:
                 shared = min(_text(other, b"").shared(text), other.cache.length)
                 if shared > max(length, LEAST - 1):
-                    entry, kept, length = None, None, shared
-                    states = other.cache.read(shared)
+                    entry, donor, length = None, other, shared
         cache = self._new_cache(work, entry)
         if cache is None:
             return False
-        if length:
-            cache.write(states, length)
         if entry:
+            cache.write(entry.states, length)
             self.kept.use(entry, text)
-        work.begin(cache, kept, length)
+        elif donor:
+            cache.write(donor.cache.read(length), length)
+        work.begin(cache, entry.text if entry else None, length)
         self.meters.tokens["kept"] += length
         self.meters.resumed += bool(work.done)
         work.send(_begun(work, length))

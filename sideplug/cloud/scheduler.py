@@ -3,9 +3,9 @@
 A sequence that waits for its device has nothing pending, so it takes no part and holds nobody up. Prefill is cut into
 chunks, smaller ones while others decode, so a long prompt does not stall them. It is fair between users: who has had
 the least prefill comes first (start-time fair queueing), so that one with many texts slows another's down by half at
-most; the texts of one user take turns. A chunk is never
-one token and never leaves one: an engine may sum a single token in another order than several, and then a text would
-depend on who else was in its step. It does not know models, gates or sockets.
+most; the texts of one user take turns. A chunk is never one token and never leaves one: an engine may sum a single
+token in another order than several, and then a text would depend on who else was in its step. It does not know models,
+gates or sockets.
 """
 
 from __future__ import annotations
