@@ -11,7 +11,7 @@ from sideplug.cloud.top import Now, Sample
 from sideplug.contract.errors import CloudError, Unauthorized, Unreachable
 from sideplug.contract.text import Prompt
 from sideplug.device.address import Address, get
-from tests.conftest import Run, a_cloud, a_plugin, a_session
+from tests.conftest import Run, a_cloud, a_plugin, a_session, eventually
 from tests.test_cli import sentence
 
 TEXT = """sideplug_sessions 3
@@ -44,6 +44,7 @@ def test_a_cloud_that_has_worked(tiny: Path, run: Run) -> None:
     with a_cloud(tiny) as cloud:
         with a_session(cloud.url, a_plugin(cloud.base.fingerprint)) as session:
             list(session.generate(Prompt.user("Is it far?"), 20))
+            eventually(lambda: not cloud.engine.working)  # DONE leaves a moment before its text is put away
             now = Now(Sample.read(get(Address(cloud.url), "/metrics"), 0.0))
             shown = dict(now.rows())
             assert shown["sessions"] == "1 open, 0 texts in work, 0 waiting"
