@@ -3,7 +3,7 @@
     python bench/network.py                RTT 0, 20, 50, 100 ms at 10 Mbit/s (about ten minutes)
 
 Two plugins are trained as a user would: the made-up person of examples/person (short replies to unseen phrasings,
-greedy) and the demo's president (prose, continued at temperature 0.7). The device, the network (bench/shaper.py) and
+greedy) and the demo's president (prose, continued at temperature 0.7). The device, the network (sideplug_bench/shaper.py) and
 the cloud are processes of this machine and share its cores, which costs the run-ahead most. Speeds are reply tokens
 behind the first over the time behind the first. Texts must equal those of the plain loop with the same gate.
 Results: bench/results/network.json.
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import common
-from shaper import Network, shaped
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from demo import PASSAGES, fetch_texts
@@ -35,6 +34,7 @@ from sideplug.device.plugin import Plugin
 from sideplug.device.runtime import Pace, Session
 from sideplug.learn import data
 from sideplug.paths import cache_dir
+from sideplug_bench.shaper import Network, shaped
 
 HERE = Path(__file__).parent
 PERSON = HERE.parent / "examples" / "person"
@@ -70,7 +70,7 @@ def main() -> None:
         for name, task in tasks(url, Path(scratch)).items():
             for rtt in options.rtt_ms:
                 with shaped(url, Network(rtt, options.jitter_ms if rtt else 0, options.mbit, options.up_mbit)) as far:
-                    rows += [{"task": name, "rtt_ms": rtt, **row} for row in measure(far, task, options.rounds)]
+                    rows += [{"task": name, "rtt_ms": rtt, **row} for row in measure(far.url, task, options.rounds)]
                 show(rows[-len(SYSTEMS) :])
     network = {"mbit": options.mbit, "up_mbit": options.up_mbit or options.mbit, "jitter_ms": options.jitter_ms}
     found = {"machine": common.machine(), **network, "rows": rows}

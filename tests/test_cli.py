@@ -11,13 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.tiny_model import TEXT
+from sideplug_bench.shaper import Network, shaped
 from tests.conftest import Cloud, Run, a_cloud, a_plugin
 
 ROOT = Path(__file__).parent.parent
@@ -335,24 +335,13 @@ def test_ctrl_c_in_training_keeps_a_checkpoint(run: Run, served: dict[str, Any],
     assert not checkpoint.exists()
 
 
-@contextmanager
-def far_away(url: str, rtt_ms: int) -> Iterator[str]:
-    """The cloud behind the benchmarks' network: a reply that waits for the device at each token then takes its time."""
-    command = [sys.executable, ROOT / "bench" / "shaper.py", url.removeprefix("ws://"), "--rtt-ms", str(rtt_ms)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    yield f"ws://127.0.0.1:{int(process.stdout.readline())}"
-    process.kill()
-    process.communicate()
-
-
 def test_ctrl_c_in_a_reply(served: dict[str, Any], tmp_path: Path) -> None:
     """The reply stops, what came stays on the screen, and the cloud has forgotten it."""
     a_plugin(served["fingerprint"]).save(tmp_path / "plugin")
     how = ["--plugin", tmp_path / "plugin", "--ahead", "0", "--max-tokens", "10000", "--temperature", "2"]
-    with far_away(served["url"], 50) as url:
+    with shaped(served["url"], Network(50)) as far:
         for attempt in range(20):
-            process = start("generate", "hi", "--cloud", url, *how, "--seed", attempt, cache=tmp_path)
+            process = start("generate", "hi", "--cloud", far.url, *how, "--seed", attempt, cache=tmp_path)
             assert process.stdout is not None
             first = process.stdout.read(1)
             process.send_signal(signal.SIGINT)

@@ -201,7 +201,8 @@ class OrtModel:
         wanted = tuple(sorted({*layers, self.blocks} - {0}))
         session, binding = self._bound(layout, wanted)
         shape: Any = (*layout.variant.shape(len(x)), self.width)
-        binding.bind_cpu_input("x", x.reshape(shape))
+        # By its place, and not as `small`: a binding would hold a whole prompt's rows until its slots are run again.
+        binding.bind_input("x", "cpu", 0, np.float32, shape, x.ctypes.data)
         for name, value in layout.small.items():
             binding.bind_cpu_input(name, value)
         found = {0: x}

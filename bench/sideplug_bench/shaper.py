@@ -1,9 +1,10 @@
 """A network in a process: a TCP proxy with a delay, jitter and a bandwidth, each way.
 
-    python bench/shaper.py 127.0.0.1:8765 --rtt-ms 50 --jitter-ms 2 --mbit 10
+    python -m sideplug_bench.shaper 127.0.0.1:8765 --rtt-ms 50 --jitter-ms 2 --mbit 10
 
 A piece that is read waits for the line (its bytes over the bandwidth), then for the delay; nothing overtakes, nothing
-is lost. It prints the address to connect to. It does not know what passes.
+is lost. It prints the port to connect to, and for every line that it is given, the bytes that came by so far: down, up.
+It does not know what passes.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
@@ -39,8 +42,10 @@ class Network:
 class Way:
     """One direction of one connection."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, network: Network) -> None:
-        self._reader, self._writer, self._network = reader, writer, network
+    def __init__(
+        self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, network: Network, by: Counter[str]
+    ) -> None:
+        self._name, self._reader, self._writer, self._network, self._bytes = name, reader, writer, network, by
         self._sent: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(4096)
 
     async def run(self) -> None:
@@ -50,6 +55,7 @@ class Way:
         with contextlib.suppress(OSError):
             while piece := await self._reader.read(1 << 14):
                 now = clock()
+                self._bytes[self._name] += len(piece)
                 free = max(now, free) + (len(piece) * 8e-6 / self._network.mbit if self._network.mbit else 0.0)
                 delay = self._network.rtt_ms / 2 + abs(random.gauss(0, self._network.jitter_ms))
                 due = max(due, free + delay / 1000)
@@ -73,6 +79,13 @@ class Way:
 
 async def shape(host: str, port: int, network: Network) -> None:
     """Pass on to host:port until cancelled; the own port is printed."""
+    passed: Counter[str] = Counter()
+
+    def tell() -> None:
+        if sys.stdin.readline():
+            print(json.dumps([passed["down"], passed["up"]]), flush=True)
+        else:
+            asyncio.get_running_loop().remove_reader(sys.stdin)
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -80,24 +93,47 @@ async def shape(host: str, port: int, network: Network) -> None:
         except OSError:
             writer.close()
             return
-        await asyncio.gather(Way(reader, far_writer, network.up).run(), Way(far_reader, writer, network).run())
+        up, down = (
+            Way("up", reader, far_writer, network.up, passed),
+            Way("down", far_reader, writer, network, passed),
+        )
+        await asyncio.gather(up.run(), down.run())
 
     server = await asyncio.start_server(pass_on, "127.0.0.1", 0)
+    with contextlib.suppress(OSError):  # what is no pipe asks nothing
+        asyncio.get_running_loop().add_reader(sys.stdin, tell)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
+class Shaped:
+    """A network that somebody is behind, in a process of its own. `url`: where to connect to."""
+
+    def __init__(self, url: str, process: subprocess.Popen[str]) -> None:
+        self.url = url
+        self._process = process
+
+    def passed(self) -> tuple[int, int]:
+        """Bytes that came by so far: down, up."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        down, up = json.loads(self._process.stdout.readline())
+        return down, up
+
+
 @contextlib.contextmanager
-def shaped(url: str, network: Network) -> Iterator[str]:
-    """A ws:// address behind this network, in a process of its own: its URL."""
+def shaped(url: str, network: Network) -> Iterator[Shaped]:
+    """A ws:// or http:// address behind this network."""
     parts = urlsplit(url)
     numbers = ["--rtt-ms", network.rtt_ms, "--jitter-ms", network.jitter_ms]
     numbers += ["--mbit", network.mbit, "--up-mbit", network.up_mbit]
     command = [sys.executable, __file__, f"{parts.hostname}:{parts.port}", *map(str, numbers)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        yield f"{parts.scheme}://127.0.0.1:{int(process.stdout.readline())}"
+        yield Shaped(f"{parts.scheme}://127.0.0.1:{int(process.stdout.readline())}", process)
     finally:
         process.kill()  # what is under way in a network that goes away is lost
         process.wait()

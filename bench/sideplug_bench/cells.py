@@ -1,0 +1,41 @@
+"""What a run has measured so far, a line of JSON a cell: a run that was cut goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sideplug.contract.errors import InputError, Stopped
+from sideplug.terminal import say
+
+
+class Cells:
+    """Cells by key, in a file. Raises InputError where that file is of a run with other settings."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        self.found: dict[str, Any] = {}
+        if path.exists():
+            lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+            if lines and lines[0] != {"settings": settings}:
+                raise InputError(f"{path} is of a run with other settings: delete it, or give another --out")
+            self.found = {line["key"]: line["value"] for line in lines[1:]}
+        if not path.exists() or not path.stat().st_size:
+            self._append({"settings": settings})
+
+    def measured(self, key: str, measure: Callable[[], Any]) -> Any:
+        """The cell of that key; measured only where it is not there yet."""
+        if key not in self.found:
+            say(f"── {key}")
+            self.found[key] = measure()
+            self._append({"key": key, "value": self.found[key]})
+        return self.found[key]
+
+    def _append(self, line: dict[str, Any]) -> None:
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise Stopped(f"{self.path} could not be written: {error.strerror or error}") from error

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import importlib
+import json
+import resource
+import sys
+import time
+from typing import Any
+
+
+def main() -> None:
+    kind, settings = sys.argv[1], json.loads(sys.argv[2])
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # whoever prints must not be taken for an answer
+    device = importlib.import_module(f"sideplug_bench.devices.{kind}").make(**settings)
+    tell: Any = lambda answer: print(json.dumps(answer), file=answers, flush=True)  # noqa: E731
+    tell("ready")
+    for line in sys.stdin:
+        asked = json.loads(line)
+        what = asked.pop("do")
+        if what == "cost":
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            tell({"peak_rss_mb": round(peak, 1), "cpu_s": time.process_time()})
+        else:
+            tell(getattr(device, what)(**asked))
+
+
+if __name__ == "__main__":
+    main()

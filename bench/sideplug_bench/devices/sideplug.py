@@ -1,0 +1,72 @@
+"""Our own device: a session with a cloud, with a plugin or without; or without one, the nearest examples in the prompt."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sideplug.contract.gate import Gate
+from sideplug.contract.sampling import Sampling
+from sideplug.contract.tap import Tap
+from sideplug.contract.text import Prompt
+from sideplug.device.address import Address
+from sideplug.device.link import WebSocketLink
+from sideplug.device.plugin import Plugin
+from sideplug.device.runtime import Pace, Session
+from sideplug.learn import tape
+from sideplug.learn.data import Example
+
+
+@dataclass
+class Told:
+    """A reply, and when its tokens came, in seconds since it was asked for. Bytes are counted on the line itself."""
+
+    text: str = ""
+    tokens: int = 0
+    round_trips: int = 0  # times that the text waited for the device
+    times_s: list[float] = field(default_factory=list)
+
+
+class Device:
+    """`plugin` None: the base alone."""
+
+    def __init__(self, url: str, plugin: Plugin | None, gate: Gate, pace: Pace) -> None:
+        self._address, self._plugin, self._gate, self._pace = Address(url), plugin, gate, pace
+        self._session = Session.open(WebSocketLink.open(self._address), plugin, gate=gate)
+
+    def prompt(self, wire: dict[str, Any]) -> Prompt:
+        return Prompt.from_wire(wire)
+
+    def reply(self, prompt: dict[str, Any], max_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
+        told = Told()
+        start = time.perf_counter()
+        sampling = Sampling(temperature, seed=seed)
+        for piece in self._session.generate(self.prompt(prompt), max_tokens, sampling, self._pace):
+            told.text += piece.text
+            told.times_s += [time.perf_counter() - start] * len(piece.ids)
+        told.tokens, told.round_trips = len(told.times_s), self._session.usage.round_trips
+        return asdict(told)
+
+    def losses(self, examples: list[dict[str, Any]]) -> list[list[float]]:
+        read = [Example(self.prompt(example["prompt"]), example["reply"], "") for example in examples]
+        session = self._session if self._plugin else self._session_for_reading()
+        judged = tape.score(session, read)
+        opens = self._gate.opens(self._gate.scores(judged.z_TD, judged.starts))
+        nats = [-float(p if o else b) for p, b, o in zip(judged.plugin, judged.base, opens, strict=True)]
+        ends = [*judged.starts[1:], len(nats)]
+        return [[sum(nats[a:b]), int(b - a)] for a, b in zip(judged.starts, ends, strict=True)]
+
+    def _session_for_reading(self) -> Session:
+        """Texts are read for a plugin: an untrained one of a single layer."""
+        model = self._session.model
+        tap = Tap.spread(model.blocks, model.width, 1, 8)
+        plugin = Plugin.new("ladder", model.fingerprint, model.name, tap, 8, model.width)
+        return Session.open(WebSocketLink.open(self._address), plugin, gate=self._gate)
+
+
+def make(url: str, plugin: str = "", gate: str = "", ahead: int = 0, lookahead: bool = False) -> Device:
+    """gate: shut, open, or the plugin's own ("")."""
+    loaded = Plugin.load(Path(plugin)) if plugin else None
+    return Device(url, loaded, Gate(gate) if gate or loaded is None else loaded.gate, Pace(ahead, lookahead=lookahead))

@@ -1,0 +1,97 @@
+"""What figures are measured with: spreads, bootstrap intervals, the machine, its memory's speed, its energy meter."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+RAPL = Path("/sys/class/powercap")
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, least and most of several runs."""
+    return {
+        "median": round(statistics.median(values), 3),
+        "min": round(min(values), 3),
+        "max": round(max(values), 3),
+        "runs": len(values),
+    }
+
+
+def bootstrap(sums: list[float], counts: list[float], draws: int = 2000, seed: int = 0) -> dict[str, float]:
+    """Mean of Σ sums / Σ counts over examples, and its 95 % interval (percentiles of resampled examples)."""
+    a, b = np.asarray(sums, float), np.asarray(counts, float)
+    picks = np.random.default_rng(seed).integers(0, len(a), (draws, len(a)))
+    means = a[picks].sum(1) / np.maximum(1e-9, b[picks].sum(1))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {
+        "mean": round(float(a.sum() / b.sum()), 4),
+        "low": round(float(low), 4),
+        "high": round(float(high), 4),
+        "examples": len(a),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Cores, memory, versions: what a figure stands with."""
+    packages = ("onnxruntime", "torch", "transformers", "peft", "xllamacpp", "numpy", "sideplug")
+    return {
+        "cpu": next(
+            (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+            platform.processor(),
+        ),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "python": platform.python_version(),
+        **{name: version for name in packages if (version := _version(name))},
+    }
+
+
+def _version(package: str) -> str:
+    """ "" for one that is not installed: some benchmarks need few."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def read_gb_s(threads: int) -> float:
+    """Memory's read rate: 1 GB by so many threads, the best of five."""
+    parts = np.array_split(np.ones(1 << 27), threads)
+    best = 0.0
+    for _ in range(5):
+        readers = [threading.Thread(target=part.max) for part in parts]
+        start = time.perf_counter()
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        best = max(best, sum(part.nbytes for part in parts) / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+class Energy:
+    """The processor packages' counters (RAPL), which wrap. `joules` since the start; None where there is no meter."""
+
+    def __init__(self, root: Path = RAPL) -> None:
+        self._meters = [path for path in root.glob("intel-rapl:?") if os.access(path / "energy_uj", os.R_OK)]
+        self._start = self._read()
+
+    def _read(self) -> list[int]:
+        return [int((path / "energy_uj").read_text()) for path in self._meters]
+
+    @property
+    def joules(self) -> float | None:
+        if not self._meters:
+            return None
+        wraps = [int((path / "max_energy_range_uj").read_text()) for path in self._meters]
+        return sum((b - a) % wrap for a, b, wrap in zip(self._start, self._read(), wraps, strict=True)) / 1e6

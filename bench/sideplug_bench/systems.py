@@ -1,0 +1,231 @@
+"""Who is compared. A system is what is trained for a person, what runs far away, and what runs on the device.
+
+Its settings stand in `how`, which the report prints: rivals get their best reasonable ones.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from sideplug.contract.errors import Stopped
+from sideplug.contract.gate import Gate
+from sideplug.device.plugin import Plugin
+
+LORA_RANK = 8
+EXCHANGE_RANK = 8
+NEAREST = 3
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a system finds: the model, the URL of what it has far away ("" for nothing), what was trained (or "")."""
+
+    model: str
+    url: str
+    made: str = ""
+    examples: str = ""
+
+
+Settings = tuple[str, dict[str, Any]]  # of the device: see devices/
+
+
+@dataclass(frozen=True)
+class System:
+    """made: what is trained: "ladder", "paper", "paper-added", "lora" or nothing. far: what runs beyond the network.
+
+    like: the system whose quality this one has, because its texts are the same. base: whose replies are untouched ones.
+    """
+
+    name: str
+    label: str
+    how: str
+    device: Callable[[Place], Settings]
+    made: str = ""
+    far: str = "sideplug"  # or "gateway", "transformers", "per layer", or "" for none
+    like: str = ""
+    base: str = "cloud only"
+    needs: tuple[str, ...] = ()  # packages
+
+    def missing(self) -> str:
+        """The sentence that says why it can't run here, or ""."""
+        absent = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        return f"needs {', '.join(absent)} (pip install 'sideplug[bench]')" if absent else ""
+
+
+def ours(gate: str, ahead: int = 0, lookahead: bool = False) -> Callable[[Place], Settings]:
+    more = {"gate": gate, "ahead": ahead, "lookahead": lookahead}
+    return lambda place: ("sideplug", {"url": place.url, "plugin": place.made, **more})
+
+
+HF = ("torch", "transformers")
+SYSTEMS = (
+    System("cloud only", "cloud only", "sideplug serve, nobody's plugin: the ceiling of speed", ours("shut")),
+    System(
+        "retrieval",
+        "nearest examples in the prompt",
+        f"sideplug serve, nobody's plugin; the person's {NEAREST} nearest examples (BM25) before each prompt",
+        lambda p: ("retrieval", {"url": p.url, "examples": p.examples, "nearest": NEAREST}),
+        needs=("bm25s",),
+    ),
+    System(
+        "cloud LoRA",
+        "cloud LoRA per user",
+        f"PEFT, r={LORA_RANK} on q and v, alpha 16, AdamW at 1e-3 with a linear decay, the epoch that is best on held-out "
+        "examples; transformers, float32",
+        lambda p: ("far", {"url": p.url}),
+        made="lora",
+        far="transformers",
+        base="device, transformers",
+        needs=(*HF, "peft"),
+    ),
+    System(
+        "device, llama.cpp",
+        "device only, llama.cpp",
+        "the very GGUF that the cloud serves, by xllamacpp, all cores",
+        lambda p: ("llama_cpp", {"model": p.model}),
+        far="",
+        needs=("xllamacpp",),
+    ),
+    System(
+        "device, transformers",
+        "device only, transformers",
+        "the same weights in float32, all cores",
+        lambda p: ("transformers", {"model": p.model}),
+        far="",
+        base="device, transformers",
+        needs=HF,
+    ),
+    System(
+        "SPA as in the paper",
+        "SPA as in the paper",
+        "the paper's ladder (width 32), every hidden state as fp16, every token, its output in place of z",
+        ours("open"),
+        made="paper",
+    ),
+    System(
+        "SPA, added to z",
+        "SPA as in the paper, added to z",
+        "the same, but its output is added to z",
+        ours("open"),
+        made="paper-added",
+    ),
+    System("ungated", "ours, ungated", "9 taps of 64 int8 numbers; asked for every token", ours("open"), made="ladder"),
+    System("gated", "ours, gated", "the same plugin at its calibrated gate", ours(""), made="ladder"),
+    System(
+        "gated, lookahead",
+        "ours, gated, with lookahead",
+        "the same, run ahead with up to 24 open asks, drafts from the person's phrases",
+        ours("", 24, True),
+        made="ladder",
+        like="gated",
+    ),
+    System(
+        "per layer",
+        "a round trip a layer",
+        f"the traffic pattern of PrivateLoRA: q, k and v of rank {EXCHANGE_RANK} there and back in each layer; M is zero, so "
+        "its text is the base's; transformers, float32",
+        lambda p: ("far", {"url": p.url, "rank": EXCHANGE_RANK}),
+        far="per layer",
+        like="device, transformers",
+        needs=HF,
+    ),
+    System(
+        "plugin in the cloud",
+        "ladder side-tuning, plugin in the cloud",
+        "the ungated plugin in a gateway beside the cloud; only text passes the network",
+        lambda p: ("gateway", {"url": p.url, "model": f"{Path(p.made).name}-open"}),
+        made="ladder",
+        far="gateway",
+        like="ungated",
+    ),
+)
+BY_NAME = {system.name: system for system in SYSTEMS}
+
+
+class Device:
+    """A device's process, asked line by line."""
+
+    def __init__(self, kind: str, settings: dict[str, Any]) -> None:
+        command = [sys.executable, "-m", "sideplug_bench.devices", kind, json.dumps(settings)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._answer()
+
+    def ask(self, what: str, **asked: Any) -> Any:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"do": what, **asked}) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise Stopped("a device's process has ended; what it said stands above")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@contextmanager
+def device(kind: str, settings: dict[str, Any]) -> Iterator[Device]:
+    opened = Device(kind, settings)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+@contextmanager
+def child(*command: Any) -> Iterator[tuple[dict[str, Any], psutil.Process]]:
+    """A process that prints a line of JSON when it is ready: (that, the process)."""
+    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        if not line:
+            raise Stopped(f"{' '.join(map(str, command[:4]))} … has ended; what it said stands above")
+        yield json.loads(line), psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def served(model: str, *options: Any) -> Iterator[tuple[str, psutil.Process]]:
+    """`sideplug serve` as a user starts it: (its URL, its process)."""
+    with child("-m", "sideplug", "serve", model, "--port", "0", "--json", *options) as (told, process):
+        yield told["url"], process
+
+
+@contextmanager
+def far_side(system: System, model: str, cloud: str, made: str, scratch: Path) -> Iterator[tuple[str, int]]:
+    """(URL of what the device of this system talks to, bytes that it takes for this person alone beside KV caches)."""
+    if system.far == "gateway":
+        always = scratch / f"{Path(made).name}-open"
+        shutil.rmtree(always, ignore_errors=True)
+        replace(Plugin.load(Path(made)), gate=Gate("open")).save(always)
+        with child("-m", "sideplug", "gateway", "--plugin", always, "--cloud", cloud, "--port", 0, "--json") as (told, p):
+            yield told["url"], p.memory_full_info().pss
+    elif system.far in ("transformers", "per layer"):
+        more = ["--adapter", made] if made else ["--per-layer", EXCHANGE_RANK] if system.far == "per layer" else []
+        with child("-m", "sideplug_bench.hf_cloud", model, *more) as (told, _):
+            yield told["url"], sum(file.stat().st_size for file in Path(made).glob("*.safetensors")) if made else 0
+    else:
+        yield cloud if system.far else "", 0
