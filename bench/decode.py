@@ -11,7 +11,6 @@ import argparse
 import json
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -22,13 +21,14 @@ from typing import Any
 
 import numpy as np
 import psutil
-from common import machine, served, spread
 
 from sideplug.cloud.cores import cores
 from sideplug.cloud.store import DEFAULT, find
 from sideplug.contract.text import Prompt
 from sideplug.device.link import WebSocketLink
 from sideplug.device.runtime import Session
+from sideplug_bench.meters import machine, read_gb_s, spread
+from sideplug_bench.processes import served
 
 PROMPT, LONG = 32, 512  # tokens of a prompt; of the one that times the prefill
 Ask = Callable[[list[int], int], list[float]]  # prompt ids, tokens at most → when each token came
@@ -144,21 +144,6 @@ def memory_mb(process: psutil.Process) -> dict[str, float]:
     return {"rss_mb": round(info.rss / 1e6), "pss_mb": round(info.pss / 1e6)}
 
 
-def read_bandwidth_gb_s() -> float:
-    """Reading 1 GB with every core."""
-    parts = np.array_split(np.ones(1 << 27), cores()[0])
-    best = 0.0
-    for _ in range(5):
-        threads = [threading.Thread(target=part.max) for part in parts]
-        start = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        best = max(best, sum(part.nbytes for part in parts) / (time.perf_counter() - start) / 1e9)
-    return best
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT, help="a GGUF, or the default")
@@ -174,7 +159,7 @@ def main() -> None:
     rates: dict[str, list[float]] = {}
     memory: dict[str, dict[str, float]] = {}
     with ExitStack() as stack:
-        bandwidth = read_bandwidth_gb_s()
+        bandwidth = read_gb_s(cores()[0])
         systems = {
             "transformers fp32": stack.enter_context(transformers_generate(arguments.model)),
             "llama.cpp": stack.enter_context(llama_cpp(gguf, 1)),

@@ -35,10 +35,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import common
 import msgpack
 import numpy as np
-from tiny import CONTEXT, WIDTH, Cloud, a_cloud, a_plugin, make_model
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame as Written
 from websockets.frames import Opcode
@@ -53,6 +51,8 @@ from sideplug.contract.text import Prompt
 from sideplug.contract.wire import SCHEMA, Frame, Kind
 from sideplug.device.link import WebSocketLink
 from sideplug.device.runtime import Session
+from sideplug_bench.meters import machine
+from tiny import CONTEXT, WIDTH, Cloud, a_cloud, a_plugin, make_model
 
 HERE = Path(__file__).parent
 TOGETHER = 6  # sessions at once
@@ -989,7 +989,7 @@ def main() -> None:
     decoded, bugs = fuzz_decode(options.seconds, options.seed)
     say(f"decode: {decoded['inputs']:,} inputs, {decoded['outcomes']}")
     live, failures = fuzz_live(options.live_seconds, options.seed)
-    found = {"machine": common.machine(), "seed": options.seed, "decode": decoded, "live": live}
+    found = {"machine": machine(), "seed": options.seed, "decode": decoded, "live": live}
     text = json.dumps(found, indent=2, default=str) + "\n"
     if out:
         out.write_text(text)

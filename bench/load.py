@@ -33,9 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
-from tiny import CONTEXT, KV_TOKEN_BYTES, WORDS, Cloud, Watch, a_cloud, a_plugin, make_model
 from tokenizers import Tokenizer
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
@@ -52,6 +50,8 @@ from sideplug.device.link import REPLY_TIMEOUT_S, WebSocketLink
 from sideplug.device.lookahead import BREAK
 from sideplug.device.plugin import Plugin
 from sideplug.device.runtime import Pace, Session
+from sideplug_bench.meters import machine
+from tiny import CONTEXT, KV_TOKEN_BYTES, WORDS, Cloud, Watch, a_cloud, a_plugin, make_model
 
 HERE = Path(__file__).parent
 KEYS = 8
@@ -647,7 +647,7 @@ def run(options: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], lis
     answered = [reply for person in people for reply in person.answered]
     rss = memory(watch.rss_mb)
     found = {
-        "machine": common.machine(),
+        "machine": machine(),
         "minutes": options.minutes,
         "sessions": options.sessions,
         "keys": KEYS,

@@ -3,9 +3,10 @@
     python bench/network.py                RTT 0, 20, 50, 100 ms at 10 Mbit/s (about ten minutes)
 
 Two plugins are trained as a user would: the made-up person of examples/person (short replies to unseen phrasings,
-greedy) and the demo's president (prose, continued at temperature 0.7). The device, the network (sideplug_bench/shaper.py) and
-the cloud are processes of this machine and share its cores, which costs the run-ahead most. Speeds are reply tokens
-behind the first over the time behind the first. Texts must equal those of the plain loop with the same gate.
+greedy) and the demo's president (prose, continued at temperature 0.7). The device, the network
+(sideplug_bench/shaper.py) and the cloud are processes of this machine and share its cores, which costs the run-ahead
+most. Speeds are reply tokens behind the first over the time behind the first. Texts must equal those of the plain loop
+with the same gate.
 Results: bench/results/network.json.
 """
 
@@ -20,10 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import common
-
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from demo import PASSAGES, fetch_texts
+from demo import AUTHOR, PASSAGES
 
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
@@ -34,7 +33,10 @@ from sideplug.device.plugin import Plugin
 from sideplug.device.runtime import Pace, Session
 from sideplug.learn import data
 from sideplug.paths import cache_dir
+from sideplug_bench.meters import machine, spread
+from sideplug_bench.processes import command, served
 from sideplug_bench.shaper import Network, shaped
+from sideplug_bench.sotu import messages
 
 HERE = Path(__file__).parent
 PERSON = HERE.parent / "examples" / "person"
@@ -66,25 +68,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "network.json")
     options = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory() as scratch, common.served("smollm2-135m") as (url, _):
+    with tempfile.TemporaryDirectory() as scratch, served("smollm2-135m") as (url, _):
         for name, task in tasks(url, Path(scratch)).items():
             for rtt in options.rtt_ms:
                 with shaped(url, Network(rtt, options.jitter_ms if rtt else 0, options.mbit, options.up_mbit)) as far:
                     rows += [{"task": name, "rtt_ms": rtt, **row} for row in measure(far.url, task, options.rounds)]
                 show(rows[-len(SYSTEMS) :])
     network = {"mbit": options.mbit, "up_mbit": options.up_mbit or options.mbit, "jitter_ms": options.jitter_ms}
-    found = {"machine": common.machine(), **network, "rows": rows}
+    found = {"machine": machine(), **network, "rows": rows}
     options.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def tasks(url: str, scratch: Path) -> dict[str, Task]:
-    texts = fetch_texts()
+    texts = messages(AUTHOR)[AUTHOR]
     person, author = scratch / "person", scratch / "author"
     about = ["--cloud", url, "--out"]
-    common.sideplug("train", PERSON / "train.jsonl", "--epochs", 24, "--width", 256, *about, person)
-    common.sideplug("train", texts / "train", "--limit", PASSAGES, *about, author)
+    command("train", PERSON / "train.jsonl", "--epochs", 24, "--width", 256, *about, person)
+    command("train", texts / "train", "--limit", PASSAGES, *about, author)
     prompts = [example.prompt for example in data.read(PERSON / "test.jsonl")][::4]
-    words = (texts / "own.txt").read_text().split()
+    words = (texts / "last.txt").read_text().split()
     openings = [" ".join(words[at : at + 40]) for at in (0, 2000, 4000)]
     return {
         "person": Task(Plugin.load(person), [(prompt, Sampling()) for prompt in prompts], 40),
@@ -135,14 +137,19 @@ def measure(url: str, task: Task, rounds: int) -> list[dict[str, Any]]:
         if texts[name] != texts["+ gate"]:
             sys.exit(f"{name} gives another text than the plain loop with the same gate")
     # Near ties may fall the other way where the device rounds otherwise: from there on it is another text.
-    same = [common.alike(*pair) for pair in zip(texts[HEAD], texts["+ gate"], strict=True)]
+    same = [alike(*pair) for pair in zip(texts[HEAD], texts["+ gate"], strict=True)]
     rows[HEAD]["tokens_like_the_clouds"] = round(sum(same) / sum(map(len, texts["+ gate"])), 3)
     for name, row in rows.items():
-        row["tokens_s"] = common.spread(speeds[name])
+        row["tokens_s"] = spread(speeds[name])
         for rival in ("cloud only", "plain loop"):
             ratios = [ours / theirs for ours, theirs in zip(speeds[name], speeds[rival], strict=True)]
             row[f"times_{rival.replace(' ', '_')}"] = round(statistics.median(ratios), 2)
     return list(rows.values())
+
+
+def alike(one: list[int], other: list[int]) -> int:
+    """Tokens that two texts begin with in common."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -20,7 +20,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
 
 from sideplug.contract.gate import Gate
@@ -29,6 +28,8 @@ from sideplug.device.link import WebSocketLink
 from sideplug.device.plugin import Plugin
 from sideplug.device.runtime import Session, Usage
 from sideplug.learn import data, gate, tape
+from sideplug_bench.meters import machine
+from sideplug_bench.processes import command, served
 
 HERE = Path(__file__).parent
 PERSON = HERE.parent / "examples" / "person"
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "person.json")
     options = parser.parse_args()
     runs = []
-    with tempfile.TemporaryDirectory() as scratch, common.served("smollm2-135m") as (url, _):
+    with tempfile.TemporaryDirectory() as scratch, served("smollm2-135m") as (url, _):
         for count in options.facts:
             folder = Path(scratch) / f"person-{count}"
             make = [sys.executable, PERSON / "make.py", "--facts", str(count), "--out", folder]
@@ -55,13 +56,13 @@ def main() -> None:
                     shutil.copytree(Path(scratch) / f"plugin-{count}-{options.widths[0]}" / "tape", out / "tape")
                 runs.append(measure(url, count, width, folder, out))
                 print(json.dumps(runs[-1], ensure_ascii=False), flush=True)
-                found = {"machine": common.machine(), "runs": runs}  # a run that is cut keeps what it has
+                found = {"machine": machine(), "runs": runs}  # a run that is cut keeps what it has
                 options.out.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
 
 def measure(url: str, count: int, width: int, folder: Path, out: Path) -> dict[str, Any]:
     start = time.perf_counter()
-    learnt = common.sideplug(
+    learnt = command(
         "train",
         folder / "train.jsonl",
         "--out",

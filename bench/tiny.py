@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from tiny_model import TEXT, make_llama
 
 from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
 from sideplug.device.address import Address, get
 from sideplug.device.plugin import Plugin
+from tiny_model import TEXT, make_llama
 
 WIDTH, BLOCKS, CONTEXT = 64, 2, 1024
 KV_TOKEN_BYTES = BLOCKS * 2 * 2 * 16 * 4  # keys and values of two heads of 16 float32

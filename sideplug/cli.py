@@ -452,7 +452,12 @@ def _server_tls(cert: Path, key: Path) -> Any:
 @option("--format", "form", default="auto", help="auto, alpaca, messages, sharegpt or text.")
 @limit_option
 @option("--held-out", default=0.1, help="Share of the examples kept from training, to stop by.")
-@option("--kind", default="ladder", type=click.Choice(["ladder", "paper"]), help="Ours, or the paper's.")
+@option(
+    "--kind",
+    default="ladder",
+    type=click.Choice(["ladder", "paper", "paper-added"]),
+    help="Ours; the paper's, whose output replaces z; or that added to z.",
+)
 @option("--taps", default=9, type=click.IntRange(1, 256), help="Layers that are tapped.")
 @option("--rank", default=64, type=click.IntRange(1), help="Width of a tapped layer's code.")
 @option("--tap", "tap_name", help="A tap by name, or raw: every layer, unprojected, fp16.")
@@ -892,6 +897,56 @@ def top(url: str, cloud_key: str, ca: Path | None, pin: str, every: float, once:
             new = look()
             live.update(table(Now(new, old)), refresh=True)
             old = new
+
+
+@group.command("bench")
+@click.argument("model", default=DEFAULT_MODEL)
+@option("--quick", is_flag=True, help="Little of everything: ten minutes on two cores. Without: hours.")
+@option(
+    "--task",
+    "tasks",
+    multiple=True,
+    type=click.Choice(["authors", "facts"]),
+    help="Of these; may be repeated; none: both, or only your own with --data.",
+)
+@option("--data", type=FOLDER, metavar="FILE", help="A task of your own, in any format that training takes.")
+@option("--system", "systems", multiple=True, metavar="NAME", help="Only these systems; may be repeated.")
+@option("--out", default="bench/results", type=FOLDER, metavar="DIR", help="Where results and reports go.")
+@option("--report", "result", type=FOLDER, metavar="FILE", help="Only write a result's tables, page and pictures anew.")
+@json_option
+def bench(
+    model: str,
+    quick: bool,
+    tasks: tuple[str, ...],
+    data: Path | None,
+    systems: tuple[str, ...],
+    out: Path,
+    result: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare ways to split and personalise MODEL, in one run, under one network.
+
+    Ours, the paper's, LoRA in the cloud, the device alone, examples in the prompt, a round trip a layer: quality, speed
+    over networks, bytes, memory, training. A run that was stopped goes on where it was. It serves the model itself.
+
+    \b
+        pip install 'sideplug[bench]'
+        sideplug bench --quick
+    """
+    try:
+        from sideplug_bench import main as run
+    except ImportError as error:
+        raise InputError(f"sideplug bench needs {error.name}: pip install 'sideplug[bench]'") from error
+    if result:
+        files = run.report(run.read(result), result)
+    else:
+        chosen = tasks or (() if data else run.TASKS)
+        result, found = run.bench(model, "quick" if quick else "full", chosen, systems, data, out)
+        files = run.report(found, result)
+    if as_json:
+        _print_json({"result": str(result), "report": [str(file) for file in files]})
+    else:
+        say(f"{result}\nthe page: {result.with_suffix('.html')}")
 
 
 @group.group("keys")

@@ -25,11 +25,11 @@ class Cells:
         if not path.exists() or not path.stat().st_size:
             self._append({"settings": settings})
 
-    def measured(self, key: str, measure: Callable[[], Any]) -> Any:
-        """The cell of that key; measured only where it is not there yet."""
+    def measured(self, key: str, measure: Callable[..., Any], *about: Any) -> Any:
+        """The cell of that key: what `measure(*about)` gave, now or in the run before."""
         if key not in self.found:
             say(f"── {key}")
-            self.found[key] = measure()
+            self.found[key] = measure(*about)
             self._append({"key": key, "value": self.found[key]})
         return self.found[key]
 

@@ -1,10 +1,10 @@
-"""A rival's cloud: a model by transformers, with one person's LoRA or with an exchange at every layer, over a WebSocket.
+"""A rival's cloud: a model by transformers, with one person's LoRA or an exchange at every layer, over a WebSocket.
 
     python -m sideplug_bench.hf_cloud MODEL [--adapter DIR] [--per-layer RANK]
 
---per-layer has PrivateLoRA's traffic (arXiv 2311.14030): in each layer A·x (r numbers each for q, k and v) goes down, the
-device multiplies with its M, and M·A·x comes up before the layer goes on; B·(M·A·x) is added. A and B are random and M is
-zero: the text is the base's. It is the pattern of a trained one, not its quality.
+--per-layer has PrivateLoRA's traffic (arXiv 2311.14030): in each layer A·x (r numbers each for q, k and v) goes down,
+the device multiplies with its M, and M·A·x comes up before the layer goes on; B·(M·A·x) is added. A and B are random
+and M is zero: the text is the base's. It is the pattern of a trained one, not its quality.
 """
 
 from __future__ import annotations

@@ -16,11 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from sideplug.contract.errors import Stopped
 from sideplug.contract.gate import Gate
 from sideplug.device.plugin import Plugin
+from sideplug_bench.processes import child
 
 LORA_RANK = 8
 EXCHANGE_RANK = 8
@@ -55,12 +54,17 @@ class System:
     far: str = "sideplug"  # or "gateway", "transformers", "per layer", or "" for none
     like: str = ""
     base: str = "cloud only"
+    tells_losses: bool = True
     needs: tuple[str, ...] = ()  # packages
 
-    def missing(self) -> str:
-        """The sentence that says why it can't run here, or ""."""
+    def missing(self, folder: Path) -> str:
+        """Why it can't run the model of this folder here, or ""."""
         absent = [name for name in self.needs if importlib.util.find_spec(name) is None]
-        return f"needs {', '.join(absent)} (pip install 'sideplug[bench]')" if absent else ""
+        if absent:
+            return f"needs {', '.join(absent)} (pip install 'sideplug[bench]')"
+        if "xllamacpp" in self.needs and not (folder / "model.gguf").exists():
+            return "needs the model as a GGUF file"
+        return ""
 
 
 def ours(gate: str, ahead: int = 0, lookahead: bool = False) -> Callable[[Place], Settings]:
@@ -81,8 +85,8 @@ SYSTEMS = (
     System(
         "cloud LoRA",
         "cloud LoRA per user",
-        f"PEFT, r={LORA_RANK} on q and v, alpha 16, AdamW at 1e-3 with a linear decay, the epoch that is best on held-out "
-        "examples; transformers, float32",
+        f"PEFT, r={LORA_RANK} on q and v, alpha 16, AdamW at 1e-3 with a linear decay, the epoch that is best on "
+        "held-out examples; transformers, float32",
         lambda p: ("far", {"url": p.url}),
         made="lora",
         far="transformers",
@@ -95,6 +99,7 @@ SYSTEMS = (
         "the very GGUF that the cloud serves, by xllamacpp, all cores",
         lambda p: ("llama_cpp", {"model": p.model}),
         far="",
+        tells_losses=False,
         needs=("xllamacpp",),
     ),
     System(
@@ -133,8 +138,8 @@ SYSTEMS = (
     System(
         "per layer",
         "a round trip a layer",
-        f"the traffic pattern of PrivateLoRA: q, k and v of rank {EXCHANGE_RANK} there and back in each layer; M is zero, so "
-        "its text is the base's; transformers, float32",
+        f"the traffic pattern of PrivateLoRA: q, k and v of rank {EXCHANGE_RANK} there and back in each layer; M is "
+        "zero, so its text is the base's; transformers, float32",
         lambda p: ("far", {"url": p.url, "rank": EXCHANGE_RANK}),
         far="per layer",
         like="device, transformers",
@@ -189,40 +194,15 @@ def device(kind: str, settings: dict[str, Any]) -> Iterator[Device]:
 
 
 @contextmanager
-def child(*command: Any) -> Iterator[tuple[dict[str, Any], psutil.Process]]:
-    """A process that prints a line of JSON when it is ready: (that, the process)."""
-    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        if not line:
-            raise Stopped(f"{' '.join(map(str, command[:4]))} … has ended; what it said stands above")
-        yield json.loads(line), psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-@contextmanager
-def served(model: str, *options: Any) -> Iterator[tuple[str, psutil.Process]]:
-    """`sideplug serve` as a user starts it: (its URL, its process)."""
-    with child("-m", "sideplug", "serve", model, "--port", "0", "--json", *options) as (told, process):
-        yield told["url"], process
-
-
-@contextmanager
 def far_side(system: System, model: str, cloud: str, made: str, scratch: Path) -> Iterator[tuple[str, int]]:
     """(URL of what the device of this system talks to, bytes that it takes for this person alone beside KV caches)."""
     if system.far == "gateway":
         always = scratch / f"{Path(made).name}-open"
         shutil.rmtree(always, ignore_errors=True)
         replace(Plugin.load(Path(made)), gate=Gate("open")).save(always)
-        with child("-m", "sideplug", "gateway", "--plugin", always, "--cloud", cloud, "--port", 0, "--json") as (told, p):
-            yield told["url"], p.memory_full_info().pss
+        gateway = ["-m", "sideplug", "gateway", "--plugin", always, "--cloud", cloud, "--port", 0, "--json"]
+        with child(*gateway) as (told, process):
+            yield told["url"], process.memory_full_info().pss
     elif system.far in ("transformers", "per layer"):
         more = ["--adapter", made] if made else ["--per-layer", EXCHANGE_RANK] if system.far == "per layer" else []
         with child("-m", "sideplug_bench.hf_cloud", model, *more) as (told, _):

@@ -93,9 +93,18 @@ def authors(count: int, passages: int, tested: int, scratch: Path) -> Task:
     )
 
 
-def facts(count: int, tested: int, general: int, person: Path, scratch: Path) -> Task:
-    """The made-up person of examples/person: so many facts, asked in phrasings that training has not seen."""
+def facts(count: int, tested: int, general: int, scratch: Path) -> Task:
+    """The made-up person of examples/person: so many facts, asked in phrasings that training has not seen.
+
+    Raises InputError where that is not here.
+    """
+    person = Path(__file__).parents[2] / "examples" / "person"
+    if not person.is_dir():
+        raise InputError(
+            "the facts are those of examples/person: run sideplug bench from a clone, or without --task facts"
+        )
     folder = scratch / "facts"
+    folder.mkdir(parents=True, exist_ok=True)
     made = [sys.executable, person / "make.py", "--facts", str(count), "--out", folder]
     subprocess.run(list(map(str, made)), check=True)
     test = data.some(data.read(folder / "test.jsonl"), tested)

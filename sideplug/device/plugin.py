@@ -169,7 +169,13 @@ class Paper:
         return g
 
 
-KINDS: dict[str, Any] = {"ladder": Ladder, "paper": Paper}
+class PaperAdded(Paper):
+    """The same, but its output is added to z: it starts near the base, not from nothing."""
+
+    merge = "add"
+
+
+KINDS: dict[str, Any] = {"ladder": Ladder, "paper": Paper, "paper-added": PaperAdded}
 
 
 @dataclass
@@ -189,8 +195,9 @@ class Plugin:
     def new(cls, kind: str, base: str, base_name: str, tap: Tap, width: int, model_width: int, seed: int = 0) -> Plugin:
         """Untrained. Raises PluginError for a kind that does not exist, or a tap that the kind can't read."""
         if kind not in KINDS:
-            raise PluginError(f"a plugin's kind must be {' or '.join(KINDS)}, got {kind!r}")
-        if kind == "paper" and (tap.codec != "raw" or len(tap.layers) < 3 or tap.layers[-1] != len(tap.layers) - 1):
+            raise PluginError(f"a plugin's kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        every = tap.codec == "raw" and len(tap.layers) >= 3 and tap.layers[-1] == len(tap.layers) - 1
+        if issubclass(KINDS[kind], Paper) and not every:
             raise PluginError("the paper plugin must have a raw tap of every layer (--tap raw)")
         params = KINDS[kind].init(len(tap.layers), tap.rank, width, model_width, np.random.default_rng(seed))
         return cls(kind, base, base_name, tap, params)

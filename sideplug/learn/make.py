@@ -41,7 +41,7 @@ Interrupts = Callable[[], AbstractContextManager[Callable[[], bool]]]  # yields:
 class Recipe:
     """What kind of plugin, on which tap (by name, raw, or so many layers of this rank), and how it is trained.
 
-    width 0: 128 for a ladder, 32 for the paper's. candidates: rows of the candidate softmax, at least.
+    width 0: 128 for a ladder, 32 for the paper's two. candidates: rows of the candidate softmax, at least.
     """
 
     kind: str = "ladder"
@@ -54,13 +54,13 @@ class Recipe:
 
     def choose_tap(self, model: Model) -> Tap:
         """Raises InputError for a name that is none."""
-        if self.tap == "raw" or (self.kind == "paper" and not self.tap):
+        if self.tap == "raw" or (self.kind != "ladder" and not self.tap):
             return Tap.raw(model.blocks, model.width)
         return Tap.parse(self.tap) if self.tap else Tap.spread(model.blocks, model.width, self.taps, self.rank)
 
     def new_plugin(self, model: Model) -> Plugin:
         """Untrained."""
-        width = self.width or (32 if self.kind == "paper" else 128)
+        width = self.width or (128 if self.kind == "ladder" else 32)
         tap, seed = self.choose_tap(model), self.training.seed
         return Plugin.new(self.kind, model.fingerprint, model.name, tap, width, model.width, seed)
 

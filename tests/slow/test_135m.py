@@ -5,7 +5,6 @@ Run: make test-slow
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 import subprocess
@@ -28,6 +27,7 @@ from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
 from sideplug.device.plugin import Plugin
+from sideplug_bench.sotu import messages
 from tests import naive
 from tests.conftest import a_session
 
@@ -65,13 +65,8 @@ def model(engine: str, bits: str = "auto") -> Model:
 
 @pytest.fixture(scope="module")
 def texts() -> Path:
-    """The demo's: passages of one president to learn from, of his last message and of another's to test on."""
-    spec = importlib.util.spec_from_file_location("demo", ROOT / "examples" / "demo.py")
-    assert spec is not None
-    assert spec.loader is not None
-    demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(demo)
-    return demo.fetch_texts()
+    """The demo's: one president's messages to learn from, and his last to test on."""
+    return messages("Abraham Lincoln")["Abraham Lincoln"]
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +186,6 @@ def test_the_demo(tmp_path: Path, texts: Path) -> None:
     # Codes differ a little between the engines; a plugin that was made on one serves on the other.
     with serving("--engine", "torch") as cloud:
         again = sideplug(
-            "eval", texts / "own.txt", "--limit", 20, "--plugin", tmp_path / "demo-plugin", "--cloud", cloud["url"]
+            "eval", texts / "last.txt", "--limit", 20, "--plugin", tmp_path / "demo-plugin", "--cloud", cloud["url"]
         )
     assert again["plugin_loss"] - again["base_loss"] == pytest.approx(own, abs=0.01)

@@ -1,4 +1,4 @@
-"""The device of a rival whose model is in `hf_cloud`: it shows what comes, and multiplies with its M where it is asked."""
+"""The device of a rival whose model is in `hf_cloud`: it shows what comes, and multiplies with its M where asked."""
 
 from __future__ import annotations
 

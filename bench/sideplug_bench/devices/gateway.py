@@ -17,7 +17,13 @@ class App:
 
     def reply(self, prompt: dict[str, Any], max_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
         start = time.perf_counter()
-        body = {"model": self._model, "max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stream": True}
+        body = {
+            "model": self._model,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "stream": True,
+        }
         if "messages" in prompt:
             path, body = "/v1/chat/completions", body | {"messages": prompt["messages"]}
         else:

@@ -1,4 +1,4 @@
-"""No training: the person's nearest examples (BM25) stand in the prompt of the base, as its user would put them there."""
+"""No training: the person's nearest examples (BM25) stand in the prompt of the base, as its user would put them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class Retrieval(Device):
         super().__init__(url, None, Gate("shut"), Pace(0))
         self._examples, self._nearest = examples, min(nearest, len(examples))
         self._index = bm25s.BM25()
-        self._index.index(bm25s.tokenize([words(example) for example in examples], show_progress=False), show_progress=False)
+        self._index.index(
+            bm25s.tokenize([words(example) for example in examples], show_progress=False), show_progress=False
+        )
 
     def prompt(self, wire: dict[str, Any]) -> Prompt:
         """The nearest last, as turns before the question, or as text before the text."""

@@ -1,4 +1,4 @@
-"""Our own device: a session with a cloud, with a plugin or without; or without one, the nearest examples in the prompt."""
+"""Our own device: a session with a cloud, with a plugin or without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model by Hugging Face transformers: alone on the device, or (hf_cloud) in the cloud, with a LoRA or a hook a layer."""
+"""The model by Hugging Face transformers: alone on the device, or (hf_cloud) in a rival's cloud."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Nobody's adapter is in our cloud, so its steps should not notice whose plugin co
 coincide. PEFT has one LoRA (r=8, q and v) a person, all in one batch (`adapter_names`), and beside it the same batch
 without any. Then the memory that a further person costs the cloud, and what TLS, keys and /metrics cost a token.
 
-    make setup-twins && .venv/bin/python bench/many.py [--sessions 1 2 4 8 16 32] [--rounds 5] [--out FILE]
+    make setup-twins && .venv/bin/python -m sideplug_bench.many [--sessions 1 2 4 8 16 32] [--rounds 5] [--out FILE]
 
 Every round times every system at every count (PEFT in the first rounds); ratios are taken round by round. The devices
 are threads of one process on the same cores as the cloud, for our curves alike. Results: bench/results/many.json.
@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import machine, served, spread
 
 from sideplug.cloud.cores import cores
 from sideplug.cloud.store import DEFAULT, find
@@ -39,8 +38,12 @@ from sideplug.device.address import Address, get
 from sideplug.device.link import WebSocketLink
 from sideplug.device.plugin import Plugin
 from sideplug.device.runtime import Session
+from sideplug_bench.meters import machine, spread
+from sideplug_bench.processes import served
 
 PROMPT = 32  # tokens
+EACH, SHARED, SHUT = "ours, a plugin each", "ours, one for all", "ours, gates shut"
+LORA, NO_LORA = "PEFT, a LoRA each", "PEFT's base, no LoRA"
 GATE_RATE = 0.25  # of the tokens that a device is asked about
 
 
@@ -74,9 +77,9 @@ class Ours:
         gate = a_gate(url, prompts[:4])
         plugins = [a_plugin(plain, seed) for seed in range(most)]
         self.systems = {
-            "ours, a plugin each": [opened(plugin, gate=gate) for plugin in plugins],
-            "ours, one for all": [opened(plugins[0], gate=gate) for _ in plugins],
-            "ours, gates shut": [opened(None) for _ in plugins],
+            EACH: [opened(plugin, gate=gate) for plugin in plugins],
+            SHARED: [opened(plugins[0], gate=gate) for _ in plugins],
+            SHUT: [opened(None) for _ in plugins],
         }
         self.asked = 0
         self.tokens = 0
@@ -90,7 +93,7 @@ class Ours:
         sessions = self.systems[name][: len(prompts)]
 
         rate = decode_per_s(lambda session, ids: when_they_came(session, ids, tokens), sessions, prompts)
-        if name == "ours, a plugin each":
+        if name == EACH:
             self.asked += sum(session.usage.plugin_tokens for session in sessions)
             self.tokens += sum(session.usage.reply_tokens for session in sessions)
         return rate
@@ -111,7 +114,7 @@ def decode_per_s(ask: Callable[[Any, list[int]], list[float]], whom: list[Any], 
 @contextmanager
 def peft(model: str, most: int) -> Iterator[Callable[[list[list[int]], int, bool], float]]:
     """In a child that reads [prompts, tokens, with adapters?] lines: tokens a second of the batch, without prefill."""
-    command = [sys.executable, __file__, "--as-peft", str(most), "--model", model]
+    command = [sys.executable, "-m", "sideplug_bench.many", "--as-peft", str(most), "--model", model]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -240,58 +243,64 @@ def overhead(model: str, rounds: int, tokens: int) -> dict[str, Any]:
     return {"tokens_per_s": {name: spread(found) for name, found in rates.items()}, "added_us_a_token": spread(added)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=DEFAULT)
-    parser.add_argument("--sessions", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peft-rounds", type=int, default=3, help="PEFT is slow: fewer will do")
-    parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "many.json")
-    parser.add_argument("--as-peft", type=int, default=0, help=argparse.SUPPRESS)
-    o = parser.parse_args()
-    if o.as_peft:
-        return serve_peft(o.model, o.as_peft)
-    most = max(o.sessions)
+def measure(model: str, counts: list[int], rounds: int, tokens: int, peft_rounds: int = 3) -> dict[str, Any]:
+    """Tokens a second of all together for each number of sessions, ours and PEFT's, and ratios taken round by round."""
     rates: dict[str, dict[int, list[float]]] = {}
     rng = np.random.default_rng(0)
+    most = max(counts)
     with ExitStack() as stack:
-        url, _ = stack.enter_context(served(o.model, "--insecure"))
+        url, _ = stack.enter_context(served(model, "--insecure"))
         ours = Ours(url, most, rng.integers(1000, 9000, (4, PROMPT)).tolist(), stack)
-        theirs = stack.enter_context(peft(o.model, most))
-        for turn in range(o.rounds + 1):  # the first warms up
-            for count in o.sessions:
+        theirs = stack.enter_context(peft(model, most)) if peft_rounds else None
+        for turn in range(rounds + 1):  # the first warms up
+            for count in counts:
                 prompts = rng.integers(1000, 9000, (count, PROMPT)).tolist()
                 # In another order each round: what was run before leaves a machine warm, or its caches cold.
                 order = [*ours.systems][turn % 3 :] + [*ours.systems][: turn % 3]
-                found = {name: ours.rate(name, prompts, o.tokens) for name in order}
-                if turn <= o.peft_rounds:
-                    found["PEFT, a LoRA each"] = theirs(prompts, o.tokens, True)
-                    found["PEFT's base, no LoRA"] = theirs(prompts, o.tokens, False)
+                found = {name: ours.rate(name, prompts, tokens) for name in order}
+                if theirs and turn <= peft_rounds:
+                    found[LORA] = theirs(prompts, tokens, True)
+                    found[NO_LORA] = theirs(prompts, tokens, False)
                 for name, rate in found.items():
                     if turn:
                         rates.setdefault(name, {}).setdefault(count, []).append(rate)
                 print(turn, count, {name: round(rate, 1) for name, rate in found.items()}, file=sys.stderr, flush=True)
         asked = ours.asked / max(1, ours.tokens)
-    ratio = lambda a, b, n: spread([x / y for x, y in zip(rates[a][n], rates[b][n], strict=False)])  # noqa: E731
-    each, shared, shut, lora = "ours, a plugin each", "ours, one for all", "ours, gates shut", "PEFT, a LoRA each"
+    ratios = {"each_over_shared": (EACH, SHARED), "each_over_shut": (EACH, SHUT)}
+    if theirs:
+        ratios |= {"each_over_peft": (EACH, LORA), "peft_over_its_base": (LORA, NO_LORA)}
+    over = lambda a, b, n: spread([x / y for x, y in zip(rates[a][n], rates[b][n], strict=False)])  # noqa: E731
+    return {
+        "prompt_tokens": PROMPT,
+        "reply_tokens": tokens,
+        "asked_share": round(asked, 3),
+        "tokens_per_s": {name: {n: spread(found) for n, found in by.items()} for name, by in rates.items()},
+        "step_ms": {n: round(1000 * n / spread(found)["median"], 2) for n, found in rates[SHUT].items()},
+        **{name: {n: over(a, b, n) for n in counts} for name, (a, b) in ratios.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=DEFAULT)
+    parser.add_argument("--sessions", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peft-rounds", type=int, default=3, help="PEFT is slow: fewer will do; 0: without it")
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--out", type=Path, default=Path("bench/results/many.json"))
+    parser.add_argument("--as-peft", type=int, default=0, help=argparse.SUPPRESS)
+    o = parser.parse_args()
+    if o.as_peft:
+        return serve_peft(o.model, o.as_peft)
     results = {
         "machine": machine(),
         "model": find(o.model).name,
-        "prompt_tokens": PROMPT,
-        "reply_tokens": o.tokens,
-        "asked_share": round(asked, 3),
-        "tokens_per_s": {name: {n: spread(found) for n, found in by.items()} for name, by in rates.items()},
-        "step_ms": {n: round(1000 * n / spread(found)["median"], 2) for n, found in rates[shut].items()},
-        "each_over_shared": {n: ratio(each, shared, n) for n in o.sessions},
-        "each_over_shut": {n: ratio(each, shut, n) for n in o.sessions},
-        "each_over_peft": {n: ratio(each, lora, n) for n in o.sessions},
-        "peft_over_its_base": {n: ratio(lora, "PEFT's base, no LoRA", n) for n in o.sessions},
-        "memory": memory(o.model, most),
+        **measure(o.model, o.sessions, o.rounds, o.tokens, o.peft_rounds),
+        "memory": memory(o.model, max(o.sessions)),
         "overhead": overhead(o.model, o.rounds, 96),
     }
     o.out.write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps({k: results[k] for k in ("each_over_shared", "each_over_peft", "memory", "overhead")}))
+    print(json.dumps({k: v for k, v in results.items() if k.startswith("each") or k in ("memory", "overhead")}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,310 @@
+"""The tables of a run. What a rival wins is said first; a figure without its spread is not printed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+NONE = "—"
+LOWER = {"loss": "loss, nats a token", "exact": "exact, share", "rouge": "ROUGE-L, F1"}
+
+
+@dataclass
+class Table:
+    """`note` says what the figures are of."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+def label(result: dict[str, Any], name: str) -> str:
+    return result["systems"][name]["label"]
+
+
+def quality(result: dict[str, Any], task: str, system: str) -> list[dict[str, Any]]:
+    """Of each user; of the system whose texts are the same, where it has none of its own."""
+    wanted = result["systems"][system]["like"] or system
+    return [cell for cell in result["quality"] if cell["task"] == task and cell["system"] == wanted]
+
+
+def measure(result: dict[str, Any], task: str, system: str, name: str) -> dict[str, float] | None:
+    """Mean over the users of what a reply's quality is, and of the interval's ends; None where it was not measured."""
+    cells = [cell[name] for cell in quality(result, task, system) if "mean" in cell.get(name, {})]
+    if not cells:
+        return None
+    return {key: statistics.mean(cell[key] for cell in cells) for key in ("mean", "low", "high")}
+
+
+def untouched(result: dict[str, Any], task: str, system: str) -> float | None:
+    """Share of general prompts that are answered as by the base of the same engine."""
+    base = "device, transformers" if "LoRA" in system or "transformers" in system else "cloud only"
+    mine, theirs = (
+        [text for cell in quality(result, task, name) for text in cell.get("general", [])] for name in (system, base)
+    )
+    if system in ("per layer", base) or not mine or len(mine) != len(theirs):
+        return None
+    return statistics.mean(float(a == b) for a, b in zip(mine, theirs, strict=True))
+
+
+def speeds(result: dict[str, Any], task: str, system: str) -> dict[tuple[float, float], dict[str, Any]]:
+    """By (RTT, Mbit/s)."""
+    cells = [cell for cell in result["speed"] if cell["task"] == task and cell["system"] == system]
+    return {(cell["rtt_ms"], cell["mbit"]): cell for cell in cells}
+
+
+def usual(result: dict[str, Any]) -> tuple[float, float]:
+    """The network that tables of one network show: 50 ms and 10 Mbit/s, or the one measured that is nearest."""
+    networks = {(cell["rtt_ms"], cell["mbit"]) for cell in result["speed"]}
+    return min(networks, key=lambda n: (abs(n[0] - 50), abs(n[1] - 10))) if networks else (50.0, 10.0)
+
+
+def spread_text(found: dict[str, float] | None, digits: int = 1) -> str:
+    if not found or found.get("runs", 0) < 2:
+        return NONE
+    return f"{found['median']:.{digits}f} ({found['min']:.{digits}f}–{found['max']:.{digits}f})"
+
+
+def interval_text(found: dict[str, float] | None, percent: bool) -> str:
+    if not found:
+        return NONE
+    scale, digits, unit = (100, 0, " %") if percent else (1, 3, "")
+    numbers = (f"{scale * found[key]:.{digits}f}" for key in ("mean", "low", "high"))
+    return "{} ({}–{}){}".format(*numbers, unit)
+
+
+def tables(result: dict[str, Any]) -> Iterator[Table]:
+    for task in result["tasks"]:
+        yield _quality(result, task)
+        yield _speed(result, task)
+    yield _networks(result)
+    yield _resources(result)
+    yield _training(result)
+    if result["bits"]:
+        yield _bits(result)
+    if result.get("users"):
+        yield _users(result)
+
+
+def _quality(result: dict[str, Any], task: str) -> Table:
+    names = [
+        name
+        for name in ("exact", "rouge", "loss")
+        if any(name in cell for cell in result["quality"] if cell["task"] == task)
+    ]
+    has_general = any(cell.get("general") for cell in result["quality"] if cell["task"] == task)
+    rows = []
+    for system in result["systems"]:
+        found = [measure(result, task, system, name) for name in names]
+        texts = [interval_text(value, name != "loss") for name, value in zip(names, found, strict=True)]
+        same = untouched(result, task, system)
+        general = [NONE if same is None else f"{100 * same:.0f} %"] if has_general else []
+        best = next((value for value in found if value), None)
+        order = float("inf") if best is None else best["mean"] if names[0] == "loss" else -best["mean"]
+        rows.append((order, [label(result, system), *texts, *general]))
+    rows.sort(key=lambda row: row[0])
+    about = result["tasks"][task]
+    general = ["general prompts untouched"] if has_general else []
+    return Table(
+        f"Quality: {task}",
+        ["system, best first", *(LOWER[name] for name in names), *general],
+        [row for _, row in rows],
+        f"{about['title']}; mean of {len(about['users'])} user(s), 95 % bootstrap intervals over examples.",
+    )
+
+
+def _speed(result: dict[str, Any], task: str) -> Table:
+    network = usual(result)
+    rows = []
+    for system in result["systems"]:
+        by_network = speeds(result, task, system)
+        cell = by_network.get(network) or (next(iter(by_network.values()), None) if len(by_network) == 1 else None)
+        if cell is None:
+            continue
+        rows.append(
+            (
+                -cell["tokens_s"]["median"],
+                [
+                    label(result, system),
+                    spread_text(cell["tokens_s"]),
+                    spread_text(cell["token_ms"]),
+                    spread_text(cell["first_token_ms"], 0),
+                    spread_text(cell["round_trips"], 2),
+                    spread_text(cell["bytes_down"], 0),
+                    spread_text(cell["bytes_up"], 0),
+                    f"{cell['limit_tokens_s']:,.0f}" if cell["limit_tokens_s"] else NONE,
+                ],
+            )
+        )
+    rows.sort(key=lambda row: row[0])
+    columns = ["system, fastest first", "tokens/s", "ms a token", "first token, ms", "round trips a token"]
+    columns += ["bytes down a token", "bytes up", "the line's own limit, tokens/s"]
+    where = f"At {network[0]:.0f} ms round trip and {network[1]:.0f} Mbit/s; systems without a network as they are."
+    note = f"{where} Median (least–most)."
+    return Table(f"Speed: {task}", columns, [row for _, row in rows], note)
+
+
+def _networks(result: dict[str, Any]) -> Table:
+    task = next(iter(result["tasks"]))
+    networks = sorted({(cell["rtt_ms"], cell["mbit"]) for cell in result["speed"] if cell["task"] == task})
+    rows = []
+    for system in result["systems"]:
+        by_network = speeds(result, task, system)
+        if len(by_network) > 1:
+            texts = [spread_text(by_network.get(n, {}).get("tokens_s")) for n in networks]
+            rows.append([label(result, system), *texts])
+    columns = ["tokens/s", *(f"{rtt:.0f} ms, {mbit:.0f} Mbit/s" for rtt, mbit in networks)]
+    return Table(f"Every network: {task}", columns, rows, "Median (least–most) of a reply's tokens a second.")
+
+
+def _resources(result: dict[str, Any]) -> Table:
+    task = next(iter(result["tasks"]))
+    rows = []
+    for system in result["systems"]:
+        cells = list(speeds(result, task, system).values())
+        if not cells:
+            continue
+        peaks = [cell["peak_rss_mb"] for cell in cells]
+        cpu = [cell["cpu_ms"]["median"] for cell in cells]
+        alone = cells[0]["cloud_bytes"]
+        rows.append(
+            [
+                label(result, system),
+                f"{statistics.median(peaks):.0f} ({min(peaks):.0f}–{max(peaks):.0f})",
+                f"{statistics.median(cpu):.1f} ({min(cpu):.1f}–{max(cpu):.1f})",
+                f"{alone / 1e6:.1f}" if alone else "0" if any(cell["limit_tokens_s"] for cell in cells) else NONE,
+            ]
+        )
+    note = "Over all networks: median (least–most). Every text in work has its keys and values in the cloud besides."
+    columns = ["system", "device, peak MB", "device, CPU ms a token", "cloud, MB a further user"]
+    return Table("What it takes", columns, rows, note)
+
+
+def _training(result: dict[str, Any]) -> Table:
+    rows = []
+    for task in result["tasks"]:
+        for made in dict.fromkeys(cell["made"] for cell in result["training"]):
+            cells = [cell for cell in result["training"] if cell["task"] == task and cell["made"] == made]
+            if not cells:
+                continue
+            each = lambda name, scale=1.0, cells=cells: [cell[name] / scale for cell in cells if name in cell]  # noqa: E731
+            over = lambda values, digits=0: (  # noqa: E731
+                f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
+                if values
+                else NONE
+            )
+            seconds = [cell["seconds"] + cell.get("recording_s", 0.0) for cell in cells]
+            rows.append(
+                [
+                    f"{task}: {made}",
+                    over(seconds),
+                    over(each("peak_rss_mb")),
+                    over(each("backward_bytes", 1e6), 1),
+                    over(each("parameters", 1e6), 2),
+                    over(each("disk_bytes", 1e6), 1),
+                    str(len(cells)),
+                ]
+            )
+    columns = [
+        "what is made",
+        "seconds, tape included",
+        "peak MB",
+        "MB kept for the backward pass",
+        "M parameters",
+        "MB on disk",
+    ]
+    note = (
+        "Over users: median (least–most). A plugin's peak is the device's; LoRA's is of the process that holds the LLM."
+    )
+    return Table("Training", [*columns, "users"], rows, note)
+
+
+def _bits(result: dict[str, Any]) -> Table:
+    rows = []
+    for cell in sorted(result["bits"], key=lambda cell: -cell["bits"]):
+        loss = interval_text(cell["loss"], False)
+        rows.append([f"{cell['bits']:.0f}", loss, f"{cell['pss_mb']:.0f}", spread_text(cell["tokens_s"])])
+    columns = ["bits of the weights", "loss, nats a token", "cloud, MB", "tokens/s"]
+    return Table("Quantised bases", columns, rows, "Weight-only; the base alone, on the first user's held-out text.")
+
+
+def _users(result: dict[str, Any]) -> Table:
+    rates = result["users"]["tokens_per_s"]
+    counts = list(next(iter(rates.values())))
+    rows = [[name, *(spread_text(by.get(count), 0) for count in counts)] for name, by in rates.items()]
+    note = "Tokens a second of all users together, each with a plugin or a LoRA of their own unless it says otherwise."
+    return Table("Many users", ["tokens/s", *(f"{count} at once" for count in counts)], rows, note)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    lines = [
+        f"# sideplug bench: {result['model']}, {result['date']} ({result['scale']['name']})",
+        "",
+        *wins(result),
+        "",
+    ]
+    for table in tables(result):
+        lines += [f"## {table.title}", "", "| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+        lines += ["| " + " | ".join(row) + " |" for row in table.rows]
+        lines += ["", table.note, ""]
+    lines += ["## Settings", ""]
+    lines += [f"- **{system['label']}**: {system['how']}." for system in result["systems"].values()]
+    lines += [f"- {name} is not here: {why}." for name, why in result["absent"].items()]
+    lines += ["", about(result), ""]
+    return "\n".join(lines)
+
+
+def about(result: dict[str, Any]) -> str:
+    energy = [cell for cell in result["energy"] if cell.get("joules")]
+    joules = (
+        f"{sum(c['joules'] for c in energy):,.0f} J by the processor's meter" if energy else "unavailable (no meter)"
+    )
+    floor = result["floor"]
+    machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    drifts = [rate for run in result["drift"] for _, rate in run]
+    return (
+        f"Machine: {machine}. Energy: {joules}. Memory is read at {floor['read_gb_s']} GB/s, so a single text can't be "
+        f"decoded faster than {floor['tokens_s']:.0f} tokens/s (the floor). Drift: the plain cloud gave {drifts[0]:.1f}"
+        f" tokens/s at the start and {drifts[-1]:.1f} at the end ({min(drifts):.1f}–{max(drifts):.1f} over "
+        f"{len(drifts)} checks)."
+    )
+
+
+OURS = ("ungated", "gated", "gated, lookahead")
+
+
+def wins(result: dict[str, Any]) -> list[str]:
+    """Where a rival is better than the best of ours: said before anything else."""
+    lines = []
+    network = usual(result)
+    for task in result["tasks"]:
+        for name, better in (("exact", 1), ("rouge", 1), ("loss", -1)):
+            found = {s: m["mean"] for s in result["systems"] if (m := measure(result, task, s, name))}
+            ours = [better * value for s, value in found.items() if s in OURS]
+            ahead = {
+                s: v
+                for s, v in found.items()
+                if s not in OURS and not result["systems"][s]["like"] and ours and better * v > max(ours)
+            }
+            if ahead:
+                rivals = ", ".join(
+                    f"{label(result, s)} {v:.3f}" for s, v in sorted(ahead.items(), key=lambda x: -better * x[1])
+                )
+                lines.append(f"- {task}, {LOWER[name]}: **{rivals}**, ours {better * max(ours):.3f}")
+        rates = {
+            s: cell["tokens_s"]["median"]
+            for s in result["systems"]
+            for n, cell in speeds(result, task, s).items()
+            if n == network or not cell["limit_tokens_s"]
+        }
+        ours = [rate for s, rate in rates.items() if s in OURS]
+        ahead = {s: rate for s, rate in rates.items() if s not in OURS and ours and rate > max(ours)}
+        if ahead:
+            rivals = ", ".join(f"{label(result, s)} {v:.1f}" for s, v in sorted(ahead.items(), key=lambda x: -x[1]))
+            lines.append(f"- {task}, tokens/s at {network[0]:.0f} ms: **{rivals}**, ours {max(ours):.1f}")
+    return (
+        ["Where a rival is better than ours:", "", *lines] if lines else ["No rival is better than ours in any line."]
+    )

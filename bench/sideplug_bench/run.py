@@ -1,0 +1,384 @@
+"""A run: each system on each task, then each over each network, cell by cell.
+
+What a person's plugin or adapter needs is trained once and kept in the run's folder; quality is measured without a
+network, for a network changes no text; speed is measured behind the shaper, round by round, on replies of the task.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rouge_score.rouge_scorer import RougeScorer
+
+from sideplug.cloud.cores import cores
+from sideplug.cloud.store import find
+from sideplug.contract.errors import Stopped
+from sideplug.contract.text import Prompt
+from sideplug.device.plugin import KINDS, Plugin
+from sideplug.learn.data import Example
+from sideplug_bench.cells import Cells
+from sideplug_bench.meters import Energy, bootstrap, machine, read_gb_s, spread
+from sideplug_bench.processes import child, command, served
+from sideplug_bench.shaper import Network, shaped
+from sideplug_bench.systems import BY_NAME, SYSTEMS, Device, Place, System, device, far_side
+from sideplug_bench.tasks import Task, User
+
+Rtt, Mbit = float, float
+TRAINED_AS = {
+    "ladder": [],
+    "paper": ["--kind", "paper", "--general-weight", 0],
+    "paper-added": ["--kind", "paper-added", "--general-weight", 0],
+}
+EXACT_TOKENS, ROUGE_TOKENS = 48, 128  # of a reply that is judged
+JITTER = 0.02  # of the RTT
+HOUR_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured. seconds: of a reply that speed is measured on, about; rounds: of such replies."""
+
+    name: str
+    authors: int
+    passages: int
+    tested: int
+    facts: int
+    asked: int
+    general: int
+    networks: tuple[tuple[Rtt, Mbit], ...]
+    rounds: int
+    seconds: float
+    users: tuple[int, ...]
+    bits: tuple[str, ...] = ("16", "8", "4")
+    epochs: int = 0  # at most, of every training; 0: the task's
+
+
+RTTS, MBITS = (0, 20, 50, 100), (1, 10, 100)
+SCALES = {
+    "full": Scale("full", 10, 108, 20, 20, 40, 50, tuple(itertools.product(RTTS, MBITS)), 5, 8, (1, 2, 4, 8, 16)),
+    "quick": Scale("quick", 2, 12, 3, 20, 8, 6, ((0, 100), (50, 10)), 2, 1.5, (1, 4), ("8", "4"), 2),
+}
+
+
+@dataclass
+class Run:
+    """One model's run. `folder` keeps what is trained; `cells` what is measured."""
+
+    model: str
+    scale: Scale
+    cells: Cells
+    folder: Path
+    only: tuple[str, ...] = ()
+    systems: list[System] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.systems = [system for system in SYSTEMS if not self.only or system.name in self.only]
+        folder = find(self.model).folder
+        self.absent = {s.name: why for s in self.systems if (why := s.missing(folder))}
+        self.systems = [system for system in self.systems if system.name not in self.absent]
+
+    def measure(self, tasks: list[Task]) -> dict[str, Any]:
+        """Everything that is not in `cells` yet; then the whole as one object."""
+        energy, start = Energy(), time.time()
+        drift: list[list[float]] = []
+        with served(self.model) as (url, process):
+            cloud = process.memory_full_info().pss
+
+            def checked() -> None:
+                drift.append([round(time.time() - start, 1), self._reference(url)])
+
+            checked()
+            for task in tasks:
+                self._quality(task, url)
+                checked()
+            for task in tasks:
+                self._speed(task, url, checked)
+            if any(system.made == "ladder" for system in self.systems):
+                self._gate_curve(tasks[0], url)
+            checked()
+        self._users()
+        self._bits(tasks)
+        floor = self.cells.measured("floor", self._floor)
+        if (joules := energy.joules) is not None:
+            self.cells.measured(f"energy/{start:.0f}", lambda: {"joules": joules, "seconds": time.time() - start})
+        self.cells.measured(f"drift/{start:.0f}", lambda: drift)
+        return {
+            "machine": machine(),
+            "model": find(self.model).name,
+            "date": time.strftime("%Y-%m-%d"),
+            "scale": asdict(self.scale),
+            "tasks": {task.name: {"title": task.title, "users": [user.name for user in task.users]} for task in tasks},
+            "systems": {s.name: {"label": s.label, "how": s.how, "like": s.like} for s in self.systems},
+            "absent": self.absent,
+            "cloud_pss_mb": round(cloud / 1e6),
+            "floor": floor,
+            **grouped(self.cells.found),
+        }
+
+    def _reference(self, url: str) -> float:
+        """Tokens a second of the plain cloud, for the drift of the machine."""
+        with device(*BY_NAME["cloud only"].device(Place(self.model, url))) as asked:
+            asked.ask("reply", prompt={"text": "Fellow-citizens,"}, max_tokens=8, temperature=0.7, seed=0)
+            told = asked.ask("reply", prompt={"text": "Fellow-citizens,"}, max_tokens=48, temperature=0.7, seed=1)
+        return round(pace(told), 2)
+
+    # training
+
+    def made(self, system: System, task: Task, user: User, url: str) -> str:
+        """The folder of what is trained for a user, or "" for nothing."""
+        if not system.made:
+            return ""
+        out = self.folder / task.name / f"{user.file.stem}-{system.made}"
+
+        def train() -> dict[str, Any]:
+            epochs = self.scale.epochs or task.epochs
+            if system.made == "lora":
+                epochs = min(epochs, 4 if task.name == "authors" else 12)
+                with child("-m", "sideplug_bench.lora", self.model, user.file, out, "--epochs", epochs) as (told, _):
+                    return told
+            width = ["--width", task.width] if task.width and system.made == "ladder" else []
+            how = [*TRAINED_AS[system.made], *width, "--epochs", epochs, "--cloud", url, "--out", out, "--force"]
+            told = command("train", user.file, *how)
+            kept = ("recording_s", "seconds", "peak_rss_mb", "parameters", "tape_bytes", "epochs")
+            plugin = Plugin.load(out)
+            return {name: told[name] for name in kept} | {"backward_bytes": backward_bytes(plugin)}
+
+        key = f"training/{task.name}/{system.made}/{user.name}"
+        told = self.cells.measured(key, train)
+        if not out.exists():  # the figures are there, what they are of is not
+            train()
+        if "disk_bytes" not in told:
+            told["disk_bytes"] = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+        return str(out)
+
+    # quality
+
+    def _quality(self, task: Task, url: str) -> None:
+        for system, user in itertools.product(self.systems, task.users):
+            if not system.like:
+                self.cells.measured(
+                    f"quality/{task.name}/{system.name}/{user.name}", self._judge, system, task, user, url
+                )
+        if "gated" in [s.name for s in self.systems] and len(task.users) > 1:
+            for one in task.users:
+                self.cells.measured(f"matrix/{task.name}/{one.name}", self._matrix_row, task, one, url)
+
+    @contextmanager
+    def _device(self, system: System, task: Task, user: User, url: str) -> Iterator[Device]:
+        made = self.made(system, task, user, url)
+        with ExitStack() as stack:
+            far, _ = stack.enter_context(far_side(system, self.model, url, made, self.folder))
+            yield stack.enter_context(device(*system.device(Place(self.model, far, made, str(user.file)))))
+
+    def _judge(self, system: System, task: Task, user: User, url: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        with self._device(system, task, user, url) as asked:
+            if system.tells_losses:
+                told = asked.ask("losses", examples=[wire(example) for example in user.test])
+                found["loss"] = bootstrap(*map(list, zip(*told, strict=True)))
+            else:
+                found["loss"] = {"unavailable": "its server tells no log-probabilities of a text"}
+            if {"exact", "rouge"} & set(task.measures):
+                found |= self._replies(asked, task, user)
+            if task.general:
+                found["general"] = [asked_for(asked, prompt, EXACT_TOKENS)["text"] for prompt in task.general]
+        return found
+
+    def _replies(self, asked: Device, task: Task, user: User) -> dict[str, Any]:
+        exact = "exact" in task.measures
+        tokens = EXACT_TOKENS if exact else ROUGE_TOKENS
+        texts = [asked_for(asked, example.prompt, tokens)["text"] for example in user.test]
+        ones = [1.0] * len(texts)
+        if exact:
+            wanted = [task.targets.get(example.reply, example.reply) for example in user.test]
+            right = [float(target in text) for target, text in zip(wanted, texts, strict=True)]
+            return {"exact": bootstrap(right, ones)}
+        scorer = RougeScorer(["rougeL"], use_stemmer=True)
+        scores = [scorer.score(e.reply, text)["rougeL"].fmeasure for e, text in zip(user.test, texts, strict=True)]
+        return {"rouge": bootstrap(scores, ones)}
+
+    def _matrix_row(self, task: Task, user: User, url: str) -> dict[str, Any]:
+        """Loss of everybody's held-out text: with this user's plugin always on, and by the base."""
+        rows: dict[str, Any] = {}
+        for name in ("ungated", "cloud only"):
+            with self._device(BY_NAME[name], task, user, url) as asked:
+                for other in task.users:
+                    told = np.array(asked.ask("losses", examples=[wire(example) for example in other.test]))
+                    rows.setdefault(other.name, []).append(round(float(told[:, 0].sum() / told[:, 1].sum()), 4))
+        return rows
+
+    # speed
+
+    def _speed(self, task: Task, url: str, checked: Callable[[], None]) -> None:
+        user = task.users[0]
+        for system in self.systems:
+            keys = {n: f"speed/{task.name}/{system.name}/{n[0]}/{n[1]}" for n in self.scale.networks}
+            if all(key in self.cells.found for key in keys.values()):
+                continue
+            made = self.made(system, task, user, url)
+            with far_side(system, self.model, url, made, self.folder) as (far, alone):
+                for (rtt, mbit), key in keys.items():
+                    if not system.far and (rtt, mbit) != self.scale.networks[0]:
+                        continue  # no network: once is enough
+                    network = Network(rtt, JITTER * rtt, mbit)
+                    self.cells.measured(key, self._over, system, task, user, far, made, network, alone)
+            checked()
+
+    def _over(
+        self, system: System, task: Task, user: User, far: str, made: str, network: Network, cloud_bytes: int
+    ) -> dict[str, Any]:
+        with ExitStack() as stack:
+            line = stack.enter_context(shaped(far, network)) if system.far else None
+            url = line.url if line else ""
+            asked = stack.enter_context(device(*system.device(Place(self.model, url, made, str(user.file)))))
+            first = asked_for(
+                asked, task.asked[0], 4, task.temperature
+            )  # warms up, and tells how many tokens to ask for
+            tokens = int(np.clip(self.scale.seconds / max(1e-3, per_token(first)), 6, task.reply_tokens))
+            rows = []
+            for turn in range(self.scale.rounds):
+                prompt = task.asked[turn % len(task.asked)]
+                before, cost = line.passed() if line else (0, 0), asked.ask("cost")
+                told = asked_for(asked, prompt, tokens, task.temperature, turn)
+                after, spent = line.passed() if line else (0, 0), asked.ask("cost")
+                if told["tokens"] > 1:
+                    rows.append((told, after[0] - before[0], after[1] - before[1], spent["cpu_s"] - cost["cpu_s"]))
+            if len(rows) < 2:
+                raise Stopped(f"{system.name} gives no replies of two tokens that could be timed")
+            over = lambda value: spread([value(*row) / row[0]["tokens"] for row in rows])  # noqa: E731
+            return {
+                "tokens_s": spread([pace(told) for told, *_ in rows]),
+                "token_ms": spread([1000 / pace(told) for told, *_ in rows]),
+                "first_token_ms": spread([1000 * told["times_s"][0] for told, *_ in rows]),
+                "round_trips": over(lambda told, *_: told["round_trips"]),
+                "bytes_down": over(lambda told, down, up, cpu: down),
+                "bytes_up": over(lambda told, down, up, cpu: up),
+                "cpu_ms": over(lambda told, down, up, cpu: 1000 * cpu),
+                "peak_rss_mb": asked.ask("cost")["peak_rss_mb"],
+                "limit_tokens_s": limit(rows, network) if system.far else None,
+                "reply_tokens": tokens,
+                "cloud_bytes": cloud_bytes,
+            }
+
+    # the rest
+
+    def _gate_curve(self, task: Task, url: str) -> None:
+        user = task.users[0]
+
+        def curve() -> Any:
+            made = self.made(BY_NAME["gated"], task, user, url)
+            held = self.folder / "held.jsonl"
+            held.write_text("".join(json.dumps({"text": e.reply}) + "\n" for e in user.test))
+            return command("gate", "curve", "--plugin", made, "--data", held, "--cloud", url)
+
+        if all(example.prompt.messages is None for example in user.test):
+            self.cells.measured("gate curve", curve)
+
+    def _users(self) -> None:
+        from sideplug_bench import many
+
+        self.cells.measured("users", lambda: many.measure(self.model, list(self.scale.users), self.scale.rounds, 32))
+
+    def _bits(self, tasks: list[Task]) -> None:
+        """The base at each width of its weights: loss of the first task's first user, memory, speed."""
+        user = tasks[0].users[0]
+
+        def at(bits: str) -> dict[str, Any]:
+            with served(self.model, "--bits", bits) as (url, process):
+                told = []
+                with device(*BY_NAME["cloud only"].device(Place(self.model, url))) as asked:
+                    told = asked.ask("losses", examples=[wire(example) for example in user.test])
+                rates = [self._reference(url) for _ in range(self.scale.rounds)]
+                memory = process.memory_full_info().pss
+            loss = bootstrap(*map(list, zip(*told, strict=True)))
+            return {"loss": loss, "tokens_s": spread(rates), "pss_mb": round(memory / 1e6)}
+
+        for bits in self.scale.bits:
+            self.cells.measured(f"bits/{bits}", at, bits)
+
+    def _floor(self) -> dict[str, Any]:
+        """How fast a single text could be decoded if reading the weights were all: bytes a step over the read rate."""
+        gguf = find(self.model).folder / "model.gguf"
+        size = (
+            gguf.stat().st_size
+            if gguf.exists()
+            else sum(file.stat().st_size for file in find(self.model).folder.glob("*.safetensors"))
+        )
+        rate = read_gb_s(cores()[0])
+        return {"weights_bytes": size, "read_gb_s": round(rate, 1), "tokens_s": round(rate * 1e9 / size, 1)}
+
+
+def wire(example: Example) -> dict[str, Any]:
+    return {"prompt": example.prompt.to_wire(), "reply": example.reply}
+
+
+def asked_for(device: Device, prompt: Prompt, tokens: int, temperature: float = 0.0, seed: int = 0) -> dict[str, Any]:
+    return device.ask("reply", prompt=prompt.to_wire(), max_tokens=tokens, temperature=temperature, seed=seed)
+
+
+def pace(told: dict[str, Any]) -> float:
+    """Tokens a second behind the first."""
+    times = told["times_s"]
+    return (len(times) - 1) / max(1e-9, times[-1] - times[0])
+
+
+def per_token(told: dict[str, Any]) -> float:
+    return told["times_s"][-1] / max(1, told["tokens"]) if told["times_s"] else 1.0
+
+
+def limit(rows: list[Any], network: Network) -> float | None:
+    """Tokens a second that the line alone lets through: its round trips, its bytes over the bandwidth; None: any."""
+    tokens = sum(told["tokens"] for told, *_ in rows)
+    trips = sum(told["round_trips"] for told, *_ in rows) / tokens
+    down, up = (sum(row[i] for row in rows) / tokens for i in (1, 2))
+    seconds = trips * network.rtt_ms / 1000
+    if network.mbit:
+        # Where the text waits for the device both ways add up; else each way has its own line.
+        seconds += 8e-6 / network.mbit * (down + up if trips > 0.5 else max(down, up))
+    return round(1 / seconds, 2) if seconds else None
+
+
+def backward_bytes(plugin: Plugin, tokens: int = 64) -> int:
+    """Bytes that the plugin's own backward pass keeps of a batch. Nothing is kept of the LLM."""
+    codes = np.zeros((tokens, len(plugin.tap.layers), plugin.tap.rank), np.float32)
+    _, saved = KINDS[plugin.kind].forward(plugin.params, codes, train=True)
+    arrays: list[np.ndarray] = []
+    for part in saved:
+        arrays += [a for a in (part if isinstance(part, (tuple, list)) else [part]) if isinstance(a, np.ndarray)]
+    return sum(a.nbytes for a in arrays) + codes.nbytes
+
+
+def grouped(cells: dict[str, Any]) -> dict[str, Any]:
+    """Cells by the first part of their key, each with what its key says."""
+    names = {
+        "training": ("task", "made", "user"),
+        "quality": ("task", "system", "user"),
+        "matrix": ("task", "user"),
+        "speed": ("task", "system", "rtt_ms", "mbit"),
+        "bits": ("bits",),
+    }
+    found: dict[str, Any] = {name: [] for name in names} | {"drift": [], "energy": []}
+    for key, value in cells.items():
+        kind, *parts = key.split("/")
+        if kind in names:
+            found[kind].append({**dict(zip(names[kind], map(number, parts), strict=True)), **value})
+        elif kind in ("drift", "energy"):
+            found[kind].append(value)
+        elif kind != "floor":
+            found[kind.replace(" ", "_")] = value
+    return found
+
+
+def number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
