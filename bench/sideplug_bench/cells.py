@@ -18,7 +18,11 @@ class Cells:
         self.path = path
         self.found: dict[str, Any] = {}
         if path.exists():
-            lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+            written = path.read_bytes()
+            whole = written[: written.rfind(b"\n") + 1]
+            if whole != written:  # killed in the middle of a line
+                path.write_bytes(whole)
+            lines = [json.loads(line) for line in whole.splitlines()]
             if lines and lines[0] != {"settings": settings}:
                 raise InputError(f"{path} is of a run with other settings: delete it, or give another --out")
             self.found = {line["key"]: line["value"] for line in lines[1:]}

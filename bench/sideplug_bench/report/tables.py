@@ -112,8 +112,19 @@ def _quality(result: dict[str, Any], task: str) -> Table:
         f"Quality: {task}",
         ["system, best first", *(LOWER[name] for name in names), *general],
         [row for _, row in rows],
-        f"{about['title']}; mean of {len(about['users'])} user(s), 95 % bootstrap intervals over examples.",
+        f"{about['title']}; mean of {len(about['users'])} user(s), 95 % bootstrap intervals over examples."
+        + prefers(result, task),
     )
+
+
+def prefers(result: dict[str, Any], task: str) -> str:
+    """How often a user's plugin gains more on its own user's held-out text than on another's; "" for too few users."""
+    rows = {row["user"]: row for row in result["matrix"] if row["task"] == task}
+    gain = {(a, b): row[b][1] - row[b][0] for a, row in rows.items() for b in rows}
+    pairs = [gain[a, a] > gain[a, b] for a in rows for b in rows if a != b]
+    if not pairs:
+        return ""
+    return f" A plugin prefers its own user's text to another's in {sum(pairs)} of {len(pairs)} pairs."
 
 
 def _speed(result: dict[str, Any], task: str) -> Table:

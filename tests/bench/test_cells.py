@@ -1,0 +1,44 @@
+"""A run that is cut goes on where it was, and never mixes with another's figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sideplug.contract.errors import InputError
+from sideplug_bench.cells import Cells
+
+
+def test_a_cell_is_measured_once(tmp_path: Path) -> None:
+    path, calls = tmp_path / "cells.jsonl", []
+
+    def measure(*about: int) -> int:
+        calls.append(about)
+        return sum(about)
+
+    assert Cells(path, {"model": "m"}).measured("a", measure, 1, 2) == 3
+    again = Cells(path, {"model": "m"})
+    assert again.measured("a", measure, 5) == 3
+    assert again.measured("b", measure, 5) == 5
+    assert calls == [(1, 2), (5,)]
+    assert Cells(path, {"model": "m"}).found == {"a": 3, "b": 5}
+
+
+def test_a_cell_that_was_being_written_is_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "cells.jsonl"
+    cells = Cells(path, {})
+    cells.measured("a", lambda: 1)
+    cells.measured("b", lambda: 2)
+    path.write_bytes(path.read_bytes()[:-8])  # killed in the middle of a line
+    again = Cells(path, {})
+    assert again.found == {"a": 1}
+    again.measured("b", lambda: 3)
+    assert Cells(path, {}).found == {"a": 1, "b": 3}
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cells.jsonl"
+    Cells(path, {"model": "m"}).measured("a", lambda: 1)
+    with pytest.raises(InputError, match="other settings"):
+        Cells(path, {"model": "n"})

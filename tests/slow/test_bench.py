@@ -1,0 +1,88 @@
+"""`sideplug bench --quick` on a tiny model, as its user would run it: all systems, cut in the middle, gone on with."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.tiny_model import make_llama
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="pip install 'sideplug[bench]'"),
+]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The run's folder and its result; it was killed once, when some cells were there."""
+    folder = tmp_path_factory.mktemp("bench")
+    make_llama(folder / "tiny", context=2048)
+    command = [sys.executable, "-m", "sideplug", "bench", str(folder / "tiny"), "--quick", "--json"]
+    command += ["--out", str(folder / "out")]
+    env = {**os.environ, "SIDEPLUG_CACHE": str(folder / "cache")}
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env, start_new_session=True)
+    while not any(sum(1 for _ in path.open()) > 6 for path in folder.glob("out/*.cells.jsonl")):
+        assert first.poll() is None
+        time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    (cells,) = folder.glob("out/*.cells.jsonl")
+    before = cells.read_text().splitlines()
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    again = [json.loads(line)["key"] for line in before[1:] if line.endswith("}")]
+    assert not any(f"── {key}\n" in done.stderr for key in again)  # measured once
+    assert not cells.exists()
+    return folder, json.loads(Path(json.loads(done.stdout)["result"]).read_text())
+
+
+def test_every_system_has_its_figures(ran: tuple[Path, dict[str, Any]]) -> None:
+    _, found = ran
+    assert found["absent"] == {"device, llama.cpp": "needs the model as a GGUF file"}
+    for task in ("authors", "facts"):
+        for name, system in found["systems"].items():
+            speeds = [cell for cell in found["speed"] if (cell["task"], cell["system"]) == (task, name)]
+            assert len(speeds) == (1 if name.startswith("device") else 2), name
+            assert all(cell["tokens_s"]["runs"] >= 2 for cell in speeds)
+            judged = [cell for cell in found["quality"] if (cell["task"], cell["system"]) == (task, name)]
+            assert bool(judged) != bool(system["like"]), name
+
+
+def test_what_must_hold_of_any_model(ran: tuple[Path, dict[str, Any]]) -> None:
+    """Traffic and round trips are what each system's way of splitting says, whatever the model."""
+    _, found = ran
+
+    def cell(name: str) -> dict[str, Any]:
+        return next(c for c in found["speed"] if (c["task"], c["system"], c["rtt_ms"]) == ("authors", name, 50))
+
+    assert cell("cloud only")["round_trips"]["max"] == 0
+    assert cell("ungated")["round_trips"]["median"] == 1
+    assert cell("per layer")["round_trips"]["min"] >= 2  # layers of the tiny model
+    assert cell("gated, lookahead")["round_trips"]["median"] < 1
+    assert cell("SPA as in the paper")["bytes_down"]["median"] > cell("cloud only")["bytes_down"]["median"] + 3 * 64 * 2
+    slow, fast = (cell(name)["tokens_s"]["median"] for name in ("per layer", "cloud only"))
+    assert slow < 1000 / 50 / 2 < fast  # two round trips of 50 ms a token, against none
+    assert all(0 < c["tokens_s"]["median"] <= 1.05 * c["limit_tokens_s"] for c in found["speed"] if c["limit_tokens_s"])
+
+
+def test_the_report(ran: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = ran
+    (page,), (table,) = folder.glob("out/*.html"), folder.glob("out/*.md")
+    assert page.read_text().count("<svg") >= 5
+    assert "## Speed: facts" in table.read_text()
+    (result,) = folder.glob("out/*_quick.json")
+    before = page.read_text()
+    page.unlink()
+    subprocess.run([sys.executable, "-m", "sideplug", "bench", "--report", str(result)], check=True)
+    assert page.read_text() == before
