@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
 from sideplug_bench.devices.transformers import Transformers
@@ -64,13 +66,14 @@ def main() -> None:
     def talk(line: ServerConnection) -> None:
         if exchange:
             exchange.line = line
-        for message in line:
-            asked = json.loads(message)
-            if asked.pop("do") == "losses":
-                line.send(json.dumps({"losses": model.losses(**asked)}))
-            else:
-                model.stream(**asked, tell=lambda text: line.send(json.dumps({"text": text})))
-                line.send(json.dumps({"done": True}))
+        with suppress(ConnectionClosed):
+            for message in line:
+                asked = json.loads(message)
+                if asked.pop("do") == "losses":
+                    line.send(json.dumps({"losses": model.losses(**asked)}))
+                else:
+                    model.stream(**asked, tell=lambda text: line.send(json.dumps({"text": text})))
+                    line.send(json.dumps({"done": True}))
 
     with serve(talk, "127.0.0.1", 0, compression=None, max_size=None) as server:
         print(json.dumps({"url": f"ws://127.0.0.1:{server.socket.getsockname()[1]}"}), flush=True)

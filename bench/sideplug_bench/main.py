@@ -21,7 +21,7 @@ from sideplug_bench.meters import machine
 from sideplug_bench.report.page import page
 from sideplug_bench.report.pictures import draw
 from sideplug_bench.report.tables import markdown
-from sideplug_bench.run import SCALES, Run, Scale
+from sideplug_bench.run import SCALES, Run, Scale, short
 from sideplug_bench.systems import BY_NAME
 from sideplug_bench.tasks import Task
 
@@ -36,6 +36,7 @@ def bench(
     if unknown:
         raise InputError(f"there is no system {unknown[0]!r}; there are {', '.join(BY_NAME)}")
     base = find(model)
+    name = short(base.name)
     size = SCALES[scale]
     settings = {
         "version": __version__,
@@ -48,16 +49,16 @@ def bench(
     settings = json.loads(json.dumps(settings))
     mark = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
     where = re.sub(r"[^a-z0-9]+", "-", f"{machine()['cpu']} {machine()['cores']} cores".lower()).strip("-")
-    folder = cache_dir() / "bench" / f"{base.name}-{mark}"
+    folder = cache_dir() / "bench" / f"{name}-{mark}"
     try:
         out.mkdir(parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Stopped(f"{error.filename} can't be made: {error.strerror}") from error
-    cells = Cells(out / f"{base.name}_{where}_{scale}-{mark}.cells.jsonl", settings)
+    cells = Cells(out / f"{name}_{where}_{scale}-{mark}.cells.jsonl", settings)
     made = make_tasks(size, chosen, data, folder)
     result = Run(model, size, cells, folder, tuple(systems)).measure(made)
-    path = out / f"{base.name}_{where}_{time.strftime('%Y-%m-%d')}{'' if scale == 'full' else f'_{scale}'}.json"
+    path = out / f"{name}_{where}_{time.strftime('%Y-%m-%d')}{'' if scale == 'full' else f'_{scale}'}.json"
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     cells.path.unlink()
     return path, result

@@ -250,11 +250,13 @@ def measure(model: str, counts: list[int], rounds: int, tokens: int, peft_rounds
     most = max(counts)
     with ExitStack() as stack:
         url, _ = stack.enter_context(served(model, "--insecure"))
-        ours = Ours(url, most, rng.integers(1000, 9000, (4, PROMPT)).tolist(), stack)
+        with taps.connect(url) as stream:  # ordinary words' ids, so that nobody's reply ends early
+            words = (min(1000, stream.model.vocab // 2), min(9000, stream.model.vocab))
+        ours = Ours(url, most, rng.integers(*words, (4, PROMPT)).tolist(), stack)
         theirs = stack.enter_context(peft(model, most)) if peft_rounds else None
         for turn in range(rounds + 1):  # the first warms up
             for count in counts:
-                prompts = rng.integers(1000, 9000, (count, PROMPT)).tolist()
+                prompts = rng.integers(*words, (count, PROMPT)).tolist()
                 # In another order each round: what was run before leaves a machine warm, or its caches cold.
                 order = [*ours.systems][turn % 3 :] + [*ours.systems][: turn % 3]
                 found = {name: ours.rate(name, prompts, tokens) for name in order}
@@ -269,13 +271,13 @@ def measure(model: str, counts: list[int], rounds: int, tokens: int, peft_rounds
     ratios = {"each_over_shared": (EACH, SHARED), "each_over_shut": (EACH, SHUT)}
     if theirs:
         ratios |= {"each_over_peft": (EACH, LORA), "peft_over_its_base": (LORA, NO_LORA)}
-    over = lambda a, b, n: spread([x / y for x, y in zip(rates[a][n], rates[b][n], strict=False)])  # noqa: E731
+    over = lambda a, b, n: spread([x / max(y, 1e-9) for x, y in zip(rates[a][n], rates[b][n], strict=False)])  # noqa: E731
     return {
         "prompt_tokens": PROMPT,
         "reply_tokens": tokens,
         "asked_share": round(asked, 3),
         "tokens_per_s": {name: {n: spread(found) for n, found in by.items()} for name, by in rates.items()},
-        "step_ms": {n: round(1000 * n / spread(found)["median"], 2) for n, found in rates[SHUT].items()},
+        "step_ms": {n: round(1000 * n / max(1e-9, spread(found)["median"]), 2) for n, found in rates[SHUT].items()},
         **{name: {n: over(a, b, n) for n in counts} for name, (a, b) in ratios.items()},
     }
 

@@ -20,7 +20,6 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from sideplug.cloud.cores import cores
 from sideplug.cloud.store import find
-from sideplug.contract.errors import Stopped
 from sideplug.contract.text import Prompt
 from sideplug.device.plugin import KINDS, Plugin
 from sideplug.learn.data import Example
@@ -112,7 +111,7 @@ class Run:
         self.cells.measured(f"drift/{start:.0f}", lambda: drift)
         return {
             "machine": machine(),
-            "model": find(self.model).name,
+            "model": short(find(self.model).name),
             "date": time.strftime("%Y-%m-%d"),
             "scale": asdict(self.scale),
             "tasks": {task.name: {"title": task.title, "users": [user.name for user in task.users]} for task in tasks},
@@ -249,10 +248,10 @@ class Run:
                 before, cost = line.passed() if line else (0, 0), asked.ask("cost")
                 told = asked_for(asked, prompt, tokens, task.temperature, turn)
                 after, spent = line.passed() if line else (0, 0), asked.ask("cost")
-                if told["tokens"] > 1:
+                if len(told["times_s"]) > 1:
                     rows.append((told, after[0] - before[0], after[1] - before[1], spent["cpu_s"] - cost["cpu_s"]))
             if len(rows) < 2:
-                raise Stopped(f"{system.name} gives no replies of two tokens that could be timed")
+                return {"unavailable": "its replies are too short to be timed"}
             over = lambda value: spread([value(*row) / row[0]["tokens"] for row in rows])  # noqa: E731
             return {
                 "tokens_s": spread([pace(told) for told, *_ in rows]),
@@ -316,6 +315,11 @@ class Run:
         return {"weights_bytes": size, "read_gb_s": round(rate, 1), "tokens_s": round(rate * 1e9 / size, 1)}
 
 
+def short(model: str) -> str:
+    """A model's name without its owner, or the name of its folder."""
+    return model.rstrip("/").split("/")[-1]
+
+
 def wire(example: Example) -> dict[str, Any]:
     return {"prompt": example.prompt.to_wire(), "reply": example.reply}
 
@@ -327,7 +331,7 @@ def asked_for(device: Device, prompt: Prompt, tokens: int, temperature: float = 
 def pace(told: dict[str, Any]) -> float:
     """Tokens a second behind the first."""
     times = told["times_s"]
-    return (len(times) - 1) / max(1e-9, times[-1] - times[0])
+    return (told["tokens"] - 1) / max(1e-9, times[-1] - times[0])
 
 
 def per_token(told: dict[str, Any]) -> float:

@@ -27,7 +27,7 @@ pytestmark = [
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The run's folder and its result; it was killed once, when some cells were there."""
     folder = tmp_path_factory.mktemp("bench")
-    make_llama(folder / "tiny", context=2048)
+    make_llama(folder / "tiny", context=4096)
     command = [sys.executable, "-m", "sideplug", "bench", str(folder / "tiny"), "--quick", "--json"]
     command += ["--out", str(folder / "out")]
     env = {**os.environ, "SIDEPLUG_CACHE": str(folder / "cache")}
@@ -54,7 +54,8 @@ def test_every_system_has_its_figures(ran: tuple[Path, dict[str, Any]]) -> None:
         for name, system in found["systems"].items():
             speeds = [cell for cell in found["speed"] if (cell["task"], cell["system"]) == (task, name)]
             assert len(speeds) == (1 if name.startswith("device") else 2), name
-            assert all(cell["tokens_s"]["runs"] >= 2 for cell in speeds)
+            if task == "authors":  # facts may be answered with nothing by a model that knows nothing
+                assert all(cell["tokens_s"]["runs"] >= 2 for cell in speeds), name
             judged = [cell for cell in found["quality"] if (cell["task"], cell["system"]) == (task, name)]
             assert bool(judged) != bool(system["like"]), name
 
@@ -73,7 +74,8 @@ def test_what_must_hold_of_any_model(ran: tuple[Path, dict[str, Any]]) -> None:
     assert cell("SPA as in the paper")["bytes_down"]["median"] > cell("cloud only")["bytes_down"]["median"] + 3 * 64 * 2
     slow, fast = (cell(name)["tokens_s"]["median"] for name in ("per layer", "cloud only"))
     assert slow < 1000 / 50 / 2 < fast  # two round trips of 50 ms a token, against none
-    assert all(0 < c["tokens_s"]["median"] <= 1.05 * c["limit_tokens_s"] for c in found["speed"] if c["limit_tokens_s"])
+    timed = [c for c in found["speed"] if c.get("limit_tokens_s")]
+    assert all(0 < c["tokens_s"]["median"] <= 1.05 * c["limit_tokens_s"] for c in timed)
 
 
 def test_the_report(ran: tuple[Path, dict[str, Any]]) -> None:

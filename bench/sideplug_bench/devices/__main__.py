@@ -7,6 +7,9 @@ import sys
 import time
 from typing import Any
 
+from sideplug.contract.errors import SideplugError
+from sideplug.terminal import say
+
 
 def main() -> None:
     kind, settings = sys.argv[1], json.loads(sys.argv[2])
@@ -26,4 +29,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SideplugError as error:
+        say(f"sideplug bench: {sys.argv[1]}: {error}")
+        sys.exit(error.exit_code)

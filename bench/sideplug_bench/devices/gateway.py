@@ -23,6 +23,7 @@ class App:
             "temperature": temperature,
             "seed": seed,
             "stream": True,
+            "stream_options": {"include_usage": True},
         }
         if "messages" in prompt:
             path, body = "/v1/chat/completions", body | {"messages": prompt["messages"]}
@@ -31,18 +32,21 @@ class App:
         self._line.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         texts: list[str] = []
         times: list[float] = []
+        tokens = 0
         with self._line.getresponse() as answer:
             if answer.status != 200:
                 raise RuntimeError(answer.read().decode()[:300])
             for line in answer:
                 if not line.startswith(b"data: {"):
                     continue
-                for choice in json.loads(line[6:])["choices"]:
+                told = json.loads(line[6:])
+                tokens = (told.get("usage") or {}).get("completion_tokens", tokens)
+                for choice in told["choices"]:
                     text = choice["delta"].get("content") if "delta" in choice else choice.get("text")
                     if text:
                         texts.append(text)
                         times.append(time.perf_counter() - start)
-        return {"text": "".join(texts), "tokens": len(times), "round_trips": 0, "times_s": times}
+        return {"text": "".join(texts), "tokens": tokens, "round_trips": 0, "times_s": times}
 
 
 def make(url: str, model: str) -> App:

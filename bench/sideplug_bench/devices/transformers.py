@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 
 from sideplug.cloud.store import find
 from sideplug.cloud.tokenizer import TextStream, Tokenizer
@@ -22,6 +24,10 @@ class Transformers:
 
     def __init__(self, model: str, adapter: str = "") -> None:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
+        # 5.x warns of names that its next releases will have, at each forward pass.
+        warnings.simplefilter("ignore", FutureWarning)
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
         base = find(model)
         self.tokenizer = Tokenizer(base.folder)
         self.lm, _ = load_lm(base.folder, torch.float32)

@@ -52,7 +52,7 @@ def untouched(result: dict[str, Any], task: str, system: str) -> float | None:
 
 def speeds(result: dict[str, Any], task: str, system: str) -> dict[tuple[float, float], dict[str, Any]]:
     """By (RTT, Mbit/s)."""
-    cells = [cell for cell in result["speed"] if cell["task"] == task and cell["system"] == system]
+    cells = [c for c in result["speed"] if c["task"] == task and c["system"] == system and "tokens_s" in c]
     return {(cell["rtt_ms"], cell["mbit"]): cell for cell in cells}
 
 
@@ -160,7 +160,7 @@ def _speed(result: dict[str, Any], task: str) -> Table:
 
 def _networks(result: dict[str, Any]) -> Table:
     task = next(iter(result["tasks"]))
-    networks = sorted({(cell["rtt_ms"], cell["mbit"]) for cell in result["speed"] if cell["task"] == task})
+    networks = sorted({network for system in result["systems"] for network in speeds(result, task, system)})
     rows = []
     for system in result["systems"]:
         by_network = speeds(result, task, system)
