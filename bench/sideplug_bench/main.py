@@ -14,6 +14,7 @@ from typing import Any
 from sideplug import __version__
 from sideplug.cloud.store import find
 from sideplug.contract.errors import InputError, Stopped
+from sideplug.learn.data import read as read_examples
 from sideplug.paths import cache_dir
 from sideplug_bench import tasks
 from sideplug_bench.cells import Cells
@@ -35,6 +36,8 @@ def bench(
     unknown = [name for name in systems if name not in BY_NAME]
     if unknown:
         raise InputError(f"there is no system {unknown[0]!r}; there are {', '.join(BY_NAME)}")
+    if data:
+        read_examples(data)  # said before the work, not behind it
     base = find(model)
     name = short(base.name)
     size = SCALES[scale]

@@ -27,10 +27,10 @@ def child(*command: Any) -> Iterator[tuple[dict[str, Any], psutil.Process]]:
     finally:
         process.terminate()
         try:
-            process.wait(30)
+            process.communicate(timeout=30)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 @contextmanager

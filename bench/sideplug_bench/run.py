@@ -142,20 +142,19 @@ class Run:
             if system.made == "lora":
                 epochs = min(epochs, 4 if task.name == "authors" else 12)
                 with child("-m", "sideplug_bench.lora", self.model, user.file, out, "--epochs", epochs) as (told, _):
-                    return told
+                    return told | {"disk_bytes": disk_bytes(out)}
             width = ["--width", task.width] if task.width and system.made == "ladder" else []
             how = [*TRAINED_AS[system.made], *width, "--epochs", epochs, "--cloud", url, "--out", out, "--force"]
             told = command("train", user.file, *how)
             kept = ("recording_s", "seconds", "peak_rss_mb", "parameters", "tape_bytes", "epochs")
             plugin = Plugin.load(out)
-            return {name: told[name] for name in kept} | {"backward_bytes": backward_bytes(plugin)}
+            told = {name: told[name] for name in kept}
+            return told | {"backward_bytes": backward_bytes(plugin), "disk_bytes": disk_bytes(out)}
 
         key = f"training/{task.name}/{system.made}/{user.name}"
-        told = self.cells.measured(key, train)
+        self.cells.measured(key, train)
         if not out.exists():  # the figures are there, what they are of is not
             train()
-        if "disk_bytes" not in told:
-            told["disk_bytes"] = sum(file.stat().st_size for file in out.glob("*.safetensors"))
         return str(out)
 
     # quality
@@ -248,7 +247,7 @@ class Run:
                 before, cost = line.passed() if line else (0, 0), asked.ask("cost")
                 told = asked_for(asked, prompt, tokens, task.temperature, turn)
                 after, spent = line.passed() if line else (0, 0), asked.ask("cost")
-                if len(told["times_s"]) > 1:
+                if told["times_s"] and told["times_s"][-1] > told["times_s"][0]:
                     rows.append((told, after[0] - before[0], after[1] - before[1], spent["cpu_s"] - cost["cpu_s"]))
             if len(rows) < 2:
                 return {"unavailable": "its replies are too short to be timed"}
@@ -329,9 +328,10 @@ def asked_for(device: Device, prompt: Prompt, tokens: int, temperature: float = 
 
 
 def pace(told: dict[str, Any]) -> float:
-    """Tokens a second behind the first."""
+    """Tokens a second behind the first piece of the reply."""
     times = told["times_s"]
-    return (told["tokens"] - 1) / max(1e-9, times[-1] - times[0])
+    behind = sum(at > times[0] for at in times) / len(times) * told["tokens"]  # a piece may be several tokens
+    return behind / (times[-1] - times[0])
 
 
 def per_token(told: dict[str, Any]) -> float:
@@ -348,6 +348,11 @@ def limit(rows: list[Any], network: Network) -> float | None:
         # Where the text waits for the device both ways add up; else each way has its own line.
         seconds += 8e-6 / network.mbit * (down + up if trips > 0.5 else max(down, up))
     return round(1 / seconds, 2) if seconds else None
+
+
+def disk_bytes(made: Path) -> int:
+    """Of the weights of a plugin or an adapter."""
+    return sum(file.stat().st_size for file in made.glob("*.safetensors"))
 
 
 def backward_bytes(plugin: Plugin, tokens: int = 64) -> int:

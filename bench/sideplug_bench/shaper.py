@@ -136,7 +136,7 @@ def shaped(url: str, network: Network) -> Iterator[Shaped]:
         yield Shaped(f"{parts.scheme}://127.0.0.1:{int(process.stdout.readline())}", process)
     finally:
         process.kill()  # what is under way in a network that goes away is lost
-        process.wait()
+        process.communicate()
 
 
 def main() -> None:

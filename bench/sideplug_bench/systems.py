@@ -181,7 +181,7 @@ class Device:
 
     def close(self) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
 
 
 @contextmanager
@@ -206,6 +206,6 @@ def far_side(system: System, model: str, cloud: str, made: str, scratch: Path) -
     elif system.far in ("transformers", "per layer"):
         more = ["--adapter", made] if made else ["--per-layer", EXCHANGE_RANK] if system.far == "per layer" else []
         with child("-m", "sideplug_bench.hf_cloud", model, *more) as (told, _):
-            yield told["url"], sum(file.stat().st_size for file in Path(made).glob("*.safetensors")) if made else 0
+            yield told["url"], Path(made, "adapter_model.safetensors").stat().st_size if made else 0
     else:
         yield cloud if system.far else "", 0

@@ -1,0 +1,107 @@
+"""What figures are made with: bytes on the line, bootstrap intervals, the energy meter, tasks from a person's files."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from sideplug.contract.errors import InputError
+from sideplug_bench.shaper import Network, shaped
+
+psutil = pytest.importorskip("psutil", reason="pip install 'sideplug[bench]'")
+pytestmark = pytest.mark.twin
+
+from sideplug_bench import tasks  # noqa: E402
+from sideplug_bench.meters import Energy, bootstrap, spread  # noqa: E402
+
+
+def test_every_byte_is_counted_by_its_direction() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            line, _ = server.accept()
+            with line:
+                while line.recv(1 << 16):
+                    line.sendall(b"x" * 700)
+
+        threading.Thread(target=answer, daemon=True).start()
+        with shaped(f"ws://127.0.0.1:{server.getsockname()[1]}", Network(10)) as far:
+            assert far.passed() == (0, 0)
+            with socket.create_connection(("127.0.0.1", int(far.url.rsplit(":", 1)[1]))) as line:
+                for n in (1, 2, 3):
+                    line.sendall(b"y" * 50)
+                    got = b""
+                    while len(got) < 700:
+                        got += line.recv(1 << 16)
+                    assert far.passed() == (700 * n, 50 * n)
+
+
+def test_a_bootstrap_interval_holds_the_mean_of_the_whole() -> None:
+    found = bootstrap([1.0, 2.0, 6.0, 3.0], [1, 1, 2, 1])
+    assert found["mean"] == pytest.approx(12 / 5)
+    assert found["low"] < found["mean"] < found["high"]
+    assert bootstrap([2.0, 4.0], [1, 2]) == {"mean": 2.0, "low": 2.0, "high": 2.0, "examples": 2}
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0, "runs": 3}
+
+
+def test_an_energy_counter_may_wrap(tmp_path: Path) -> None:
+    meter = tmp_path / "intel-rapl:0"
+    meter.mkdir()
+    (meter / "energy_uj").write_text("900000\n")
+    (meter / "max_energy_range_uj").write_text("1000000\n")
+    energy = Energy(tmp_path)
+    (meter / "energy_uj").write_text("400000\n")
+    assert energy.joules == pytest.approx(0.5)
+    assert Energy(tmp_path / "none").joules is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "measures"),
+    [("tea", ("exact", "loss")), ("a long answer of more words than eight, as people write", ("rouge", "loss"))],
+)
+def test_a_task_of_ones_own(tmp_path: Path, reply: str, measures: tuple[str, ...]) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps({"instruction": f"q{n}", "output": reply}) + "\n" for n in range(30)))
+    task = tasks.own(file, 20, tmp_path)
+    assert task.measures == measures
+    (user,) = task.users
+    assert [example.prompt.messages[-1]["content"] for example in user.test if example.prompt.messages] == [
+        "q27",
+        "q28",
+        "q29",
+    ]
+    assert len(user.train) == 27
+    assert user.file.read_text().count("\n") == 27
+
+
+def test_plain_text_of_ones_own_is_continued(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("\n\n".join(f"Day {n}. " + "The mill stood still. " * 20 for n in range(12)))
+    task = tasks.own(tmp_path / "notes.txt", 20, tmp_path)
+    assert task.measures == ("loss",)
+    assert task.asked[0].text
+    with pytest.raises(InputError, match="at least 2 examples"):
+        (tmp_path / "one.txt").write_text("A single line.")
+        tasks.own(tmp_path / "one.txt", 20, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--system", "ourz"], "there is no system 'ourz'"),
+        (["--data", "none.jsonl"], "none.jsonl"),
+        (["--report", "none.json"], "none.json can't be read"),
+    ],
+)
+def test_a_typo_gets_one_sentence(tmp_path: Path, arguments: list[str], said: str) -> None:
+    import subprocess
+
+    command = [sys.executable, "-m", "sideplug", "bench", "--out", str(tmp_path / "out"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
