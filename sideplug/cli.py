@@ -911,7 +911,14 @@ def top(url: str, cloud_key: str, ca: Path | None, pin: str, every: float, once:
 )
 @option("--data", type=FOLDER, metavar="FILE", help="A task of your own, in any format that training takes.")
 @option("--system", "systems", multiple=True, metavar="NAME", help="Only these systems; may be repeated.")
-@option("--out", default="bench/results", type=FOLDER, metavar="DIR", help="Where results and reports go.")
+@option(
+    "--out",
+    default="bench/results",
+    envvar="SIDEPLUG_BENCH_OUT",
+    type=FOLDER,
+    metavar="DIR",
+    help="Where results and reports go.",
+)
 @option("--report", "result", type=FOLDER, metavar="FILE", help="Only write a result's tables, page and pictures anew.")
 @json_option
 def bench(
