@@ -101,7 +101,7 @@ def test_a_engine_equals_the_plain_forward(stage: Stage, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", SAMPLINGS)
-@pytest.mark.parametrize("kind", ["ladder", "paper"])
+@pytest.mark.parametrize("kind", ["ladder", "paper", "paper-added"])
 def test_b_the_wire_equals_one_process(stage: Stage, kind: str, how: str) -> None:
     cloud, plain = stage
     model = cloud.engine.model

@@ -16,6 +16,7 @@ class Cells:
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = path
+        self.expected = 0  # cells of the whole run, for the line that says how far it is
         self.found: dict[str, Any] = {}
         if path.exists():
             written = path.read_bytes()
@@ -32,7 +33,8 @@ class Cells:
     def measured(self, key: str, measure: Callable[..., Any], *about: Any) -> Any:
         """The cell of that key: what `measure(*about)` gave, now or in the run before."""
         if key not in self.found:
-            say(f"── {key}")
+            of = f" of {self.expected}" if self.expected else ""
+            say(f"── {len(self.found) + 1}{of}: {key}")
             self.found[key] = measure(*about)
             self._append({"key": key, "value": self.found[key]})
         return self.found[key]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -87,6 +88,7 @@ class Run:
     def measure(self, tasks: list[Task]) -> dict[str, Any]:
         """Everything that is not in `cells` yet; then the whole as one object."""
         energy, start = Energy(), time.time()
+        self.cells.expected = sum(self.planned(task) for task in tasks) + len(self.scale.bits) + 4
         drift: list[list[float]] = []
         with served(self.model) as (url, process):
             cloud = process.memory_full_info().pss
@@ -122,6 +124,13 @@ class Run:
             **grouped(self.cells.found),
         }
 
+    def planned(self, task: Task) -> int:
+        """Cells of a task."""
+        judged = sum(not system.like for system in self.systems) * len(task.users)
+        trained = len({system.made for system in self.systems if system.made}) * len(task.users)
+        timed = sum(len(self.scale.networks) if system.far else 1 for system in self.systems)
+        return judged + trained + timed + (len(task.users) if len(task.users) > 1 else 0)
+
     def _reference(self, url: str) -> float:
         """Tokens a second of the plain cloud, for the drift of the machine."""
         with device(*BY_NAME["cloud only"].device(Place(self.model, url))) as asked:
@@ -148,6 +157,8 @@ class Run:
             told = command("train", user.file, *how)
             kept = ("recording_s", "seconds", "peak_rss_mb", "parameters", "tape_bytes", "epochs")
             plugin = Plugin.load(out)
+            if system.made != "ladder":
+                shutil.rmtree(out / "tape")  # of every hidden state, 36 KB a token
             told = {name: told[name] for name in kept}
             return told | {"backward_bytes": backward_bytes(plugin), "disk_bytes": disk_bytes(out)}
 
@@ -237,9 +248,8 @@ class Run:
             line = stack.enter_context(shaped(far, network)) if system.far else None
             url = line.url if line else ""
             asked = stack.enter_context(device(*system.device(Place(self.model, url, made, str(user.file)))))
-            first = asked_for(
-                asked, task.asked[0], 4, task.temperature
-            )  # warms up, and tells how many tokens to ask for
+            # Warms up, and tells how many tokens to ask for.
+            first = asked_for(asked, task.asked[0], 4, task.temperature)
             tokens = int(np.clip(self.scale.seconds / max(1e-3, per_token(first)), 6, task.reply_tokens))
             rows = []
             for turn in range(self.scale.rounds):
@@ -304,12 +314,9 @@ class Run:
 
     def _floor(self) -> dict[str, Any]:
         """How fast a single text could be decoded if reading the weights were all: bytes a step over the read rate."""
-        gguf = find(self.model).folder / "model.gguf"
-        size = (
-            gguf.stat().st_size
-            if gguf.exists()
-            else sum(file.stat().st_size for file in find(self.model).folder.glob("*.safetensors"))
-        )
+        folder = find(self.model).folder
+        files = [*folder.glob("model.gguf")] or [*folder.glob("*.safetensors")]
+        size = sum(file.stat().st_size for file in files)
         rate = read_gb_s(cores()[0])
         return {"weights_bytes": size, "read_gb_s": round(rate, 1), "tokens_s": round(rate * 1e9 / size, 1)}
 

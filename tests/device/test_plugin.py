@@ -64,7 +64,7 @@ def test_untrained_is_exactly_nothing() -> None:
     assert (plugin.correct(code) == 0).all()
 
 
-@pytest.mark.parametrize("kind", ["ladder", "paper"])
+@pytest.mark.parametrize("kind", ["ladder", "paper", "paper-added"])
 def test_saved_and_loaded_is_the_same(tmp_path: Path, kind: str) -> None:
     plugin = a_plugin("fingerprint", kind)
     plugin.about = {"loss": 1.5}

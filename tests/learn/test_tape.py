@@ -119,7 +119,7 @@ def test_an_example_past_the_context_is_refused_with_its_number(cloud: Cloud, tm
         record(session, TAP, [EXAMPLES[0], long], tmp_path / "t.tape")
 
 
-@pytest.mark.parametrize("kind", ["ladder", "paper"])
+@pytest.mark.parametrize("kind", ["ladder", "paper", "paper-added"])
 def test_score_is_exact(cloud: Cloud, kind: str) -> None:
     plugin = a_plugin(cloud.base.fingerprint, kind, 0.2 if kind == "ladder" else 0.05)
     with a_session(cloud.url, plugin) as session:

@@ -42,7 +42,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     again = [json.loads(line)["key"] for line in before[1:] if line.endswith("}")]
-    assert not any(f"── {key}\n" in done.stderr for key in again)  # measured once
+    assert not any(f": {key}\n" in done.stderr for key in again)  # measured once
     assert not cells.exists()
     return folder, json.loads(Path(json.loads(done.stdout)["result"]).read_text())
 
