@@ -64,7 +64,7 @@ def network(task: str) -> Callable[[Found], list[str]]:
 def person(r: Found) -> list[str]:
     run = next(run for run in r["runs"] if (run["facts"], run["width"]) == (20, 256))
     assert run["general_same"] == 1.0
-    return [f"**{100 * run['facts_right']:.1f} %**", f"{100 * run["general_asked"]:.2f} % of those tokens"]
+    return [f"**{100 * run['facts_right']:.1f} %**", f"{100 * run['general_asked']:.2f} % of those tokens"]
 
 
 def many(r: Found) -> list[str]:
