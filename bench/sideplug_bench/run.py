@@ -64,7 +64,7 @@ class Scale:
 RTTS, MBITS = (0, 20, 50, 100), (1, 10, 100)
 SCALES = {
     "full": Scale("full", 10, 108, 20, 20, 40, 50, tuple(itertools.product(RTTS, MBITS)), 5, 8, (1, 2, 4, 8, 16)),
-    "quick": Scale("quick", 2, 12, 3, 20, 8, 6, ((0, 100), (50, 10)), 2, 1.5, (1, 4), ("8", "4"), 2),
+    "quick": Scale("quick", 2, 12, 3, 20, 8, 6, ((0, 10), (50, 10)), 2, 1.5, (1, 4), ("8", "4"), 2),
 }
 
 

@@ -132,7 +132,7 @@ def memory(result: dict[str, Any], axes: Axes) -> bool:
             rows.append((statistics.median(peaks), label(result, system), colour(result, system)))
     rows.sort(reverse=True)
     axes.barh([row[1] for row in rows], [row[0] for row in rows], color=[row[2] for row in rows])
-    axes.set(xlabel="MB", title="Device: peak memory while generating", xscale="log")
+    axes.set(xlabel="MB", title="Device: peak memory while generating")
     for place, row in enumerate(rows):
         axes.text(row[0], place, f" {row[0]:,.0f}", va="center", fontsize=8)
     return bool(rows)
