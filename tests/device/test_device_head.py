@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sideplug.cli import generate
+from sideplug.cli.talk import generate
 from sideplug.contract.errors import ProtocolError
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling

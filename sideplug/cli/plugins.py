@@ -1,0 +1,141 @@
+"""sideplug plugin …: looking at plugins, and keeping them in order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sideplug.contract.errors import InputError, Stopped
+from sideplug.terminal import say
+
+if TYPE_CHECKING:
+    pass
+
+from sideplug.cli.common import FOLDER, group, json_option, load_plugin, option, passphrase_of, print_json
+
+
+@group.group("plugin")
+def plugin_group() -> None:
+    """Look at plugins, and keep them in order."""
+
+
+shelf_option = option("--plugins", "shelf", type=FOLDER, metavar="DIR", help="The folder of your plugins.")
+
+
+def _shelf(folder: Path | None) -> Any:
+    from sideplug.device.shelf import Shelf
+    from sideplug.paths import plugins_dir
+
+    return Shelf(folder or plugins_dir(), passphrase=passphrase_of)
+
+
+@plugin_group.command("list", epilog="Example:  sideplug plugin list")
+@shelf_option
+@json_option
+def plugin_list(shelf: Path | None, as_json: bool) -> None:
+    """The plugins of this device, as the gateway's page shows them."""
+    entries = _shelf(shelf).entries()
+    if as_json:
+        print_json([{"name": e.name, "folder": str(e.folder), "sealed": e.sealed} for e in entries])
+        return
+    for entry in entries:
+        click.echo(f"{entry.name:24} {'sealed  ' if entry.sealed else ''}{entry.folder}")
+    if not entries:
+        say("sideplug: no plugins yet: sideplug train, or the gateway's page, makes one")
+
+
+@plugin_group.command("export", epilog="Example:  sideplug plugin export my-plugin my-plugin.sideplug")
+@click.argument("folder", type=FOLDER, metavar="DIR")
+@click.argument("file", type=FOLDER, metavar="FILE")
+@click.option("--seal", is_flag=True, help="With a passphrase (asked for, or SIDEPLUG_PASSPHRASE).")
+def plugin_export(folder: Path, file: Path, seal: bool) -> None:
+    """Write a plugin as one file, for your other device. Its tape stays here."""
+    from sideplug.device import vault
+    from sideplug.device.plugin import write_aside
+
+    plugin = load_plugin(folder)
+    assert plugin is not None
+    passphrase = _new_passphrase(file.name) if seal else ""
+    try:
+        write_aside(file, vault.seal(plugin.to_bytes(), passphrase))
+    except OSError as error:
+        raise Stopped(f"{file} could not be written: {error.strerror or error}") from error
+    click.echo(f"{folder} is in {file}{', sealed' if seal else ''}")
+
+
+@plugin_group.command("import", epilog="Example:  sideplug plugin import my-plugin.sideplug my-plugin")
+@click.argument("file", type=FOLDER, metavar="FILE")
+@click.argument("folder", type=FOLDER, metavar="DIR")
+def plugin_import(file: Path, folder: Path) -> None:
+    """Make a plugin's folder from a file that your other device exported."""
+    from sideplug.device import vault
+    from sideplug.device.plugin import Plugin
+
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty: give another folder")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} can't be read: {error.strerror or error}") from error
+    passphrase = passphrase_of(file.name) if vault.is_sealed(data) else ""
+    Plugin.from_bytes(vault.unseal(data, passphrase), str(file)).save(folder)
+    click.echo(f"{file} is in {folder}")
+
+
+@plugin_group.command("lock", epilog="Example:  sideplug plugin lock my-plugin")
+@click.argument("folder", type=FOLDER, metavar="DIR")
+def plugin_lock(folder: Path) -> None:
+    """Seal a plugin and its tape on the disk with a passphrase; it is asked for wherever the plugin is used."""
+    from sideplug.device.shelf import lock
+
+    lock(folder, _new_passphrase(folder.name))
+    click.echo(f"{folder} is sealed: there is no way in without the passphrase")
+
+
+@plugin_group.command("unlock", epilog="Example:  sideplug plugin unlock my-plugin")
+@click.argument("folder", type=FOLDER, metavar="DIR")
+def plugin_unlock(folder: Path) -> None:
+    """The opposite of lock."""
+    from sideplug.device.shelf import unlock
+
+    unlock(folder, passphrase_of(folder.name))
+    click.echo(f"{folder} is open")
+
+
+@plugin_group.command("rollback", epilog="Example:  sideplug plugin rollback my-plugin")
+@click.argument("folder", type=FOLDER, metavar="DIR")
+def plugin_rollback(folder: Path) -> None:
+    """The plugin as it was before it last learnt (sideplug learn)."""
+    from sideplug.learn.more import rollback
+
+    plugin = rollback(folder)
+    click.echo(f"{folder} is again what {plugin.about.get('examples', '?')} examples made of it")
+
+
+def _new_passphrase(name: str) -> str:
+    passphrase = passphrase_of(name, twice=True)
+    if not passphrase:
+        raise InputError("a passphrase must not be empty: set SIDEPLUG_PASSPHRASE, or type one on a terminal")
+    return passphrase
+
+
+@plugin_group.command("info", epilog="Example:  sideplug plugin info my-plugin")
+@click.argument("folder", type=FOLDER, metavar="DIR")
+@json_option
+def plugin_info(folder: Path, as_json: bool) -> None:
+    """What a plugin is: its base, tap, gate, size, and what its training reached."""
+    plugin = load_plugin(folder)
+    assert plugin is not None
+    about = {**plugin.config(), "parameters": plugin.size, "tap_bytes_per_token": plugin.tap.bytes_per_token}
+    about["phrases_tokens"] = len(plugin.phrases)
+    if as_json:
+        print_json(about)
+        return
+    for name in ("kind", "base_model_name_or_path", "base_fingerprint", "tap", "tap_bytes_per_token", "parameters"):
+        click.echo(f"{name:24} {about[name]}")
+    click.echo(f"{'gate':24} {plugin.gate.kind}")
+    click.echo(f"{'phrases':24} {len(plugin.phrases):,} tokens, for the lookahead")
+    for name, value in plugin.about.items():
+        click.echo(f"{name:24} {value}")
