@@ -1,6 +1,7 @@
 """A person's files as training examples: a prompt and the reply that the person would want.
 
-    alpaca       {"instruction", "input"?, "output"}            JSON array or JSON lines
+    alpaca       {"instruction", "input"?, "output"}            JSON array or JSON lines; LongLaMP has no instruction
+                 {"id", "input"} in X_questions.json            LaMP's, with the outputs in X_outputs.json beside it
     messages     {"messages": [{"role", "content"}, …]}         OpenAI's; each assistant turn is an example
     sharegpt     {"conversations": [{"from", "value"}, …]}
     text         {"text"}, JSON lines; or a plain file           cut into passages of whole paragraphs
@@ -55,6 +56,8 @@ def read(path: Path, form: str = "auto", skip: Path | None = None) -> list[Examp
             for file in path.rglob("*")
             if file.suffix in SUFFIXES and not file.name.startswith(".") and own not in file.resolve().parents
         )
+        answers = {_outputs_of(file) for file in files}
+        files = [file for file in files if file not in answers]
         if not files:
             raise DataError(f"the folder {path} has no {', '.join(SUFFIXES)} files")
     elif path.exists():
@@ -151,11 +154,33 @@ def _read_file(file: Path, form: str) -> Iterator[Example]:
             raise DataError(f"{file}:1: must be JSON for --format {form}, got plain text")
         yield from _passages(text, file)
         return
+    outputs = _outputs_of(file)
+    golds = _golds(outputs) if outputs else {}
     for line, record in _records(text, file):
         where = f"{file}:{line}"
         if not isinstance(record, dict):
             raise DataError(f"{where}: an example must be a JSON object, got {type(record).__name__}")
+        if outputs:
+            if str(record.get("id")) not in golds:
+                raise DataError(f"{where}: {outputs.name} has no output for the id {str(record.get('id'))[:40]!r}")
+            record = {"input": record.get("input"), "output": golds[str(record["id"])]}
         yield from _examples(record, _detect(record, where) if form == "auto" else form, where)
+
+
+def _outputs_of(file: Path) -> Path | None:
+    """LaMP's X_outputs.json beside X_questions.json, where this is one."""
+    other = file.with_name(file.name.replace("questions", "outputs"))
+    return other if file.suffix == ".json" and other != file and other.is_file() else None
+
+
+def _golds(file: Path) -> dict[str, Any]:
+    """Outputs by id. Raises DataError."""
+    try:
+        return {str(gold["id"]): gold["output"] for gold in json.loads(file.read_bytes())["golds"]}
+    except OSError as error:
+        raise DataError(f"{file} can't be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f'{file} must be {{"golds": [{{"id", "output"}}, …]}}, as LaMP has it') from error
 
 
 def _records(text: str, file: Path) -> Iterator[tuple[int, Any]]:
@@ -211,8 +236,10 @@ def _detect(record: dict[str, Any], where: str) -> str:
 
 def _examples(record: dict[str, Any], form: str, where: str) -> Iterator[Example]:
     if form == "alpaca":
-        instruction, reply = _text(record, "instruction", where), _text(record, "output", where)
-        given = record.get("input") or ""
+        alone = "instruction" not in record and "input" in record
+        instruction = _text(record, "input" if alone else "instruction", where)
+        reply = _text(record, "output", where)
+        given = "" if alone else record.get("input") or ""
         if not isinstance(given, str):
             raise DataError(f"{where}: input must be text, got {type(given).__name__}")
         if not reply.strip():

@@ -36,6 +36,28 @@ def lines(*records: object) -> str:
     return "".join(json.dumps(r) + "\n" for r in records)
 
 
+def test_lamp_files_as_they_are(tmp_path: Path) -> None:
+    """Questions and outputs in two files, by id; alone or in a folder. LongLaMP's have both in one record."""
+    asked = [{"id": "11", "input": "Which tag?", "profile": []}, {"id": "12", "input": "And this?", "profile": []}]
+    golds = [{"id": "12", "output": "classic"}, {"id": 11, "output": "comedy"}]
+    (tmp_path / "dev_questions.json").write_text(json.dumps(asked))
+    (tmp_path / "dev_outputs.json").write_text(json.dumps({"task": "LaMP_2", "golds": golds}))
+    for path in (tmp_path, tmp_path / "dev_questions.json"):
+        examples = data.read(path)
+        assert [example.reply for example in examples] == ["comedy", "classic"]
+        assert examples[0].prompt.messages == ({"role": "user", "content": "Which tag?"},)
+    (tmp_path / "dev_outputs.json").write_text(json.dumps({"golds": golds[:1]}))
+    with pytest.raises(DataError, match="dev_outputs.json has no output for the id '11'"):
+        data.read(tmp_path)
+    (tmp_path / "dev_outputs.json").write_text("[]")
+    with pytest.raises(DataError, match="as LaMP has it"):
+        data.read(tmp_path)
+    long = tmp_path / "long.jsonl"
+    long.write_text(json.dumps({"input": "Write the abstract.", "output": "We show …", "profile": []}) + "\n")
+    (example,) = data.read(long)
+    assert (example.prompt.messages[0]["content"], example.reply) == ("Write the abstract.", "We show …")
+
+
 def test_alpaca_in_an_array_in_lines_and_with_a_bom(tmp_path: Path) -> None:
     with_input = {**ALPACA, "input": "in French"}
     for name, content in (
