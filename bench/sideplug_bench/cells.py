@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ class Cells:
         if key not in self.found:
             of = f" of {self.expected}" if self.expected else ""
             say(f"── {len(self.found) + 1}{of}: {key}")
+            start = time.monotonic()
             self.found[key] = measure(*about)
-            self._append({"key": key, "value": self.found[key]})
+            self._append({"key": key, "seconds": round(time.monotonic() - start, 1), "value": self.found[key]})
         return self.found[key]
 
     def _append(self, line: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ TRAINED_AS = {
     "paper": ["--kind", "paper", "--general-weight", 0],
     "paper-added": ["--kind", "paper-added", "--general-weight", 0],
 }
-EXACT_TOKENS, ROUGE_TOKENS = 48, 128  # of a reply that is judged
+EXACT_TOKENS, ROUGE_TOKENS = 32, 128  # of a reply that is judged
 JITTER = 0.02  # of the RTT
 LEAST = 3  # tokens of a reply that is timed
 
@@ -64,7 +64,7 @@ class Scale:
 RTTS, MBITS = (0, 20, 50, 100), (1, 10, 100)
 SCALES = {
     "full": Scale("full", 10, 40, 8, 20, 40, 50, tuple(itertools.product(RTTS, MBITS)), 3, 3, (1, 2, 4, 8, 16)),
-    "quick": Scale("quick", 2, 12, 3, 20, 8, 6, ((0, 10), (50, 10)), 2, 1.5, (1, 4), ("8", "4"), 2),
+    "quick": Scale("quick", 2, 12, 3, 20, 6, 4, ((0, 10), (50, 10)), 2, 1.5, (1, 4), ("8", "4"), 2),
 }
 
 
@@ -117,7 +117,10 @@ class Run:
             "date": time.strftime("%Y-%m-%d"),
             "scale": asdict(self.scale),
             "tasks": {task.name: {"title": task.title, "users": [user.name for user in task.users]} for task in tasks},
-            "systems": {s.name: {"label": s.label, "how": s.how, "like": s.like} for s in self.systems},
+            "systems": {
+                s.name: {"label": s.label, "how": s.how, "like": s.like, "base": s.base, "personal": s.personal}
+                for s in self.systems
+            },
             "absent": self.absent,
             "cloud_pss_mb": round(cloud / 1e6),
             "floor": floor,

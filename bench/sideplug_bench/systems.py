@@ -57,6 +57,11 @@ class System:
     tells_losses: bool = True
     needs: tuple[str, ...] = ()  # packages
 
+    @property
+    def personal(self) -> bool:
+        """Does it know whose text it is?"""
+        return bool(self.made) or self.name == "retrieval"
+
     def missing(self, folder: Path) -> str:
         """Why it can't run the model of this folder here, or ""."""
         absent = [name for name in self.needs if importlib.util.find_spec(name) is None]

@@ -170,9 +170,14 @@ class Paper:
 
 
 class PaperAdded(Paper):
-    """The same, but its output is added to z: it starts near the base, not from nothing."""
+    """The same, but its output is added to z, and begins as nothing: untrained it is the base."""
 
     merge = "add"
+
+    @staticmethod
+    def init(taps: int, rank: int, width: int, model_width: int, rng: np.random.Generator) -> Params:
+        params = Paper.init(taps, rank, width, model_width, rng)
+        return {**params, "out": np.zeros_like(params["out"]), "out_bias": np.zeros_like(params["out_bias"])}
 
 
 KINDS: dict[str, Any] = {"ladder": Ladder, "paper": Paper, "paper-added": PaperAdded}

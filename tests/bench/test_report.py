@@ -31,7 +31,17 @@ def result() -> dict[str, Any]:
     """Two users of ours and of rivals; LoRA has the better loss, ours the better speed."""
     names = ("cloud only", "cloud LoRA", "device, transformers", "gated", "gated, lookahead")
     like = {"gated, lookahead": "gated"}
-    systems = {name: {"label": name.title(), "how": f"how <{name}>", "like": like.get(name, "")} for name in names}
+    base = {"cloud LoRA": "device, transformers"}
+    systems: dict[str, Any] = {
+        name: {
+            "label": name.title(),
+            "how": f"how <{name}>",
+            "like": like.get(name, ""),
+            "base": base.get(name, "cloud only"),
+            "personal": name not in ("cloud only", "device, transformers"),
+        }
+        for name in names
+    }
     device = speed("device, transformers", 0.0, 25.0, limit_tokens_s=None)
     return {
         "model": "m",

@@ -129,7 +129,7 @@ def test_made_for_another_base() -> None:
 
 
 def test_kinds_and_their_taps() -> None:
-    with pytest.raises(PluginError, match="ladder or paper"):
+    with pytest.raises(PluginError, match="one of ladder, paper, paper-added"):
         Plugin.new("x", "b", "n", Tap((0,), 4), 8, 64)
     with pytest.raises(PluginError, match="raw tap"):
         Plugin.new("paper", "b", "n", Tap((0,), 4), 8, 64)

@@ -41,11 +41,11 @@ def measure(result: dict[str, Any], task: str, system: str, name: str) -> dict[s
 
 def untouched(result: dict[str, Any], task: str, system: str) -> float | None:
     """Share of general prompts that are answered as by the base of the same engine."""
-    base = "device, transformers" if "LoRA" in system or "transformers" in system else "cloud only"
+    base = result["systems"][system]["base"]
     mine, theirs = (
         [text for cell in quality(result, task, name) for text in cell.get("general", [])] for name in (system, base)
     )
-    if system in ("per layer", base) or not mine or len(mine) != len(theirs):
+    if not result["systems"][system]["personal"] or not mine or len(mine) != len(theirs):
         return None
     return statistics.mean(float(a == b) for a, b in zip(mine, theirs, strict=True))
 
