@@ -18,15 +18,19 @@ h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { font-size: 1.15rem; margin-top: 
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .82rem; white-space: nowrap }
 th, td { text-align: right; padding: .25rem .7rem; border-bottom: 1px solid #ddd } th { background: #f4f6f5 }
 td:first-child, th:first-child { text-align: left } tr:hover td { background: #f8faf9 }
-.note, footer { color: #666; font-size: .82rem } figure { margin: 1rem 0; display: inline-block; max-width: 100% }
-svg { max-width: 100%; height: auto } .wins { background: #fdf6e7; border-left: 4px solid #e08214; padding: .6rem 1rem }
+.note, footer { color: #666; font-size: .82rem }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem }
+figure { margin: 0; align-self: center }
+svg { width: 100%; height: auto } .wins { background: #fdf6e7; border-left: 4px solid #e08214; padding: .6rem 1rem }
 </style></head><body>
 <h1>sideplug bench</h1>
 <p class="note">{{ result.model }} · {{ result.date }} · {{ result.scale.name }} run ·
 {{ result.machine.cores }} cores of {{ result.machine.cpu }}</p>
 <div class="wins">{{ wins[0] }}{% if wins|length > 2 %}
 <ul>{% for line in wins[2:] %}<li>{{ line }}</li>{% endfor %}</ul>{% endif %}</div>
+<div class="pictures">
 {% for name, svg in pictures.items() %}<figure id="{{ name }}">{{ svg|safe }}</figure>{% endfor %}
+</div>
 {% for table in tables %}<h2>{{ table.title }}</h2>
 <div class="scroll"><table><tr>{% for column in table.columns %}<th>{{ column }}</th>{% endfor %}</tr>
 {% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table></div>

@@ -67,6 +67,8 @@ def against_bytes(result: dict[str, Any], axes: Axes) -> bool:
     """Quality against bytes a token."""
     task = next(iter(result["tasks"]))
     network = usual(result)
+    losses = [found["high"] for name in result["systems"] if (found := measure(result, task, name, "loss"))]
+    most = statistics.median(losses) + 0.5 if losses else 0.0
     for system in result["systems"]:
         found = measure(result, task, system, "loss")
         by_network = speeds(result, task, system)
@@ -74,6 +76,12 @@ def against_bytes(result: dict[str, Any], axes: Axes) -> bool:
         if not found or not cell:
             continue
         size = cell["bytes_down"]["median"] + cell["bytes_up"]["median"]
+        if found["mean"] > most:  # far off: it would press all others into a line
+            axes.plot([max(size, 1)], [most], "^", color=colour(result, system), label=label(result, system))
+            axes.annotate(
+                f"{found['mean']:.1f}", (max(size, 1), most), (0, -14), textcoords="offset points", ha="center"
+            )
+            continue
         low, high = found["mean"] - found["low"], found["high"] - found["mean"]
         how = {"color": colour(result, system), "label": label(result, system), "capsize": 2}
         axes.errorbar(
@@ -151,7 +159,7 @@ def matrix(result: dict[str, Any], axes: Axes) -> bool:
     axes.set_yticks(range(len(names)), names, fontsize=7)
     for y, line in enumerate(gains):
         for x, value in enumerate(line):
-            axes.text(x, y, f"{value:+.2f}", ha="center", va="center", fontsize=5.5)
+            axes.text(x, y, f"{value:+.2f}", ha="center", va="center", fontsize=max(5.5, 10 - len(names) / 2))
     axes.set(xlabel="whose held-out text", ylabel="whose plugin", title="Loss with the plugin, less the base's")
     axes.figure.colorbar(drawn, ax=axes, shrink=0.8)
     return True
