@@ -27,8 +27,9 @@ from sideplug.cloud.store import DEFAULT, find
 from sideplug.contract.text import Prompt
 from sideplug.device.link import WebSocketLink
 from sideplug.device.runtime import Session
-from sideplug_bench.meters import machine, read_gb_s, spread
+from sideplug_bench.meters import machine, read_gb_s
 from sideplug_bench.processes import served
+from sideplug_bench.spreads import spread
 
 PROMPT, LONG = 32, 512  # tokens of a prompt; of the one that times the prefill
 Ask = Callable[[list[int], int], list[float]]  # prompt ids, tokens at most → when each token came

@@ -33,10 +33,11 @@ from sideplug.device.plugin import Plugin
 from sideplug.device.runtime import Pace, Session
 from sideplug.learn import data
 from sideplug.paths import cache_dir
-from sideplug_bench.meters import machine, spread
+from sideplug_bench.meters import machine
 from sideplug_bench.processes import command, served
 from sideplug_bench.shaper import Network, shaped
 from sideplug_bench.sotu import messages
+from sideplug_bench.spreads import spread
 
 HERE = Path(__file__).parent
 PERSON = HERE.parent / "examples" / "person"

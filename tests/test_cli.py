@@ -339,7 +339,7 @@ def test_ctrl_c_in_a_reply(served: dict[str, Any], tmp_path: Path) -> None:
     """The reply stops, what came stays on the screen, and the cloud has forgotten it."""
     a_plugin(served["fingerprint"]).save(tmp_path / "plugin")
     how = ["--plugin", tmp_path / "plugin", "--ahead", "0", "--max-tokens", "10000", "--temperature", "2"]
-    with shaped(served["url"], Network(50)) as far:
+    with shaped(served["url"], Network(300)) as far:
         for attempt in range(20):
             process = start("generate", "hi", "--cloud", far.url, *how, "--seed", attempt, cache=tmp_path)
             assert process.stdout is not None

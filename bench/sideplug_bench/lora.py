@@ -3,7 +3,8 @@
     python -m sideplug_bench.lora MODEL EXAMPLES OUT [--epochs 4] [--rate 1e-3]
 
 The adapter of the epoch that is best on the examples held out (a tenth, as `sideplug train` holds them out) is kept. A
-line of JSON says what it took; `backward_bytes` are those that autograd keeps of one step for its backward pass.
+line of JSON says what it took; `backward_bytes_a_token` are those that
+autograd keeps of one step for its backward pass.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def mean_loss(model: Any, examples: Encoded) -> float:
 
 
 def kept_bytes(model: Any, batch: Encoded) -> int:
-    """Bytes of the tensors that autograd keeps of one step, weights not counted."""
+    """Bytes a token of the tensors that autograd keeps of one step, weights not counted."""
     weights = {parameter.data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -64,7 +65,7 @@ def kept_bytes(model: Any, batch: Encoded) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss_of(model, batch)[0].backward()
-    return sum(kept.values())
+    return sum(kept.values()) // sum(len(p) + len(r) for p, r in batch)
 
 
 def train(model: str, examples: Path, out: Path, epochs: int, rate: float) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def train(model: str, examples: Path, out: Path, epochs: int, rate: float) -> di
         "seconds": round(time.perf_counter() - start, 1),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "parameters": sum(p.numel() for p in parameters),
-        "backward_bytes": backward,
+        "backward_bytes_a_token": backward,
         "epochs": best_epoch,
     }
 

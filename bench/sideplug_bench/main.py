@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from sideplug_bench.systems import BY_NAME
 from sideplug_bench.tasks import Task
 
 TASKS = ("authors", "facts")
+NEEDED = {"systems", "speed", "quality", "training", "matrix", "bits", "drift", "energy", "floor", "tasks", "scale"}
 
 
 def bench(
@@ -36,8 +38,7 @@ def bench(
     unknown = [name for name in systems if name not in BY_NAME]
     if unknown:
         raise InputError(f"there is no system {unknown[0]!r}; there are {', '.join(BY_NAME)}")
-    if data:
-        read_examples(data)  # said before the work, not behind it
+    examples = read_examples(data) if data else []  # what is wrong with it is said before the work, not behind it
     base = find(model)
     name = short(base.name)
     size = SCALES[scale]
@@ -47,7 +48,7 @@ def bench(
         "scale": asdict(size) | {"networks": [list(n) for n in size.networks]},
         "tasks": list(chosen),
         "systems": list(systems),
-        "data": hashlib.sha256(data.read_bytes()).hexdigest() if data and data.is_file() else str(data or ""),
+        "data": hashlib.sha256(repr([(e.prompt, e.reply) for e in examples]).encode()).hexdigest() if data else "",
     }
     settings = json.loads(json.dumps(settings))
     mark = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
@@ -61,9 +62,11 @@ def bench(
     cells = Cells(out / f"{name}_{where}_{scale}-{mark}.cells.jsonl", settings)
     made = make_tasks(size, chosen, data, folder)
     result = Run(model, size, cells, folder, tuple(systems)).measure(made)
-    path = out / f"{name}_{where}_{time.strftime('%Y-%m-%d')}{'' if scale == 'full' else f'_{scale}'}.json"
+    part = "" if (*chosen,) == TASKS and not systems and not data else f"_{mark}"
+    path = out / f"{name}_{where}_{time.strftime('%Y-%m-%d')}{'' if scale == 'full' else f'_{scale}'}{part}.json"
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     cells.path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)  # plugins, adapters, tapes
     return path, result
 
 
@@ -89,8 +92,8 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"{path} must be the JSON of a run: {error}") from error
-    if not isinstance(found, dict) or not {"systems", "speed", "quality"} <= found.keys():
-        raise InputError(f"{path} is not the result of a run of sideplug bench")
+    if not isinstance(found, dict) or not found.keys() >= NEEDED:
+        raise InputError(f"{path} is not the result of a run of this version of sideplug bench")
     return found
 
 
@@ -99,6 +102,9 @@ def report(result: dict[str, Any], path: Path) -> list[Path]:
     pictures = draw(result)
     files = {path.with_suffix(".md"): markdown(result), path.with_suffix(".html"): page(result, pictures)}
     files |= {path.with_name(f"{path.stem}-{name}.svg"): svg for name, svg in pictures.items()}
-    for file, text in files.items():
-        file.write_text(text)
+    try:
+        for file, text in files.items():
+            file.write_text(text)
+    except OSError as error:
+        raise Stopped(f"{error.filename} could not be written: {error.strerror}") from error
     return list(files)

@@ -38,8 +38,9 @@ from sideplug.device.address import Address, get
 from sideplug.device.link import WebSocketLink
 from sideplug.device.plugin import Plugin
 from sideplug.device.runtime import Session
-from sideplug_bench.meters import machine, spread
+from sideplug_bench.meters import machine
 from sideplug_bench.processes import served
+from sideplug_bench.spreads import spread
 
 PROMPT = 32  # tokens
 EACH, SHARED, SHUT = "ours, a plugin each", "ours, one for all", "ours, gates shut"

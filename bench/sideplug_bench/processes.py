@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,10 +16,18 @@ import psutil
 from sideplug.contract.errors import Stopped
 
 
+def _end_with_us() -> None:
+    """In a child of Linux: a SIGTERM when its parent is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 @contextmanager
 def child(*command: Any) -> Iterator[tuple[dict[str, Any], psutil.Process]]:
     """Python with these arguments: (what its first line said, its process). Raises Stopped where there is none."""
-    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE, text=True)
+    line = [sys.executable, *map(str, command)]
+    # Ctrl-C is for the benchmark, which ends its children; and they end where it is killed.
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=_end_with_us)
     assert process.stdout is not None
     try:
         line = process.stdout.readline()

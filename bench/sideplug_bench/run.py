@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -21,13 +22,16 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from sideplug.cloud.cores import cores
 from sideplug.cloud.store import find
+from sideplug.contract.errors import Stopped
 from sideplug.contract.text import Prompt
 from sideplug.device.plugin import KINDS, Plugin
 from sideplug.learn.data import Example
+from sideplug.terminal import say
 from sideplug_bench.cells import Cells
-from sideplug_bench.meters import Energy, bootstrap, machine, read_gb_s, spread
+from sideplug_bench.meters import Energy, machine, read_gb_s
 from sideplug_bench.processes import child, command, served
-from sideplug_bench.shaper import Network, shaped
+from sideplug_bench.shaper import Network, Shaped, shaped
+from sideplug_bench.spreads import spread
 from sideplug_bench.systems import BY_NAME, SYSTEMS, Device, Place, System, device, far_side
 from sideplug_bench.tasks import Task, User
 
@@ -40,7 +44,8 @@ TRAINED_AS = {
 EXACT_TOKENS, ROUGE_TOKENS = 32, 128  # of a reply that is judged
 JITTER = 0.02  # of the RTT
 DRIFT_S = 300.0  # between two checks of the machine
-LEAST = 3  # tokens of a reply that is timed
+LEAST = 6  # tokens of a reply that is timed
+WARM_UP = Prompt.user("What is a bridge?")
 
 
 @dataclass(frozen=True)
@@ -90,13 +95,16 @@ class Run:
         """Everything that is not in `cells` yet; then the whole as one object."""
         energy, start = Energy(), time.time()
         self.cells.expected = sum(self.planned(task) for task in tasks) + len(self.scale.bits) + 4
-        drift: list[list[float]] = []
-        with served(self.model) as (url, process):
+        last = 0.0
+        # Nothing is kept between replies: a prompt that another system had would come at once.
+        with served(self.model, "--keep-seconds", 0) as (url, process):
             cloud = process.memory_full_info().pss
 
             def checked(now: bool = False) -> None:
-                if now or time.time() - start - drift[-1][0] > DRIFT_S:
-                    drift.append([round(time.time() - start, 1), self._reference(url)])
+                nonlocal last
+                if now or time.time() - last > DRIFT_S:
+                    last = time.time()
+                    self.cells.measured(f"drift/{last:.0f}", lambda: {"at": last, "tokens_s": self._reference(url)})
 
             checked(now=True)
             for task in tasks:
@@ -104,15 +112,15 @@ class Run:
                 checked()
             for task in tasks:
                 self._speed(task, url, checked)
-            if any(system.made == "ladder" for system in self.systems):
+            if any(system.name == "gated" for system in self.systems):
                 self._gate_curve(tasks[0], url)
             checked(now=True)
-        self._users()
-        self._bits(tasks)
+        if not self.only:
+            self._users()
+            self._bits(tasks)
         floor = self.cells.measured("floor", self._floor)
         if (joules := energy.joules) is not None:
             self.cells.measured(f"energy/{start:.0f}", lambda: {"joules": joules, "seconds": time.time() - start})
-        self.cells.measured(f"drift/{start:.0f}", lambda: drift)
         return {
             "machine": machine(),
             "model": short(find(self.model).name),
@@ -128,6 +136,18 @@ class Run:
             "floor": floor,
             **grouped(self.cells.found),
         }
+
+    def _cell(self, key: str, measure: Callable[..., Any], *about: Any) -> Any:
+        """As `cells.measured`; what fails is a cell that says so, and the run goes on."""
+
+        def tried() -> Any:
+            try:
+                return measure(*about)
+            except Stopped as error:
+                say(f"sideplug bench: {key}: {error}")
+                return {"unavailable": str(error)}
+
+        return self.cells.measured(key, tried)
 
     def planned(self, task: Task) -> int:
         """Cells of a task."""
@@ -152,9 +172,9 @@ class Run:
         out = self.folder / task.name / f"{user.file.stem}-{system.made}"
 
         def train() -> dict[str, Any]:
+            shutil.rmtree(out, ignore_errors=True)  # of a run that was cut: its tape would be had for nothing
             epochs = self.scale.epochs or task.epochs
             if system.made == "lora":
-                epochs = min(epochs, 4 if task.name == "authors" else 12)
                 with child("-m", "sideplug_bench.lora", self.model, user.file, out, "--epochs", epochs) as (told, _):
                     return told | {"disk_bytes": disk_bytes(out)}
             width = ["--width", task.width] if task.width and system.made == "ladder" else []
@@ -165,10 +185,12 @@ class Run:
             if system.made != "ladder":
                 shutil.rmtree(out / "tape")  # of every hidden state, 36 KB a token
             told = {name: told[name] for name in kept}
-            return told | {"backward_bytes": backward_bytes(plugin), "disk_bytes": disk_bytes(out)}
+            return told | {"backward_bytes_a_token": backward_bytes(plugin), "disk_bytes": disk_bytes(out)}
 
         key = f"training/{task.name}/{system.made}/{user.name}"
-        self.cells.measured(key, train)
+        self._cell(key, train)
+        if "unavailable" in self.cells.found[key]:
+            raise Stopped(f"its training failed: {self.cells.found[key]['unavailable']}")
         if not out.exists():  # the figures are there, what they are of is not
             train()
         return str(out)
@@ -178,12 +200,10 @@ class Run:
     def _quality(self, task: Task, url: str) -> None:
         for system, user in itertools.product(self.systems, task.users):
             if not system.like:
-                self.cells.measured(
-                    f"quality/{task.name}/{system.name}/{user.name}", self._judge, system, task, user, url
-                )
+                self._cell(f"quality/{task.name}/{system.name}/{user.name}", self._judge, system, task, user, url)
         if {"ungated", "cloud only"} <= {s.name for s in self.systems} and len(task.users) > 1:
             for one in task.users:
-                self.cells.measured(f"matrix/{task.name}/{one.name}", self._matrix_row, task, one, url)
+                self._cell(f"matrix/{task.name}/{one.name}", self._matrix_row, task, one, url)
 
     @contextmanager
     def _device(self, system: System, task: Task, user: User, url: str) -> Iterator[Device]:
@@ -193,11 +213,12 @@ class Run:
             yield stack.enter_context(device(*system.device(Place(self.model, far, made, str(user.file)))))
 
     def _judge(self, system: System, task: Task, user: User, url: str) -> dict[str, Any]:
+        """Of each example its figure and what it is over: nats and tokens, a score and one."""
         found: dict[str, Any] = {}
         with self._device(system, task, user, url) as asked:
             if system.tells_losses:
                 told = asked.ask("losses", examples=[wire(example) for example in user.test])
-                found["loss"] = bootstrap(*map(list, zip(*told, strict=True)))
+                found["loss"] = told
             else:
                 found["loss"] = {"unavailable": "its server tells no log-probabilities of a text"}
             if {"exact", "rouge"} & set(task.measures):
@@ -213,11 +234,11 @@ class Run:
         ones = [1.0] * len(texts)
         if exact:
             wanted = [task.targets.get(example.reply, example.reply) for example in user.test]
-            right = [float(target in text) for target, text in zip(wanted, texts, strict=True)]
-            return {"exact": bootstrap(right, ones)}
+            right = [float(says(text, target)) for target, text in zip(wanted, texts, strict=True)]
+            return {"exact": list(zip(right, ones, strict=True))}
         scorer = RougeScorer(["rougeL"], use_stemmer=True)
         scores = [scorer.score(e.reply, text)["rougeL"].fmeasure for e, text in zip(user.test, texts, strict=True)]
-        return {"rouge": bootstrap(scores, ones)}
+        return {"rouge": list(zip(scores, ones, strict=True))}
 
     def _matrix_row(self, task: Task, user: User, url: str) -> dict[str, Any]:
         """Loss of everybody's held-out text with this user's plugin always on, and by the base."""
@@ -225,8 +246,8 @@ class Run:
         with self._device(BY_NAME["ungated"], task, user, url) as asked:
             for other in task.users:
                 told = np.array(asked.ask("losses", examples=[wire(example) for example in other.test]))
-                base = self.cells.found[f"quality/{task.name}/cloud only/{other.name}"]["loss"]["mean"]
-                rows[other.name] = [round(float(told[:, 0].sum() / told[:, 1].sum()), 4), base]
+                base = np.array(self.cells.found[f"quality/{task.name}/cloud only/{other.name}"]["loss"])
+                rows[other.name] = [round(float(t[:, 0].sum() / t[:, 1].sum()), 4) for t in (told, base)]
         return rows
 
     # speed
@@ -243,7 +264,7 @@ class Run:
                     if not system.far and (rtt, mbit) != self.scale.networks[0]:
                         continue  # no network: once is enough
                     network = Network(rtt, JITTER * rtt, mbit)
-                    self.cells.measured(key, self._over, system, task, user, far, made, network, alone)
+                    self._cell(key, self._over, system, task, user, far, made, network, alone)
             checked()
 
     def _over(
@@ -253,33 +274,50 @@ class Run:
             line = stack.enter_context(shaped(far, network)) if system.far else None
             url = line.url if line else ""
             asked = stack.enter_context(device(*system.device(Place(self.model, url, made, str(user.file)))))
-            # Warms up, and tells how many tokens to ask for.
-            first = asked_for(asked, task.asked[0], 4, task.temperature)
-            tokens = int(np.clip(self.scale.seconds / max(1e-3, per_token(first)), LEAST, task.reply_tokens))
+            warm = asked_for(asked, WARM_UP, LEAST, task.temperature)  # tells how many tokens to ask for
+            rate = pace(warm) or 1.0
+            tokens = int(np.clip(self.scale.seconds * rate, LEAST, task.reply_tokens))
             rows = []
             for turn in range(self.scale.rounds):
                 prompt = task.asked[turn % len(task.asked)]
-                before, cost = line.passed() if line else (0, 0), asked.ask("cost")
-                told = asked_for(asked, prompt, tokens, task.temperature, turn)
-                after, spent = line.passed() if line else (0, 0), asked.ask("cost")
-                if told["times_s"] and told["times_s"][-1] > told["times_s"][0]:
-                    rows.append((told, after[0] - before[0], after[1] - before[1], spent["cpu_s"] - cost["cpu_s"]))
+                # The same reply with its first token alone: what the prompt costs, to be told apart from the tokens.
+                first, *begun = self._asked(asked, line, prompt, 1, task.temperature, turn)
+                told, *done = self._asked(asked, line, prompt, tokens, task.temperature, turn)
+                if told["tokens"] > 1 and pace(told):
+                    trips = told["round_trips"] - first["round_trips"]
+                    rows.append((told, trips, *(b - a for a, b in zip(begun, done, strict=True))))
             if len(rows) < 2:
                 return {"unavailable": "its replies are too short to be timed"}
-            over = lambda value: spread([value(*row) / row[0]["tokens"] for row in rows])  # noqa: E731
+            # Behind the first token; a reply that ended by itself had one choice more, its end.
+            behind = [row[0]["tokens"] - 1 + (row[0]["tokens"] < tokens) for row in rows]
+            trips, down, up, cpu = (
+                spread([max(0.0, row[column] / n) for row, n in zip(rows, behind, strict=True)])
+                for column in (1, 2, 3, 4)
+            )
             return {
-                "tokens_s": spread([pace(told) for told, *_ in rows]),
-                "token_ms": spread([1000 / pace(told) for told, *_ in rows]),
-                "first_token_ms": spread([1000 * told["times_s"][0] for told, *_ in rows]),
-                "round_trips": over(lambda told, *_: told["round_trips"]),
-                "bytes_down": over(lambda told, down, up, cpu: down),
-                "bytes_up": over(lambda told, down, up, cpu: up),
-                "cpu_ms": over(lambda told, down, up, cpu: 1000 * cpu),
+                "tokens_s": spread([pace(row[0]) for row in rows]),
+                "token_ms": spread([1000 / pace(row[0]) for row in rows]),
+                "first_token_ms": spread([1000 * row[0]["times_s"][0] for row in rows]),
+                "round_trips": trips,
+                "bytes_down": down,
+                "bytes_up": up,
+                "cpu_ms": cpu,
                 "peak_rss_mb": asked.ask("cost")["peak_rss_mb"],
-                "limit_tokens_s": limit(rows, network) if system.far else None,
+                "limit_tokens_s": limit(trips["median"], down["median"], up["median"], network) if line else None,
                 "reply_tokens": tokens,
                 "cloud_bytes": cloud_bytes,
             }
+
+    def _asked(
+        self, asked: Device, line: Shaped | None, prompt: Prompt, tokens: int, temperature: float, seed: int
+    ) -> tuple[dict[str, Any], int, int, float]:
+        """A reply, the bytes that it took down and up, and the device's CPU milliseconds."""
+        down, up = line.passed() if line else (0, 0)
+        cpu = asked.ask("cost")["cpu_s"]
+        told = asked_for(asked, prompt, tokens, temperature, seed)
+        spent = asked.ask("cost")["cpu_s"] - cpu
+        down_now, up_now = line.passed() if line else (0, 0)
+        return told, down_now - down, up_now - up, 1000 * spent
 
     # the rest
 
@@ -293,12 +331,13 @@ class Run:
             return command("gate", "curve", "--plugin", made, "--data", held, "--cloud", url)
 
         if all(example.prompt.messages is None for example in user.test):
-            self.cells.measured("gate curve", curve)
+            self._cell("gate curve", curve)
 
     def _users(self) -> None:
         from sideplug_bench import many
 
-        self.cells.measured("users", lambda: many.measure(self.model, list(self.scale.users), self.scale.rounds, 32))
+        rounds, peft = self.scale.rounds, 0 if "cloud LoRA" in self.absent else 3
+        self._cell("users", many.measure, self.model, list(self.scale.users), rounds, 32, min(rounds, peft))
 
     def _bits(self, tasks: list[Task]) -> None:
         """The base at each width of its weights: loss of the first task's first user, memory, speed."""
@@ -311,11 +350,10 @@ class Run:
                     told = asked.ask("losses", examples=[wire(example) for example in user.test])
                 rates = [self._reference(url) for _ in range(self.scale.rounds)]
                 memory = process.memory_full_info().pss
-            loss = bootstrap(*map(list, zip(*told, strict=True)))
-            return {"loss": loss, "tokens_s": spread(rates), "pss_mb": round(memory / 1e6)}
+            return {"loss": told, "tokens_s": spread(rates), "pss_mb": round(memory / 1e6)}
 
         for bits in self.scale.bits:
-            self.cells.measured(f"bits/{bits}", at, bits)
+            self._cell(f"bits/{bits}", at, bits)
 
     def _floor(self) -> dict[str, Any]:
         """How fast a single text could be decoded if reading the weights were all: bytes a step over the read rate."""
@@ -340,21 +378,21 @@ def asked_for(device: Device, prompt: Prompt, tokens: int, temperature: float = 
 
 
 def pace(told: dict[str, Any]) -> float:
-    """Tokens a second behind the first piece of the reply."""
+    """Tokens a second behind the first piece of the reply; 0 where there is nothing behind it."""
     times = told["times_s"]
+    if not times or times[-1] <= times[0]:
+        return 0.0
     behind = sum(at > times[0] for at in times) / len(times) * told["tokens"]  # a piece may be several tokens
     return behind / (times[-1] - times[0])
 
 
-def per_token(told: dict[str, Any]) -> float:
-    return told["times_s"][-1] / max(1, told["tokens"]) if told["times_s"] else 1.0
+def says(text: str, target: str) -> bool:
+    """Does the text hold the target, not as a part of longer words or numbers?"""
+    return re.search(rf"(?<!\w){re.escape(target.strip())}(?!\w)", text) is not None
 
 
-def limit(rows: list[Any], network: Network) -> float | None:
-    """Tokens a second that the line alone lets through: its round trips, its bytes over the bandwidth; None: any."""
-    tokens = sum(told["tokens"] for told, *_ in rows)
-    trips = sum(told["round_trips"] for told, *_ in rows) / tokens
-    down, up = (sum(row[i] for row in rows) / tokens for i in (1, 2))
+def limit(trips: float, down: float, up: float, network: Network) -> float | None:
+    """Tokens a second that the line alone lets through, by a token's round trips and bytes; None: any."""
     seconds = trips * network.rtt_ms / 1000
     if network.mbit:
         # Where the text waits for the device both ways add up; else each way has its own line.
@@ -368,13 +406,13 @@ def disk_bytes(made: Path) -> int:
 
 
 def backward_bytes(plugin: Plugin, tokens: int = 64) -> int:
-    """Bytes that the plugin's own backward pass keeps of a batch. Nothing is kept of the LLM."""
+    """Bytes a token that the plugin's own backward pass keeps. Nothing is kept of the LLM."""
     codes = np.zeros((tokens, len(plugin.tap.layers), plugin.tap.rank), np.float32)
     _, saved = KINDS[plugin.kind].forward(plugin.params, codes, train=True)
     arrays: list[np.ndarray] = []
     for part in saved:
         arrays += [a for a in (part if isinstance(part, (tuple, list)) else [part]) if isinstance(a, np.ndarray)]
-    return sum(a.nbytes for a in arrays) + codes.nbytes
+    return (sum(a.nbytes for a in arrays) + codes.nbytes) // tokens
 
 
 def grouped(cells: dict[str, Any]) -> dict[str, Any]:

@@ -78,14 +78,15 @@ class Way:
 
 
 async def shape(host: str, port: int, network: Network) -> None:
-    """Pass on to host:port until cancelled; the own port is printed."""
+    """Pass on to host:port until standard input ends; the own port is printed."""
     passed: Counter[str] = Counter()
+    over = asyncio.Event()
 
     def tell() -> None:
         if sys.stdin.readline():
             print(json.dumps([passed["down"], passed["up"]]), flush=True)
-        else:
-            asyncio.get_running_loop().remove_reader(sys.stdin)
+        else:  # whoever it was for is gone
+            over.set()
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -103,7 +104,7 @@ async def shape(host: str, port: int, network: Network) -> None:
     with contextlib.suppress(OSError):  # what is no pipe asks nothing
         asyncio.get_running_loop().add_reader(sys.stdin, tell)
     print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
+    await over.wait()
 
 
 class Shaped:
@@ -130,7 +131,8 @@ def shaped(url: str, network: Network) -> Iterator[Shaped]:
     numbers = ["--rtt-ms", network.rtt_ms, "--jitter-ms", network.jitter_ms]
     numbers += ["--mbit", network.mbit, "--up-mbit", network.up_mbit]
     command = [sys.executable, __file__, f"{parts.hostname}:{parts.port}", *map(str, numbers)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
     assert process.stdout is not None
     try:
         yield Shaped(f"{parts.scheme}://127.0.0.1:{int(process.stdout.readline())}", process)

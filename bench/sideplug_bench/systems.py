@@ -91,7 +91,7 @@ SYSTEMS = (
         "cloud LoRA",
         "cloud LoRA per user",
         f"PEFT, r={LORA_RANK} on q and v, alpha 16, AdamW at 1e-3 with a linear decay, the epoch that is best on "
-        "held-out examples; transformers, float32",
+        "held-out examples, the person's text alone; transformers, float32",
         lambda p: ("far", {"url": p.url}),
         made="lora",
         far="transformers",
@@ -119,7 +119,8 @@ SYSTEMS = (
     System(
         "SPA as in the paper",
         "SPA as in the paper",
-        "the paper's ladder (width 32), every hidden state as fp16, every token, its output in place of z",
+        "the paper's ladder (width 32), every hidden state as fp16, every token, its output in place of z; trained on "
+        "the person's text alone",
         ours("open"),
         made="paper",
     ),
@@ -130,7 +131,13 @@ SYSTEMS = (
         ours("open"),
         made="paper-added",
     ),
-    System("ungated", "ours, ungated", "9 taps of 64 int8 numbers; asked for every token", ours("open"), made="ladder"),
+    System(
+        "ungated",
+        "ours, ungated",
+        "9 taps of 64 int8 numbers; asked for every token; trained with general prompts, which the base answers",
+        ours("open"),
+        made="ladder",
+    ),
     System("gated", "ours, gated", "the same plugin at its calibrated gate", ours(""), made="ladder"),
     System(
         "gated, lookahead",
@@ -168,7 +175,8 @@ class Device:
 
     def __init__(self, kind: str, settings: dict[str, Any]) -> None:
         command = [sys.executable, "-m", "sideplug_bench.devices", kind, json.dumps(settings)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
         self._answer()
 
     def ask(self, what: str, **asked: Any) -> Any:

@@ -72,7 +72,16 @@ def _user(name: str, train: list[Example], test: list[Example], folder: Path) ->
 def _record(example: Example) -> dict[str, Any]:
     if example.prompt.messages is None:
         return {"text": (example.prompt.text or "") + example.reply}
-    return {"messages": [*example.prompt.messages, {"role": "assistant", "content": example.reply}]}
+    # The turns before are context: each is an example of its own.
+    before = [turn | ({"weight": 0} if turn["role"] == "assistant" else {}) for turn in example.prompt.messages]
+    return {"messages": [*before, {"role": "assistant", "content": example.reply}]}
+
+
+def continued(example: Example) -> Example:
+    """A passage as its opening words, which everybody is given, and the rest, which is judged."""
+    words = example.reply.split(" ")
+    opening, rest = " ".join(words[:OPENING_WORDS]), " ".join(words[OPENING_WORDS:])
+    return Example(Prompt(text=opening), f" {rest}", example.where) if rest else example
 
 
 def authors(count: int, passages: int, tested: int, scratch: Path) -> Task:
@@ -80,14 +89,14 @@ def authors(count: int, passages: int, tested: int, scratch: Path) -> Task:
     people = []
     for who, folder in sotu.messages(*PRESIDENTS[:count]).items():
         train = data.some(data.read(folder / "train"), passages)
-        people.append(_user(who, train, data.some(data.read(folder / "last.txt"), tested), scratch / "authors"))
-    openings = [" ".join(example.reply.split()[:OPENING_WORDS]) for example in people[0].test]
+        test = [continued(example) for example in data.some(data.read(folder / "last.txt"), tested)]
+        people.append(_user(who, train, test, scratch / "authors"))
     return Task(
         "authors",
         f"{count} presidents, their last annual message held out",
         people,
         ("loss",),
-        [Prompt(text=opening) for opening in openings],
+        [example.prompt for example in people[0].test],
         40,
         temperature=0.7,
     )
@@ -128,11 +137,17 @@ def own(path: Path, tested: int, scratch: Path) -> Task:
     examples = data.read(path)
     held = max(1, min(tested, len(examples) // 10))
     train, test = examples[:-held], examples[-held:]
-    if not train:
-        raise InputError(f"{path} must have at least 2 examples, got {len(examples)}")
-    user = _user(path.stem, train, test, scratch / "own")
+    if len(train) < 2:
+        raise InputError(f"{path} must have at least 3 examples, got {len(examples)}")
     prose = all(example.prompt.messages is None for example in test)
+    user = _user(path.stem, train, [continued(e) for e in test] if prose else test, scratch / "own")
     short = not prose and all(len(example.reply.split()) <= SHORT_WORDS for example in test)
-    asked = [Prompt(text=" ".join(e.reply.split()[:OPENING_WORDS])) if prose else e.prompt for e in test]
     measures = ("loss",) if prose else ("exact", "loss") if short else ("rouge", "loss")
-    return Task("own", f"{path.name}, the last {held} held out", [user], measures, asked, 40 if not short else 16)
+    return Task(
+        "own",
+        f"{path.name}, the last {held} held out",
+        [user],
+        measures,
+        [e.prompt for e in user.test],
+        40 if not short else 16,
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,12 +14,20 @@ from typing import Any
 import pytest
 
 from bench.tiny_model import make_llama
+from tests.conftest import eventually
 
+psutil = pytest.importorskip("psutil", reason="pip install 'sideplug[bench]'")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="pip install 'sideplug[bench]'"),
 ]
+
+
+def processes(folder: str) -> list[str]:
+    """Those that have something to do with this folder."""
+    found = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    return [line for line in found if folder in line and "pytest" not in line.split("sideplug")[0]]
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +38,13 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     command = [sys.executable, "-m", "sideplug", "bench", str(folder / "tiny"), "--quick", "--json"]
     command += ["--out", str(folder / "out")]
     env = {**os.environ, "SIDEPLUG_CACHE": str(folder / "cache")}
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env, start_new_session=True)
-    while not any(sum(1 for _ in path.open()) > 6 for path in folder.glob("out/*.cells.jsonl")):
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env)
+    while not any(path.read_text().count("\n") > 6 for path in folder.glob("out/*.cells.jsonl")):
         assert first.poll() is None
         time.sleep(0.2)
-    os.killpg(first.pid, signal.SIGKILL)
+    first.kill()
     first.wait()
+    eventually(lambda: not processes(str(folder)))  # nothing goes on beside the run that goes on
     (cells,) = folder.glob("out/*.cells.jsonl")
     before = cells.read_text().splitlines()
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)

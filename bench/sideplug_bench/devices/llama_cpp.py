@@ -20,7 +20,7 @@ class LlamaCpp:
         folder = find(model).folder
         params = xllamacpp.CommonParams()
         params.model.path = str(folder / "model.gguf")
-        params.n_parallel, params.n_ctx, params.port = 1, 2048, 0
+        params.n_parallel, params.n_ctx, params.port = 1, 4096, 0
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
         self._server = xllamacpp.Server(params)
         self._tokenizer = Tokenizer(folder)

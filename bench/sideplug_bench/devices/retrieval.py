@@ -33,18 +33,15 @@ class Retrieval(Device):
         """The nearest last, as turns before the question, or as text before the text."""
         asked = Prompt.from_wire(wire)
         text = asked.text if asked.messages is None else asked.messages[-1]["content"]
-        if not text:  # nothing to go by: any of them
-            near = self._examples[: self._nearest]
-        else:
-            tokens = bm25s.tokenize(text, show_progress=False)
-            found, _ = self._index.retrieve(tokens, k=self._nearest, show_progress=False)
-            near = [self._examples[int(i)] for i in reversed(found[0])]
+        found, _ = self._index.retrieve(bm25s.tokenize(text, show_progress=False), k=self._nearest, show_progress=False)
+        near = [self._examples[int(i)] for i in reversed(found[0])]
         if asked.messages is None:
             return Prompt(text="".join(f"{example.reply}\n\n" for example in near) + (asked.text or ""))
         turns: list[dict[str, str]] = []
         for example in near:
             turns += [*(example.prompt.messages or ())[-1:], {"role": "assistant", "content": example.reply}]
-        return Prompt(messages=(*turns, *asked.messages))
+        system = [message for message in asked.messages if message["role"] == "system"]
+        return Prompt(messages=(*system, *turns, *asked.messages[len(system) :]))
 
 
 def make(url: str, examples: str, nearest: int) -> Retrieval:

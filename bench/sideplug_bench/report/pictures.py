@@ -10,10 +10,11 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("svg")
-from matplotlib import pyplot
-from matplotlib.axes import Axes
+matplotlib.rcParams["svg.hashsalt"] = "sideplug"  # the same run gives the same file
+from matplotlib import pyplot  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
 
-from sideplug_bench.report.tables import OURS, label, measure, speeds, usual
+from sideplug_bench.report.tables import OURS, label, measure, speeds, usual  # noqa: E402
 
 COLOURS = {
     "gated, lookahead": "#0b6e4f",
@@ -99,7 +100,7 @@ def against_bytes(result: dict[str, Any], axes: Axes) -> bool:
 
 def gate_curve(result: dict[str, Any], axes: Axes) -> bool:
     found = result.get("gate_curve")
-    if not found:
+    if not found or "points" not in found:
         return False
     points = found["points"]
     rates = [100 * point["rate"] for point in points]
@@ -114,7 +115,7 @@ def gate_curve(result: dict[str, Any], axes: Axes) -> bool:
 
 def users(result: dict[str, Any], axes: Axes) -> bool:
     found = result.get("users")
-    if not found:
+    if not found or "tokens_per_s" not in found:
         return False
     for number, (name, by) in enumerate(found["tokens_per_s"].items()):
         counts = [int(count) for count in by]
@@ -148,7 +149,7 @@ def memory(result: dict[str, Any], axes: Axes) -> bool:
 
 def matrix(result: dict[str, Any], axes: Axes) -> bool:
     """What each user's plugin does to each user's held-out text; its own should be the best of its column."""
-    rows = result["matrix"]
+    rows = [row for row in result["matrix"] if "unavailable" not in row]
     if len(rows) < 2:
         return False
     names = [row["user"] for row in rows]
