@@ -76,7 +76,7 @@ def make_tasks(size: Scale, chosen: Sequence[str], data: Path | None, folder: Pa
     if "authors" in chosen:
         made.append(tasks.authors(size.authors, size.passages, size.tested, folder))
     if "facts" in chosen:
-        made.append(tasks.facts(size.facts, size.asked, size.general, folder))
+        made.append(tasks.facts(size.facts, size.examples, size.asked, size.general, folder))
     if data:
         made.append(tasks.own(data, size.asked, folder))
     if not made:

@@ -44,7 +44,7 @@ TRAINED_AS = {
 EXACT_TOKENS, ROUGE_TOKENS = 32, 128  # of a reply that is judged
 JITTER = 0.02  # of the RTT
 DRIFT_S = 300.0  # between two checks of the machine
-LEAST = 6  # tokens of a reply that is timed
+LEAST = 4  # tokens of a reply that is timed
 WARM_UP = Prompt.user("What is a bridge?")
 
 
@@ -65,12 +65,13 @@ class Scale:
     users: tuple[int, ...]
     bits: tuple[str, ...] = ("16", "8", "4")
     epochs: int = 0  # at most, of every training; 0: the task's
+    examples: int = 0  # of the facts' to learn from; 0: all
 
 
 RTTS, MBITS = (0, 20, 50, 100), (1, 10, 100)
 SCALES = {
     "full": Scale("full", 10, 40, 8, 20, 40, 50, tuple(itertools.product(RTTS, MBITS)), 3, 3, (1, 2, 4, 8, 16)),
-    "quick": Scale("quick", 2, 12, 3, 20, 6, 4, ((0, 10), (50, 10)), 2, 1.5, (1, 4), ("8", "4"), 2),
+    "quick": Scale("quick", 2, 8, 3, 20, 6, 4, ((0, 10), (50, 10)), 2, 1.5, (1, 4), ("8", "4"), 2, 40),
 }
 
 

@@ -102,7 +102,7 @@ def authors(count: int, passages: int, tested: int, scratch: Path) -> Task:
     )
 
 
-def facts(count: int, tested: int, general: int, scratch: Path) -> Task:
+def facts(count: int, examples: int, tested: int, general: int, scratch: Path) -> Task:
     """The made-up person of examples/person: so many facts, asked in phrasings that training has not seen.
 
     Raises InputError where that is not here.
@@ -117,7 +117,7 @@ def facts(count: int, tested: int, general: int, scratch: Path) -> Task:
     made = [sys.executable, person / "make.py", "--facts", str(count), "--out", folder]
     subprocess.run(list(map(str, made)), check=True)
     test = data.some(data.read(folder / "test.jsonl"), tested)
-    user = _user("Mara", data.read(folder / "train.jsonl"), test, folder)
+    user = _user("Mara", data.some(data.read(folder / "train.jsonl"), examples), test, folder)
     return Task(
         "facts",
         f"{count} facts of a made-up person, in unseen phrasings",
