@@ -37,7 +37,7 @@ def bench(
     """Measure, or go on measuring: (the result's file, the result). Raises InputError, Stopped."""
     unknown = [name for name in systems if name not in BY_NAME]
     if unknown:
-        raise InputError(f"there is no system {unknown[0]!r}; there are {', '.join(BY_NAME)}")
+        raise InputError(f"there is no system {unknown[0]!r}; there are {'; '.join(BY_NAME)}")
     examples = read_examples(data) if data else []  # what is wrong with it is said before the work, not behind it
     base = find(model)
     name = short(base.name)
