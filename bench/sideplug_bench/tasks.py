@@ -27,6 +27,9 @@ PRESIDENTS = (
     "Ronald Reagan",
     "Barack Obama",
 )
+HERE = Path(__file__).parent
+PLACES = (HERE / "person", HERE.parents[1] / "examples" / "person")  # in a wheel, in a clone
+PERSON = next(path for path in PLACES if path.is_dir())
 SHORT_WORDS = 8  # a target of no more is compared exactly
 OPENING_WORDS = 40  # of a passage that is continued
 
@@ -103,18 +106,10 @@ def authors(count: int, passages: int, tested: int, scratch: Path) -> Task:
 
 
 def facts(count: int, examples: int, tested: int, general: int, scratch: Path) -> Task:
-    """The made-up person of examples/person: so many facts, asked in phrasings that training has not seen.
-
-    Raises InputError where that is not here.
-    """
-    person = Path(__file__).parents[2] / "examples" / "person"
-    if not person.is_dir():
-        raise InputError(
-            "the facts are those of examples/person: run sideplug bench from a clone, or without --task facts"
-        )
+    """The made-up person of examples/person: so many facts, asked in phrasings that training has not seen."""
     folder = scratch / "facts"
     folder.mkdir(parents=True, exist_ok=True)
-    made = [sys.executable, person / "make.py", "--facts", str(count), "--out", folder]
+    made = [sys.executable, PERSON / "make.py", "--facts", str(count), "--out", folder]
     subprocess.run(list(map(str, made)), check=True)
     test = data.some(data.read(folder / "test.jsonl"), tested)
     user = _user("Mara", data.some(data.read(folder / "train.jsonl"), examples), test, folder)
@@ -127,7 +122,7 @@ def facts(count: int, examples: int, tested: int, general: int, scratch: Path) -
         24,
         epochs=24 if count <= 100 else 6,
         width=256,
-        general=[example.prompt for example in data.general(person / "general-test.txt")][:general],
+        general=[example.prompt for example in data.general(PERSON / "general-test.txt")][:general],
         targets={example.reply: example.reply.split(" is ", 1)[1].split(".\n")[0] for example in test},
     )
 
