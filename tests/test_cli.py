@@ -306,7 +306,13 @@ def test_a_plugin_is_not_overwritten_by_accident(run: Run, served: dict[str, Any
 def start(*arguments: Any, cache: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "sideplug", *map(str, arguments)]
     env = {**os.environ, "SIDEPLUG_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+    def hears() -> None:  # a shell's job in the background ignores Ctrl-C, and so would what it starts
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=hears
+    )
 
 
 def test_ctrl_c_in_training_keeps_a_checkpoint(run: Run, served: dict[str, Any], tmp_path: Path) -> None:

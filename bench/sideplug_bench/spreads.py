@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,15 +18,29 @@ def spread(values: list[float]) -> dict[str, float]:
     }
 
 
-def bootstrap(sums: list[float], counts: list[float], draws: int = 2000, seed: int = 0) -> dict[str, float]:
-    """Mean of Σ sums / Σ counts over examples, and its 95 % interval (percentiles of resampled examples)."""
-    a, b = np.asarray(sums, float), np.asarray(counts, float)
-    picks = np.random.default_rng(seed).integers(0, len(a), (draws, len(a)))
-    means = a[picks].sum(1) / np.maximum(1e-9, b[picks].sum(1))
-    low, high = np.percentile(means, [2.5, 97.5])
+Pairs = Sequence[Sequence[float]]  # of each example its sum and what it is over: nats and tokens, a score and one
+
+
+def bootstrap(pairs: Pairs, less: Pairs | None = None, draws: int = 2000, seed: int = 0) -> dict[str, float]:
+    """Mean Σ sums / Σ counts over examples, and its 95 % interval (percentiles of resampled examples).
+
+    With `less`, of the same examples by another system: the difference of the two means, of the same draws. Most of the
+    spread of a loss is that of the texts, which both have read; the difference is without it.
+    """
+    picks = np.random.default_rng(seed).integers(0, len(pairs), (draws, len(pairs)))
+
+    def means(of: Pairs) -> tuple[float, np.ndarray]:
+        sums, counts = np.asarray(of, float).T
+        return sums.sum() / counts.sum(), sums[picks].sum(1) / np.maximum(1e-9, counts[picks].sum(1))
+
+    mean, drawn = means(pairs)
+    if less is not None:
+        other, others = means(less)
+        mean, drawn = mean - other, drawn - others
+    low, high = np.percentile(drawn, [2.5, 97.5])
     return {
-        "mean": round(float(a.sum() / b.sum()), 4),
+        "mean": round(float(mean), 4),
         "low": round(float(low), 4),
         "high": round(float(high), 4),
-        "examples": len(a),
+        "examples": len(pairs),
     }

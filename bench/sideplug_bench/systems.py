@@ -155,6 +155,7 @@ SYSTEMS = (
         lambda p: ("far", {"url": p.url, "rank": EXCHANGE_RANK}),
         far="per layer",
         like="device, transformers",
+        base="device, transformers",
         needs=HF,
     ),
     System(

@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sideplug.contract.errors import InputError
@@ -45,11 +46,21 @@ def test_every_byte_is_counted_by_its_direction() -> None:
 
 
 def test_a_bootstrap_interval_holds_the_mean_of_the_whole() -> None:
-    found = bootstrap([1.0, 2.0, 6.0, 3.0], [1, 1, 2, 1])
+    found = bootstrap([(1.0, 1), (2.0, 1), (6.0, 2), (3.0, 1)])
     assert found["mean"] == pytest.approx(12 / 5)
     assert found["low"] < found["mean"] < found["high"]
-    assert bootstrap([2.0, 4.0], [1, 2]) == {"mean": 2.0, "low": 2.0, "high": 2.0, "examples": 2}
+    assert bootstrap([(2.0, 1), (4.0, 2)]) == {"mean": 2.0, "low": 2.0, "high": 2.0, "examples": 2}
     assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0, "runs": 3}
+
+
+def test_a_difference_over_the_same_examples_is_without_the_spread_of_the_texts() -> None:
+    texts = np.random.default_rng(0).uniform(100, 400, 40)
+    base, ours = ([(loss, 100) for loss in texts + shift] for shift in (0.0, -5.0))
+    both = bootstrap(base), bootstrap(ours)
+    assert both[0]["low"] < both[1]["high"]  # the intervals overlap, and say nothing
+    assert bootstrap(ours, base) == {"mean": -0.05, "low": -0.05, "high": -0.05, "examples": 40}
+    mixed = bootstrap(ours[:20] + base[20:], base)
+    assert mixed["low"] < mixed["mean"] == -0.025 < mixed["high"] < 0
 
 
 def test_an_energy_counter_may_wrap(tmp_path: Path) -> None:

@@ -117,6 +117,20 @@ def test_untouched_is_against_the_base_of_the_same_engine(result: dict[str, Any]
     assert next(row[0] for row in quality.rows) == "Cloud Lora"  # best first
 
 
+def test_a_gain_is_over_the_base_of_the_same_engine(result: dict[str, Any]) -> None:
+    result["quality"][1]["loss"] = [[34.0, 10], [36.0, 10]]  # transformers alone, read otherwise
+    result["systems"]["device, transformers"]["base"] = "device, transformers"
+    (quality, *_) = tables(result)
+    column = quality.columns.index("loss less its engine's base")
+    rows = {row[0]: row[column] for row in quality.rows}
+    assert rows["Gated"] == rows["Gated, Lookahead"] == "−0.100 (−0.100 to −0.100)"
+    assert rows["Cloud Lora"].startswith("−0.200")
+    assert rows["Cloud Only"] == NONE
+    result["quality"][0]["loss"] = {"unavailable": "its engine fell"}
+    (quality, *_) = tables(result)
+    assert {row[0]: row[column] for row in quality.rows}["Gated"] == NONE
+
+
 def test_whose_text_a_plugin_prefers(result: dict[str, Any]) -> None:
     (quality, *_) = tables(result)
     assert "in 2 of 2 pairs" in quality.note

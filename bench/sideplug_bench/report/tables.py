@@ -35,9 +35,27 @@ def quality(result: dict[str, Any], task: str, system: str) -> list[dict[str, An
 
 def measure(result: dict[str, Any], task: str, system: str, name: str) -> dict[str, float] | None:
     """Over all users' examples, with its 95 % interval; None where it was not measured."""
-    cells = [cell.get(name) for cell in quality(result, task, system)]
-    pairs = [pair for cell in cells if isinstance(cell, list) for pair in cell]
-    return bootstrap([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
+    pairs = [pair for found in judged(result, task, system, name).values() for pair in found]
+    return bootstrap(pairs) if pairs else None
+
+
+def judged(result: dict[str, Any], task: str, system: str, name: str) -> dict[str, list[tuple[float, float]]]:
+    """By user, of each example its figure and what it is over."""
+    cells = quality(result, task, system)
+    return {cell["user"]: cell[name] for cell in cells if isinstance(cell.get(name), list)}
+
+
+def gain(result: dict[str, Any], task: str, system: str) -> dict[str, float] | None:
+    """Its loss less that of the base of the same engine on the same examples, with its 95 % interval."""
+    base = result["systems"][system]["base"]
+    if system == base or base not in result["systems"]:
+        return None
+    mine, theirs = (judged(result, task, name, "loss") for name in (system, base))
+    users = [user for user in mine if len(mine[user]) == len(theirs.get(user, ()))]
+    if not users:
+        return None
+    pairs, others = ([pair for user in users for pair in found[user]] for found in (mine, theirs))
+    return bootstrap(pairs, others)
 
 
 def untouched(result: dict[str, Any], task: str, system: str) -> float | None:
@@ -71,12 +89,13 @@ def spread_text(found: dict[str, float] | None, digits: int = 1) -> str:
     return f"{found['median']:.{digits}f} ({found['min']:.{digits}f}–{found['max']:.{digits}f})"
 
 
-def interval_text(found: dict[str, float] | None, percent: bool) -> str:
+def interval_text(found: dict[str, float] | None, percent: bool = False, signed: bool = False) -> str:
     if not found:
         return NONE
     scale, digits, unit = (100, 0, " %") if percent else (1, 3, "")
-    numbers = (f"{scale * found[key]:.{digits}f}" for key in ("mean", "low", "high"))
-    return "{} ({}–{}){}".format(*numbers, unit)
+    sign, to = ("+", " to ") if signed else ("", "–")
+    mean, low, high = (f"{scale * found[key]:{sign}.{digits}f}".replace("-", "−") for key in ("mean", "low", "high"))
+    return f"{mean} ({low}{to}{high}){unit}"
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:
@@ -105,6 +124,7 @@ def _quality(result: dict[str, Any], task: str) -> Table:
         texts = [interval_text(value, name != "loss") for name, value in zip(names, found, strict=True)]
         same = untouched(result, task, system)
         general = [NONE if same is None else f"{100 * same:.0f} %"] if has_general else []
+        texts += [interval_text(gain(result, task, system), signed=True)]
         best = next((value for value in found if value), None)
         order = float("inf") if best is None else best["mean"] if names[0] == "loss" else -best["mean"]
         rows.append((order, [label(result, system), *texts, *general]))
@@ -113,10 +133,10 @@ def _quality(result: dict[str, Any], task: str) -> Table:
     general = ["general prompts untouched"] if has_general else []
     return Table(
         f"Quality: {task}",
-        ["system, best first", *(LOWER[name] for name in names), *general],
+        ["system, best first", *(LOWER[name] for name in names), "loss less its engine's base", *general],
         [row for _, row in rows],
-        f"{about['title']}; mean of {len(about['users'])} user(s), 95 % bootstrap intervals over examples."
-        + prefers(result, task),
+        f"{about['title']}; mean of {len(about['users'])} user(s), 95 % bootstrap intervals over examples (of the "
+        "difference: over pairs, each of one example by both)." + prefers(result, task),
     )
 
 
@@ -259,7 +279,7 @@ def _bits(result: dict[str, Any]) -> Table:
     for cell in sorted(result["bits"], key=lambda cell: -cell["bits"]):
         if "loss" not in cell:
             continue
-        loss = interval_text(bootstrap(*map(list, zip(*cell["loss"], strict=True))), False)
+        loss = interval_text(bootstrap(cell["loss"]))
         rows.append([f"{cell['bits']:.0f}", loss, f"{cell['pss_mb']:.0f}", spread_text(cell["tokens_s"])])
     columns = ["bits of the weights", "loss, nats a token", "cloud, MB", "tokens/s"]
     return Table("Quantised bases", columns, rows, "Weight-only; the base alone, on the first user's held-out text.")
