@@ -105,7 +105,7 @@ def test_a_system_of_the_same_texts_has_the_same_quality(result: dict[str, Any])
 
 
 def test_untouched_is_against_the_base_of_the_same_engine(result: dict[str, Any]) -> None:
-    (quality, *_) = tables(result)
+    (_, quality, *_) = tables(result)
     rows = {row[0]: row[-1] for row in quality.rows}
     assert rows == {
         "Cloud Lora": "50 %",
@@ -120,22 +120,22 @@ def test_untouched_is_against_the_base_of_the_same_engine(result: dict[str, Any]
 def test_a_gain_is_over_the_base_of_the_same_engine(result: dict[str, Any]) -> None:
     result["quality"][1]["loss"] = [[34.0, 10], [36.0, 10]]  # transformers alone, read otherwise
     result["systems"]["device, transformers"]["base"] = "device, transformers"
-    (quality, *_) = tables(result)
+    (_, quality, *_) = tables(result)
     column = quality.columns.index("loss less its engine's base")
     rows = {row[0]: row[column] for row in quality.rows}
     assert rows["Gated"] == rows["Gated, Lookahead"] == "−0.100 (−0.100 to −0.100)"
     assert rows["Cloud Lora"].startswith("−0.200")
     assert rows["Cloud Only"] == NONE
     result["quality"][0]["loss"] = {"unavailable": "its engine fell"}
-    (quality, *_) = tables(result)
+    (_, quality, *_) = tables(result)
     assert {row[0]: row[column] for row in quality.rows}["Gated"] == NONE
 
 
 def test_whose_text_a_plugin_prefers(result: dict[str, Any]) -> None:
-    (quality, *_) = tables(result)
+    (_, quality, *_) = tables(result)
     assert "in 2 of 2 pairs" in quality.note
     result["matrix"][0]["B"] = [3.0, 3.5]
-    (quality, *_) = tables(result)
+    (_, quality, *_) = tables(result)
     assert "in 1 of 2 pairs" in quality.note
 
 

@@ -14,7 +14,7 @@ matplotlib.rcParams["svg.hashsalt"] = "sideplug"  # the same run gives the same 
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
-from sideplug_bench.report.tables import OURS, label, measure, speeds, usual  # noqa: E402
+from sideplug_bench.report.tables import OURS, gain, label, speeds, usual, usual_speed  # noqa: E402
 
 COLOURS = {
     "gated, lookahead": "#0b6e4f",
@@ -23,6 +23,7 @@ COLOURS = {
     "cloud only": "#333333",
 }
 OTHERS = ("#1a6faf", "#c0504d", "#8064a2", "#e08214", "#6b8e9b", "#b8860b", "#7f7f7f", "#d977a8", "#5b5ea6")
+WORSE = 0.5  # nats above the base: beyond the picture
 Draw = Callable[[dict[str, Any], Axes], bool]  # False: there is nothing to draw
 
 
@@ -65,22 +66,23 @@ def over_rtt(result: dict[str, Any], axes: Axes) -> bool:
 
 
 def against_bytes(result: dict[str, Any], axes: Axes) -> bool:
-    """Quality against bytes a token."""
+    """Loss less the base's against bytes a token."""
     task = next(iter(result["tasks"]))
-    network = usual(result)
-    losses = [found["high"] for name in result["systems"] if (found := measure(result, task, name, "loss"))]
-    most = statistics.median(losses) + 0.5 if losses else 0.0
+    base = {"mean": 0.0, "low": 0.0, "high": 0.0}
+    points = {}
     for system in result["systems"]:
-        found = measure(result, task, system, "loss")
-        by_network = speeds(result, task, system)
-        cell = by_network.get(network) or next(iter(by_network.values()), None)
-        if not found or not cell:
-            continue
-        size = cell["bytes_down"]["median"] + cell["bytes_up"]["median"]
-        if found["mean"] > most:  # far off: it would press all others into a line
-            axes.plot([max(size, 1)], [most], "^", color=colour(result, system), label=label(result, system))
+        found = base if result["systems"][system]["base"] == system else gain(result, task, system)
+        cell = usual_speed(result, task, system)
+        if found and cell:
+            points[system] = found, cell["bytes_down"]["median"] + cell["bytes_up"]["median"]
+    near = [found for found, _ in points.values() if found["mean"] <= WORSE]
+    highest, lowest = (pick(f[key] for f in near) if near else 0.0 for pick, key in ((max, "high"), (min, "low")))
+    top = highest + 0.15 * max(highest - lowest, 0.01)
+    for system, (found, size) in points.items():
+        if found["mean"] > WORSE:  # far off: it would press all others into a line
+            axes.plot([max(size, 1)], [top], "^", color=colour(result, system), label=label(result, system))
             axes.annotate(
-                f"{found['mean']:.1f}", (max(size, 1), most), (0, -14), textcoords="offset points", ha="center"
+                f"{found['mean']:+.1f}", (max(size, 1), top), (0, -14), textcoords="offset points", ha="center"
             )
             continue
         low, high = found["mean"] - found["low"], found["high"] - found["mean"]
@@ -90,12 +92,13 @@ def against_bytes(result: dict[str, Any], axes: Axes) -> bool:
         )
     axes.set(
         xlabel="bytes a token, both ways (1: none)",
-        ylabel="held-out loss, nats a token (lower is better)",
+        ylabel="held-out loss less its engine's base (lower is better)",
         xscale="log",
     )
+    axes.axhline(0, color="0.7", lw=0.8)
     axes.set_title(f"Quality against traffic: {task}")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return bool(axes.containers)
+    return bool(points)
 
 
 def gate_curve(result: dict[str, Any], axes: Axes) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from sideplug_bench.spreads import bootstrap
 
 NONE = "—"
-LOWER = {"loss": "loss, nats a token", "exact": "exact, share", "rouge": "ROUGE-L, F1"}
+LOWER = {"exact": "exact, share", "rouge": "ROUGE-L, F1", "loss": "loss, nats a token"}
 
 
 @dataclass
@@ -83,6 +83,13 @@ def usual(result: dict[str, Any]) -> tuple[float, float]:
     return min(networks, key=lambda n: (abs(n[0] - 50), abs(n[1] - 10))) if networks else (50.0, 10.0)
 
 
+def usual_speed(result: dict[str, Any], task: str, system: str) -> dict[str, Any] | None:
+    """At the usual network; as it is, for a system that has no network."""
+    by_network = speeds(result, task, system)
+    alone = next(iter(by_network.values()), None) if len(by_network) == 1 else None
+    return by_network.get(usual(result)) or alone
+
+
 def spread_text(found: dict[str, float] | None, digits: int = 1) -> str:
     if not found or found.get("runs", 0) < 2:
         return NONE
@@ -99,6 +106,7 @@ def interval_text(found: dict[str, float] | None, percent: bool = False, signed:
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:
+    yield _glance(result)
     for task in result["tasks"]:
         yield _quality(result, task)
         yield _speed(result, task)
@@ -111,13 +119,52 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
         yield _users(result)
 
 
+def judged_by(result: dict[str, Any], task: str) -> list[str]:
+    """The measures of a task, the first of them first."""
+    cells = [cell for cell in result["quality"] if cell["task"] == task]
+    return [name for name in LOWER if any(name in cell for cell in cells)]
+
+
+def with_general(result: dict[str, Any]) -> list[str]:
+    """Tasks that have prompts whose replies must be untouched."""
+    return list(dict.fromkeys(cell["task"] for cell in result["quality"] if cell.get("general")))
+
+
+def _glance(result: dict[str, Any]) -> Table:
+    """One line a system: how well it knows the person, what it does to others' questions, how fast, at what cost."""
+    tasks, general = list(result["tasks"]), with_general(result)
+    first = {task: judged_by(result, task)[:1] for task in tasks}
+    rows = []
+    for system in result["systems"]:
+        row = [label(result, system)]
+        for task in tasks:
+            for name in first[task]:
+                row.append(
+                    interval_text(gain(result, task, system), signed=True)
+                    if name == "loss"
+                    else interval_text(measure(result, task, system, name), percent=True)
+                )
+        for task in general:
+            same = untouched(result, task, system)
+            row.append(NONE if same is None else f"{100 * same:.0f} %")
+        cells = [usual_speed(result, task, system) or {} for task in tasks]
+        row += [spread_text(cell.get("tokens_s")) for cell in cells]
+        row += [spread_text(cells[0].get(name), 0) for name in ("bytes_down", "bytes_up")] if cells else []
+        rows.append([*row, _peak(result, system)])
+    of = [f"{task}: {'loss less base' if name == 'loss' else LOWER[name]}" for task in tasks for name in first[task]]
+    columns = ["system", *of, *("general prompts untouched" for _ in general), *(f"{task}: tokens/s" for task in tasks)]
+    columns += [f"{tasks[0]}: bytes down a token", "bytes up", "device, peak MB"]
+    network = usual(result)
+    note = (
+        f"Speed at {network[0]:.0f} ms round trip and {network[1]:.0f} Mbit/s. Every column again below, with what it "
+        "is of."
+    )
+    return Table("At a glance", columns, rows, note)
+
+
 def _quality(result: dict[str, Any], task: str) -> Table:
-    names = [
-        name
-        for name in ("exact", "rouge", "loss")
-        if any(name in cell for cell in result["quality"] if cell["task"] == task)
-    ]
-    has_general = any(cell.get("general") for cell in result["quality"] if cell["task"] == task)
+    names = judged_by(result, task)
+    has_general = task in with_general(result)
     rows = []
     for system in result["systems"]:
         found = [measure(result, task, system, name) for name in names]
@@ -129,33 +176,31 @@ def _quality(result: dict[str, Any], task: str) -> Table:
         order = float("inf") if best is None else best["mean"] if names[0] == "loss" else -best["mean"]
         rows.append((order, [label(result, system), *texts, *general]))
     rows.sort(key=lambda row: row[0])
-    about = result["tasks"][task]
+    about, pairs = result["tasks"][task], prefers(result, task)
     general = ["general prompts untouched"] if has_general else []
     return Table(
         f"Quality: {task}",
         ["system, best first", *(LOWER[name] for name in names), "loss less its engine's base", *general],
         [row for _, row in rows],
         f"{about['title']}; mean of {len(about['users'])} user(s), 95 % bootstrap intervals over examples (of the "
-        "difference: over pairs, each of one example by both)." + prefers(result, task),
+        "difference: over pairs, each of one example by both)."
+        + (f" A plugin prefers its own user's text to another's in {pairs}." if pairs else ""),
     )
 
 
 def prefers(result: dict[str, Any], task: str) -> str:
-    """How often a user's plugin gains more on its own user's held-out text than on another's; "" for too few users."""
+    """In how many pairs a user's plugin gains more on its own user's held-out text than on another's; "" for none."""
     rows = {row["user"]: row for row in result["matrix"] if row["task"] == task and "unavailable" not in row}
     gain = {(a, b): row[b][1] - row[b][0] for a, row in rows.items() for b in rows}
     pairs = [gain[a, a] > gain[a, b] for a in rows for b in rows if a != b]
-    if not pairs:
-        return ""
-    return f" A plugin prefers its own user's text to another's in {sum(pairs)} of {len(pairs)} pairs."
+    return f"{sum(pairs)} of {len(pairs)} pairs" if pairs else ""
 
 
 def _speed(result: dict[str, Any], task: str) -> Table:
     network = usual(result)
     rows = []
     for system in result["systems"]:
-        by_network = speeds(result, task, system)
-        cell = by_network.get(network) or (next(iter(by_network.values()), None) if len(by_network) == 1 else None)
+        cell = usual_speed(result, task, system)
         if cell is None:
             continue
         rows.append(
@@ -169,7 +214,7 @@ def _speed(result: dict[str, Any], task: str) -> Table:
                     spread_text(cell["round_trips"], 2),
                     spread_text(cell["bytes_down"], 0),
                     spread_text(cell["bytes_up"], 0),
-                    over_base(result, task, system, network),
+                    over_base(result, task, system),
                     f"{cell['limit_tokens_s']:,.1f}" if cell["limit_tokens_s"] else NONE,
                 ],
             )
@@ -182,13 +227,12 @@ def _speed(result: dict[str, Any], task: str) -> Table:
     return Table(f"Speed: {task}", columns, [row for _, row in rows], note)
 
 
-def over_base(result: dict[str, Any], task: str, system: str, network: tuple[float, float]) -> str:
+def over_base(result: dict[str, Any], task: str, system: str) -> str:
     """Its speed over that of the base alone on the same engine: what the way of splitting costs, not the engine."""
     base = result["systems"][system]["base"]
     if system == base or base not in result["systems"]:
         return NONE
-    cells = [speeds(result, task, name) for name in (system, base)]
-    mine, theirs = (by.get(network) or (next(iter(by.values())) if len(by) == 1 else None) for by in cells)
+    mine, theirs = (usual_speed(result, task, name) for name in (system, base))
     if not mine or not theirs:
         return NONE
     return f"{mine['tokens_s']['median'] / theirs['tokens_s']['median']:.2f}×"
@@ -207,6 +251,12 @@ def _networks(result: dict[str, Any]) -> Table:
     return Table(f"Every network: {task}", columns, rows, "Median (least–most) of a reply's tokens a second.")
 
 
+def _peak(result: dict[str, Any], system: str) -> str:
+    """Of the device's memory, over the networks of the first task."""
+    peaks = [cell["peak_rss_mb"] for cell in speeds(result, next(iter(result["tasks"])), system).values()]
+    return f"{statistics.median(peaks):.0f} ({min(peaks):.0f}–{max(peaks):.0f})" if peaks else NONE
+
+
 def _resources(result: dict[str, Any]) -> Table:
     task = next(iter(result["tasks"]))
     rows = []
@@ -214,13 +264,12 @@ def _resources(result: dict[str, Any]) -> Table:
         cells = list(speeds(result, task, system).values())
         if not cells:
             continue
-        peaks = [cell["peak_rss_mb"] for cell in cells]
         cpu = [cell["cpu_ms"]["median"] for cell in cells]
         alone = cells[0]["cloud_bytes"]
         rows.append(
             [
                 label(result, system),
-                f"{statistics.median(peaks):.0f} ({min(peaks):.0f}–{max(peaks):.0f})",
+                _peak(result, system),
                 f"{statistics.median(cpu):.1f} ({min(cpu):.1f}–{max(cpu):.1f})",
                 f"{alone / 1e6:.1f}" if alone else "0" if any(cell["limit_tokens_s"] for cell in cells) else NONE,
             ]
