@@ -105,10 +105,15 @@ def when_they_came(session: Session, ids: list[int], tokens: int) -> list[float]
 
 
 def decode_per_s(ask: Callable[[Any, list[int]], list[float]], whom: list[Any], prompts: list[list[int]]) -> float:
-    """Tokens a second of all together while all of them decode: prefill and stragglers are left out."""
+    """Tokens a second of all together while all of them decode: prefill and stragglers are left out.
+
+    0 where there was no such time: one's reply had ended before another's began.
+    """
     with ThreadPoolExecutor(len(prompts)) as pool:
         times = list(pool.map(ask, whom, prompts))
     start, end = max(each[0] for each in times), min(each[-1] for each in times)
+    if end <= start:
+        return 0.0
     return sum(sum(start < at <= end for at in each) for each in times) / (end - start)
 
 

@@ -45,6 +45,7 @@ EXACT_TOKENS, ROUGE_TOKENS = 32, 128  # of a reply that is judged
 JITTER = 0.02  # of the RTT
 DRIFT_S = 300.0  # between two checks of the machine
 LEAST = 4  # tokens of a reply that is timed
+TRIES = 4  # of a round: what is sampled may end at once
 WARM_UP = Prompt.user("What is a bridge?")
 
 
@@ -129,7 +130,7 @@ class Run:
             "scale": asdict(self.scale),
             "tasks": {task.name: {"title": task.title, "users": [user.name for user in task.users]} for task in tasks},
             "systems": {
-                s.name: {"label": s.label, "how": s.how, "like": s.like, "base": s.base, "personal": s.personal}
+                s.name: {name: getattr(s, name) for name in ("label", "how", "like", "base", "personal", "kept")}
                 for s in self.systems
             },
             "absent": self.absent,
@@ -275,16 +276,18 @@ class Run:
             line = stack.enter_context(shaped(far, network)) if system.far else None
             url = line.url if line else ""
             asked = stack.enter_context(device(*system.device(Place(self.model, url, made, str(user.file)))))
-            warm = asked_for(asked, WARM_UP, LEAST, task.temperature)  # tells how many tokens to ask for
-            rate = pace(warm) or 1.0
+            warm = (asked_for(asked, WARM_UP, LEAST, task.temperature, seed) for seed in range(TRIES))
+            rate = next(filter(None, map(pace, warm)), 1.0)  # tells how many tokens to ask for
             tokens = int(np.clip(self.scale.seconds * rate, LEAST, task.reply_tokens))
             rows = []
-            for turn in range(self.scale.rounds):
+            for turn in range(TRIES * self.scale.rounds):
+                if len(rows) == self.scale.rounds:
+                    break
                 prompt = task.asked[turn % len(task.asked)]
                 # The same reply with its first token alone: what the prompt costs, to be told apart from the tokens.
                 first, *begun = self._asked(asked, line, prompt, 1, task.temperature, turn)
                 told, *done = self._asked(asked, line, prompt, tokens, task.temperature, turn)
-                if told["tokens"] > 1 and pace(told):
+                if told["tokens"] >= LEAST and pace(told):
                     trips = told["round_trips"] - first["round_trips"]
                     rows.append((told, trips, *(b - a for a, b in zip(begun, done, strict=True))))
             if len(rows) < 2:

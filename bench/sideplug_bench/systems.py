@@ -62,6 +62,15 @@ class System:
         """Does it know whose text it is?"""
         return bool(self.made) or self.name == "retrieval"
 
+    @property
+    def kept(self) -> str:
+        """What the device has on its disk: the model, the person's examples, what is trained for them, or nothing."""
+        if not self.far:
+            return "model"
+        if self.name == "retrieval":
+            return "examples"
+        return self.made if self.far == "sideplug" else ""
+
     def missing(self, folder: Path) -> str:
         """Why it can't run the model of this folder here, or ""."""
         absent = [name for name in self.needs if importlib.util.find_spec(name) is None]

@@ -38,6 +38,7 @@ def result() -> dict[str, Any]:
             "how": f"how <{name}>",
             "like": like.get(name, ""),
             "base": base.get(name, "cloud only"),
+            "kept": {"device, transformers": "model", "gated": "ladder", "gated, lookahead": "ladder"}.get(name, ""),
             "personal": name not in ("cloud only", "device, transformers"),
         }
         for name in names
@@ -63,12 +64,18 @@ def result() -> dict[str, Any]:
             *(speed("gated, lookahead", rtt, 80.0 - rtt / 2) for rtt in (0.0, 50.0)),
             device,
         ],
-        "training": [{"task": "authors", "made": "ladder", "user": u, "seconds": 9, "peak_rss_mb": 90} for u in "AB"],
+        "training": [
+            {"task": "authors", "made": "ladder", "user": u, "seconds": 9, "peak_rss_mb": 90, "disk_bytes": 2_000_000}
+            for u in "AB"
+        ],
         "matrix": [
             {"task": "authors", "user": "A", "A": [3.4, 3.6], "B": [3.7, 3.5]},
             {"task": "authors", "user": "B", "A": [3.7, 3.6], "B": [3.3, 3.5]},
         ],
-        "bits": [{"bits": 4.0, "loss": [[36.0, 10], [35.0, 10]], "tokens_s": spread(100), "pss_mb": 300}],
+        "bits": [
+            {"bits": 4.0, "loss": [[36.0, 10], [35.0, 10]], "tokens_s": spread(100), "pss_mb": 300},
+            {"bits": 16.0, "loss": [[35.0, 10], [34.0, 10]], "tokens_s": spread(50), "pss_mb": 900},
+        ],
         "drift": [{"at": 0.0, "tokens_s": 100.0}, {"at": 60.0, "tokens_s": 95.0}],
         "energy": [],
         "floor": {"weights_bytes": 10**8, "read_gb_s": 20.0, "tokens_s": 200.0},
@@ -137,6 +144,37 @@ def test_whose_text_a_plugin_prefers(result: dict[str, Any]) -> None:
     result["matrix"][0]["B"] = [3.0, 3.5]
     (_, quality, *_) = tables(result)
     assert "in 1 of 2 pairs" in quality.note
+
+
+def table(result: dict[str, Any], title: str) -> dict[str, dict[str, str]]:
+    """By a row's first cell, its cells by their columns."""
+    found = next(table for table in tables(result) if table.title == title)
+    return {row[0]: dict(zip(found.columns, row, strict=True)) for row in found.rows}
+
+
+def test_what_is_on_the_devices_disk(result: dict[str, Any]) -> None:
+    rows = table(result, "What it takes")
+    kept = {name: row["device, MB on disk"] for name, row in rows.items()}
+    assert kept["Device, Transformers"] == "100"  # the model
+    assert kept["Gated, Lookahead"] == "2.0"
+    assert kept["Cloud Only"] == kept["Cloud Lora"] == "0"
+
+
+def test_fewer_bits_are_held_against_the_most(result: dict[str, Any]) -> None:
+    rows = table(result, "Quantised bases")
+    assert list(rows) == ["16", "4"]
+    assert rows["4"]["less that of the most bits"] == "+0.100 (+0.100 to +0.100)"
+    assert rows["16"]["less that of the most bits"] == NONE
+
+
+def test_a_glance_says_of_each_system_what_the_tables_say(result: dict[str, Any]) -> None:
+    rows = table(result, "At a glance")
+    assert list(rows) == [system["label"] for system in result["systems"].values()]
+    ours = rows["Gated, Lookahead"]
+    assert ours["authors: loss less base"] == "−0.100 (−0.100 to −0.100)"
+    assert ours["general prompts untouched"] == "100 %"
+    assert ours["authors: tokens/s"] == "55.0 (49.5–60.5)"  # at 50 ms
+    assert rows["Device, Transformers"]["authors: tokens/s"] == "25.0 (22.5–27.5)"  # no network: as it is
 
 
 def test_no_figure_without_its_spread() -> None:

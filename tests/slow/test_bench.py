@@ -63,7 +63,7 @@ def test_every_system_has_its_figures(ran: tuple[Path, dict[str, Any]]) -> None:
             speeds = [cell for cell in found["speed"] if (cell["task"], cell["system"]) == (task, name)]
             assert len(speeds) == (1 if name.startswith("device") else 2), name
             if task == "authors":  # facts may be answered with nothing by a model that knows nothing
-                assert all(cell["tokens_s"]["runs"] >= 2 for cell in speeds), name
+                assert [cell for cell in speeds if cell.get("tokens_s", {}).get("runs", 0) < 2] == [], name
             judged = [cell for cell in found["quality"] if (cell["task"], cell["system"]) == (task, name)]
             assert bool(judged) != bool(system["like"]), name
 

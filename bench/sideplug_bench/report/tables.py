@@ -271,15 +271,29 @@ def _resources(result: dict[str, Any]) -> Table:
                 label(result, system),
                 _peak(result, system),
                 f"{statistics.median(cpu):.1f} ({min(cpu):.1f}–{max(cpu):.1f})",
+                _disk(result, task, system),
                 f"{alone / 1e6:.1f}" if alone else "0" if any(cell["limit_tokens_s"] for cell in cells) else NONE,
             ]
         )
     note = (
-        "Over all networks: median (least–most). Every text in work has its keys and values in the cloud besides; the "
-        "last column is a gateway's whole process, an adapter's file, and for ours nothing but an open connection."
+        "Over all networks: median (least–most); on disk what the system keeps there, without software. Every text in "
+        "work has its keys and values in the cloud besides; the last column is a gateway's whole process, an adapter's "
+        "file, and for ours nothing but an open connection."
     )
-    columns = ["system", "device, peak MB", "device, CPU ms a token", "cloud, MB a further user"]
+    columns = ["system", "device, peak MB", "device, CPU ms a token", "device, MB on disk", "cloud, MB a further user"]
     return Table("What it takes", columns, rows, note)
+
+
+def _disk(result: dict[str, Any], task: str, system: str) -> str:
+    """MB on the device's disk: the model, or what is trained for a user (the median of them)."""
+    kept = result["systems"][system].get("kept")
+    if kept is None:  # of a run before it was told
+        return NONE
+    if kept == "model":
+        return f"{result['floor']['weights_bytes'] / 1e6:.0f}"
+    cells = [cell for cell in result["training"] if cell["task"] == task and cell["made"] == kept]
+    sizes = [cell["disk_bytes"] for cell in cells if "disk_bytes" in cell]
+    return f"{statistics.median(sizes) / 1e6:.1f}" if sizes else "the examples" if kept == "examples" else "0"
 
 
 def _training(result: dict[str, Any]) -> Table:
@@ -325,12 +339,12 @@ def _training(result: dict[str, Any]) -> Table:
 
 def _bits(result: dict[str, Any]) -> Table:
     rows = []
-    for cell in sorted(result["bits"], key=lambda cell: -cell["bits"]):
-        if "loss" not in cell:
-            continue
+    cells = sorted((cell for cell in result["bits"] if "loss" in cell), key=lambda cell: -cell["bits"])
+    for cell in cells:
         loss = interval_text(bootstrap(cell["loss"]))
-        rows.append([f"{cell['bits']:.0f}", loss, f"{cell['pss_mb']:.0f}", spread_text(cell["tokens_s"])])
-    columns = ["bits of the weights", "loss, nats a token", "cloud, MB", "tokens/s"]
+        less = interval_text(bootstrap(cell["loss"], cells[0]["loss"]), signed=True) if cell is not cells[0] else NONE
+        rows.append([f"{cell['bits']:.0f}", loss, less, f"{cell['pss_mb']:.0f}", spread_text(cell["tokens_s"])])
+    columns = ["bits of the weights", "loss, nats a token", "less that of the most bits", "cloud, MB", "tokens/s"]
     return Table("Quantised bases", columns, rows, "Weight-only; the base alone, on the first user's held-out text.")
 
 
