@@ -345,7 +345,13 @@ def _bits(result: dict[str, Any]) -> Table:
         less = interval_text(bootstrap(cell["loss"], cells[0]["loss"]), signed=True) if cell is not cells[0] else NONE
         rows.append([f"{cell['bits']:.0f}", loss, less, f"{cell['pss_mb']:.0f}", spread_text(cell["tokens_s"])])
     columns = ["bits of the weights", "loss, nats a token", "less that of the most bits", "cloud, MB", "tokens/s"]
-    return Table("Quantised bases", columns, rows, "Weight-only; the base alone, on the first user's held-out text.")
+    size = result["floor"]["weights_bytes"] / 1e6
+    note = (
+        "Weight-only; the base alone, on the first user's held-out text. The weights are as the model's file has them "
+        f"({size:.0f} MB): one that is quantised, as most GGUF files are, gives 16 bits no more than it holds, and the "
+        "rows below say what is lost on top of that."
+    )
+    return Table("Quantised bases", columns, rows, note)
 
 
 def _users(result: dict[str, Any]) -> Table:
