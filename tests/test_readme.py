@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sideplug_bench.report.tables import gain, measure, prefers
+from sideplug_bench.report.tables import gain, measure, prefers, share_text, untouched
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -101,13 +101,12 @@ def compared(r: Found) -> list[str]:
 
 def nearest(r: Found) -> list[str]:
     cells = {c["system"]: c for c in r["quality"] if c["task"] == "facts"}
-    base, ours, theirs = (cells[name]["general"] for name in ("cloud only", "gated", "retrieval"))
     right = [sum(right for right, _ in cells[name]["exact"]) for name in ("gated", "retrieval")]
     asked = len(cells["gated"]["exact"])
-    same = [sum(a == b for a, b in zip(texts, base, strict=True)) / len(base) for texts in (ours, theirs)]
+    same = [share_text(untouched(r, "facts", name)) for name in ("gated", "retrieval")]
     return [
-        f"{right[0]:.0f} of {asked}, and {100 * same[0]:.0f} % of general replies stay the base's",
-        f"**{right[1]:.0f} of {asked}**, and {100 * same[1]:.0f} %",
+        f"{right[0]:.0f} of {asked}, and {same[0]} of general replies stay the base's",
+        f"**{right[1]:.0f} of {asked}**, and {same[1]}",
     ]
 
 

@@ -14,7 +14,7 @@ matplotlib.rcParams["svg.hashsalt"] = "sideplug"  # the same run gives the same 
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
-from sideplug_bench.report.tables import OURS, gain, label, speeds, usual, usual_speed  # noqa: E402
+from sideplug_bench.report.tables import OURS, gain, label, peaks, speeds, usual, usual_speed  # noqa: E402
 
 COLOURS = {
     "gated, lookahead": "#0b6e4f",
@@ -76,7 +76,8 @@ def against_bytes(result: dict[str, Any], axes: Axes) -> bool:
         if found and cell:
             points[system] = found, cell["bytes_down"]["median"] + cell["bytes_up"]["median"]
     near = [found for found, _ in points.values() if found["mean"] <= WORSE]
-    highest, lowest = (pick(f[key] for f in near) if near else 0.0 for pick, key in ((max, "high"), (min, "low")))
+    highest = max((found["high"] for found in near), default=0.0)
+    lowest = min((found["low"] for found in near), default=0.0)
     top = highest + 0.15 * max(highest - lowest, 0.01)
     for system, (found, size) in points.items():
         if found["mean"] > WORSE:  # far off: it would press all others into a line
@@ -136,12 +137,11 @@ def users(result: dict[str, Any], axes: Axes) -> bool:
 
 
 def memory(result: dict[str, Any], axes: Axes) -> bool:
-    task = next(iter(result["tasks"]))
     rows = []
     for system in result["systems"]:
-        peaks = [cell["peak_rss_mb"] for cell in speeds(result, task, system).values()]
-        if peaks:
-            rows.append((statistics.median(peaks), label(result, system), colour(result, system)))
+        found = peaks(result, system)
+        if found:
+            rows.append((statistics.median(found), label(result, system), colour(result, system)))
     rows.sort(reverse=True)
     axes.barh([row[1] for row in rows], [row[0] for row in rows], color=[row[2] for row in rows])
     axes.set(xlabel="MB", title="Device: peak memory while generating")

@@ -105,6 +105,10 @@ def interval_text(found: dict[str, float] | None, percent: bool = False, signed:
     return f"{mean} ({low}{to}{high}){unit}"
 
 
+def share_text(share: float | None) -> str:
+    return NONE if share is None else f"{100 * share:.0f} %"
+
+
 def tables(result: dict[str, Any]) -> Iterator[Table]:
     yield _glance(result)
     for task in result["tasks"]:
@@ -144,9 +148,7 @@ def _glance(result: dict[str, Any]) -> Table:
                     if name == "loss"
                     else interval_text(measure(result, task, system, name), percent=True)
                 )
-        for task in general:
-            same = untouched(result, task, system)
-            row.append(NONE if same is None else f"{100 * same:.0f} %")
+        row += [share_text(untouched(result, task, system)) for task in general]
         cells = [usual_speed(result, task, system) or {} for task in tasks]
         row += [spread_text(cell.get("tokens_s")) for cell in cells]
         row += [spread_text(cells[0].get(name), 0) for name in ("bytes_down", "bytes_up")] if cells else []
@@ -169,8 +171,7 @@ def _quality(result: dict[str, Any], task: str) -> Table:
     for system in result["systems"]:
         found = [measure(result, task, system, name) for name in names]
         texts = [interval_text(value, name != "loss") for name, value in zip(names, found, strict=True)]
-        same = untouched(result, task, system)
-        general = [NONE if same is None else f"{100 * same:.0f} %"] if has_general else []
+        general = [share_text(untouched(result, task, system))] if has_general else []
         texts += [interval_text(gain(result, task, system), signed=True)]
         best = next((value for value in found if value), None)
         order = float("inf") if best is None else best["mean"] if names[0] == "loss" else -best["mean"]
@@ -251,10 +252,14 @@ def _networks(result: dict[str, Any]) -> Table:
     return Table(f"Every network: {task}", columns, rows, "Median (least–most) of a reply's tokens a second.")
 
 
+def peaks(result: dict[str, Any], system: str) -> list[float]:
+    """MB of the device's memory at most, over each network of the first task."""
+    return [cell["peak_rss_mb"] for cell in speeds(result, next(iter(result["tasks"])), system).values()]
+
+
 def _peak(result: dict[str, Any], system: str) -> str:
-    """Of the device's memory, over the networks of the first task."""
-    peaks = [cell["peak_rss_mb"] for cell in speeds(result, next(iter(result["tasks"])), system).values()]
-    return f"{statistics.median(peaks):.0f} ({min(peaks):.0f}–{max(peaks):.0f})" if peaks else NONE
+    found = peaks(result, system)
+    return f"{statistics.median(found):.0f} ({min(found):.0f}–{max(found):.0f})" if found else NONE
 
 
 def _resources(result: dict[str, Any]) -> Table:
