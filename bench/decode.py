@@ -105,7 +105,7 @@ def transformers_generate(model: str) -> Iterator[tuple[list[Ask], psutil.Proces
 def serve_transformers(model: str) -> None:
     import torch
 
-    from sideplug.cloud.torch_model import load_lm
+    from sideplug.cloud.model.torch_model import load_lm
 
     torch.set_num_threads(cores()[0])
     lm, _ = load_lm(find(model).folder, torch.float32)

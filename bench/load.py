@@ -46,10 +46,10 @@ from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Frame, Kind
+from sideplug.device.drafts import BREAK
 from sideplug.device.link import REPLY_TIMEOUT_S, WebSocketLink
-from sideplug.device.lookahead import BREAK
 from sideplug.device.plugin import Plugin
-from sideplug.device.runtime import Pace, Session
+from sideplug.device.runtime import DecodeOptions, Session
 from sideplug_bench.meters import machine
 from tiny import CONTEXT, KV_TOKEN_BYTES, WORDS, Cloud, Watch, a_cloud, a_plugin, make_model
 
@@ -257,7 +257,7 @@ class Person:
         kind = rng.choices(list(TROUBLES), list(TROUBLES.values()))[0]
         at = sorted(rng.randint(1, 40) for _ in range(2 if kind == "cut twice" else 1))
         self.trouble = Trouble(kind, at, rng.uniform(1, 5))
-        pace = Pace(rng.choice([0, 2, 24]), rng.random() < 0.7, top=rng.choice([0, 0, 0, 3]))
+        pace = DecodeOptions(rng.choice([0, 2, 24]), rng.random() < 0.7, top=rng.choice([0, 0, 0, 3]))
         pieces = session.generate(turn.prompt, turn.max_tokens, turn.sampling, pace)
         text = ""
         for number, piece in enumerate(pieces):
@@ -632,7 +632,7 @@ def run(options: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], lis
         left: dict[str, float] = {}
         after = 0
         if not died:
-            gauges = ("sessions", "working", "waiting", "kept_texts", "kv_promised_bytes")
+            gauges = ("sessions", "working", "waiting", "kept_texts", "kv_reserved_bytes")
             names = [f"sideplug_{name}" for name in gauges]
             final = cloud.settled(KEEP_S + 20, *names)
             left = {name: final[f"sideplug_{name}"] for name in gauges}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sideplug.cloud.store import DEFAULT
-from sideplug.learn import data
+from sideplug.training import data
 from sideplug_bench.meters import machine
 from sideplug_bench.processes import child, command, served
 from sideplug_bench.run import wire

@@ -30,9 +30,9 @@ from sideplug.contract.text import Prompt
 from sideplug.device.head import DeviceHead
 from sideplug.device.link import WebSocketLink
 from sideplug.device.plugin import Plugin
-from sideplug.device.runtime import Pace, Session
-from sideplug.learn import data
+from sideplug.device.runtime import DecodeOptions, Session
 from sideplug.paths import cache_dir
+from sideplug.training import data
 from sideplug_bench.meters import machine
 from sideplug_bench.processes import command, served
 from sideplug_bench.shaper import Network, shaped
@@ -43,12 +43,12 @@ HERE = Path(__file__).parent
 PERSON = HERE.parent / "examples" / "person"
 HEAD = "head on the device"
 SYSTEMS = {
-    "cloud only": (Gate("shut"), Pace(0)),
-    "plain loop": (Gate("open"), Pace(0)),
-    "+ gate": (None, Pace(0)),
-    "+ run-ahead": (None, Pace(lookahead=False)),
-    "+ lookahead": (None, Pace()),
-    HEAD: (None, Pace()),
+    "cloud only": (Gate("shut"), DecodeOptions(0)),
+    "plain loop": (Gate("open"), DecodeOptions(0)),
+    "+ gate": (None, DecodeOptions(0)),
+    "+ run-ahead": (None, DecodeOptions(lookahead=False)),
+    "+ lookahead": (None, DecodeOptions()),
+    HEAD: (None, DecodeOptions()),
 }
 
 

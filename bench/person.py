@@ -27,7 +27,7 @@ from sideplug.contract.text import Prompt
 from sideplug.device.link import WebSocketLink
 from sideplug.device.plugin import Plugin
 from sideplug.device.runtime import Session, Usage
-from sideplug.learn import data, gate, tape
+from sideplug.training import data, gate, tape
 from sideplug_bench.meters import machine
 from sideplug_bench.processes import command, served
 
@@ -111,7 +111,7 @@ def measure(url: str, count: int, width: int, folder: Path, out: Path) -> dict[s
         "near_misses_same": share(a == b for (a, _), (b, _) in zip(misses, misses_base, strict=True)),
         "near_misses_asked": asked(misses),
         "near_misses_invented": share(any(value in text for value in known) for text, _ in misses),
-        "near_misses": [
+        "hard_negatives": [
             {"prompt": p.messages[-1]["content"], "plugin": text, "base": plain}
             for p, (text, _), (plain, _) in zip(near, misses, misses_base, strict=True)
             if p.messages and text != plain

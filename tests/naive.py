@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sideplug.cloud.model import Chunk, Model
+from sideplug.cloud.model.base import Chunk, Model
 from sideplug.contract.codec import pack, unpack
 from sideplug.contract.sampling import Sampling, choose
 

@@ -21,13 +21,13 @@ import numpy as np
 import pytest
 
 from sideplug.cloud.engines import Wanted
-from sideplug.cloud.ort.model import OrtModel
+from sideplug.cloud.model.ort.model import OrtModel
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
 from sideplug.device.plugin import Plugin
-from sideplug.device.runtime import Pace, Usage
+from sideplug.device.runtime import DecodeOptions, Usage
 from tests import naive
 from tests.conftest import EIGHT_BITS, UNQUANTISED, Cloud, a_cloud, a_plugin, a_session, make_folder, twin
 
@@ -71,7 +71,7 @@ def over_the_wire(
     sampling: Sampling,
     plugin: Plugin | None = None,
     gate: Gate | None = None,
-    pace: Pace = Pace(),
+    pace: DecodeOptions = DecodeOptions(),
     used: list[Usage] | None = None,
 ) -> list[int]:
     with a_session(cloud.url, plugin, gate=gate) as session:
@@ -136,7 +136,12 @@ def test_c_gate_shut_and_untrained_are_the_base(stage: Stage) -> None:
             assert over_the_wire(cloud, ids, sampling, untrained) == want
 
 
-PACES = {"plain": Pace(0), "run-ahead": Pace(6, lookahead=False), "lookahead": Pace(24), "one ahead": Pace(1)}
+PACES = {
+    "plain": DecodeOptions(0),
+    "run-ahead": DecodeOptions(6, lookahead=False),
+    "lookahead": DecodeOptions(24),
+    "one ahead": DecodeOptions(1),
+}
 
 
 @pytest.mark.parametrize("how", SAMPLINGS)
@@ -213,9 +218,11 @@ def test_e_a_late_device_is_not_waited_for(cloud: Cloud, ahead: int, monkeypatch
     monkeypatch.setattr(plugin, "correct", now_and_then_slow)
     ids = prompts(1)[0]
     with a_session(cloud.url, plugin) as session:
-        pieces = list(session.generate(Prompt(ids=tuple(ids)), 60, Sampling(), Pace(ahead, False, 150)))
+        pieces = list(session.generate(Prompt(ids=tuple(ids)), 60, Sampling(), DecodeOptions(ahead, False, 150)))
         usage = session.usage
-        again = [i for p in session.generate(Prompt(ids=tuple(ids)), 1, Sampling(), Pace(ahead)) for i in p.ids]
+        again = [
+            i for p in session.generate(Prompt(ids=tuple(ids)), 1, Sampling(), DecodeOptions(ahead)) for i in p.ids
+        ]
     by = [piece.by for piece in pieces for _ in piece.ids]
     said = [token for piece in pieces for token in piece.ids]
     assert usage.fallback == by.count("fallback") > 0

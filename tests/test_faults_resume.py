@@ -9,9 +9,9 @@ import pytest
 
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
-from sideplug.device.again import Again
 from sideplug.device.link import WebSocketLink
-from sideplug.device.runtime import Pace, Session
+from sideplug.device.reconnect import RetryPolicy
+from sideplug.device.runtime import DecodeOptions, Session
 from tests.conftest import Cloud, a_plugin, a_session
 from tests.faults import KINDS, Fault, Kind, faulty, once, seeded
 
@@ -25,9 +25,9 @@ def unbroken(url: str, plugin: Any, sampling: Sampling = SAMPLED) -> str:
         return "".join(piece.text for piece in session.generate(PROMPT, TOKENS, sampling))
 
 
-def through(url: str, plugin: Any, pace: Pace = Pace()) -> tuple[str, Session]:
+def through(url: str, plugin: Any, pace: DecodeOptions = DecodeOptions()) -> tuple[str, Session]:
     connect = lambda: WebSocketLink.connect(url)  # noqa: E731
-    session = Session.open(connect(), plugin, connect=connect, again=Again(30.0))
+    session = Session.open(connect(), plugin, connect=connect, again=RetryPolicy(30.0))
     try:
         return "".join(piece.text for piece in session.generate(PROMPT, TOKENS, SAMPLED, pace)), session
     finally:
@@ -60,7 +60,7 @@ def test_seed_after_seed(cloud: Cloud, runs: int) -> None:
     resumed = 0
     for seed in range(runs):
         with faulty(cloud.url, seeded(seed, connections=2, seconds=0.05)) as proxy:
-            text, session = through(proxy.url, plugin, Pace(ahead=random.Random(seed).choice([0, 4, 24])))
+            text, session = through(proxy.url, plugin, DecodeOptions(ahead=random.Random(seed).choice([0, 4, 24])))
             for done in proxy.log:
                 if done.fault:
                     struck[done.fault.kind] += 1

@@ -17,11 +17,11 @@ from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Frame, Kind
-from sideplug.device.again import Again
 from sideplug.device.link import WebSocketLink
-from sideplug.device.runtime import Pace, Session
-from sideplug.learn.data import Example
-from sideplug.learn.tape import record, score
+from sideplug.device.reconnect import RetryPolicy
+from sideplug.device.runtime import DecodeOptions, Session
+from sideplug.training.data import Example
+from sideplug.training.tape import record, score
 from tests.conftest import Cloud, a_cloud, a_plugin
 
 PROMPT = Prompt.user("Is it far to the mill?")
@@ -43,7 +43,7 @@ class Breaking(WebSocketLink):
 
 @contextlib.contextmanager
 def a_session(
-    url: str, plugin: Any, breaks: Iterator[int], again: Again | None = None, **more: Any
+    url: str, plugin: Any, breaks: Iterator[int], again: RetryPolicy | None = None, **more: Any
 ) -> Iterator[Session]:
     """Its links break after so many messages, then no more."""
     links: list[WebSocketLink] = []
@@ -54,7 +54,7 @@ def a_session(
         links.append(link)
         return link
 
-    session = Session.open(connect(), plugin, connect=connect, again=Again(20.0), **more)
+    session = Session.open(connect(), plugin, connect=connect, again=RetryPolicy(20.0), **more)
     try:
         yield session
     finally:
@@ -62,13 +62,15 @@ def a_session(
         assert all(link.closed for link in links)
 
 
-def text(session: Session, pace: Pace = Pace(), sampling: Sampling = SAMPLED, tokens: int = 24) -> str:
+def text(
+    session: Session, pace: DecodeOptions = DecodeOptions(), sampling: Sampling = SAMPLED, tokens: int = 24
+) -> str:
     return "".join(piece.text for piece in session.generate(PROMPT, tokens, sampling, pace))
 
 
-@pytest.mark.parametrize("pace", [Pace(), Pace(ahead=0)], ids=["ahead", "in step"])
+@pytest.mark.parametrize("pace", [DecodeOptions(), DecodeOptions(ahead=0)], ids=["ahead", "in step"])
 @pytest.mark.parametrize("sampling", [Sampling(), SAMPLED, Sampling(0.8, repetition_penalty=1.3, seed=2)])
-def test_a_break_after_any_message_changes_nothing(cloud: Cloud, pace: Pace, sampling: Sampling) -> None:
+def test_a_break_after_any_message_changes_nothing(cloud: Cloud, pace: DecodeOptions, sampling: Sampling) -> None:
     plugin = a_plugin(cloud.base.fingerprint)
     with a_session(cloud.url, plugin, iter(())) as session:
         want = text(session, pace, sampling)
@@ -105,7 +107,7 @@ def test_it_is_said_once_a_break_and_given_up_in_the_end(tiny: Path) -> None:
             Breaking.connect(cloud.url),
             a_plugin(cloud.base.fingerprint),
             connect=lambda: Breaking.connect(cloud.url),
-            again=Again(0.4, said.append),
+            again=RetryPolicy(0.4, said.append),
         )
         session.link.left = next(links)  # type: ignore[attr-defined]
         assert text(session)
@@ -142,7 +144,7 @@ def test_another_cloud_takes_over(tiny: Path) -> None:
             WebSocketLink.connect(next(urls)),
             plugin,
             connect=lambda: WebSocketLink.connect(next(urls, second.url)),
-            again=Again(20.0),
+            again=RetryPolicy(20.0),
         )
         pieces = []
         for piece in session.generate(PROMPT, 24, SAMPLED):
@@ -163,7 +165,7 @@ def test_a_cloud_with_another_base_does_not(tiny: Path, other: Path) -> None:
             connect = lambda: WebSocketLink.connect(next(urls, second.url))  # noqa: B023, E731
             link = Breaking.connect(next(urls))
             link.left = 4  # type: ignore[attr-defined]
-            session = Session.open(link, plugin, connect=connect, again=Again(20.0))
+            session = Session.open(link, plugin, connect=connect, again=RetryPolicy(20.0))
             with pytest.raises(WrongBase):
                 text(session)
             session.link.close()

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "contract": {"contract"},
     "cloud": {"cloud", "contract", "paths", "listen"},
     "device": {"device", "contract", "paths", "listen"},
-    "learn": {"learn", "device", "contract", "paths"},
+    "training": {"training", "device", "contract", "paths"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -58,7 +58,7 @@ DEVICE = """
 import sys
 import sideplug.cli
 import sideplug.device.link, sideplug.device.plugin, sideplug.device.runtime
-import sideplug.learn.data, sideplug.learn.tape, sideplug.learn.trainer, sideplug.learn.head
+import sideplug.training.data, sideplug.training.tape, sideplug.training.trainer, sideplug.training.head
 print([name for name in sys.modules if name.split('.')[0] in HEAVY or name.startswith('sideplug.cloud')])
 """
 

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
+from sideplug.cloud.model.torch_model import load_lm
 from sideplug.cloud.store import find
 from sideplug.cloud.tokenizer import Tokenizer
-from sideplug.cloud.torch_model import load_lm
-from sideplug.learn import data
+from sideplug.training import data
 from sideplug_bench.systems import LORA_RANK
 
 BATCH = 8

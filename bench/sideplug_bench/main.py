@@ -15,8 +15,8 @@ from typing import Any
 from sideplug import __version__
 from sideplug.cloud.store import find
 from sideplug.contract.errors import InputError, Stopped
-from sideplug.learn.data import read as read_examples
 from sideplug.paths import cache_dir
+from sideplug.training.data import read as read_examples
 from sideplug_bench import tasks
 from sideplug_bench.cells import Cells
 from sideplug_bench.meters import machine

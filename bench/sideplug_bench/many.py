@@ -33,7 +33,7 @@ from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Frame, Kind
-from sideplug.device import taps
+from sideplug.device import states
 from sideplug.device.address import Address, get
 from sideplug.device.link import WebSocketLink
 from sideplug.device.plugin import Plugin
@@ -62,7 +62,7 @@ def a_plugin(session: Session, seed: int) -> Plugin:
 def a_gate(url: str, prompts: list[list[int]]) -> Gate:
     """A random direction of z that is open for GATE_RATE of what the model writes."""
     scores = []
-    with taps.connect(url) as stream:
+    with states.connect(url) as stream:
         weight_D = np.random.default_rng(9).normal(0, 1, stream.model.width).astype(np.float32)
         for ids in prompts:
             scores += [float(step.states[-1] @ weight_D) for step in stream.generate(Prompt(ids=tuple(ids)), 48)]
@@ -142,7 +142,7 @@ def serve_peft(model: str, most: int) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from sideplug.cloud.torch_model import load_lm
+    from sideplug.cloud.model.torch_model import load_lm
 
     torch.set_num_threads(cores()[0])
     lm, _ = load_lm(find(model).folder, torch.float32)
@@ -256,7 +256,7 @@ def measure(model: str, counts: list[int], rounds: int, tokens: int, peft_rounds
     most = max(counts)
     with ExitStack() as stack:
         url, _ = stack.enter_context(served(model, "--insecure"))
-        with taps.connect(url) as stream:  # ordinary words' ids, so that nobody's reply ends early
+        with states.connect(url) as stream:  # ordinary words' ids, so that nobody's reply ends early
             words = (min(1000, stream.model.vocab // 2), min(9000, stream.model.vocab))
         ours = Ours(url, most, rng.integers(*words, (4, PROMPT)).tolist(), stack)
         theirs = stack.enter_context(peft(model, most)) if peft_rounds else None

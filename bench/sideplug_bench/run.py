@@ -25,8 +25,8 @@ from sideplug.cloud.store import find
 from sideplug.contract.errors import Stopped
 from sideplug.contract.text import Prompt
 from sideplug.device.plugin import KINDS, Plugin
-from sideplug.learn.data import Example
 from sideplug.terminal import say
+from sideplug.training.data import Example
 from sideplug_bench.cells import Cells
 from sideplug_bench.meters import Energy, machine, read_gb_s
 from sideplug_bench.processes import child, command, served

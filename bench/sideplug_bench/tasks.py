@@ -11,8 +11,8 @@ from typing import Any
 
 from sideplug.contract.errors import InputError
 from sideplug.contract.text import Prompt
-from sideplug.learn import data
-from sideplug.learn.data import Example
+from sideplug.training import data
+from sideplug.training.data import Example
 from sideplug_bench import sotu
 
 PRESIDENTS = (

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sideplug.contract.text import Prompt
     from sideplug.device.address import Address
     from sideplug.device.plugin import Plugin
-    from sideplug.device.runtime import Pace, Session
+    from sideplug.device.runtime import DecodeOptions, Session
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_CLOUD = "ws://127.0.0.1:8765"
@@ -177,12 +177,12 @@ def passphrase_of(name: str, twice: bool = False) -> str:
 def open_session(
     cloud: Address, plugin: Plugin | None = None, gate: Gate | None = None, tap: Any = None
 ) -> Iterator[Session]:
-    from sideplug.device.again import Again
     from sideplug.device.link import WebSocketLink
+    from sideplug.device.reconnect import RetryPolicy
     from sideplug.device.runtime import Session
 
     connect = functools.partial(WebSocketLink.open, cloud, transcript[-1] if transcript else None)
-    session = Session.open(connect(), plugin, tap, gate, connect, Again(cloud.retry_s, say))
+    session = Session.open(connect(), plugin, tap, gate, connect, RetryPolicy(cloud.retry_s, say))
     try:
         yield session
     finally:
@@ -209,10 +209,10 @@ def paced(settings: dict[str, Any]) -> dict[str, Any]:
 
 def chosen_pace(
     session: Session | None, ahead: int, lookahead: bool, answer_deadline_ms: int, head: str, needed: bool = False
-) -> Pace:
+) -> DecodeOptions:
     """With --head device the base's head comes down, unless it is here already or nobody needs it."""
     from sideplug.device.head import DeviceHead
-    from sideplug.device.runtime import Pace
+    from sideplug.device.runtime import DecodeOptions
 
     own = None
     if head == "device" and session is not None and (session.plugin is not None or needed):
@@ -223,7 +223,7 @@ def chosen_pace(
             own = DeviceHead.fetch(
                 session.link, cache_dir() / "heads", model.fingerprint, model.vocab, lambda n: show(n, "")
             )
-    return Pace(ahead, lookahead, answer_deadline_ms, own)
+    return DecodeOptions(ahead, lookahead, answer_deadline_ms, own)
 
 
 def chosen_sampling(settings: dict[str, Any]) -> tuple[int, Sampling]:
@@ -242,7 +242,7 @@ def check_utf8(text: str) -> str:
 
 
 def stream(
-    session: Session, prompt: Prompt, max_tokens: int, sampling: Sampling, pace: Pace, show: bool
+    session: Session, prompt: Prompt, max_tokens: int, sampling: Sampling, pace: DecodeOptions, show: bool
 ) -> tuple[str, list[int], bool]:
     """(text, ids, interrupted by Ctrl-C)."""
     text, ids, interrupted = [], [], False

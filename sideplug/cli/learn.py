@@ -13,8 +13,8 @@ from sideplug.terminal import progress, say
 if TYPE_CHECKING:
     from sideplug.device.address import Address
     from sideplug.device.plugin import Plugin
-    from sideplug.learn.make import Made
-    from sideplug.learn.tape import Judged
+    from sideplug.training.pipeline import Made
+    from sideplug.training.tape import Judged
 
 from sideplug.cli.common import (
     FOLDER,
@@ -79,9 +79,9 @@ def train(data: Path, out: Path, cloud: Address, form: str, held_out: float, **s
     The cloud reads each example once, for the tape; it keeps none of it. The plugin is made here and stays here.
     """
     from sideplug.device.plugin import WEIGHTS, is_sealed
-    from sideplug.learn import data as files
-    from sideplug.learn.make import Recipe, Texts, make
-    from sideplug.learn.trainer import Settings
+    from sideplug.training import data as files
+    from sideplug.training.pipeline import Recipe, Texts, make
+    from sideplug.training.trainer import Settings
 
     as_json, seed = settings["as_json"], settings["seed"]
     if (out / WEIGHTS).exists() and not (settings["force"] or settings["resume"]):
@@ -91,7 +91,7 @@ def train(data: Path, out: Path, cloud: Address, form: str, held_out: float, **s
     examples = files.some(files.read(data, form, skip=out), settings["limit"], seed)
     training, held = files.split(examples, held_out, seed)
     silent = files.general(settings["general"]) if settings["general_weight"] else []
-    near = files.near_misses(training) if silent and not settings["general"] else []
+    near = files.hard_negatives(training) if silent and not settings["general"] else []
     first = training[0]
     start = " ".join(((first.prompt.messages or ({"content": ""},))[-1]["content"] + " ⟶ " + first.reply).split())
     say(f"{len(training)} examples to train on, {len(held)} held out; {first.where}: {start[:100]}…")
@@ -167,8 +167,8 @@ def evaluate(data: Path, folder: Path, cloud: Address, form: str, limit: int, as
 
 def _judge(data: Path, folder: Path, cloud: Address, form: str, limit: int) -> tuple[Plugin, Judged, int]:
     """(plugin, what it makes of the data, how many examples)."""
-    from sideplug.learn import data as files
-    from sideplug.learn import tape
+    from sideplug.training import data as files
+    from sideplug.training import tape
 
     plugin = load_plugin(folder)
     assert plugin is not None
@@ -196,7 +196,7 @@ def gate_curve(
     folder: Path, data: Path, cloud: Address, form: str, limit: int, picture: Path | None, as_json: bool
 ) -> None:
     """Quality against traffic over the gate's dial, beside a random gate of the same rate."""
-    from sideplug.learn import gate
+    from sideplug.training import gate
 
     if picture:
         gate.check_picture(picture)
@@ -233,11 +233,11 @@ def learn(data: Path, folder: Path, cloud: Address, form: str, epochs: int, forc
 
     The cloud reads only what is new. A worse plugin does not replace a better one; plugin rollback goes back.
     """
-    from sideplug.learn import data as files
-    from sideplug.learn import more
+    from sideplug.training import data as files
+    from sideplug.training import update
 
     connect = lambda tap: open_session(cloud, tap=tap)  # noqa: E731
-    learnt = more.learn(connect, folder, files.read(data, form), progress, interrupts, epochs, force)
+    learnt = update.learn(connect, folder, files.read(data, form), progress, interrupts, epochs, force)
     if as_json:
         print_json({"plugin": str(folder), **learnt.to_json()})
     else:

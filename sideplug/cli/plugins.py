@@ -25,10 +25,10 @@ shelf_option = option("--plugins", "shelf", type=FOLDER, metavar="DIR", help="Th
 
 
 def _shelf(folder: Path | None) -> Any:
-    from sideplug.device.shelf import Shelf
+    from sideplug.device.plugin_store import PluginStore
     from sideplug.paths import plugins_dir
 
-    return Shelf(folder or plugins_dir(), passphrase=passphrase_of)
+    return PluginStore(folder or plugins_dir(), passphrase=passphrase_of)
 
 
 @plugin_group.command("list", epilog="Example:  sideplug plugin list")
@@ -52,14 +52,14 @@ def plugin_list(shelf: Path | None, as_json: bool) -> None:
 @click.option("--seal", is_flag=True, help="With a passphrase (asked for, or SIDEPLUG_PASSPHRASE).")
 def plugin_export(folder: Path, file: Path, seal: bool) -> None:
     """Write a plugin as one file, for your other device. Its tape stays here."""
-    from sideplug.device import vault
+    from sideplug.device import sealed_file
     from sideplug.device.plugin import write_aside
 
     plugin = load_plugin(folder)
     assert plugin is not None
     passphrase = _new_passphrase(file.name) if seal else ""
     try:
-        write_aside(file, vault.seal(plugin.to_bytes(), passphrase))
+        write_aside(file, sealed_file.seal(plugin.to_bytes(), passphrase))
     except OSError as error:
         raise Stopped(f"{file} could not be written: {error.strerror or error}") from error
     click.echo(f"{folder} is in {file}{', sealed' if seal else ''}")
@@ -70,7 +70,7 @@ def plugin_export(folder: Path, file: Path, seal: bool) -> None:
 @click.argument("folder", type=FOLDER, metavar="DIR")
 def plugin_import(file: Path, folder: Path) -> None:
     """Make a plugin's folder from a file that your other device exported."""
-    from sideplug.device import vault
+    from sideplug.device import sealed_file
     from sideplug.device.plugin import Plugin
 
     if folder.exists() and any(folder.iterdir()):
@@ -79,8 +79,8 @@ def plugin_import(file: Path, folder: Path) -> None:
         data = file.read_bytes()
     except OSError as error:
         raise InputError(f"{file} can't be read: {error.strerror or error}") from error
-    passphrase = passphrase_of(file.name) if vault.is_sealed(data) else ""
-    Plugin.from_bytes(vault.unseal(data, passphrase), str(file)).save(folder)
+    passphrase = passphrase_of(file.name) if sealed_file.is_sealed(data) else ""
+    Plugin.from_bytes(sealed_file.unseal(data, passphrase), str(file)).save(folder)
     click.echo(f"{file} is in {folder}")
 
 
@@ -88,7 +88,7 @@ def plugin_import(file: Path, folder: Path) -> None:
 @click.argument("folder", type=FOLDER, metavar="DIR")
 def plugin_lock(folder: Path) -> None:
     """Seal a plugin and its tape on the disk with a passphrase; it is asked for wherever the plugin is used."""
-    from sideplug.device.shelf import lock
+    from sideplug.device.plugin_store import lock
 
     lock(folder, _new_passphrase(folder.name))
     click.echo(f"{folder} is sealed: there is no way in without the passphrase")
@@ -98,7 +98,7 @@ def plugin_lock(folder: Path) -> None:
 @click.argument("folder", type=FOLDER, metavar="DIR")
 def plugin_unlock(folder: Path) -> None:
     """The opposite of lock."""
-    from sideplug.device.shelf import unlock
+    from sideplug.device.plugin_store import unlock
 
     unlock(folder, passphrase_of(folder.name))
     click.echo(f"{folder} is open")
@@ -108,7 +108,7 @@ def plugin_unlock(folder: Path) -> None:
 @click.argument("folder", type=FOLDER, metavar="DIR")
 def plugin_rollback(folder: Path) -> None:
     """The plugin as it was before it last learnt (sideplug learn)."""
-    from sideplug.learn.more import rollback
+    from sideplug.training.update import rollback
 
     plugin = rollback(folder)
     click.echo(f"{folder} is again what {plugin.about.get('examples', '?')} examples made of it")

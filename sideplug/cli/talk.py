@@ -176,10 +176,10 @@ def gateway(
     from sideplug.device.gateway import Gateway, Settings
     from sideplug.device.openai_api import Defaults
     from sideplug.device.plugin import is_sealed
-    from sideplug.device.shelf import Shelf
-    from sideplug.learn.teacher import Teacher
+    from sideplug.device.plugin_store import PluginStore
     from sideplug.listen import bind
     from sideplug.paths import plugins_dir
+    from sideplug.training.job import TrainingJob
 
     if host not in LOOPBACK and not key:
         raise InputError(f"--host {host} is beyond this machine: give a --key that callers must bear")
@@ -189,8 +189,8 @@ def gateway(
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # a caller that hangs up in a reply is no event of ours
     listener = bind(host, port)
     passphrases = {folder.resolve().name: passphrase_of(folder.name) for folder in folders if is_sealed(folder)}
-    own = Shelf(shelf or plugins_dir(), folders, lambda name: passphrases.get(name) or _env_passphrase())
-    teacher = Teacher(own, lambda tap: open_session(cloud, tap=tap))
+    own = PluginStore(shelf or plugins_dir(), folders, lambda name: passphrases.get(name) or _env_passphrase())
+    teacher = TrainingJob(own, lambda tap: open_session(cloud, tap=tap))
     wanted = paced(settings)
     if wanted["head"] == "device":
         with open_session(cloud) as session:

@@ -1,7 +1,7 @@
 """A service as an ASGI app, for web servers that have sockets of their own (Ray Serve's, uvicorn): the same doors.
 
 It does not know which server carries it, nor keys: `service.answer` says who may come in. Where a proxy stands between
-that counts what is on its way (flow), it waits for it. Test: pytest tests/cloud/test_flow.py
+that counts what is on its way (flow), it waits for it. Test: pytest tests/cloud/test_flow_control.py
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 from starlette.routing import Route, WebSocketRoute
 
-from sideplug.cloud import flow
-from sideplug.cloud.guard import RETRY_S
+from sideplug.cloud import flow_control
+from sideplug.cloud.access import RETRY_S
 from sideplug.cloud.keys import Holder
 from sideplug.cloud.service import Response, Service
 from sideplug.cloud.session import Gone
@@ -36,9 +36,9 @@ class Socket:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
-        self._counts = flow.NAME in scope.get("extensions", {})
+        self._counts = flow_control.NAME in scope.get("extensions", {})
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
-        self._up, self._down = flow.Taken(), flow.Window()
+        self._up, self._down = flow_control.Received(), flow_control.Window()
         self._over = False
 
     async def __aenter__(self) -> Socket:
@@ -54,7 +54,7 @@ class Socket:
         try:
             while True:
                 message = await self._receive()
-                if message["type"] == flow.NAME:
+                if message["type"] == flow_control.NAME:
                     self._down.hear(message["taken"])
                 elif message["type"] == DISCONNECT:
                     return
@@ -73,7 +73,7 @@ class Socket:
         if message["type"] == DISCONNECT:
             self._inbox.put_nowait(message)  # for who asks again
             raise Gone
-        told = self._up.add(flow.size(message))
+        told = self._up.add(flow_control.size(message))
         if told is not None and self._counts:
             await self._pass(told)
         data = message.get("bytes")
@@ -122,9 +122,11 @@ class Door:
         if isinstance(found, Response):
             await _deny(scope, send, found)
             return
-        if self._expects_count and flow.NAME not in scope.get("extensions", {}):
+        if self._expects_count and flow_control.NAME not in scope.get("extensions", {}):
             self._expects_count = False
-            log.warning("the proxy does not count what is on its way (%s): what devices don't read piles up", flow.NAME)
+            log.warning(
+                "the proxy does not count what is on its way (%s): what devices don't read piles up", flow_control.NAME
+            )
         await send({"type": "websocket.accept"})
         async with Socket(scope, receive, send) as socket:
             await self._service.attend(socket, found)

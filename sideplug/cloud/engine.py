@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sideplug.cloud import foresight
-from sideplug.cloud.kept import LEAST, Entry, Kept, Text
-from sideplug.cloud.meters import Meters
-from sideplug.cloud.model import Cache, Chunk, Forward, Model, NoCache
-from sideplug.cloud.reply import Answer, Ask, Plug, Reply, Sequence, Top
+from sideplug.cloud import correction_predictor
+from sideplug.cloud.counters import Counters
+from sideplug.cloud.model.base import Cache, Chunk, Forward, Model, NoCache
+from sideplug.cloud.prefix_cache import LEAST, Entry, Kept, Text
+from sideplug.cloud.reply import Answer, Ask, Reply, Sequence, SessionSpec, Top
 from sideplug.cloud.scheduler import Budget, Scheduler
 from sideplug.cloud.tokenizer import Tokenizer
 from sideplug.contract.codec import pack
@@ -47,7 +47,7 @@ class Reading(Sequence):
     """
 
     number: int
-    plug: Plug
+    plug: SessionSpec
     prompt_tokens: int
     score: bool
     write: int = 0  # tokens that the base writes at most
@@ -128,7 +128,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.room = room or Room()
         self.kept = Kept(model.memory, self.room.keep_s)
-        self.meters = Meters()
+        self.meters = Counters()
         self.heard_s = time.monotonic()  # when it last listened: an engine that hangs does not
         self._waiting: list[Reply | Reading] = []
         self._scheduler = Scheduler(budget or Budget())
@@ -363,7 +363,7 @@ class Engine:
 
     def _ask(self, reply: Reply, z_1D: np.ndarray, hidden_1KD: np.ndarray) -> None:
         codes, scales = reply.plug.tap.encode(hidden_1KD)
-        seen = reply.plug.tap.decode(codes, scales).ravel() if codes.size <= foresight.MOST else z_1D[0]
+        seen = reply.plug.tap.decode(codes, scales).ravel() if codes.size <= correction_predictor.MAX_CODES else z_1D[0]
         ask = reply.ask(z_1D, seen, time.monotonic())
         start, ids = reply.untold()
         control = {"turn": reply.turn, "run": reply.run, "at": [ask.at], "from": start, "ids": ids}
@@ -385,7 +385,7 @@ class Engine:
             return
         # The step's use falls with every open ask before it; the fuller the batch, the more it must be.
         if right ** len(reply.asks) * BUSY > self._busy:
-            z_1D = ask.z_1D + habits.foresight.foretell(ask.seen)
+            z_1D = ask.z_1D + habits.foresight.predict(ask.seen)
             self._rows.append(Row(reply, ask.at, z_1D, guess=ask))
 
     def _choose(self) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sideplug.cloud.cores import cores, memory_bytes
 from sideplug.cloud.engine import Engine, Room
-from sideplug.cloud.model import Model
+from sideplug.cloud.model.base import Model
 from sideplug.cloud.scheduler import Budget
 from sideplug.cloud.store import Base
 from sideplug.cloud.tokenizer import Tokenizer
@@ -61,8 +61,8 @@ def open_model(base: Base, wanted: Wanted, say: Callable[[str], None] = lambda l
     if wanted.engine == "torch" or (wanted.engine == "auto" and wanted.device != "cpu"):
         why = "as asked" if wanted.engine == "torch" else f"the device is {wanted.device}"
         return _torch(base.folder, wanted, count, source, kv_bytes, why)
-    from sideplug.cloud.ort import blueprint
-    from sideplug.cloud.ort.model import OrtModel
+    from sideplug.cloud.model.ort import blueprint
+    from sideplug.cloud.model.ort.model import OrtModel
 
     try:
         shape = blueprint.read(base.folder)
@@ -110,7 +110,7 @@ def _torch(folder: Path, wanted: Wanted, threads: int, source: str, kv_bytes: in
         raise InputError(needs if why == "as asked" else f"{why}; {needs}")
     if wanted.bits not in ("auto", "16"):
         raise InputError(f"the torch engine runs unquantised weights: leave out --bits {wanted.bits} ({why})")
-    from sideplug.cloud.torch_model import TorchModel
+    from sideplug.cloud.model.torch_model import TorchModel
 
     model = TorchModel(folder, wanted.device, threads, kv_bytes)
     return Opened(model, "torch", f"{why}; {_bits(model.bits)}, {_threads(threads)} ({source})")

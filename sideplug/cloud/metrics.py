@@ -11,7 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from sideplug.cloud.meters import Histogram, Meters
+from sideplug.cloud.counters import Counters, Histogram
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -19,7 +19,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Exposition:
     """`gauges()`: what is under way, by name; `sideplug_` stands before each."""
 
-    def __init__(self, meters: Meters, gauges: Callable[[], Mapping[str, tuple[str, float]]], model: str) -> None:
+    def __init__(self, meters: Counters, gauges: Callable[[], Mapping[str, tuple[str, float]]], model: str) -> None:
         self._meters = meters
         self._gauges = gauges
         self._model = model

@@ -38,7 +38,7 @@ LOOK_S = 0.25  # how often a replica asks whether it is to go
 GRACE_S = 10.0  # behind the drain, for goodbyes, before Ray kills it
 STORE_BYTES = 100 << 20  # of Ray's object store, which nothing of ours uses: the least that it takes, about
 ENVIRONMENT = {
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "sideplug.cloud.flow.middlewares",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "sideplug.cloud.flow_control.middlewares",
     "OPENBLAS_NUM_THREADS": "1",  # as in sideplug serve
 }
 

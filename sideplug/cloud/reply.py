@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sideplug.cloud.foresight import Foresight
-from sideplug.cloud.kept import Text
-from sideplug.cloud.model import Cache, NoCache
+from sideplug.cloud.correction_predictor import CorrectionPredictor
+from sideplug.cloud.model.base import Cache, NoCache
+from sideplug.cloud.prefix_cache import Text
 from sideplug.cloud.tokenizer import TextStream
 from sideplug.contract.codec import unpack
 from sideplug.contract.errors import InputError, ProtocolError
@@ -34,7 +34,7 @@ Top = list[str | float]  # a token's text and its log-probability
 
 
 @dataclass(frozen=True)
-class Plug:
+class SessionSpec:
     """What a device said in OPEN: how its plugin is asked and how its answer is used ("add" to z, or "replace" it)."""
 
     tap: Tap
@@ -149,14 +149,14 @@ class Counts:
 
 
 @dataclass
-class Habits:
+class AcceptanceStats:
     """What a session's replies have shown so far, for the window. All are running means."""
 
     own_agrees: float = 0.7  # how often the cloud's own guess is confirmed …
     draft_agrees: float = 0.7  # … and the device's draft, where there is one
     own_agrees_at_drafts: float = 0.7
     answer_s: float = 0.1  # from an ask to its answer
-    foresight: Foresight = field(default_factory=Foresight)
+    foresight: CorrectionPredictor = field(default_factory=CorrectionPredictor)
 
     def observe(self, name: str, value: float) -> None:
         setattr(self, name, (1 - RECENT) * getattr(self, name) + RECENT * value)
@@ -171,7 +171,7 @@ class Reply(Sequence):
     """
 
     turn: int
-    plug: Plug
+    plug: SessionSpec
     text: TextStream
     sampling: Sampling
     max_tokens: int
@@ -180,7 +180,7 @@ class Reply(Sequence):
     ahead: int = 0
     head: str = "cloud"  # or "device": z goes down too, and the device answers with tokens
     top: int = 0  # alternatives that the device wants to be told of each token
-    habits: Habits = field(default_factory=Habits)
+    habits: AcceptanceStats = field(default_factory=AcceptanceStats)
     done: list[int] = field(default_factory=list)
     behind: tuple[Reply, int] | None = None  # whose prompt it waits for, and how many tokens of it
     held: bool = False  # the device does not read what it was sent

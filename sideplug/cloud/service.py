@@ -4,7 +4,7 @@
     GET /ready      does it take new work? 503 while it is going down, or hangs
     GET /metrics    for Prometheus
 
-Where keys are asked for (cloud/guard), every request must bear one. It does not know sockets: server.py has its own,
+Where keys are asked for (cloud/access), every request must bear one. It does not know sockets: server.py has its own,
 asgi.py those of whatever carries it. Test: pytest tests/cloud/test_watch.py
 """
 
@@ -23,14 +23,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sideplug import __version__
+from sideplug.cloud.access import RETRY_S, AccessControl
 from sideplug.cloud.engine import Engine
-from sideplug.cloud.guard import RETRY_S, Guard
 from sideplug.cloud.keys import Holder, Keys
-from sideplug.cloud.limits import Meter
 from sideplug.cloud.logs import event
 from sideplug.cloud.metrics import CONTENT_TYPE, Exposition
 from sideplug.cloud.session import Connection, Session
 from sideplug.cloud.store import Base
+from sideplug.cloud.token_bucket import Meter
 from sideplug.contract.errors import Busy, Unauthorized
 from sideplug.contract.wire import PATH
 
@@ -131,7 +131,7 @@ class Service:
         """`keys`: those that may come in; None: everybody may."""
         self.base = base
         self.limits = limits or Limits()
-        self.guard = Guard(keys)
+        self.guard = AccessControl(keys)
         self.meter = Meter()
         self.thread = EngineThread(make_engine)
         self.tokenizer = self.thread.engine.tokenizer
@@ -223,7 +223,7 @@ class Service:
             "waiting": ("Texts that wait for memory.", engine.waiting),
             "kept_texts": ("Texts whose keys and values are kept for their next turn.", len(engine.kept)),
             "kept_evicted": ("Kept texts that were let go for want of memory.", engine.kept.evicted),
-            "kv_promised_bytes": ("Memory promised to keys and values.", memory.promised_bytes),
+            "kv_reserved_bytes": ("Memory promised to keys and values.", memory.reserved_bytes),
             "kv_limit_bytes": ("Memory that keys and values may take.", memory.limit_bytes),
             "ready": ("Does it take new work?", int(self.ready)),
         }

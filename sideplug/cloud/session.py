@@ -20,7 +20,7 @@ import numpy as np
 from sideplug.cloud.engine import TOP, Reading
 from sideplug.cloud.keys import Holder
 from sideplug.cloud.logs import event
-from sideplug.cloud.reply import Habits, Plug, Reply
+from sideplug.cloud.reply import AcceptanceStats, Reply, SessionSpec
 from sideplug.cloud.tokenizer import TextStream
 from sideplug.contract.errors import (
     Busy,
@@ -94,12 +94,12 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._outbox: asyncio.Queue[Frame] = asyncio.Queue()
         self._sent = asyncio.Event()
-        self._plug: Plug | None = None
+        self._plug: SessionSpec | None = None
         self._reply: Reply | None = None
         self._readings: dict[int, Reading] = {}
         self._refused: set[int | None] = set()  # READs, and the PROMPT (None), whose ERROR has not left yet
         self._rows_asked = False
-        self._habits = Habits()
+        self._habits = AcceptanceStats()
         self._deadline_s = 0.0
         self._received = self._transmitted = 0
         self._up = self._down = 0  # bytes
@@ -337,7 +337,7 @@ class Session:
         handlers[frame.kind](frame)
 
     @property
-    def _opened(self) -> Plug:
+    def _opened(self) -> SessionSpec:
         assert self._plug is not None
         return self._plug
 
@@ -354,7 +354,7 @@ class Session:
         tap.check(model.blocks, model.width)
         gate = Gate.from_wire(frame["gate"], frame.tensors["gate"])
         gate.check(model.width)
-        self._plug = Plug(tap, gate, frame["merge"])
+        self._plug = SessionSpec(tap, gate, frame["merge"])
         await asyncio.to_thread(tap.prepare, model.width)
         shape = {"blocks": model.blocks, "width": model.width, "vocab": model.vocab, "context": model.context}
         about = {"name": base.name, "fingerprint": base.fingerprint, "chat": self._service.tokenizer.has_chat, **shape}

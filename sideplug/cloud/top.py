@@ -82,7 +82,7 @@ class Now:
         return {
             "model": next(iter(new.by("model", "name")), ""),
             **{name: new.sum(name) for name in ("ready", "sessions", "working", "waiting", "kept_texts")},
-            "kv_promised_bytes": new.sum("kv_promised_bytes"),
+            "kv_reserved_bytes": new.sum("kv_reserved_bytes"),
             "kv_limit_bytes": new.sum("kv_limit_bytes"),
             "reply_tokens_per_s": self.per_s("tokens_total", of="reply"),
             "prompt_tokens_per_s": self.per_s("tokens_total", of="prompt"),
@@ -110,8 +110,8 @@ class Now:
         yield "model", f"{j['model']}{'' if j['ready'] else '   NOT READY'}"
         busy = f"{number('working'):.0f} texts in work, {number('waiting'):.0f} waiting"
         yield "sessions", f"{number('sessions'):.0f} open, {busy}"
-        share = number("kv_promised_bytes") / max(1.0, number("kv_limit_bytes"))
-        yield "kv memory", f"{_bytes(number('kv_promised_bytes'))} of {_bytes(number('kv_limit_bytes'))} ({share:.0%})"
+        share = number("kv_reserved_bytes") / max(1.0, number("kv_limit_bytes"))
+        yield "kv memory", f"{_bytes(number('kv_reserved_bytes'))} of {_bytes(number('kv_limit_bytes'))} ({share:.0%})"
         yield "kept", f"{number('kept_texts'):.0f} texts for their next turn"
         yield "replies", f"{number('reply_tokens_per_s'):.1f} tokens/s, {number('replies_per_s'):.2f} ended/s"
         prompts = f"{number('prompt_tokens_per_s'):.1f} tokens/s run, {number('kept_tokens_per_s'):.1f} kept"

@@ -6,7 +6,7 @@
 
 A reply is made in a thread of its own; sessions with the cloud are kept for the next request with the same plugin.
 Requests from other origins, or under another host name, are refused, so that no web page speaks to it unseen. It keeps
-no text. It does not know how plugins are trained: a Teacher is passed in. Test: pytest tests/device/test_gateway.py
+no text. It does not know how plugins are trained: a TrainingJob is passed in. Test: pytest tests/device/test_gateway.py
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from sideplug.contract.errors import CloudError, InputError, SideplugError, TooL
 from sideplug.contract.gate import Gate
 from sideplug.device import audit, openai_api
 from sideplug.device.address import Address
-from sideplug.device.again import Again
 from sideplug.device.link import Link, Record, WebSocketLink
 from sideplug.device.openai_api import Asked, Defaults, Shape
-from sideplug.device.runtime import Model, Pace, Piece, Session
-from sideplug.device.shelf import Shelf
+from sideplug.device.plugin_store import PluginStore
+from sideplug.device.reconnect import RetryPolicy
+from sideplug.device.runtime import DecodeOptions, Model, Piece, Session
 from sideplug.listen import LOOPBACK
 
 MAX_BODY_BYTES = 32 << 20
@@ -53,7 +53,7 @@ IDLE_SESSIONS = 4  # kept open, of all plugins together
 log = logging.getLogger("sideplug.gateway")
 
 
-class Teacher(Protocol):
+class TrainingJob(Protocol):
     """Makes plugins, one at a time, in the background. `state` is told to the page as JSON."""
 
     def start(self, name: str, files: list[tuple[str, str]], settings: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ class Settings:
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     replies: int = 8
-    pace: Pace = Pace()
+    pace: DecodeOptions = DecodeOptions()
     defaults: Defaults = Defaults()
 
 
@@ -125,7 +125,7 @@ class Pool:
     def _open(self, plugin: Any, gate: Gate | None) -> tuple[Session, audit.Recent]:
         record = audit.Recent()
         connect = partial(self.connect, record)
-        again = Again(self.retry_s, log.warning)
+        again = RetryPolicy(self.retry_s, log.warning)
         return Session.open(connect(), plugin, gate=gate, connect=connect, again=again), record
 
     def close(self) -> None:
@@ -141,10 +141,10 @@ class Gateway:
 
     def __init__(
         self,
-        shelf: Shelf,
+        shelf: PluginStore,
         cloud: Address,
         settings: Settings = Settings(),
-        teacher: Teacher | None = None,
+        teacher: TrainingJob | None = None,
         record: Record | None = None,
     ) -> None:
         self.shelf = shelf
@@ -285,7 +285,7 @@ class Gateway:
             given = _object(await _body(request), "name")
             await run_in_threadpool(self.shelf.rename, name, str(given["name"]))
         elif request.method == "PUT":
-            await run_in_threadpool(self.shelf.bring_in, name, await _body(request), passphrase)
+            await run_in_threadpool(self.shelf.import_, name, await _body(request), passphrase)
         else:
             file = await run_in_threadpool(self.shelf.export, name, passphrase)
             headers = {"Content-Disposition": f"attachment; filename*=utf-8''{quote(name)}.sideplug"}
@@ -379,7 +379,7 @@ class Run:
             gate = None
             if asked.gate_rate is not None and plugin is not None:
                 gate = plugin.gate.at_rate(asked.gate_rate)
-            pace = Pace(**{**vars(gateway.settings.pace), "top": asked.top})
+            pace = DecodeOptions(**{**vars(gateway.settings.pace), "top": asked.top})
             with gateway.pool.session(self._name, plugin, gate) as session:
                 if session.model.fingerprint[:16] != self._shape.fingerprint[:16]:
                     raise CloudError(f"the cloud serves {session.model.name} now: ask again")

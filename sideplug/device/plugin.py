@@ -25,7 +25,7 @@ import safetensors.numpy
 from sideplug.contract.errors import PluginError, Stopped, WrongBase
 from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
-from sideplug.device import vault
+from sideplug.device import sealed_file
 from sideplug.paths import write_aside
 
 CONFIG = "adapter_config.json"
@@ -264,7 +264,7 @@ class Plugin:
         try:
             if path.is_file():
                 return cls.from_bytes(path.read_bytes(), str(path))
-            return cls.from_bytes(vault.unseal(sealed.read_bytes(), passphrase()), str(sealed))
+            return cls.from_bytes(sealed_file.unseal(sealed.read_bytes(), passphrase()), str(sealed))
         except OSError as error:
             raise PluginError(f"{folder} can't be read: {error.strerror or error}") from error
 

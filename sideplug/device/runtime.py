@@ -28,11 +28,11 @@ from sideplug.contract.sampling import Sampling, choose
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Frame, Kind
-from sideplug.device.again import Again
+from sideplug.device.drafts import PromptLookup
 from sideplug.device.head import DeviceHead
 from sideplug.device.link import Link
-from sideplug.device.lookahead import Lookahead
 from sideplug.device.plugin import Plugin
+from sideplug.device.reconnect import RetryPolicy
 
 AHEAD = 24  # asks that may be open while the cloud goes on
 
@@ -52,7 +52,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Pace:
+class DecodeOptions:
     """How a reply is fetched; the text does not depend on it, but for a deadline's.
 
     ahead: asks that may be open while the cloud goes on with guesses, 0 to 32; 0 waits for each answer. lookahead:
@@ -136,7 +136,7 @@ class Session:
     readings: int  # examples that may be in reading at once
     opening: Frame
     connect: Callable[[], Link] | None = None
-    again: Again = field(default_factory=Again)
+    again: RetryPolicy = field(default_factory=RetryPolicy)
     usage: Usage = field(default_factory=Usage)
     _turn: int = 0
     _running: bool = False
@@ -144,7 +144,7 @@ class Session:
     done: list[int] = field(default_factory=list)  # the reply's ids so far …
     _hash: str = ""  # … and the running hash of the prompt and these
     _over: bool = False  # its last text has come
-    _lookahead: Lookahead | None = None
+    _lookahead: PromptLookup | None = None
     _head: DeviceHead | None = None
     _sampling: Sampling = Sampling()
     _text: list[int] = field(default_factory=list)  # prompt and reply, where the head's choice depends on them
@@ -157,7 +157,7 @@ class Session:
         tap: Tap | None = None,
         gate: Gate | None = None,
         connect: Callable[[], Link] | None = None,
-        again: Again | None = None,
+        again: RetryPolicy | None = None,
     ) -> Session:
         """With a plugin: its tap, and its gate unless another is given. Without: the gate is shut (or `tap` is read).
 
@@ -174,7 +174,7 @@ class Session:
             "client": f"sideplug/{__version__}",
         }
         opening = Frame(Kind.OPEN, control, {"gate": gate.weight_D})
-        again = again or Again()
+        again = again or RetryPolicy()
         try:
             model, readings = _open(link, opening)
         except SideplugError as error:
@@ -192,7 +192,7 @@ class Session:
 
     def reconnect(self, lost: SideplugError) -> None:
         """Another connection to the same base. Raises `lost` where that can't be, or what stands in its way."""
-        if not self.again.mends(lost):
+        if not self.again.is_retryable(lost):
             raise lost
         self.link.close()
         if self.connect is None:
@@ -205,7 +205,11 @@ class Session:
             raise WrongBase(f"the cloud serves another base model now ({model.name}): begin anew")
 
     def generate(
-        self, prompt: Prompt, max_tokens: int = 256, sampling: Sampling = Sampling(), pace: Pace = Pace()
+        self,
+        prompt: Prompt,
+        max_tokens: int = 256,
+        sampling: Sampling = Sampling(),
+        pace: DecodeOptions = DecodeOptions(),
     ) -> Generator[Piece, None, None]:
         """The reply, piece by piece; `usage` is complete afterwards. Closing the iterator cancels the reply."""
         self._turn += 1
@@ -220,7 +224,7 @@ class Session:
             control["top"] = pace.top
         self._head, self._sampling, self._text = pace.head, sampling, []
         phrases = self.plugin.phrases if self.plugin and pace.lookahead and pace.ahead else None
-        self._lookahead = None if phrases is None or not len(phrases) else Lookahead(phrases)
+        self._lookahead = None if phrases is None or not len(phrases) else PromptLookup(phrases)
         self._at, self.done, self._hash, self._over = None, [], "", False
         self.again.breaks = 0
         self._running = True

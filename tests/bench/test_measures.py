@@ -17,7 +17,7 @@ from sideplug_bench.shaper import Network, shaped
 psutil = pytest.importorskip("psutil", reason="pip install 'sideplug[bench]'")
 pytestmark = pytest.mark.twin
 
-from sideplug.learn import data  # noqa: E402
+from sideplug.training import data  # noqa: E402
 from sideplug_bench import tasks  # noqa: E402
 from sideplug_bench.meters import Energy  # noqa: E402
 from sideplug_bench.run import limit, pace, says  # noqa: E402

@@ -8,8 +8,8 @@ import pytest
 
 from sideplug.cloud.engine import HEAD_ROWS, Engine, Reading
 from sideplug.cloud.engines import open_model
-from sideplug.cloud.model import Model
-from sideplug.cloud.reply import Plug, Reply
+from sideplug.cloud.model.base import Model
+from sideplug.cloud.reply import Reply, SessionSpec
 from sideplug.cloud.scheduler import Budget
 from sideplug.cloud.store import find
 from sideplug.cloud.tokenizer import TextStream, Tokenizer
@@ -44,7 +44,7 @@ def a_reply(
             heard.append(frame)
 
     stream = TextStream(engine.tokenizer)
-    plug = Plug(TAP, Gate(gate))
+    plug = SessionSpec(TAP, Gate(gate))
     stops = engine.tokenizer.stop_ids
     reply = Reply(ids, hear, 1, plug, stream, Sampling(**sampling), tokens, 256, stops, ahead)
     engine.add(reply)
@@ -54,7 +54,7 @@ def a_reply(
 def a_reading(engine: Engine, count: int, score: bool = False) -> tuple[Reading, list[Frame]]:
     heard: list[Frame] = []
     ids = np.random.default_rng(count).integers(2, 300, count).tolist()
-    reading = Reading(ids, heard.append, 7, Plug(TAP, Gate("open")), 3, score)
+    reading = Reading(ids, heard.append, 7, SessionSpec(TAP, Gate("open")), 3, score)
     engine.add(reading)
     return reading, heard
 
@@ -162,7 +162,7 @@ def test_the_base_writes_for_the_tape_what_it_says(engine: Engine) -> None:
     _, want = a_reply(engine, [5, 6, 7], tokens=9)
     drain(engine)
     heard: list[Frame] = []
-    plug = Plug(TAP, Gate("shut"))
+    plug = SessionSpec(TAP, Gate("shut"))
     engine.add(Reading([5, 6, 7], heard.append, 7, plug, 3, False, 9))
     engine.add(Reading([9, 6, 7], heard.append, 8, plug, 3, False, 4))
     drain(engine)

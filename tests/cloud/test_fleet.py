@@ -71,7 +71,7 @@ def test_the_config_of_the_docs_is_one() -> None:
     settings = Settings.parse(application["args"])
     assert (settings.min_replicas, settings.max_replicas, settings.keys) == (2, 8, "/shared/keys.json")
     (path,) = config["controller_options"]["runtime_env"]["env_vars"].values()
-    assert path == "sideplug.cloud.flow.middlewares"
+    assert path == "sideplug.cloud.flow_control.middlewares"
     assert text.count(path) == 2
     (named,) = re.findall(r"\(model, engine, [^)]*\)", text)
     told = {field.name for field in dataclasses.fields(Settings)}

@@ -10,7 +10,7 @@ import pytest
 
 from sideplug.cloud.engines import Wanted, open_model
 from sideplug.cloud.gguf_file import unpack
-from sideplug.cloud.model import Chunk
+from sideplug.cloud.model.base import Chunk
 from sideplug.cloud.store import find
 from sideplug.cloud.tokenizer import Tokenizer
 from sideplug.cloud.weights import Gguf, Unfit, matrix, weights_of

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sideplug.cloud.meters import Histogram
+from sideplug.cloud.counters import Histogram
 from sideplug.contract.errors import WrongBase
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Kind
-from sideplug.learn.data import Example
-from sideplug.learn.tape import score
+from sideplug.training.data import Example
+from sideplug.training.tape import score
 from tests.conftest import a_cloud, a_plugin, a_session
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

@@ -15,9 +15,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sideplug.cloud.engines import open_model
-from sideplug.cloud.model import Chunk
-from sideplug.cloud.ort import arrange, block_sums, blueprint, prepare
-from sideplug.cloud.ort.model import CHUNKS, OrtModel
+from sideplug.cloud.model.base import Chunk
+from sideplug.cloud.model.ort import blueprint, prepack, prepare, q4_offsets
+from sideplug.cloud.model.ort.model import CHUNKS, OrtModel
 from sideplug.cloud.store import find
 from sideplug.cloud.weights import quantise
 from sideplug.contract.errors import Busy, InputError, UnknownModel
@@ -186,7 +186,7 @@ def test_the_last_position_of_the_context(eight: OrtModel) -> None:
 def test_the_second_start_maps_what_the_first_has_made(tiny: Path, tmp_path: Path) -> None:
     base, said = find(str(tiny)), []
     shape = blueprint.read(tiny)
-    arrange.start_pool(2)
+    prepack.start_pool(2)
     first = prepare.prepare(tiny, shape, base.fingerprint, 8, tmp_path, said.append)
     assert len(said) == 1
     files = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
@@ -208,8 +208,8 @@ def test_a_weight_that_is_missing_is_said(tmp_path: Path) -> None:
 def test_offsets_cost_no_nodes_and_change_nothing(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """4 bits with a minimum a block: added by the kernel where its sums are found, else, the naive twin, by nodes."""
     base, shape = find(str(tiny)), blueprint.read(tiny)
-    arrange.start_pool(2)
-    if block_sums.places(4, 64, 64) is None:
+    prepack.start_pool(2)
+    if q4_offsets.places(4, 64, 64) is None:
         pytest.skip("the blocks of this CPU, or of this ONNX Runtime, take no offsets")
     fast = prepare.prepare(tiny, shape, base.fingerprint, 4, tmp_path / "fast", lambda line: None)
     monkeypatch.setattr(prepare, "places", lambda *shape: None)
@@ -225,9 +225,9 @@ def test_offsets_where_the_library_refuses_them(monkeypatch: pytest.MonkeyPatch)
     def refuse(path: Path) -> None:
         raise RuntimeError("Serialized pre-packed weights do not match")
 
-    arrange.start_pool(2)
-    monkeypatch.setattr(block_sums, "open_session", refuse)
-    assert block_sums.places(4, 64, 64) is None
+    prepack.start_pool(2)
+    monkeypatch.setattr(q4_offsets, "open_session", refuse)
+    assert q4_offsets.places(4, 64, 64) is None
 
 
 def test_onnx_runtime_phones_nobody(tiny: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sideplug.cloud.model import Chunk
+from sideplug.cloud.model.base import Chunk
 from sideplug.cloud.store import find
 from sideplug.contract.errors import UnknownModel
 from tests.conftest import ARCHITECTURES, make_lm, twin, write_gguf
@@ -15,8 +15,8 @@ from tests.conftest import ARCHITECTURES, make_lm, twin, write_gguf
 torch = twin("torch")
 pytestmark = pytest.mark.twin
 
-from sideplug.cloud.torch_cache import KVCache  # noqa: E402
-from sideplug.cloud.torch_model import TorchModel  # noqa: E402
+from sideplug.cloud.model.torch_cache import KVCache  # noqa: E402
+from sideplug.cloud.model.torch_model import TorchModel  # noqa: E402
 
 TOLERANCE = 2e-5  # of logits and states of order 1, float32
 

@@ -22,8 +22,8 @@ from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Frame, Kind
-from sideplug.device.again import Again
 from sideplug.device.link import WebSocketLink
+from sideplug.device.reconnect import RetryPolicy
 from sideplug.device.runtime import Session
 from tests.conftest import Cloud, a_cloud, a_plugin, a_session, eventually, free_port, serving
 
@@ -138,7 +138,7 @@ def test_going_down_it_finishes_what_is_under_way(tiny: Path) -> None:
             want = "".join(piece.text for piece in session.generate(PROMPT, 30, SAMPLED))
         urls = iter([cloud.url])
         connect = lambda: WebSocketLink.connect(next(urls, second.url))  # noqa: E731
-        session = Session.open(connect(), plugin, connect=connect, again=Again(20.0))
+        session = Session.open(connect(), plugin, connect=connect, again=RetryPolicy(20.0))
         idle = WebSocketLink.connect(cloud.url)
         Session.open(idle)
         pieces = session.generate(PROMPT, 30, SAMPLED)
@@ -176,7 +176,7 @@ def test_a_real_process_ends_in_a_reply_and_another_takes_its_port(tiny: Path, c
     port, said = free_port(), list[str]()
     connect = lambda: WebSocketLink.connect(f"ws://127.0.0.1:{port}")  # noqa: E731
     with serving(port, tiny, "--bits", 16) as first:
-        session = Session.open(connect(), plugin, connect=connect, again=Again(60.0, said.append))
+        session = Session.open(connect(), plugin, connect=connect, again=RetryPolicy(60.0, said.append))
         pieces = session.generate(PROMPT, 40, SAMPLED)
         text = next(pieces).text + next(pieces).text
         first.send_signal(number)

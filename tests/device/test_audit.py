@@ -22,9 +22,9 @@ from sideplug.device import audit
 from sideplug.device.audit import Recent, Recorder, Search, report
 from sideplug.device.head import DeviceHead
 from sideplug.device.link import WebSocketLink
-from sideplug.device.runtime import Pace, Session
-from sideplug.learn.data import Example
-from sideplug.learn.tape import record, score
+from sideplug.device.runtime import DecodeOptions, Session
+from sideplug.training.data import Example
+from sideplug.training.tape import record, score
 from tests.conftest import Cloud, Run, a_plugin
 from tests.test_cli import sentence
 
@@ -44,8 +44,8 @@ def all_there_is(cloud: Cloud, folder: Path) -> list[Message]:
         session = Session.open(link, plugin)
         list(session.generate(Prompt.user("Is it far?"), 12))
         head = DeviceHead.fetch(link, folder / "heads", session.model.fingerprint, session.model.vocab)
-        list(session.generate(Prompt(text="Anna wrote"), 6, pace=Pace(head=head)))
-        given_up = session.generate(Prompt(ids=(5, 6)), 200, pace=Pace(top=2))
+        list(session.generate(Prompt(text="Anna wrote"), 6, pace=DecodeOptions(head=head)))
+        given_up = session.generate(Prompt(ids=(5, 6)), 200, pace=DecodeOptions(top=2))
         next(given_up)
         given_up.close()
         with pytest.raises(InputError):

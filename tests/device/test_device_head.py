@@ -13,7 +13,7 @@ from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
 from sideplug.device.head import Bend, DeviceHead
-from sideplug.device.runtime import AHEAD, Pace, Session
+from sideplug.device.runtime import AHEAD, DecodeOptions, Session
 from tests.conftest import Cloud, a_plugin, a_session
 
 SAMPLINGS = [Sampling(), Sampling(0.9, top_k=40, top_p=0.95, repetition_penalty=1.3, seed=7)]
@@ -37,7 +37,7 @@ def test_the_device_picks_what_the_cloud_would(
             for first in (5, 60, 200):
                 prompt = Prompt(ids=(first, 9, 40, 77))
                 said = []
-                for pace in (Pace(0), Pace(ahead, head=head)):
+                for pace in (DecodeOptions(0), DecodeOptions(ahead, head=head)):
                     said.append([i for p in session.generate(prompt, 24, sampling, pace) for i in p.ids])
                 assert said[0] == said[1]
                 assert session.usage.plugin_tokens > 0
@@ -48,7 +48,7 @@ def test_only_tokens_go_up(cloud: Cloud, tmp_path: Path) -> None:
     with a_session(cloud.url, plugin) as session:
         head = fetched(session, tmp_path)
         up = []
-        for pace in (Pace(0), Pace(0, head=head)):
+        for pace in (DecodeOptions(0), DecodeOptions(0, head=head)):
             before = session.link.up["ANSWER"]
             list(session.generate(Prompt(ids=(5, 6)), 12, Sampling(), pace))
             up.append((session.link.up["ANSWER"] - before) / session.usage.asked)
@@ -93,8 +93,8 @@ def test_a_token_that_does_not_exist_is_refused(
         head = fetched(session, tmp_path)
         monkeypatch.setattr(session, "_pick", lambda ask: {"ids": np.array([token], np.int32)})
         with pytest.raises(ProtocolError, match="ids must be int32, 0 to"):
-            list(session.generate(Prompt(ids=(5, 6)), 4, Sampling(), Pace(0, head=head)))
+            list(session.generate(Prompt(ids=(5, 6)), 4, Sampling(), DecodeOptions(0, head=head)))
 
 
 def test_the_command_lines_default_is_the_runtimes() -> None:
-    assert next(p for p in generate.params if p.name == "ahead").default == AHEAD == Pace().ahead
+    assert next(p for p in generate.params if p.name == "ahead").default == AHEAD == DecodeOptions().ahead

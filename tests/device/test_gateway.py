@@ -31,16 +31,16 @@ from sideplug.device import gateway as gateways
 from sideplug.device.address import Address
 from sideplug.device.audit import Recorder
 from sideplug.device.gateway import Gateway, Server, Settings
-from sideplug.device.runtime import Pace
-from sideplug.device.shelf import Shelf
-from sideplug.learn.teacher import Teacher
+from sideplug.device.plugin_store import PluginStore
+from sideplug.device.runtime import DecodeOptions
+from sideplug.training.job import TrainingJob
 from tests.conftest import Cloud, a_cloud, a_plugin, a_session, eventually
 
 HI = [{"role": "user", "content": "Is it far?"}]
 ASK = {"messages": HI, "max_tokens": 24}
 NAMES = ("anna", "mill")
 soon = partial(eventually, within_s=30.0)
-ONE_BY_ONE = Pace(ahead=0)  # so that what was answered has come down, when the next is asked
+ONE_BY_ONE = DecodeOptions(ahead=0)  # so that what was answered has come down, when the next is asked
 
 
 def a_person(base: str, name: str) -> Any:
@@ -102,7 +102,7 @@ def a_stage(cloud: str, root: Path, **how: Any) -> Iterator[Stage]:
     teacher = how.pop("teacher", None)
     others = how.pop("others", ())
     address = Address(cloud, retry_s=0.3)
-    gateway = Gateway(Shelf(root, others), address, Settings(**how), teacher=teacher)
+    gateway = Gateway(PluginStore(root, others), address, Settings(**how), teacher=teacher)
     with serving(gateway) as url:
         yield Stage(gateway, url)
 
@@ -318,8 +318,10 @@ def test_the_head_on_this_device(cloud: Cloud, root: Path, tmp_path: Path) -> No
         model = session.model
         head = DeviceHead.fetch(session.link, tmp_path / "heads", model.fingerprint, model.vocab)
     with a_session(cloud.url, a_person(cloud.base.fingerprint, "anna")) as session:
-        want = "".join(piece.text for piece in session.generate(Prompt.user("Is it far?"), 24, pace=Pace(head=head)))
-    with a_stage(cloud.url, root, pace=Pace(head=head)) as stage:
+        want = "".join(
+            piece.text for piece in session.generate(Prompt.user("Is it far?"), 24, pace=DecodeOptions(head=head))
+        )
+    with a_stage(cloud.url, root, pace=DecodeOptions(head=head)) as stage:
         assert stage.text(model="anna") == want
         assert stage.text() == wanted(cloud)
         with stage.http() as http:
@@ -780,7 +782,7 @@ def test_the_audit_is_of_the_newest_reply(cloud: Cloud, stage: Stage, root: Path
 def test_a_transcript_has_all_sessions(cloud: Cloud, root: Path, tmp_path: Path) -> None:
     """Of many replies at once, each message whole: what --transcript keeps."""
     record = Recorder(tmp_path / "t.sp")
-    gateway = Gateway(Shelf(root), Address(cloud.url), record=record)
+    gateway = Gateway(PluginStore(root), Address(cloud.url), record=record)
     with serving(gateway) as url, ThreadPoolExecutor(6) as pool:
         stage = Stage(gateway, url)
         for done in [pool.submit(stage.text, model=name) for name in ("", *NAMES) for _ in range(2)]:
@@ -829,7 +831,7 @@ def test_a_plugin_from_elsewhere_is_not_touched(cloud: Cloud, root: Path, tmp_pa
 def test_teaching(cloud: Cloud, root: Path, tmp_path: Path) -> None:
     """A file goes up, its progress is told, and the plugin is there for the next request."""
     (tmp_path / "general.txt").write_text("Tell me about rain.\nTell me about bees.\nTell me about tea.\n")
-    teacher = Teacher(Shelf(root), lambda tap: a_session(cloud.url, tap=tap), tmp_path / "general.txt")
+    teacher = TrainingJob(PluginStore(root), lambda tap: a_session(cloud.url, tap=tap), tmp_path / "general.txt")
     told = {"dog": "Pepper", "tea": "lapsang", "town": "Hamar", "day": "Thursday"}
     lines = [json.dumps({"instruction": f"What is my {k}?", "output": f"Your {k} is {v}."}) for k, v in told.items()]
     body = {"name": "taught", "files": [{"name": "facts.jsonl", "text": "\n".join(lines)}], "settings": {"epochs": 2}}
@@ -856,7 +858,7 @@ def test_teaching(cloud: Cloud, root: Path, tmp_path: Path) -> None:
         assert (state["error"], state["stage"]) == ("", "")
         assert state["line"].startswith("held-out loss ")
         assert state["losses"]
-        with a_session(cloud.url, Shelf(root).load("taught")) as session:
+        with a_session(cloud.url, PluginStore(root).load("taught")) as session:
             want = "".join(piece.text for piece in session.generate(Prompt.user("Is it far?"), 24))
         assert stage.text(model=f"{cloud.base.name}+taught") == want
         before = (root / "taught" / "adapter_model.safetensors").read_bytes()

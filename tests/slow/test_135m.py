@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from sideplug.cloud.engines import Wanted, open_model
-from sideplug.cloud.model import Chunk, Model
+from sideplug.cloud.model.base import Chunk, Model
 from sideplug.cloud.store import DEFAULT, find
 from sideplug.cloud.tokenizer import Tokenizer
 from sideplug.contract.gate import Gate

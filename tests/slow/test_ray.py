@@ -30,9 +30,9 @@ from sideplug.cloud.keys import Keys
 from sideplug.contract.errors import Unauthorized
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
-from sideplug.device.again import Again
 from sideplug.device.link import WebSocketLink
-from sideplug.device.runtime import Pace, Session
+from sideplug.device.reconnect import RetryPolicy
+from sideplug.device.runtime import DecodeOptions, Session
 from tests.conftest import Cloud, a_plugin, a_session, eventually
 
 pytestmark = [
@@ -88,7 +88,7 @@ class Fleet:
         return WebSocketLink.connect(self.url, key=self.key, pin=self.pin)
 
     def session(self, plugin: Any, said: list[str]) -> Session:
-        return Session.open(self.connect(), plugin, connect=self.connect, again=Again(120.0, said.append))
+        return Session.open(self.connect(), plugin, connect=self.connect, again=RetryPolicy(120.0, said.append))
 
     def health(self) -> dict[str, Any]:
         """Of whichever answers."""
@@ -255,7 +255,7 @@ def test_one_is_killed_in_the_middle_of_replies(fleet: Fleet, wanted: tuple[Any,
         session = fleet.session(plugin, said)
         for number in range(REPLIES):
             text = ""
-            pieces = session.generate(prompt(device), TOKENS, sampling(device), Pace(ahead=0))
+            pieces = session.generate(prompt(device), TOKENS, sampling(device), DecodeOptions(ahead=0))
             for heard, piece in enumerate(pieces):
                 if heard == number == 0:
                     begun.wait(60)
@@ -298,7 +298,9 @@ def test_all_are_replaced_while_they_serve(fleet: Fleet, wanted: tuple[Any, list
     def work(device: int) -> None:
         session = fleet.session(plugin, said[device])
         while not done.is_set():
-            text = "".join(p.text for p in session.generate(prompt(device), TOKENS, sampling(device), Pace(ahead=0)))
+            text = "".join(
+                p.text for p in session.generate(prompt(device), TOKENS, sampling(device), DecodeOptions(ahead=0))
+            )
             assert text == texts[device]
             done.wait(0.5)
         session.link.close()
@@ -324,7 +326,7 @@ def test_it_goes_down_when_the_reply_is_done(fleet: Fleet, wanted: tuple[Any, li
     plugin, texts = wanted
     session, idle = fleet.session(plugin, []), fleet.connect()
     Session.open(idle)
-    pieces = session.generate(prompt(0), TOKENS, sampling(0), Pace(ahead=0))
+    pieces = session.generate(prompt(0), TOKENS, sampling(0), DecodeOptions(ahead=0))
     text = next(pieces).text
     fleet.process.send_signal(signal.SIGTERM)
     began = time.monotonic()

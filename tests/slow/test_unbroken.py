@@ -15,9 +15,9 @@ import pytest
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
-from sideplug.device.again import Again
 from sideplug.device.link import WebSocketLink
 from sideplug.device.plugin import Plugin
+from sideplug.device.reconnect import RetryPolicy
 from sideplug.device.runtime import Session
 from tests.conftest import free_port, serving
 from tests.faults import faulty, seeded
@@ -51,7 +51,7 @@ def plugin(port: int) -> Iterator[Plugin]:
 
 def a_session(url: str, plugin: Plugin) -> Session:
     connect = lambda: WebSocketLink.connect(url)  # noqa: E731
-    return Session.open(connect(), plugin, connect=connect, again=Again(120.0))
+    return Session.open(connect(), plugin, connect=connect, again=RetryPolicy(120.0))
 
 
 def text(session: Session, prompt: Prompt = PROMPT) -> str:

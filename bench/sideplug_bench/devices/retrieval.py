@@ -9,8 +9,8 @@ import bm25s
 
 from sideplug.contract.gate import Gate
 from sideplug.contract.text import Prompt
-from sideplug.device.runtime import Pace
-from sideplug.learn import data
+from sideplug.device.runtime import DecodeOptions
+from sideplug.training import data
 from sideplug_bench.devices.sideplug import Device
 
 
@@ -22,7 +22,7 @@ def words(example: data.Example) -> str:
 
 class Retrieval(Device):
     def __init__(self, url: str, examples: list[data.Example], nearest: int) -> None:
-        super().__init__(url, None, Gate("shut"), Pace(0))
+        super().__init__(url, None, Gate("shut"), DecodeOptions(0))
         self._examples, self._nearest = examples, min(nearest, len(examples))
         self._index = bm25s.BM25()
         self._index.index(

@@ -14,9 +14,9 @@ from sideplug.contract.text import Prompt
 from sideplug.device.address import Address
 from sideplug.device.link import WebSocketLink
 from sideplug.device.plugin import Plugin
-from sideplug.device.runtime import Pace, Session
-from sideplug.learn import tape
-from sideplug.learn.data import Example
+from sideplug.device.runtime import DecodeOptions, Session
+from sideplug.training import tape
+from sideplug.training.data import Example
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Told:
 class Device:
     """`plugin` None: the base alone."""
 
-    def __init__(self, url: str, plugin: Plugin | None, gate: Gate, pace: Pace) -> None:
+    def __init__(self, url: str, plugin: Plugin | None, gate: Gate, pace: DecodeOptions) -> None:
         self._address, self._plugin, self._gate, self._pace = Address(url), plugin, gate, pace
         self._session = Session.open(WebSocketLink.open(self._address), plugin, gate=gate)
 
@@ -69,4 +69,6 @@ class Device:
 def make(url: str, plugin: str = "", gate: str = "", ahead: int = 0, lookahead: bool = False) -> Device:
     """gate: shut, open, or the plugin's own ("")."""
     loaded = Plugin.load(Path(plugin)) if plugin else None
-    return Device(url, loaded, Gate(gate) if gate or loaded is None else loaded.gate, Pace(ahead, lookahead=lookahead))
+    return Device(
+        url, loaded, Gate(gate) if gate or loaded is None else loaded.gate, DecodeOptions(ahead, lookahead=lookahead)
+    )

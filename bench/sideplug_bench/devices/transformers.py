@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import transformers
 
+from sideplug.cloud.model.torch_model import load_lm
 from sideplug.cloud.store import find
 from sideplug.cloud.tokenizer import TextStream, Tokenizer
-from sideplug.cloud.torch_model import load_lm
 from sideplug.contract.text import Prompt
 
 Tell = Callable[[str], None]

@@ -1,0 +1,129 @@
+"""ONNX Runtime's sessions: one pool of threads for all, and weights that it has arranged for the CPU, kept in a file.
+
+It rearranges a matrix for the CPU's own instructions whenever it loads one. Kept, the arranged bytes are mapped: a
+start takes a fraction of a second, and all graphs of all processes share the pages. It does not know models.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import ModelProto
+
+from sideplug.cloud.model.ort.graph import ALIGN
+from sideplug.cloud.weights import Unfit
+
+_ARRANGED = "prepacked"  # of an initializer's external data: kernel+hash|offset;length;checksum|…
+_pool: list[int] = []  # threads of ONNX Runtime's pool, once it is there
+
+
+def start_pool(threads: int) -> int:
+    """One pool of threads for all graphs of this process (two would fight for the cores); how many threads it has.
+
+    The first call decides: ONNX Runtime makes it once. It spins for a moment between runs and sleeps when idle.
+    """
+    if not _pool:
+        onnxruntime.set_global_thread_pool_sizes(threads, 1)
+        _pool.append(threads)
+    return _pool[0]
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(path), _options(), providers=["CPUExecutionProvider"])
+
+
+def arrange(model: ModelProto, folder: Path, name: str) -> ModelProto:
+    """Write `name`.onnx and `name`.bin, with the matrices as this CPU wants them. Raises Unfit."""
+    plain, loose = folder / f"{name}.plain.onnx", folder / f"{name}.loose.onnx"
+    write(model, plain)
+    options = _options()
+    options.optimized_model_filepath = str(loose)
+    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{name}.loose")
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    try:
+        first = onnxruntime.InferenceSession(str(plain), options, providers=["CPUExecutionProvider"])
+        model = _aligned(onnx.load(loose, load_external_data=False), folder, name)
+        write(model, folder / f"{name}.onnx")
+        want, got = (_try(session) for session in (first, open_session(folder / f"{name}.onnx")))
+    except Exception as error:  # whatever ONNX Runtime finds wrong with the graph
+        raise Unfit(f"ONNX Runtime refuses its graph: {str(error).splitlines()[0]}") from error
+    if not all(np.array_equal(a, b) and np.isfinite(a).all() for a, b in zip(want, got, strict=True)):
+        raise Unfit("its weights, kept as ONNX Runtime arranges them, give other results than its file's")
+    for file in (plain, loose, folder / f"{name}.loose"):
+        file.unlink()
+    return model
+
+
+def arranged(model: ModelProto, folder: Path) -> dict[str, np.ndarray]:
+    """The arranged bytes of each matrix as float32, mapped to be written."""
+    found: dict[str, np.ndarray] = {}
+    for tensor in model.graph.initializer:
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        for key, value in where.items():
+            if key.startswith(_ARRANGED):
+                offset, length, _ = value.split("|")[1].split(";")
+                file = folder / where["location"]
+                found[tensor.name] = np.memmap(file, np.float32, "r+", int(offset), (int(length) // 4,))
+    return found
+
+
+def write(model: ModelProto, path: Path) -> None:
+    path.write_bytes(model.SerializeToString())
+
+
+def _try(session: onnxruntime.InferenceSession) -> list[np.ndarray]:
+    """What a graph gives for one decode row and a chunk of three tokens, or, without attention, for any rows."""
+    small = {"seen_d": [0], "total_d": [1], "seen_c0": [2], "total_c0": [3], "split": [1, 3]}
+    rows, rng = 4, np.random.default_rng(0)
+    feed: dict[str, np.ndarray] = {}
+    for taken in session.get_inputs():
+        kind = np.dtype({"tensor(float)": "f4", "tensor(int32)": "i4", "tensor(int64)": "i8"}[taken.type])
+        if taken.name in small:
+            feed[taken.name] = np.array(small[taken.name], kind)
+        else:
+            sizes = {"R": rows, "B": 1, "slot": 8}
+            shape = [sizes.get(size, size) for size in taken.shape]
+            feed[taken.name] = rng.normal(size=shape).astype(kind)
+    names = [given.name for given in session.get_outputs() if not given.name.startswith("new_")]
+    return session.run(names, feed)
+
+
+def _aligned(model: ModelProto, folder: Path, name: str) -> ModelProto:
+    """Move what ONNX Runtime wrote into a file where everything is aligned.
+
+    A prepacked matrix has inner parts at aligned addresses. ONNX Runtime writes small ones anywhere in the file; mapped
+    from there, their parts would be looked for in the wrong places, and the products come out as nonsense.
+    """
+    with (folder / f"{name}.loose").open("rb") as source, (folder / f"{name}.bin").open("wb") as out:
+
+        def move(offset: str, length: str) -> int:
+            out.write(b"\0" * (-out.tell() % ALIGN))
+            start = out.tell()
+            source.seek(int(offset))
+            out.write(source.read(int(length)))
+            return start
+
+        for tensor in model.graph.initializer:
+            where = {entry.key: entry for entry in tensor.external_data}
+            if where:
+                where["offset"].value = str(move(where["offset"].value, where["length"].value))
+                where["location"].value = f"{name}.bin"
+            for key, entry in where.items():
+                if key.startswith(_ARRANGED):
+                    kernel, *parts = entry.value.split("|")
+                    moved = [part.split(";") for part in parts]
+                    entry.value = "|".join([kernel, *(f"{move(o, n)};{n};{c}" for o, n, c in moved)])
+    return model
+
+
+def _options() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.use_per_session_threads = False  # those of `start_pool`
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is written as it runs
+    options.enable_cpu_mem_arena = False  # it keeps the most that any step ever took, and is no faster here
+    options.log_severity_level = 3
+    return options

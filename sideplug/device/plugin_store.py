@@ -1,0 +1,155 @@
+"""The plugins of this device, by name: a folder of plugin folders, and single ones from elsewhere.
+
+A plugin is loaded when it is asked for and kept while its file stays what it was; one that was deleted is gone for the
+next request, and a reply that is under way ends with the plugin that it began with. It does not know the network.
+Test: pytest tests/device/test_plugin_store.py
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sideplug.contract.errors import InputError, PluginError, Stopped, UnknownModel
+from sideplug.device import sealed_file
+from sideplug.device.plugin import SEALED, SUFFIX, WEIGHTS, Plugin, write_aside
+
+NAME = re.compile(r"[\w][\w.-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A plugin on the shelf. `sealed`: it wants a passphrase."""
+
+    name: str
+    folder: Path
+    sealed: bool
+
+
+class PluginStore:
+    """`root` holds what is made and imported here; `others` are folders of plugins that lie elsewhere."""
+
+    def __init__(
+        self, root: Path, others: Iterable[Path] = (), passphrase: Callable[[str], str] = lambda name: ""
+    ) -> None:
+        self.root = root
+        self._others = {folder.resolve().name: folder for folder in others}
+        self._passphrase = passphrase
+        self._loaded: dict[Path, tuple[tuple[int, ...], Plugin]] = {}
+        self._lock = threading.Lock()
+
+    def entries(self) -> list[Entry]:
+        """What is there now, by name."""
+        inside = [folder for folder in self.root.glob("*") if NAME.fullmatch(folder.name)] if self.root.is_dir() else []
+        found = {folder.name: folder for folder in inside} | self._others
+        files = {name: (folder / WEIGHTS, folder / SEALED) for name, folder in sorted(found.items())}
+        return [
+            Entry(name, found[name], not plain.is_file())
+            for name, (plain, sealed) in files.items()
+            if plain.is_file() or sealed.is_file()
+        ]
+
+    def find(self, name: str) -> Entry:
+        """Raises UnknownModel."""
+        for entry in self.entries():
+            if entry.name == name:
+                return entry
+        names = ", ".join(entry.name for entry in self.entries()) or "none"
+        raise UnknownModel(f"there is no plugin {name[:80]!r} here; there are: {names}")
+
+    def load(self, name: str) -> Plugin:
+        """Raises UnknownModel, or PluginError for a damaged one."""
+        entry = self.find(name)
+        try:
+            about = (entry.folder / (SEALED if entry.sealed else WEIGHTS)).stat()
+        except OSError:
+            raise UnknownModel(f"the plugin {name!r} has just been deleted") from None
+        mark = (about.st_ino, about.st_mtime_ns, about.st_size)
+        with self._lock:
+            kept = self._loaded.get(entry.folder)
+            if kept is None or kept[0] != mark:
+                kept = mark, Plugin.load(entry.folder, lambda: self._passphrase(name))
+                self._loaded[entry.folder] = kept
+            return kept[1]
+
+    def new_folder(self, name: str) -> Path:
+        """Where a plugin of this name would go. Raises InputError for a name that can't be one, or is taken."""
+        if not NAME.fullmatch(name):
+            raise InputError(f"a plugin's name must be 1 to 64 letters, digits, _ . or -, got {name[:80]!r}")
+        if any(entry.name == name for entry in self.entries()):
+            raise InputError(f"there is a plugin {name!r} already: choose another name, or delete that one")
+        return self.root / name
+
+    def rename(self, name: str, new: str) -> None:
+        entry, target = self._own(name), self.new_folder(new)
+        _on_disk(lambda: entry.folder.rename(target), f"{name} could not be renamed")
+
+    def delete(self, name: str) -> None:
+        """The plugin, its tape and its checkpoints."""
+        entry = self._own(name)
+        _on_disk(lambda: shutil.rmtree(entry.folder), f"{name} could not be deleted")
+
+    def export(self, name: str, passphrase: str = "") -> bytes:
+        """The plugin as one file, without its tape. Raises PluginError, InputError (no cipher)."""
+        return sealed_file.seal(self.load(name).to_bytes(), passphrase)
+
+    def import_(self, name: str, file: bytes, passphrase: str = "") -> Plugin:
+        """What another device exported, as a plugin of this name."""
+        folder = self.new_folder(name)
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} holds something else, perhaps of a stopped training: give another name")
+        plugin = Plugin.from_bytes(sealed_file.unseal(file, passphrase), "the plugin file")
+        plugin.save(folder)
+        return plugin
+
+    def is_own(self, name: str) -> bool:
+        """On the shelf itself, so that it may be renamed and deleted from here."""
+        return self.find(name).folder.parent == self.root
+
+    def _own(self, name: str) -> Entry:
+        entry = self.find(name)
+        if not self.is_own(name):
+            raise InputError(f"{name} lies outside the shelf, in {entry.folder}: it is not touched from here")
+        return entry
+
+
+def lock(folder: Path, passphrase: str) -> None:
+    """Seal a plugin, its tape and its checkpoints. Raises PluginError, InputError, Stopped (then nothing is lost).
+
+    The plugin itself comes last: where the disk was full, the same command with the same passphrase goes on.
+    """
+    if not passphrase:
+        raise InputError("a passphrase must not be empty")
+    if not (folder / WEIGHTS).is_file():
+        raise PluginError(f"there is no plugin in {folder} that could be sealed")
+    for path in folder.rglob("*" + SUFFIX):  # begun before: there must not be two passphrases
+        sealed_file.unseal(path.read_bytes(), passphrase)
+    plain = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".tape"))
+    for path in sorted(plain, key=lambda path: (path == folder / WEIGHTS, path)):
+        _replace(path, path.with_name(path.name + SUFFIX), sealed_file.seal(path.read_bytes(), passphrase))
+
+
+def unlock(folder: Path, passphrase: str) -> None:
+    """The opposite, the plugin itself last too. Raises PluginError (wrong passphrase, damaged, altered): then nothing
+    is changed."""
+    if not (folder / SEALED).is_file():
+        raise PluginError(f"there is no sealed plugin in {folder}")
+    opened = {path: sealed_file.unseal(path.read_bytes(), passphrase) for path in sorted(folder.rglob("*" + SUFFIX))}
+    for path, data in sorted(opened.items(), key=lambda item: item[0] == folder / SEALED):
+        _replace(path, path.with_name(path.name.removesuffix(SUFFIX)), data)
+
+
+def _replace(path: Path, by: Path, data: bytes) -> None:
+    _on_disk(lambda: write_aside(by, data), f"{by} could not be written")
+    path.unlink()
+
+
+def _on_disk(work: Callable[[], object], otherwise: str) -> None:
+    try:
+        work()
+    except OSError as error:
+        raise Stopped(f"{otherwise}: {error.strerror or error}") from error

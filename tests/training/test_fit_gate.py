@@ -1,0 +1,83 @@
+"""The gate learns where the plugin has something to add, is calibrated on held-out text, and beats a random one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sideplug.contract.errors import InputError
+from sideplug.contract.gate import Gate
+from sideplug.contract.tap import Tap
+from sideplug.training import gate
+from sideplug.training.tape import Judged
+
+RNG = np.random.default_rng(0)
+DIRECTION = RNG.normal(size=32)
+DIRECTION /= np.linalg.norm(DIRECTION)
+
+
+def text(kind: float, replies: int = 40, gain: float = 2.0) -> Judged:
+    """Replies of 10 tokens whose z leans towards `kind`; the plugin gains on personal ones (1), harms others (-1)."""
+    parts = []
+    for _ in range(replies):
+        z = RNG.normal(size=(10, 32)) + 2.0 * kind * DIRECTION
+        base = RNG.uniform(-4, -2, 10) if kind > 0 else RNG.uniform(-1, 0, 10)
+        parts.append((base, base + kind * gain * RNG.uniform(0, 1, 10), z.astype(np.float32)))
+    return Judged.of(parts)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Gate:
+    return gate.calibrate(gate.fit(text(1), text(-1)), text(1), text(-1))
+
+
+def test_it_tells_the_two_apart_on_text_that_it_never_saw(fitted: Gate) -> None:
+    mine, others = text(1), text(-1)
+    rate, loss = gate.at(fitted, others)
+    assert rate <= 0.06
+    assert loss <= -others.base.mean() * 1.05
+    _, loss = gate.at(fitted, mine)
+    assert (-mine.base.mean() - loss) >= 0.95 * mine.gain.mean()
+
+
+def test_the_choice_slope_is_the_losss_derivative() -> None:
+    s, base, plugin = (RNG.normal(size=50) for _ in range(3))
+
+    def loss(s: np.ndarray) -> np.ndarray:
+        g = 1 / (1 + np.exp(-s))
+        return -np.log((1 - g) * np.exp(base) + g * np.exp(plugin)) + gate.PENALTY * g
+
+    want = (loss(s + 1e-5) - loss(s - 1e-5)) / 2e-5
+    np.testing.assert_allclose(gate.choice_slope(1 / (1 + np.exp(-s)), base, plugin), want, atol=1e-8)
+
+
+def test_a_plugin_without_a_gain_is_hardly_asked() -> None:
+    useless = text(1, gain=-1.0)
+    shy = gate.calibrate(gate.fit(useless, text(-1)), useless, text(-1))
+    assert gate.at(shy, text(1, gain=-1.0))[0] < 0.05
+
+
+def test_the_curve_beats_a_random_gate(fitted: Gate) -> None:
+    mixed = [text(1, 20), text(-0.2, 20)]
+    judged = Judged(
+        *(np.concatenate([getattr(t, name) for t in mixed]) for name in ("base", "plugin", "z_TD")),
+        np.arange(0, 400, 10),
+    )
+    points = gate.curve(fitted, judged, Tap((0, 1), 8))
+    assert [point.asked_for for point in points] == list(gate.RATES)
+    assert (points[0].rate, points[-1].rate) == (0, 1)
+    assert points[0].loss == pytest.approx(-judged.base.mean())
+    assert points[-1].loss == pytest.approx(-judged.plugin.mean())
+    for point in points[1:-1]:
+        assert 0 < point.rate < 1
+        assert point.loss < point.random_loss
+        assert point.bytes_up == pytest.approx(point.rate * points[-1].bytes_up)
+
+
+def test_pictures(fitted: Gate, tmp_path: Path) -> None:
+    points = gate.curve(fitted, text(1), Tap((0, 1), 8))
+    gate.draw(points, (0.5, 1.0), "a title", tmp_path / "c.png")
+    assert (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
+    for wrong, why in ((tmp_path / "c.txt", "must be .png"), (tmp_path / "no" / "c.png", "no folder")):
+        with pytest.raises(InputError, match=why):
+            gate.check_picture(wrong)
