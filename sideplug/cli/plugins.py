@@ -52,7 +52,7 @@ def plugin_list(shelf: Path | None, as_json: bool) -> None:
 @click.option("--seal", is_flag=True, help="With a passphrase (asked for, or SIDEPLUG_PASSPHRASE).")
 def plugin_export(folder: Path, file: Path, seal: bool) -> None:
     """Write a plugin as one file, for your other device. Its tape stays here."""
-    from sideplug.device import sealed_file
+    from sideplug.plugins import sealed_file
     from sideplug.device.plugin import write_aside
 
     plugin = load_plugin(folder)
@@ -70,7 +70,7 @@ def plugin_export(folder: Path, file: Path, seal: bool) -> None:
 @click.argument("folder", type=FOLDER, metavar="DIR")
 def plugin_import(file: Path, folder: Path) -> None:
     """Make a plugin's folder from a file that your other device exported."""
-    from sideplug.device import sealed_file
+    from sideplug.plugins import sealed_file
     from sideplug.device.plugin import Plugin
 
     if folder.exists() and any(folder.iterdir()):

@@ -4,19 +4,23 @@
     shut      never: the plain base model
     linear    ask where s > threshold, s_t = m · s_{t−1} + (1 − m) · (weight · z_t + bias), s_0 without a memory
 
-σ(s − threshold) is the g of a trained gate. Whether a text is the person's is told by all of it: a memory m smooths
-what single tokens say (docs/LOG.md). A linear gate has a dial: the quantiles of its scores on held-out personal text,
-so that any rate can be asked for without training anew. It does not know plugins or how a gate is trained.
+σ(s − threshold) is the g of a trained gate. A single token is weak evidence that a text is the person's, so the score
+is an exponential moving average with memory m (docs/LOG.md). A linear gate has a dial: the quantiles of its scores on
+held-out personal text, so that any rate can be asked for without training anew. Each part of a plugin has a gate.
+
+It does not know plugins or how a gate is trained. Test: pytest tests/contract/test_gate.py
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from sideplug.contract.errors import InputError
+from sideplug.contract.frames import GateSpec
 
 KINDS = ("open", "shut", "linear")
 
@@ -80,19 +84,33 @@ class Gate:
         steps = np.linspace(0, 1, len(self.dial))
         return replace(self, threshold=float(np.interp(1 - rate, steps, self.dial)))
 
-    def to_wire(self) -> dict[str, Any]:
+    def to_wire(self) -> GateSpec:
         """Without `weight_D`, which travels as a tensor, and the dial, which stays on the device."""
         if self.kind != "linear":
-            return {"kind": self.kind}
-        return {"kind": self.kind, "bias": self.bias, "threshold": self.threshold, "memory": self.memory}
+            return GateSpec(self.kind)
+        return GateSpec(self.kind, self.bias, self.threshold, self.memory)
 
     @classmethod
-    def from_wire(
-        cls, control: dict[str, Any], weight_D: np.ndarray | None = None, dial: tuple[float, ...] = ()
-    ) -> Gate:
-        """Raises InputError for a map that is not a gate."""
-        numbers = {name: control.get(name, 0.0) for name in ("bias", "threshold", "memory")}
-        if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in numbers.values()):
-            raise InputError("a gate's bias, threshold and memory must be numbers")
+    def from_wire(cls, spec: GateSpec, weight_D: np.ndarray | None = None, dial: tuple[float, ...] = ()) -> Gate:
+        """Raises InputError for numbers that are no gate's."""
         weights = _none() if weight_D is None else weight_D.astype(np.float32)
-        return cls(str(control.get("kind")), weights, **numbers, dial=dial)
+        return cls(spec.kind, weights, spec.bias, spec.threshold, spec.memory, dial)
+
+
+def pack_gates(gates: Sequence[Gate], width: int) -> tuple[list[GateSpec], np.ndarray]:
+    """The gates of a session as OPEN carries them: their specs, and the weights (G, D) of the linear ones."""
+    weights = [gate.weight_D for gate in gates if gate.kind == "linear"]
+    rows = np.stack(weights).astype(np.float32) if weights else np.zeros((0, width), np.float32)
+    return [gate.to_wire() for gate in gates], rows
+
+
+def unpack_gates(specs: Sequence[GateSpec], weights_GD: np.ndarray, width: int) -> list[Gate]:
+    """What `pack_gates` gave. Raises InputError for gates that can't look at a z of D numbers."""
+    linear = sum(spec.kind == "linear" for spec in specs)
+    if weights_GD.dtype != np.float32 or weights_GD.shape[0] != linear or (linear and weights_GD.shape[1] != width):
+        raise InputError(f"{linear} linear gates must have weights of {(linear, width)}, got {weights_GD.shape}")
+    rows = iter(weights_GD)
+    gates = [Gate.from_wire(spec, next(rows) if spec.kind == "linear" else None) for spec in specs]
+    for gate in gates:
+        gate.check(width)
+    return gates

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sideplug.contract.errors import InputError
+from sideplug.contract.frames import SamplingSpec
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,14 @@ class Sampling:
         _must("repetition_penalty", self.repetition_penalty, 0.1 <= self.repetition_penalty <= 10, "0.1 to 10")
         _must("seed", self.seed, isinstance(self.seed, int) and 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
 
-    def to_wire(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_wire(self) -> SamplingSpec:
+        """As PROMPT carries it."""
+        return SamplingSpec(**asdict(self))
 
     @classmethod
-    def from_wire(cls, control: dict[str, Any]) -> Sampling:
-        """Raises InputError for unknown names, wrong types and values out of range."""
-        fields = cls.__dataclass_fields__
-        for name, value in control.items():
-            if name not in fields or isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise InputError(f"sampling must be numbers named {', '.join(fields)}, got {str(name)[:40]!r}")
-        return cls(**control)
+    def from_wire(cls, spec: SamplingSpec) -> Sampling:
+        """Raises InputError for values out of range."""
+        return cls(spec.temperature, spec.top_k, spec.top_p, spec.repetition_penalty, spec.seed)
 
 
 def _must(name: str, value: Any, ok: bool, allowed: str) -> None:

@@ -1,8 +1,10 @@
 """The tap: which hidden states go down to the device, and in what form. Public, untrained, the same for every user.
 
-    code_k = codec(P_k · layernorm(h_{l_k}))        k = 1…K tapped layers, P_k a seeded orthonormal (R, D) matrix
+    code_l = codec(P_l · layernorm(h_l))        for each tapped layer l; P_l an orthonormal (R, D) matrix of (seed, l)
 
-A tap is named by (layers, R, seed, codec) and the name is part of a plugin's fingerprint: "l0.4.8-r64-s0-int8".
+A tap is named by (layers, R, seed, codec) and the name is part of a plugin: "l0.4.8-r64-s0-int8". A layer's code does
+not depend on which other layers are tapped, so several parts of a plugin share one tap: `union`. A *context slice* is
+some layers of a tap and the first numbers of each code: what a row carries that no answer is asked for.
 Codecs: `int8` (one scale a vector), `fp16`, and `raw` (R = D, no layernorm, no projection, fp16: the paper's wire).
 
 Letters: T tokens, K tapped layers, N blocks, D width, R code width. Layer l is Hugging Face's `hidden_states[l]`, so 0
@@ -12,6 +14,7 @@ is the embedding and N is z, the state after the final norm. It does not know wh
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -83,10 +86,24 @@ class Tap:
                 f"most {MAX_PROJECTION}, got rank {self.rank} and {size}"
             )
 
+    @classmethod
+    def union(cls, taps: Sequence[Tap]) -> Tap:
+        """The tap of all layers of these, which must agree in rank, seed and codec. Raises InputError."""
+        first = taps[0]
+        if any((tap.rank, tap.seed, tap.codec) != (first.rank, first.seed, first.codec) for tap in taps):
+            raise InputError(
+                f"the parts of a plugin must tap with one rank, seed and codec, got {', '.join(t.name for t in taps)}"
+            )
+        return cls(tuple(sorted({layer for tap in taps for layer in tap.layers})), first.rank, first.seed, first.codec)
+
+    def rows_of(self, other: Tap) -> list[int]:
+        """Where the layers of `other` stand among this tap's."""
+        return [self.layers.index(layer) for layer in other.layers]
+
     def prepare(self, width: int) -> None:
         """Make the projection now, so that no step has to wait for it."""
         if self.codec != "raw":
-            _projection(len(self.layers), width, self.rank, self.seed)
+            _projection(self.layers, width, self.rank, self.seed)
 
     @property
     def bytes_per_token(self) -> int:
@@ -98,7 +115,7 @@ class Tap:
         """Hidden states (T, K, D) float → codes (T, K, R) and scales (T, K) float32 (empty (T, 0) but for int8)."""
         if self.codec == "raw":
             return pack(hidden_TKD, int8=False)
-        projection_KDR = _projection(len(self.layers), hidden_TKD.shape[2], self.rank, self.seed)
+        projection_KDR = _projection(self.layers, hidden_TKD.shape[2], self.rank, self.seed)
         normed_KTD = _layernorm(np.asarray(hidden_TKD, np.float32)).transpose(1, 0, 2)
         code_TKR = (normed_KTD @ projection_KDR).transpose(1, 0, 2)
         return pack(code_TKR, int8=self.codec == "int8")
@@ -115,12 +132,48 @@ def _layernorm(x: np.ndarray, eps: float = 1e-5) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _projection(count: int, width: int, rank: int, seed: int) -> np.ndarray:
+def _projection(layers: tuple[int, ...], width: int, rank: int, seed: int) -> np.ndarray:
     """(K, D, R) float32, orthonormal columns: the same numbers wherever NumPy runs (QR's signs are fixed)."""
-    out = np.empty((count, width, rank), np.float32)
-    for k in range(count):
-        gaussian = np.random.Generator(np.random.PCG64([seed, k])).standard_normal((width, rank))
+    out = np.empty((len(layers), width, rank), np.float32)
+    for k, layer in enumerate(layers):
+        gaussian = np.random.Generator(np.random.PCG64([seed, layer])).standard_normal((width, rank))
         q, r = np.linalg.qr(gaussian)
         # Orthonormal columns give each code a variance of 1 for a layernormed state, as a Gaussian/sqrt(D) would.
         out[k] = q * np.sign(np.diag(r))
     return out
+
+
+@dataclass(frozen=True)
+class ContextSlice:
+    """What a context row carries of a tap: the codes of `layers`, the first `rank` numbers of each, their scales.
+
+    Raises InputError where the tap does not have them.
+    """
+
+    tap: Tap
+    layers: tuple[int, ...]
+    rank: int
+
+    def __post_init__(self) -> None:
+        if not self.layers or self.layers != tuple(sorted(set(self.layers) & set(self.tap.layers))):
+            raise InputError(f"a context's layers must be among the tap's {list(self.tap.layers)}")
+        if not 1 <= self.rank <= self.tap.rank:
+            raise InputError(f"a context's rank must be 1 to {self.tap.rank}, got {self.rank}")
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Payload bytes of one row."""
+        count = len(self.layers)
+        return count * self.rank + 4 * count if self.tap.codec == "int8" else 2 * count * self.rank
+
+    def cut(self, codes: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The tap's codes (T, K, R) and scales (T, K) → this slice's (T, K', R') and (T, K')."""
+        index = [self.tap.layers.index(layer) for layer in self.layers]
+        return codes[:, index, : self.rank], scales[:, index] if scales.shape[1] else scales
+
+    def decode(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        """What `cut` gave → (T, K, R) float32 as the tap has it, with zeros in what the slice leaves out."""
+        out = np.zeros((len(codes), len(self.tap.layers), self.tap.rank), np.float32)
+        index = [self.tap.layers.index(layer) for layer in self.layers]
+        out[:, index, : self.rank] = unpack(codes, scales)
+        return out

@@ -6,12 +6,20 @@ The device sends words and never needs a tokenizer; `sideplug.cloud.tokenizer` t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from sideplug.contract.errors import InputError
+from sideplug.contract.frames import MAX_MESSAGES, Message, PromptFrame, Read
 
 ROLES = ("system", "user", "assistant")
-MAX_MESSAGES = 4096
+
+
+class PromptFields(TypedDict, total=False):
+    """The prompt's fields of PROMPT and READ."""
+
+    messages: list[Message]
+    text: str
+    ids: list[int]
 
 
 @dataclass(frozen=True)
@@ -31,27 +39,31 @@ class Prompt:
         """How much there is to tokenize."""
         return len(self.text or "") + sum(len(message["content"]) for message in self.messages or ())
 
-    def to_wire(self) -> dict[str, Any]:
+    def to_wire(self) -> PromptFields:
+        """The one field of PROMPT or READ that carries it."""
         if self.messages is not None:
-            return {"messages": list(self.messages)}
+            return {"messages": [Message(each["role"], each["content"]) for each in self.messages]}
         if self.text is not None:
             return {"text": self.text}
         return {"ids": list(self.ids or ())}
 
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain values."""
+        if self.messages is not None:
+            return {"messages": list(self.messages)}
+        return {"text": self.text} if self.text is not None else {"ids": list(self.ids or ())}
+
     @classmethod
-    def from_wire(cls, control: dict[str, Any]) -> Prompt:
+    def from_wire(cls, frame: PromptFrame | Read) -> Prompt:
         """Raises InputError unless there is exactly one well-formed prompt."""
-        given = [name for name in ("messages", "text", "ids") if name in control]
-        if len(given) != 1:
-            raise InputError(f"a prompt must be one of messages, text or ids, got {' and '.join(given) or 'none'}")
-        if given == ["text"]:
-            return cls(text=control["text"])
-        if given == ["ids"]:
-            ids = control["ids"]
-            if not all(type(i) is int and 0 <= i < 1 << 31 for i in ids):
-                raise InputError("a prompt's ids must be whole numbers, 0 or more")
-            return cls(ids=tuple(ids))
-        return cls(messages=tuple(check_messages(control["messages"])))
+        ids = frame.ids if isinstance(frame, PromptFrame) else None
+        given = {"messages": frame.messages, "text": frame.text, "ids": ids}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) != 1:
+            raise InputError(f"a prompt must be one of messages, text or ids, got {' and '.join(names) or 'none'}")
+        if frame.messages is not None:
+            return cls(messages=tuple(check_messages([{"role": m.role, "content": m.content} for m in frame.messages])))
+        return cls(text=frame.text) if ids is None else cls(ids=tuple(ids))
 
 
 def check_messages(messages: Any) -> list[dict[str, str]]:

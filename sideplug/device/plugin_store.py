@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sideplug.contract.errors import InputError, PluginError, Stopped, UnknownModel
-from sideplug.device import sealed_file
+from sideplug.plugins import sealed_file
 from sideplug.device.plugin import SEALED, SUFFIX, WEIGHTS, Plugin, write_aside
 
 NAME = re.compile(r"[\w][\w.-]{0,63}")

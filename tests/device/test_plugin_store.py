@@ -10,10 +10,10 @@ import pytest
 
 from sideplug.contract.errors import InputError, PluginError, Stopped, UnknownModel
 from sideplug.device import plugin_store as shelves
-from sideplug.device import sealed_file
+from sideplug.plugins import sealed_file
 from sideplug.device.plugin import CONFIG, SEALED, WEIGHTS, Plugin
 from sideplug.device.plugin_store import PluginStore, lock, unlock
-from sideplug.device.sealed_file import WrongPassphrase
+from sideplug.plugins.sealed_file import WrongPassphrase
 from tests.conftest import a_plugin
 
 BASE = "f" * 64

@@ -11,7 +11,7 @@
     78+n 32        SHA-256 of all before: is it whole?
 
 The key is scrypt (N = 2^15, r = 8, p = 3: OWASP's setting for 32 MB of memory), half a second or so on purpose.
-It does not know what the bytes are. Test: pytest tests/device/test_sealed_file.py
+It does not know what the bytes are. Test: pytest tests/plugins/test_sealed_file.py
 """
 
 from __future__ import annotations

@@ -1,0 +1,108 @@
+"""Optional capabilities of a session: the one rule by which the wire grows without a new version.
+
+OPEN asks for capabilities by name, each with settings of a schema and of bounded size; OPENED says which ones the cloud
+offers and which it granted. One that is required and not offered ends the session with a sentence; one that is not
+required is left out. Once granted, the frames that a capability names may carry a value of its schema under
+`extensions`. Nothing else may.
+
+A new capability is one entry in CAPABILITIES and the code that uses it.
+Test: pytest tests/contract/test_capabilities.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from sideplug.contract.errors import InputError, ProtocolError
+from sideplug.contract.frames import MAX_MIXED, Frame, Kind, Map, Wanted
+
+M = TypeVar("M", bound=Map)
+
+
+class ContextSettings(Map, frozen=True):
+    """Rows that no answer is asked for come down too, as a slice of the tap's codes: see tap.ContextSlice."""
+
+    layers: Annotated[list[Annotated[int, Meta(ge=0, lt=1000)]], Meta(min_length=1, max_length=256)]
+    rank: Annotated[int, Meta(ge=1, le=1 << 14)]
+
+
+class MixtureSettings(Map, frozen=True):
+    """Answers may bring mixtures of at most `pairs` (token id, weight) pairs for each position."""
+
+    pairs: Annotated[int, Meta(ge=1, le=MAX_MIXED)] = MAX_MIXED
+
+
+@dataclass(frozen=True)
+class Capability:
+    """settings: the schema of what OPEN says. max_bytes: of the packed settings, and of each extension.
+
+    extensions: for each kind of frame that may carry a value of this capability, that value's schema.
+    """
+
+    name: str
+    settings: type[Map]
+    max_bytes: int = 4096
+    extensions: Mapping[Kind, type[Map]] = field(default_factory=dict)
+
+
+CONTEXT = Capability("context", ContextSettings)
+MIXTURE = Capability("mixture", MixtureSettings)
+CAPABILITIES: dict[str, Capability] = {each.name: each for each in (CONTEXT, MIXTURE)}
+
+
+def want(settings: Map, required: bool = True) -> Wanted:
+    """What OPEN says of a capability."""
+    return Wanted(msgspec.Raw(msgspec.msgpack.encode(settings)), required)
+
+
+def grant(wanted: Mapping[str, Wanted], offered: Iterable[Capability] = CAPABILITIES.values()) -> dict[str, Map]:
+    """The settings of each capability that is wanted and offered. Raises InputError, ProtocolError (malformed ones)."""
+    known = {each.name: each for each in offered}
+    granted: dict[str, Map] = {}
+    for name, want in wanted.items():
+        if name in known:
+            granted[name] = _parse(known[name], known[name].settings, want.settings)
+        elif want.required:
+            raise InputError(f"this cloud does not have {name[:64]!r}, which the session needs: use a newer cloud")
+    return granted
+
+
+def settings_of(granted: Mapping[str, Map], capability: Capability, schema: type[M]) -> M | None:
+    """The granted settings of a capability; None where it was not granted."""
+    settings = granted.get(capability.name)
+    return settings if isinstance(settings, schema) else None
+
+
+def extension_of(frame: Frame, capability: Capability, schema: type[M]) -> M | None:
+    """The value that a frame carries of a granted capability; None where it carries none. Raises ProtocolError."""
+    value = frame.extensions.get(capability.name)
+    if value is None:
+        return None
+    parsed = _parse(capability, schema, value)
+    assert isinstance(parsed, schema)
+    return parsed
+
+
+def check_extensions(frame: Frame, granted: Collection[str], known: Mapping[str, Capability] = CAPABILITIES) -> None:
+    """Raises ProtocolError for an extension that was not granted, may not stand in this frame, or is malformed."""
+    for name, value in frame.extensions.items():
+        capability = known.get(name)
+        schema = capability.extensions.get(frame.kind) if capability else None
+        if capability is None or schema is None or name not in granted:
+            raise ProtocolError(f"{frame.kind.name} must not carry the extension {name[:64]!r}: it was not granted")
+        _parse(capability, schema, value)
+
+
+def _parse(capability: Capability, schema: type[M], value: msgspec.Raw) -> M:
+    size = len(bytes(value))
+    if size > capability.max_bytes:
+        raise ProtocolError(f"{capability.name} must have at most {capability.max_bytes} bytes, got {size}")
+    try:
+        return msgspec.msgpack.decode(value, type=schema)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ProtocolError(f"{capability.name} is malformed: {error}") from error

@@ -1,0 +1,292 @@
+"""Kinds and parts. A *kind* knows how a correction is computed; a *part* holds one person's numbers of a kind.
+
+A plugin is made of parts, which are asked in a fixed order: a memory first, and where it speaks it speaks alone; then
+the manner parts, whose corrections are summed. Training makes parts of a `TrainedKind`; other kinds (a memory, say)
+make their parts themselves.
+
+Letters: T rows, K tapped layers, R code width, W a part's width, D the base model's width, B texts.
+It does not know the wire, training data or the base model. Test: pytest tests/plugins
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+
+from sideplug.contract.correction import Correction, Merge
+from sideplug.contract.errors import PluginError, ProtocolError
+from sideplug.contract.gate import Gate
+from sideplug.contract.tap import ContextSlice, Tap
+from sideplug.contract.text import Prompt
+
+Params = dict[str, np.ndarray]
+Saved = Any  # what a kind's forward leaves for its backward
+ONE_TEXT = np.zeros(1, np.int64)  # starts_B of a single text
+NO_PHRASES = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a trained part: K tapped layers, code width R, width W, the model's width D."""
+
+    taps: int
+    rank: int
+    width: int
+    model_width: int
+
+
+class Past(Protocol):
+    """What the earlier rows of one text left for later ones, for kinds with context "all"."""
+
+    @property
+    def length(self) -> int:
+        """Rows that are in it."""
+        ...
+
+    def trim(self, length: int) -> None:
+        """Forget the rows from `length` on."""
+        ...
+
+
+class PartReply(Protocol):
+    """A part during one reply. gate: "open" or "shut" overrides the part's gate for this reply; "" leaves it.
+
+    draft: token ids that the part expects the reply to begin with. wants_context: whether it needs the rows of the
+    prompt and of positions that it is not asked about.
+    """
+
+    gate: str
+    draft: list[int]
+    wants_context: bool
+
+    def context(self, first: int, code_CKR: np.ndarray) -> None:
+        """Rows from position `first` on, without a question. Raises ProtocolError where rows are missing before."""
+        ...
+
+    def answer(self, at: int, code_KR: np.ndarray) -> Correction | None:
+        """The correction of the token at `at`, from row at − 1; None: it has nothing to say."""
+        ...
+
+    def trim(self, length: int) -> None:
+        """The text was rolled back: forget the rows from `length` on."""
+        ...
+
+
+class Part(ABC):
+    """One part of a plugin. role: a "memory" is asked before "manner" parts."""
+
+    role: ClassVar[Literal["memory", "manner"]] = "manner"
+    merge: Merge = "add"
+    name: str
+    kind_name: str
+    tap: Tap
+    gate: Gate
+    about: dict[str, Any]
+
+    @property
+    def context(self) -> ContextSlice | None:
+        """What a context row must carry for this part; None: it needs none."""
+        return None
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Numbers that it holds."""
+
+    @abstractmethod
+    def begin(self, prompt: Prompt) -> PartReply:
+        """The part for one reply to this prompt."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, np.ndarray]:
+        """All that its file holds beside the gate."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What its kind needs, beside the tensors, to load it again; plain values."""
+
+
+class Kind(ABC):
+    """A kind of parts, registered by its name."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def load(self, config: Mapping[str, Any], tensors: Params, tap: Tap, gate: Gate, about: dict[str, Any]) -> Part:
+        """The part of a file. Raises PluginError (or any error: the caller names the file)."""
+
+
+class TrainedKind(Kind):
+    """A kind whose parts are trained: NumPy, forward and backward over rows of several texts at once.
+
+    merge: how the cloud uses a correction. context: "all" where a row's correction depends on earlier rows of its text;
+    then `new_past` gives what one reply keeps of them. An untrained part of a kind with merge "add" must give Δ = 0.
+    """
+
+    merge: ClassVar[Merge] = "add"
+    context: ClassVar[Literal["none", "all"]] = "none"
+    default_width: ClassVar[int] = 128
+
+    def tap(self, blocks: int, width: int, layers: int = 9, rank: int = 64) -> Tap:
+        """The tap that suits a model of so many blocks and this width."""
+        return Tap.spread(blocks, width, layers, rank)
+
+    def check_tap(self, tap: Tap) -> None:
+        """Raises PluginError for a tap that the kind can't read."""
+
+    def context_slice(self, tap: Tap) -> ContextSlice:
+        """What context rows must carry, for a kind with context "all"."""
+        return ContextSlice(tap, tap.layers, tap.rank)
+
+    @abstractmethod
+    def init(self, shape: Shape, rng: np.random.Generator) -> Params:
+        """Untrained parameters, float32."""
+
+    @abstractmethod
+    def forward(
+        self, params: Params, code_TKR: np.ndarray, starts_B: np.ndarray, past: Past | None = None
+    ) -> tuple[np.ndarray, Saved]:
+        """Δ (T, D), and what `backward` needs. starts_B: the row where each text begins; the first is 0.
+
+        With `past` the rows are those of one text behind the rows that are in it, and are added to it.
+        """
+
+    @abstractmethod
+    def backward(self, params: Params, saved: Saved, d_delta_TD: np.ndarray) -> Params:
+        """The gradient of every parameter, from the loss's gradient at Δ."""
+
+    def new_past(self, params: Params) -> Past | None:
+        """An empty past; None for kinds without context."""
+        return None
+
+    def load(self, config: Mapping[str, Any], tensors: Params, tap: Tap, gate: Gate, about: dict[str, Any]) -> Part:
+        """A trained part. Raises PluginError for parameters that don't fit together."""
+        phrases = tensors.pop("phrases", NO_PHRASES)
+        self.check_tap(tap)
+        part = TrainedPart(self, tap, tensors, gate, phrases, about)
+        delta_TD = part.correct(np.zeros((1, len(tap.layers), tap.rank), np.float32))
+        gate.check(delta_TD.shape[1])
+        return part
+
+
+@dataclass
+class TrainedPart(Part):
+    """A part that training makes. phrases: token ids of the person's texts, −1 between two, for drafts."""
+
+    kind: TrainedKind
+    tap: Tap
+    params: Params
+    gate: Gate = field(default_factory=Gate)
+    phrases: np.ndarray = field(default_factory=lambda: NO_PHRASES)
+    about: dict[str, Any] = field(default_factory=dict)
+    name: str = "manner"
+
+    @property
+    def merge(self) -> Merge:  # type: ignore[override]
+        """How the cloud uses its corrections."""
+        return self.kind.merge
+
+    @property
+    def kind_name(self) -> str:  # type: ignore[override]
+        """The name of its kind."""
+        return self.kind.name
+
+    @property
+    def context(self) -> ContextSlice | None:
+        """See Part."""
+        return self.kind.context_slice(self.tap) if self.kind.context == "all" else None
+
+    @property
+    def size(self) -> int:
+        """Parameters."""
+        return sum(value.size for value in self.params.values())
+
+    def begin(self, prompt: Prompt) -> TrainedReply:
+        """See Part."""
+        return TrainedReply(self)
+
+    def correct(self, code_TKR: np.ndarray, starts_B: np.ndarray = ONE_TEXT) -> np.ndarray:
+        """Codes (T, K, R) float32 of whole texts → corrections (T, D) float32."""
+        return self.kind.forward(self.params, code_TKR, starts_B)[0]
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """See Part."""
+        return {**self.params, "phrases": self.phrases}
+
+    def config(self) -> dict[str, Any]:
+        """See Part."""
+        return {"merge": self.merge}
+
+
+class TrainedReply:
+    """A trained part during one reply: rows come in their order, and each is run by itself.
+
+    A matrix product of several rows may differ from single ones in the last bit, and the text must not depend on how
+    rows were bundled.
+    """
+
+    def __init__(self, part: TrainedPart) -> None:
+        self.gate = ""
+        self.draft: list[int] = []
+        self.wants_context = part.context is not None
+        self._part = part
+        self._past = part.kind.new_past(part.params)
+
+    def context(self, first: int, code_CKR: np.ndarray) -> None:
+        """See PartReply."""
+        if self._past is None:
+            return
+        for row, code_KR in enumerate(code_CKR, first):
+            self._run(row, code_KR)
+
+    def answer(self, at: int, code_KR: np.ndarray) -> Correction:
+        """See PartReply."""
+        return Correction(self._run(at - 1, code_KR))
+
+    def _run(self, row: int, code_KR: np.ndarray) -> np.ndarray:
+        if self._past is not None and self._past.length != row:
+            if row > self._past.length:
+                raise ProtocolError(f"the cloud must send the rows from {self._past.length} on, got row {row}")
+            self._past.trim(row)
+        kind, params = self._part.kind, self._part.params
+        delta_D: np.ndarray = kind.forward(params, code_KR[None], ONE_TEXT, self._past)[0][0]
+        return delta_D
+
+    def trim(self, length: int) -> None:
+        """See PartReply."""
+        if self._past is not None and length < self._past.length:
+            self._past.trim(length)
+
+
+_KINDS: dict[str, Kind] = {}
+
+
+def register(kind: Kind) -> None:
+    """Make a kind known to files, the command line and the benchmark. Raises ValueError for a name that is taken."""
+    if kind.name in _KINDS and type(_KINDS[kind.name]) is not type(kind):
+        raise ValueError(f"there is a kind {kind.name!r} already")
+    _KINDS[kind.name] = kind
+
+
+def kind_named(name: str) -> Kind:
+    """The kind of this name. Raises PluginError."""
+    if name not in _KINDS:
+        raise PluginError(f"a plugin's kind must be one of {', '.join(_KINDS)}, got {name[:64]!r}")
+    return _KINDS[name]
+
+
+def trained_kinds() -> dict[str, TrainedKind]:
+    """The kinds that can be trained, by name, in the order of registration."""
+    return {name: kind for name, kind in _KINDS.items() if isinstance(kind, TrainedKind)}
+
+
+def trained_kind(name: str) -> TrainedKind:
+    """The trainable kind of this name. Raises PluginError."""
+    kind = kind_named(name)
+    if not isinstance(kind, TrainedKind):
+        raise PluginError(f"a plugin's kind must be one of {', '.join(trained_kinds())}, got {name!r}")
+    return kind

@@ -1,0 +1,139 @@
+"""A plugin: its parts, and the one tap, merge and context slice under which a session runs them together.
+
+How its files look is in file.py. It does not know the wire or the base model. Test: pytest tests/plugins/test_plugin.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sideplug.contract.correction import Merge
+from sideplug.contract.errors import PluginError, WrongBase
+from sideplug.contract.frames import MAX_PARTS
+from sideplug.contract.gate import Gate
+from sideplug.contract.tap import ContextSlice, Tap
+from sideplug.plugins import file
+from sideplug.plugins.base import NO_PHRASES, Part, Shape, TrainedPart, trained_kind
+
+
+@dataclass
+class Plugin:
+    """One person's plugin. base: the base model's fingerprint. parts: memories first, then manner.
+
+    Raises PluginError for parts that can't be run together.
+    """
+
+    base: str
+    base_name: str
+    parts: list[Part] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        names = [part.name for part in self.parts]
+        if not 1 <= len(names) <= MAX_PARTS or len(set(names)) != len(names):
+            raise PluginError(f"a plugin must have 1 to {MAX_PARTS} parts, each with its own name, got {names}")
+        self.parts.sort(key=lambda part: part.role != "memory")  # a stable sort: manner keeps its order
+        manner = [part for part in self.parts if part.role == "manner"]
+        if any(part.merge == "replace" for part in manner) and len(manner) > 1:
+            raise PluginError("a part whose output replaces z must be the plugin's only manner part")
+        self.tap  # noqa: B018  # raises InputError where the parts' taps can't be united
+
+    @classmethod
+    def new(cls, kind: str, base: str, base_name: str, tap: Tap, width: int, model_width: int, seed: int = 0) -> Plugin:
+        """An untrained plugin of one part. Raises PluginError for an unknown kind, or a tap that it can't read."""
+        made = trained_kind(kind)
+        made.check_tap(tap)
+        shape = Shape(len(tap.layers), tap.rank, width, model_width)
+        params = made.init(shape, np.random.default_rng(seed))
+        return cls(base, base_name, [TrainedPart(made, tap, params)])
+
+    @property
+    def tap(self) -> Tap:
+        """The tap of a session: all layers that any part reads."""
+        return Tap.union([part.tap for part in self.parts])
+
+    @property
+    def merge(self) -> Merge:
+        """What the cloud does with a correction: "add" it to z, or "replace" z by it."""
+        return "replace" if any(part.merge == "replace" for part in self.parts) else "add"
+
+    @property
+    def gates(self) -> list[Gate]:
+        """One for each part, in their order."""
+        return [part.gate for part in self.parts]
+
+    @property
+    def context(self) -> ContextSlice | None:
+        """What a context row must carry for all parts that need one; None where none does."""
+        slices = [part.context for part in self.parts if part.context is not None]
+        if not slices:
+            return None
+        layers = sorted({layer for each in slices for layer in each.layers})
+        return ContextSlice(self.tap, tuple(layers), max(each.rank for each in slices))
+
+    @property
+    def trained(self) -> TrainedPart:
+        """The part that training makes: the last one of a trained kind. Raises PluginError where there is none."""
+        for part in reversed(self.parts):
+            if isinstance(part, TrainedPart):
+                return part
+        raise PluginError("this plugin has no trained part")
+
+    @property
+    def phrases(self) -> np.ndarray:
+        """Token ids of the person's texts, −1 between two: for prompt-lookup drafts."""
+        found = [part.phrases for part in self.parts if isinstance(part, TrainedPart) and len(part.phrases)]
+        return found[-1] if found else NO_PHRASES
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What training wrote down of the trained part; empty without one."""
+        return next((part.about for part in reversed(self.parts) if isinstance(part, TrainedPart)), {})
+
+    @property
+    def size(self) -> int:
+        """Numbers that all parts hold."""
+        return sum(part.size for part in self.parts)
+
+    def check_base(self, fingerprint: str, name: str) -> None:
+        """Raises WrongBase unless the plugin was made for this base model."""
+        if fingerprint != self.base:
+            raise WrongBase(
+                f"this plugin was made for the base model {self.base[:12]} ({self.base_name}), but the cloud serves "
+                f"{fingerprint[:12]} ({name}): serve that model, or train a plugin for this one"
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write the plugin to a folder. Raises Stopped: then the plugin that was there is whole."""
+        file.write_folder(self._whole, folder)
+
+    @classmethod
+    def load(cls, folder: Path, passphrase: Callable[[], str] = lambda: "") -> Plugin:
+        """The plugin of a folder; `passphrase` is called where it is sealed. Raises PluginError."""
+        whole = file.read_folder(folder, passphrase)
+        return cls(whole.base, whole.base_name, whole.parts)
+
+    def to_bytes(self) -> bytes:
+        """The whole plugin as one file."""
+        return file.to_bytes(self._whole)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: str) -> Plugin:
+        """What `to_bytes` gave. `path` names it in errors. Raises PluginError."""
+        whole = file.from_bytes(data, path)
+        return cls(whole.base, whole.base_name, whole.parts)
+
+    def config(self) -> dict[str, Any]:
+        """What its files say of it: base model, and each part's kind, tap, gate and training."""
+        parts = [file.part_config(part, self.base, self.base_name) for part in self.parts]
+        return {"format": file.FORMAT, "base_model_name_or_path": self.base_name, "base_fingerprint": self.base} | {
+            "parts": parts
+        }
+
+    @property
+    def _whole(self) -> file.Whole:
+        return file.Whole(self.base, self.base_name, self.parts)
