@@ -14,11 +14,16 @@ from sideplug.contract.frames import MAX_MESSAGES, Message, PromptFrame, Read
 ROLES = ("system", "user", "assistant")
 
 
-class PromptFields(TypedDict, total=False):
-    """The prompt's fields of PROMPT and READ."""
+class ReadFields(TypedDict, total=False):
+    """The prompt's fields of READ."""
 
     messages: list[Message]
     text: str
+
+
+class PromptFields(ReadFields, total=False):
+    """The prompt's fields of PROMPT."""
+
     ids: list[int]
 
 
@@ -46,6 +51,14 @@ class Prompt:
         if self.text is not None:
             return {"text": self.text}
         return {"ids": list(self.ids or ())}
+
+    def to_read(self) -> ReadFields:
+        """The one field of READ that carries it. Raises InputError for token ids, which no example begins with."""
+        if self.messages is not None:
+            return {"messages": [Message(each["role"], each["content"]) for each in self.messages]}
+        if self.text is None:
+            raise InputError("an example's prompt must be messages or text")
+        return {"text": self.text}
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values."""

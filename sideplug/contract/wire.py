@@ -25,6 +25,7 @@ from sideplug.contract.errors import Busy, ProtocolError
 from sideplug.contract.frames import FRAMES, MAX_SENTENCE, MAX_TENSORS, Error, Frame, Kind, layout, tensors_of
 
 PATH = "/v1/session"  # where a cloud's WebSocket is
+MODEL_PATH = "/v1/model"  # where it describes its model, as JSON
 MAGIC = b"SP"
 VERSION = 3
 HEADER = struct.Struct("<2sBBIII")  # magic, version, kind, number, control_bytes, payload_bytes

@@ -17,18 +17,19 @@ from pathlib import Path
 import numpy as np
 
 from sideplug.contract.errors import ProtocolError, Stopped
-from sideplug.contract.wire import ROWS_PER_FRAME, Frame, Kind
+from sideplug.contract.frames import ROWS_PER_FRAME, Head, Rows
 from sideplug.device.link import Link
 
 
 @dataclass(frozen=True)
 class Bend:
-    """What the base does to its head's logits: · scale, then a soft cap (0: none)."""
+    """What the base does to its head's logits: times scale, then a soft cap (0: none)."""
 
     scale: float = 1.0
     softcap: float = 0.0
 
     def __call__(self, raw: np.ndarray) -> np.ndarray:
+        """Raw logits → the base's."""
         raw = raw * np.float32(self.scale)
         return np.tanh(raw / self.softcap) * np.float32(self.softcap) if self.softcap else raw
 
@@ -37,12 +38,11 @@ def rows(link: Link, ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, 
     """The head's rows of these token ids (int32), some at a time: rows (n, D) float32, biases (n,), the bend."""
     for part, at in enumerate(range(0, len(ids), ROWS_PER_FRAME)):
         wanted = ids[at : at + ROWS_PER_FRAME]
-        link.send(Frame(Kind.ROWS, {"part": part}, {"ids": wanted}))
+        link.send(Rows(part, wanted))
         frame = link.receive()
-        if frame.kind is not Kind.HEAD or frame["part"] != part or len(frame.tensors["rows"]) != len(wanted):
+        if not isinstance(frame, Head) or frame.part != part or not len(frame.rows) == len(frame.bias) == len(wanted):
             raise ProtocolError(f"the cloud must answer ROWS by HEAD, got {frame.kind.name}")
-        bend = Bend(frame["scale"], frame["softcap"])
-        yield frame.tensors["rows"].astype(np.float32), frame.tensors["bias"], bend
+        yield frame.rows.astype(np.float32), frame.bias, Bend(frame.scale, frame.softcap)
 
 
 @dataclass

@@ -11,7 +11,6 @@ import ssl
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Protocol
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidProxy, InvalidStatus, InvalidURI
@@ -19,8 +18,9 @@ from websockets.http11 import Response
 from websockets.sync.client import ClientConnection, connect
 
 from sideplug.contract.errors import Busy, CloudError, InputError, Unauthorized, Unreachable, from_wire
-from sideplug.contract.wire import MAX_FRAME_BYTES, Frame, Kind, decode, encode
-from sideplug.device.address import DEFAULT_URL, Address, sentence
+from sideplug.contract.frames import Error, Frame
+from sideplug.contract.wire import MAX_FRAME_BYTES, decode, encode
+from sideplug.device.address import Address, sentence
 
 Record = Callable[[str, bytes], None]  # (">" up or "<" down, message)
 CONNECT_TIMEOUT_S = 10.0
@@ -111,13 +111,6 @@ class WebSocketLink:
             ) from error
         return cls(connection, url, closing, record)
 
-    @classmethod
-    def connect(
-        cls, url: str = DEFAULT_URL, ca: Path | None = None, record: Record | None = None, key: str = "", pin: str = ""
-    ) -> WebSocketLink:
-        """What `open` gives for `Address(url, ca, key, pin)`. Raises InputError (bad URL, pin or key) too."""
-        return cls.open(Address(url, ca, key, pin), record)
-
     def send(self, frame: Frame) -> None:
         """Raises CloudError when the connection is gone."""
         message = encode(frame, self._sent)
@@ -156,8 +149,8 @@ class WebSocketLink:
         self._received += 1
         self._record("<", message)
         self.down[frame.kind.name] += len(message)
-        if frame.kind is Kind.ERROR:
-            raise from_wire(frame["code"], frame["message"], frame.control.get("number"), frame.control.get("retry_s"))
+        if isinstance(frame, Error):
+            raise from_wire(frame.code, frame.message, frame.number, frame.retry_s)
         return frame
 
     def _gone(self, error: Exception) -> CloudError:
@@ -165,8 +158,8 @@ class WebSocketLink:
         try:
             while True:
                 frame = decode(self._connection.recv(0))  # type: ignore[arg-type]
-                if frame.kind is Kind.ERROR:
-                    raise from_wire(frame["code"], frame["message"], None, frame.control.get("retry_s"))
+                if isinstance(frame, Error):
+                    raise from_wire(frame.code, frame.message, None, frame.retry_s)
         except (ConnectionClosed, TimeoutError, OSError):
             pass
         reason = error.rcvd.reason if isinstance(error, ConnectionClosed) and error.rcvd else ""

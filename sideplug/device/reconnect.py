@@ -1,6 +1,6 @@
-"""Coming back to a cloud that was lost: try anew, a little later each time, for a while.
+"""Reconnecting to a cloud that was lost: attempts with growing pauses, for a limited time.
 
-It does not know what is said over the connection, nor where a text stood: see runtime.
+It does not know what is said over the connection, nor how far a text was: see reply.
 Test: pytest tests/test_resume.py
 """
 
@@ -22,20 +22,20 @@ T = TypeVar("T")
 
 @dataclass
 class RetryPolicy:
-    """`patience_s`: how long a lost cloud is tried (0: not at all). `say` hears one line of each break."""
+    """patience_s: seconds to keep trying a lost cloud; 0: not at all. say: receives one line for each break."""
 
     patience_s: float = 60.0
     say: Callable[[str], None] = lambda line: None
     breaks: int = 0  # since something new was said
 
     def is_retryable(self, error: SideplugError) -> bool:
-        """Is it the connection, rather than what was asked?"""
+        """Whether the connection failed, rather than what was asked."""
         if isinstance(error, ProtocolError):
             return error.blame == "remote"
         return type(error).code in ("cloud", "unreachable", "internal")
 
-    def until(self, connect: Callable[[], T], lost: SideplugError) -> T:
-        """What `connect` gives. Raises `lost`, or what `connect` met, where trying again does not help."""
+    def connect(self, connect: Callable[[], T], lost: SideplugError) -> T:
+        """What `connect` gives. Raises `lost`, or what `connect` raised, where trying again does not help."""
         self.breaks += 1
         if self.patience_s <= 0 or self.breaks > BREAKS or not self.is_retryable(lost):
             raise lost

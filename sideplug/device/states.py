@@ -1,39 +1,35 @@
-"""The hidden states of a frozen model, token by token, from a cloud: for whoever studies them. docs/STATES.md
+"""The hidden states of a frozen model, token by token, from a cloud: for researchers. docs/STATES.md
 
-    with taps.connect("ws://127.0.0.1:8765", layers=[0, 15, 30]) as stream:
-        for step in stream.generate("Is it far to the mill?", max_tokens=20):
+    with states.listen("ws://127.0.0.1:8765", layers=[0, 15, 30]) as listening:
+        for step in listening.generate("Is it far to the mill?", max_tokens=20):
             print(step.text, step.states.shape)
 
-`generate` streams them as the model writes; `read` has them of a text that is given. It is the wire of plugins with a
-gate that is always open and corrections of zero, so nothing in the cloud is there for this alone.
+`generate` streams the states while the model writes; `read` gives those of a text. It is the wire of plugins with a
+gate that is always open and corrections of zero, so nothing in the cloud exists for this alone.
 Test: pytest tests/device/test_states.py
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
-from sideplug.contract.codec import pack
 from sideplug.contract.errors import InputError, ProtocolError
-from sideplug.contract.gate import Gate
+from sideplug.contract.frames import Example, ModelInfo, Read
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
-from sideplug.contract.wire import Frame, Kind
 from sideplug.device.address import DEFAULT_URL, Address
-from sideplug.device.link import WebSocketLink
-from sideplug.device.reconnect import RetryPolicy
-from sideplug.device.runtime import Model, Session
+from sideplug.device.client import Client
+from sideplug.device.responders import Listener
+from sideplug.device.session import Session
 
 
 @dataclass(frozen=True)
 class Step:
-    """A token of a reply, and what the model had in its layers when it chose it.
+    """A token of a reply, and the states that predicted it.
 
     position: of the token, from the prompt's first one, 0. states (K, D) or projected (K, R) float32: of the position
     before it, one row a tapped layer. text: "" where it is the first part of a character.
@@ -46,7 +42,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Read:
+class Reading:
     """A given text: ids (T,) of its reply, states (T, K, D) or (T, K, R) of the positions before them, z (T, D) too."""
 
     ids: np.ndarray
@@ -54,86 +50,66 @@ class Read:
     z: np.ndarray
 
 
-class Listening(Session):
-    """A session whose device listens, and corrects nothing."""
+class Listening:
+    """Hidden states from one cloud. model: its shape. layers: those that are tapped (0 the embedding, N is z)."""
 
-    tap: Tap
-    heard: dict[int, np.ndarray]  # position → states
-
-    def corrections(self, asked: Frame) -> dict[str, np.ndarray]:
-        states = self.tap.decode(asked.tensors["codes"], asked.tensors["scales"])
-        self.heard.update(zip(asked["at"], states, strict=True))
-        codes, scales = pack(np.zeros((len(states), self.model.width), np.float32), int8=self.tap.codec == "int8")
-        return {"delta": codes, "scales": scales}
-
-
-@dataclass
-class Stream:
-    """Hidden states from one cloud. `model` says its shape, `layers` which are tapped (0 the embedding, N is z)."""
-
-    _session: Listening
+    def __init__(self, session: Session, listener: Listener, tap: Tap) -> None:
+        self._session, self._listener, self._tap = session, listener, tap
 
     @property
-    def model(self) -> Model:
+    def model(self) -> ModelInfo:
+        """The base model."""
         return self._session.model
 
     @property
     def layers(self) -> tuple[int, ...]:
-        return self._session.tap.layers
+        """The tapped layers."""
+        return self._tap.layers
+
+    def __enter__(self) -> Listening:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._session.close()
 
     def generate(self, prompt: str | Prompt, max_tokens: int = 64, sampling: Sampling = Sampling()) -> Iterator[Step]:
         """The reply to a prompt (a string is a user's message), greedy unless `sampling` says otherwise."""
-        session = self._session
-        session.heard = {}
-        for piece in session.generate(_prompt(prompt), max_tokens, sampling):
+        reply = self._session.generate(prompt, max_tokens, sampling)
+        for piece in reply:
+            first = reply.usage.prompt_tokens + len(reply.ids) - len(piece.ids)
             for n, token in enumerate(piece.ids):
-                at = session.usage.prompt_tokens + len(session.done) - len(piece.ids) + n
                 last = n == len(piece.ids) - 1
-                yield Step(at, token, piece.text if last else "", session.heard.pop(at))
+                yield Step(first + n, token, piece.text if last else "", self._listener.heard.pop(first + n))
 
-    def read(self, prompt: str | Prompt, reply: str) -> Read:
-        """A reply that is given, run through the model once."""
-        link = self._session.link
-        link.send(Frame(Kind.READ, {"number": 0, **_prompt(prompt).to_wire(), "reply": reply, "score": False}))
-        frame = link.receive()
-        if frame.kind is not Kind.EXAMPLE:
+    def read(self, prompt: str | Prompt, reply: str) -> Reading:
+        """The states of a reply that is given, run through the model once. Raises CloudError, InputError."""
+        asked = Prompt.user(prompt) if isinstance(prompt, str) else prompt
+        self._session.send(Read(0, reply, False, **asked.to_read()))
+        frame = self._session.receive()
+        if not isinstance(frame, Example):
             raise ProtocolError(f"the cloud must answer READ by EXAMPLE, got {frame.kind.name}")
-        t = frame.tensors
-        return Read(t["ids"], self._session.tap.decode(t["codes"], t["scales"]), t["z"].astype(np.float32))
+        return Reading(frame.ids, self._tap.decode(frame.codes, frame.scales), frame.z.astype(np.float32))
 
 
-@contextmanager
-def connect(
+def listen(
     cloud: str | Address = DEFAULT_URL,
     layers: Sequence[int] | None = None,
     rank: int = 0,
     seed: int = 0,
     codec: str = "",
-) -> Iterator[Stream]:
-    """`cloud`: its URL, or an Address with a key or a pin. `layers`: any of 0 to N; None: all.
+) -> Listening:
+    """A listener, for a `with` statement. cloud: its URL, or an Address with a key or a pin. layers: any of 0 to N.
 
-    rank 0: raw (D numbers a layer, float16 on the wire); else layernormed and projected to so many by a seeded
-    orthonormal matrix, int8 on the wire unless `codec` is "fp16".
+    layers None: all. rank 0: raw (D numbers a layer, float16 on the wire); else layernormed and projected to so many by
+    a seeded orthonormal matrix, int8 on the wire unless `codec` is "fp16".
     Raises InputError, Unreachable and the other errors of a session.
     """
-    address = Address(cloud) if isinstance(cloud, str) else cloud
-    opening = partial(WebSocketLink.open, address)
-    asking = Session.open(opening())
-    model = asking.model
-    asking.link.close()
+    client = Client.at(cloud)
+    model = client.model()
     if not rank and codec not in ("", "raw"):
         raise InputError(f"codec {codec} is of projected states: give a rank")
     chosen = tuple(range(model.blocks + 1)) if layers is None else tuple(sorted(set(layers)))
     tap = Tap(chosen, rank or model.width, seed if rank else 0, (codec or "int8") if rank else "raw")
     tap.check(model.blocks, model.width)
-    session = Listening.open(opening(), tap=tap, gate=Gate("open"), connect=opening, again=RetryPolicy(address.retry_s))
-    assert isinstance(session, Listening)
-    session.tap, session.heard = tap, {}
-    try:
-        yield Stream(session)
-    finally:
-        session.link.close()
-
-
-def _prompt(prompt: str | Prompt) -> Prompt:
-    return Prompt.user(prompt) if isinstance(prompt, str) else prompt
+    listener = Listener(tap, model.width)
+    return Listening(client.connect(responder=listener), listener, tap)

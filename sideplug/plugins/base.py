@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 
 from sideplug.contract.correction import Correction, Merge
-from sideplug.contract.errors import PluginError, ProtocolError
+from sideplug.contract.errors import PluginError
 from sideplug.contract.gate import Gate
 from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.contract.text import Prompt
@@ -52,28 +52,35 @@ class Past(Protocol):
         ...
 
 
-class PartReply(Protocol):
-    """A part during one reply. gate: "open" or "shut" overrides the part's gate for this reply; "" leaves it.
+class PartReply:
+    """A part during one reply; this one does nothing, and others override what they need.
 
-    draft: token ids that the part expects the reply to begin with. wants_context: whether it needs the rows of the
-    prompt and of positions that it is not asked about.
+    gate: "open" or "shut" overrides the part's gate for this reply; "" leaves it. draft: token ids that the part
+    expects the reply to begin with. wants_context: whether it needs the rows of the prompt and of positions that it is
+    not asked about.
     """
 
-    gate: str
-    draft: list[int]
-    wants_context: bool
+    def __init__(self, gate: str = "", draft: list[int] | None = None, wants_context: bool = False) -> None:
+        self.gate = gate
+        self.draft = draft or []
+        self.wants_context = wants_context
+
+    def hear(self, start: int, ids: list[int]) -> None:
+        """The text from position `start` on is `ids`, as far as the cloud has decoded it, perhaps speculatively."""
 
     def context(self, first: int, code_CKR: np.ndarray) -> None:
-        """Rows from position `first` on, without a question. Raises ProtocolError where rows are missing before."""
-        ...
+        """Rows from position `first` on, without a question."""
 
     def answer(self, at: int, code_KR: np.ndarray) -> Correction | None:
         """The correction of the token at `at`, from row at − 1; None: it has nothing to say."""
-        ...
+        return None
+
+    def expected(self, at: int) -> list[int]:
+        """The token ids that it expects from position `at` on."""
+        return []
 
     def trim(self, length: int) -> None:
         """The text was rolled back: forget the rows from `length` on."""
-        ...
 
 
 class Part(ABC):
@@ -222,7 +229,7 @@ class TrainedPart(Part):
         return {"merge": self.merge}
 
 
-class TrainedReply:
+class TrainedReply(PartReply):
     """A trained part during one reply: rows come in their order, and each is run by itself.
 
     A matrix product of several rows may differ from single ones in the last bit, and the text must not depend on how
@@ -230,30 +237,23 @@ class TrainedReply:
     """
 
     def __init__(self, part: TrainedPart) -> None:
-        self.gate = ""
-        self.draft: list[int] = []
-        self.wants_context = part.context is not None
+        super().__init__(wants_context=part.context is not None)
         self._part = part
         self._past = part.kind.new_past(part.params)
 
     def context(self, first: int, code_CKR: np.ndarray) -> None:
         """See PartReply."""
-        if self._past is None:
-            return
-        for row, code_KR in enumerate(code_CKR, first):
-            self._run(row, code_KR)
+        if self._past is not None:
+            for code_KR in code_CKR:
+                self._run(code_KR)
 
     def answer(self, at: int, code_KR: np.ndarray) -> Correction:
         """See PartReply."""
-        return Correction(self._run(at - 1, code_KR))
+        return Correction(self._run(code_KR))
 
-    def _run(self, row: int, code_KR: np.ndarray) -> np.ndarray:
-        if self._past is not None and self._past.length != row:
-            if row > self._past.length:
-                raise ProtocolError(f"the cloud must send the rows from {self._past.length} on, got row {row}")
-            self._past.trim(row)
-        kind, params = self._part.kind, self._part.params
-        delta_D: np.ndarray = kind.forward(params, code_KR[None], ONE_TEXT, self._past)[0][0]
+    def _run(self, code_KR: np.ndarray) -> np.ndarray:
+        part = self._part
+        delta_D: np.ndarray = part.kind.forward(part.params, code_KR[None], ONE_TEXT, self._past)[0][0]
         return delta_D
 
     def trim(self, length: int) -> None:

@@ -16,7 +16,7 @@ def step(
     rate: float,
     decay: float,
 ) -> None:
-    """`value`, `mean` and `square` (moments, zeros at the start) are changed; `number` counts steps from 1."""
+    """Change `value`, `mean` and `square` (moments, zeros at the start) in place; `number` counts steps from 1."""
     mean += (1 - B1) * (gradient - mean)
     square += (1 - B2) * (gradient * gradient - square)
     adapted = (mean / (1 - B1**number)) / (np.sqrt(square / (1 - B2**number)) + EPSILON)

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from sideplug.contract.correction import Correction, pack_corrections
 from sideplug.contract.errors import InputError, Stopped
+from sideplug.contract.frames import Answer, Ask
 from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
-from sideplug.contract.wire import Frame, Kind, encode
+from sideplug.contract.wire import encode
 from sideplug.training import adamw
-from sideplug.training.tape import Judged
+from sideplug.training.judged import Judged
 
 MOST = 4096  # tokens of each kind that are fitted to
 LABEL_STEPS, CHOICE_STEPS = 300, 100
@@ -135,14 +137,11 @@ def curve(gate: Gate, judged: Judged, tap: Tap, rates: tuple[float, ...] = RATES
 
 
 def frame_bytes(tap: Tap, width: int) -> tuple[int, int]:
-    """Of one ASK and its ANSWER, as they stand on the wire."""
+    """Bytes of one ASK and of its ANSWER, as they are on the wire."""
     codes, scales = tap.encode(np.zeros((1, len(tap.layers), width), np.float32))
-    told = {"turn": 1, "run": 0, "at": [200]}
-    delta = np.zeros((1, width), np.int8 if tap.codec == "int8" else np.float16)
-    answer = {"delta": delta, "scales": np.zeros(1 if tap.codec == "int8" else 0, np.float32)}
-    answer["draft"] = np.zeros((1, 0), np.int32)
-    ask = Frame(Kind.ASK, {**told, "from": 199, "ids": [300]}, {"codes": codes, "scales": scales})
-    return len(encode(ask)), len(encode(Frame(Kind.ANSWER, told, answer)))
+    zero = pack_corrections([Correction(np.zeros(width, np.float32))], width, tap.codec == "int8")
+    answer = Answer(1, 0, [200], np.zeros((1, 0), np.int32), **zero)
+    return len(encode(Ask(1, 0, [200], 199, [300], codes, scales))), len(encode(answer))
 
 
 def to_json(points: list[Point]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sideplug.device import head
-from sideplug.device.runtime import Session
+from sideplug.device.session import Session
 
 SAMPLE = 2048  # tokens that stand for the rest of the vocabulary
 

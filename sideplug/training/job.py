@@ -1,6 +1,6 @@
-"""Trains for the gateway's page: one plugin at a time, in a thread, its progress told as plain numbers.
+"""Training for the gateway's page: one plugin at a time, in a thread, with its progress as plain numbers.
 
-A name that is on the shelf learns on (learn/more), a new one is made (learn/make). It does not know HTTP.
+An existing plugin is updated (see update), a new one is made (see pipeline). It does not know HTTP.
 Test: pytest tests/training/test_job.py
 """
 
@@ -8,32 +8,33 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from sideplug.contract.errors import InputError, SideplugError, Stopped
+from sideplug.device.client import Client
 from sideplug.device.plugin_store import PluginStore
-from sideplug.training import data, pipeline, update
-from sideplug.training.data import Example
-from sideplug.training.trainer import Settings
+from sideplug.readers import Example, parse
+from sideplug.training import pipeline, update
+from sideplug.training.fit import TrainConfig
+from sideplug.training.trainer import Progress
 
 HELD_OUT = 0.1
-LOSSES = re.compile(r"loss ([\d.]+)(?:, held out ([\d.]+))?")  # in what pipeline.train notes
-log = logging.getLogger("sideplug.teacher")
+log = logging.getLogger("sideplug.training")
 
 
 class TrainingJob:
-    """`state` has: running, name, stage, done, total, note, losses ([step, training, held out] …), line, error."""
+    """Trains one plugin at a time, in a thread. retain: a file of prompts for the retain set; None: our own list.
 
-    def __init__(self, shelf: PluginStore, connect: pipeline.Connect, general: Path | None = None) -> None:
-        self._shelf = shelf
-        self._connect = connect
-        self._general = general
+    state has: running, name, stage, done, total, note, losses ([step, training, held out] …), line, error.
+    """
+
+    def __init__(self, store: PluginStore, client: Client, retain: Path | None = None) -> None:
+        self._store = store
+        self._client = client
+        self._retain = retain
         self._lock = threading.Lock()
         self._wants_stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -41,10 +42,11 @@ class TrainingJob:
 
     @property
     def state(self) -> dict[str, Any]:
+        """A copy of the state, as JSON has it."""
         return dict(self._state)
 
     def start(self, name: str, files: list[tuple[str, str]], settings: dict[str, Any]) -> None:
-        """`files`: (name, text). settings: epochs, width, force. Raises InputError."""
+        """Begin, from files of (name, text). settings: epochs, width, force. Raises InputError."""
         for key, value in settings.items():
             number = key in ("epochs", "width") and type(value) is int and 1 <= value <= 4096
             if not number and not (key == "force" and type(value) is bool):
@@ -53,24 +55,25 @@ class TrainingJob:
         with self._lock:
             if self._state["running"]:
                 raise InputError(f"{self._state['name']} is being trained: wait for it, or stop it")
-            if any(entry.name == name for entry in self._shelf.entries()):
-                folder = self._shelf.find(name).folder
-                work = lambda: self._learn_on(folder, examples, settings)  # noqa: E731
+            if any(entry.name == name for entry in self._store.entries()):
+                folder = self._store.find(name).folder
+                work = lambda: self._update(folder, examples, settings)  # noqa: E731
             else:
-                folder = self._shelf.new_folder(name)
-                training, held = data.split(examples, HELD_OUT, 0)
-                work = lambda: self._make(folder, training, held, settings)  # noqa: E731
+                folder = self._store.new_folder(name)
+                texts = pipeline.Texts.prepare(examples, HELD_OUT, 0, retain=self._retain)
+                work = lambda: self._make(folder, texts, settings)  # noqa: E731
             self._state = {"running": True, "name": name, "stage": "starting", "done": 0, "total": 0, "note": ""}
             self._state |= {"losses": [], "line": "", "error": "", "examples": len(examples)}
             self._wants_stop.clear()
-            self._thread = threading.Thread(target=self._run, args=(work,), name="teacher", daemon=True)
+            self._thread = threading.Thread(target=self._run, args=(work,), name="training", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """Between two steps; what was there before stays."""
+        """Stop between two steps; the plugin that was there before stays."""
         self._wants_stop.set()
 
     def wait(self, timeout_s: float | None = None) -> None:
+        """Wait until it has ended."""
         if self._thread is not None:
             self._thread.join(timeout_s)
 
@@ -85,31 +88,28 @@ class TrainingJob:
         finally:
             self._state |= {"running": False, "stage": ""}
 
-    def _make(self, folder: Path, training: list[Example], held: list[Example], settings: dict[str, Any]) -> str:
-        recipe = pipeline.Recipe(width=settings.get("width", 0), training=Settings(settings.get("epochs", 6)))
-        near = [] if self._general else data.hard_negatives(training)
-        texts = pipeline.Texts(training, held, data.general(self._general), near)
-        made = pipeline.make(self._connect, texts, folder, recipe, self._show, self._interrupts)
+    def _make(self, folder: Path, texts: pipeline.Texts, settings: dict[str, Any]) -> str:
+        recipe = pipeline.Recipe(width=settings.get("width", 0), training=TrainConfig(settings.get("epochs", 6)))
+        made = pipeline.make(self._client, texts, folder, recipe, self._show, self._interrupts)
         gain = made.result.base_loss - made.result.best_loss
         return f"held-out loss {made.result.base_loss:.3f} → {made.result.best_loss:.3f} nats a token ({-gain:+.3f})"
 
-    def _learn_on(self, folder: Path, examples: list[Example], settings: dict[str, Any]) -> str:
+    def _update(self, folder: Path, examples: list[Example], settings: dict[str, Any]) -> str:
         epochs, force = settings.get("epochs", 6), settings.get("force", False)
-        return update.learn(self._connect, folder, examples, self._show, self._interrupts, epochs, force).line
+        return update.update(self._client, folder, examples, self._show, self._interrupts, epochs, force).line
 
     @contextlib.contextmanager
-    def _show(self, label: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    def _show(self, label: str, total: int) -> Iterator[pipeline.Tell]:
         self._state |= {"stage": label, "done": 0, "total": total, "note": ""}
 
-        def told(done: int, note: str = "") -> None:
+        def tell(done: int, progress: Progress | None = None) -> None:
             if label.startswith("recording") and self._wants_stop.is_set():
                 raise Stopped("stopped; what is on the tape is kept")
-            self._state |= {"done": done, "note": note}
-            losses = LOSSES.search(note)
-            if losses:
-                self._state["losses"].append([done, *(float(loss) if loss else None for loss in losses.groups())])
+            self._state |= {"done": done, "note": progress.line if progress else ""}
+            if progress:
+                self._state["losses"].append([done, progress.loss, progress.held_loss])
 
-        yield told
+        yield tell
 
     @contextlib.contextmanager
     def _interrupts(self) -> Iterator[Callable[[], bool]]:
@@ -117,21 +117,15 @@ class TrainingJob:
 
 
 def read_files(files: list[tuple[str, str]]) -> list[Example]:
-    """Examples of texts that were dropped on the page, by the names that they had. Raises DataError."""
+    """The examples of texts that were dropped on the page, by the names that they had. Raises DataError, InputError."""
     if not files:
         raise InputError("there is nothing to learn from: give at least one file")
-    with tempfile.TemporaryDirectory(prefix="sideplug-") as scratch:
-        examples: list[Example] = []
-        for number, (name, text) in enumerate(files):
-            shown, suffix = PurePath(name).name or "text.txt", PurePath(name).suffix
-            # The name is somebody's: it is told, never used as a path.
-            path = Path(scratch) / f"{number}{suffix if suffix in data.SUFFIXES else ''}"
-            try:
-                path.write_bytes(text.encode())
-                read = data.read(path)
-            except UnicodeEncodeError as error:
-                raise InputError(f"{shown} must be UTF-8 text") from error
-            except InputError as error:
-                raise type(error)(str(error).replace(str(path), shown)) from None
-            examples += [replace(example, where=example.where.replace(str(path), shown)) for example in read]
+    examples: list[Example] = []
+    for name, text in files:
+        shown = PurePath(name).name or "text.txt"
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{shown} must be UTF-8 text") from error
+        examples += parse(text, shown)
     return examples

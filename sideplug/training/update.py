@@ -1,8 +1,8 @@
-"""Learning as one goes: new examples for a plugin that is there already, from its own tapes, without forgetting.
+"""Continual learning: new examples for an existing plugin, without forgetting.
 
-What it learnt from is on its tapes, so only what is new is read by the cloud. Training goes on from the plugin as it
-is, on old and new examples together. It replaces the plugin only where it learnt the new ones and does not do worse on
-the text that was held out before; the one before is kept, for `rollback`.
+What the plugin learnt from is on its tapes, so the cloud reads only what is new. Training continues from the plugin as
+it is, on old and new examples together. The result replaces the plugin only where it learnt the new examples and does
+not do worse on the text that was held out before; the version before is kept, for `rollback`.
 Test: pytest tests/training/test_update.py
 """
 
@@ -14,22 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from sideplug.contract.errors import InputError, PluginError, Stopped
-from sideplug.device.plugin import WEIGHTS, Plugin, is_sealed, write_aside
+from sideplug.device.client import Client
+from sideplug.device.responders import Silent
+from sideplug.paths import write_aside
+from sideplug.plugins import Plugin
+from sideplug.plugins.file import is_sealed
 from sideplug.training import pipeline
 from sideplug.training.data import Example
+from sideplug.training.fit import TrainConfig
 from sideplug.training.tape import Tape
-from sideplug.training.trainer import Settings, Trainer
+from sideplug.training.trainer import Trainer
 
 VERSIONS = "versions"
-KEPT = 5  # versions that can be gone back to
-SHARE = 0.25  # of an epoch that new examples make up, by being read several times …
-REPEATS = 8  # … but no more often than this
+MAX_VERSIONS = 5  # that `rollback` can return to
+SHARE = 0.25  # of an epoch that new examples make up, by being repeated …
+MAX_REPEATS = 8  # … but no more often than this
 WORSE = 0.01  # nats a token on the old held-out text: what may be noise
 
 
 @dataclass
-class Learnt:
-    """Losses in nats a token, on the text that was held out when the plugin was made, and on what is new."""
+class Update:
+    """What an update reached. Losses in nats a token, on the text that was held out when the plugin was made (old) and
+    on the new examples; kept: whether the plugin was replaced; why: why not."""
 
     examples: int
     old_before: float
@@ -38,32 +44,37 @@ class Learnt:
     new_after: float
     epochs: int
     kept: bool
-    why: str  # not kept
+    why: str
 
     def to_json(self) -> dict[str, Any]:
+        """The fields by name, to five places."""
         return {name: round(value, 5) if isinstance(value, float) else value for name, value in asdict(self).items()}
 
     @property
     def line(self) -> str:
-        """For a person to read."""
+        """One line for a person to read."""
         new = f"new text {self.new_before:.3f} → {self.new_after:.3f}"
         old = f"old held-out text {self.old_before:.3f} → {self.old_after:.3f} nats a token"
         end = "the plugin is replaced" if self.kept else f"the plugin stays as it was: {self.why}"
         return f"learnt {self.examples} more in {self.epochs} epochs: {new}, {old}; {end}"
 
 
-def learn(
-    connect: pipeline.Connect,
+def update(
+    client: Client,
     folder: Path,
     added: list[Example],
     show: pipeline.Show,
     interrupts: pipeline.Interrupts,
     epochs: int = 6,
     force: bool = False,
-) -> Learnt:
-    """Raises PluginError for a plugin without its tapes, Stopped where somebody wanted that (the plugin stays)."""
+) -> Update:
+    """Train the plugin in `folder` on these examples too.
+
+    Raises PluginError for a plugin without its tapes, Stopped where somebody wanted that (the plugin stays).
+    """
     plugin = _open(folder)
-    number = int(plugin.about.get("additions", 0)) + 1
+    part, before = plugin.trained, plugin.to_bytes()
+    number = int(part.about.get("additions", 0)) + 1
     tapes_of_it = [
         folder / pipeline.TRAINING,
         folder / pipeline.HELD,
@@ -71,18 +82,17 @@ def learn(
     ]
     if not all(path.is_file() for path in tapes_of_it):
         raise PluginError(f"{folder} has no tape to learn on from (it was imported, perhaps): train it anew")
-    before = (folder / WEIGHTS).read_bytes()
-    with connect(plugin.tap) as session:
+    with client.connect(responder=Silent(part.tap, part.context)) as session:
         plugin.check_base(session.model.fingerprint, session.model.name)
-        new = pipeline.record_one(session, plugin.tap, "new", added, _addition(folder, number), show)
+        new = pipeline.record_one(session, part.tap, part.context, "new", added, _addition(folder, number), show)
         tapes = _tapes(folder, plugin, number - 1)
         old = tapes.training
         tapes.training = old + new.part([*range(len(new))] * _repeats(old, new))
         held, tapes.held = tapes.held, tapes.held + new
-        settings = replace(_settings(plugin), epochs=epochs)
+        config = replace(_config(plugin), epochs=epochs)
         rows = tapes.fetch_head(session, 4096)
-    general = tapes.split_general(settings.seed, hard_negatives=True)
-    trainer = Trainer(plugin, rows, tapes.training, tapes.held, settings, folder, general, started=True)
+    retain = tapes.split_retain(config.seed, hard_negatives=True)
+    trainer = Trainer(part, plugin.base, rows, tapes.training, tapes.held, config, folder, retain, trained=True)
 
     def losses() -> list[float]:
         return [float(-trainer.judge(tape).plugin.mean()) for tape in (held, new)]
@@ -93,22 +103,22 @@ def learn(
     except Stopped as stopped:
         raise Stopped(f"{str(stopped).split(';')[0]}; the plugin stays as it was") from stopped
     finally:
-        trainer.forget_checkpoint()  # nothing goes on from it: the tape is what is kept
+        trainer.forget_checkpoint()  # nothing continues from it: the tape is what is kept
     old_after, new_after = losses()
     why = ""
     if old_after > old_before + WORSE:
         why = "it would do worse on the old text (--force replaces it all the same)"
     elif not new_after < new_before:
         why = "it learnt nothing"
-    learnt = Learnt(len(added), old_before, old_after, new_before, new_after, result.epochs, force or not why, why)
-    if learnt.kept:
-        plugin.phrases = (old + new).texts()[-pipeline.MAX_PHRASES :]
+    made = Update(len(added), old_before, old_after, new_before, new_after, result.epochs, force or not why, why)
+    if made.kept:
+        part.phrases = (old + new).texts()[-pipeline.MAX_PHRASES :]
         gated = pipeline.fit_gate(trainer, tapes)
-        examples = int(plugin.about.get("examples", len(old))) + len(added)
-        plugin.about = {**plugin.about, **result.to_json(), **gated, "examples": examples, "additions": number}
+        examples = int(part.about.get("examples", len(old))) + len(added)
+        part.about = {**part.about, **result.to_json(), **gated, "examples": examples, "additions": number}
         _keep(folder, before)
         plugin.save(folder)
-    return learnt
+    return made
 
 
 def rollback(folder: Path) -> Plugin:
@@ -132,45 +142,50 @@ def _open(folder: Path) -> Plugin:
 
 def _repeats(old: Tape, new: Tape) -> int:
     """How often an epoch reads the new examples."""
-    return max(1, min(REPEATS, round(SHARE / (1 - SHARE) * len(old) / len(new))))
+    return max(1, min(MAX_REPEATS, round(SHARE / (1 - SHARE) * len(old) / len(new))))
 
 
 def _addition(folder: Path, number: int) -> Path:
     return (folder / pipeline.TRAINING).with_name(f"more-{number}.tape")
 
 
-def _settings(plugin: Plugin) -> Settings:
+def _config(plugin: Plugin) -> TrainConfig:
     known = plugin.about.get("settings", {})
-    return Settings(**{name: value for name, value in known.items() if name in Settings.__dataclass_fields__})
+    return TrainConfig(**{name: value for name, value in known.items() if name in TrainConfig.__dataclass_fields__})
 
 
 def _tapes(folder: Path, plugin: Plugin, additions: int) -> pipeline.Tapes:
     """What the plugin was made from so far."""
-    training = Tape.whole(folder / pipeline.TRAINING, plugin.tap)
+    part = plugin.trained
+
+    def whole(path: Path) -> Tape:
+        return Tape.whole(path, part.tap, part.context)
+
+    training = whole(folder / pipeline.TRAINING)
     for number in range(1, additions + 1):
-        training = training + Tape.whole(_addition(folder, number), plugin.tap)
-    held = Tape.whole(folder / pipeline.HELD, plugin.tap)
+        training = training + whole(_addition(folder, number))
+    held = whole(folder / pipeline.HELD)
     try:
-        about = json.loads((folder / pipeline.GENERAL).read_text())
-        path = pipeline.general_tape(about["tape"])
-        near = Tape.whole(folder / pipeline.NEAR, plugin.tap) if (folder / pipeline.NEAR).is_file() else None
-        return pipeline.Tapes.of(training, held, Tape.whole(path, plugin.tap), about["near"], near)
+        about = json.loads((folder / pipeline.RETAIN).read_text())
+        path, negatives = pipeline.retain_tape(about["tape"]), folder / pipeline.HARD_NEGATIVES
+        own = whole(negatives) if negatives.is_file() else None
+        return pipeline.Tapes.of(training, held, whole(path), about["negatives"], own)
     except FileNotFoundError:
-        if plugin.gate.kind == "linear":
+        if part.gate.kind == "linear":
             raise InputError(
-                "the general tape is not in the cache any more: train the plugin anew, which records it"
+                "the retain set's tape is not in the cache any more: train the plugin anew, which records it"
             ) from None
         return pipeline.Tapes(training, held, None)
 
 
 def _keep(folder: Path, file: bytes) -> None:
-    """Put the plugin as it was where `rollback` finds it."""
+    """Keep the version before, where `rollback` finds it."""
     try:
         (folder / VERSIONS).mkdir(exist_ok=True)
         versions = sorted((folder / VERSIONS).glob("*.safetensors"))
         number = int(versions[-1].stem) + 1 if versions else 1
         write_aside(folder / VERSIONS / f"{number:06}.safetensors", file)
-        for path in versions[: max(0, len(versions) + 1 - KEPT)]:
+        for path in versions[: max(0, len(versions) + 1 - MAX_VERSIONS)]:
             path.unlink()
     except OSError as error:
         raise Stopped(f"the version before could not be kept in {folder}: {error.strerror or error}") from error

@@ -1,0 +1,70 @@
+"""`connect`: an address and a plugin become an open session. Everybody who opens one calls this.
+
+Test: pytest tests/device/test_client.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+
+from sideplug.contract.errors import CloudError
+from sideplug.contract.frames import ModelInfo
+from sideplug.contract.gate import Gate
+from sideplug.contract.wire import MODEL_PATH
+from sideplug.device.address import DEFAULT_URL, Address, get
+from sideplug.device.link import Link, Record, WebSocketLink
+from sideplug.device.reconnect import RetryPolicy
+from sideplug.device.responders import PluginResponder, Responder
+from sideplug.device.session import Session
+from sideplug.plugins import Plugin
+
+
+@dataclass(frozen=True)
+class Client:
+    """A cloud's address, and how its sessions are opened. Everybody who opens one has a Client.
+
+    record: receives (">" or "<", message) of all that passes. say: receives one line for each break.
+    """
+
+    address: Address = Address()
+    record: Record | None = None
+    say: Callable[[str], None] = lambda line: None
+
+    @classmethod
+    def at(cls, cloud: str | Address = DEFAULT_URL) -> Client:
+        """The client of a URL, or of an Address with a key, a certificate or a pin. Raises InputError."""
+        return cls(Address(cloud) if isinstance(cloud, str) else cloud)
+
+    def connect(
+        self, plugin: Plugin | None = None, gate: Gate | None = None, responder: Responder | None = None
+    ) -> Session:
+        """An open session, which connects again where a connection breaks.
+
+        gate: instead of the plugin's. responder: what answers, instead of a plugin.
+        Raises WrongBase, Unreachable, Unauthorized, Busy.
+        """
+        if responder is None and plugin is not None:
+            responder = PluginResponder(plugin, gate)
+        open_link: Callable[[], Link] = partial(WebSocketLink.open, self.address, self.record)
+        return Session(open_link(), responder, open_link, RetryPolicy(self.address.retry_s, self.say))
+
+    def model(self) -> ModelInfo:
+        """The base model that the cloud serves, by one plain request. Raises Unreachable, Unauthorized, CloudError."""
+        try:
+            return msgspec.convert(json.loads(get(self.address, MODEL_PATH)), ModelInfo)
+        except (ValueError, msgspec.ValidationError) as error:
+            raise CloudError(f"the cloud at {self.address.url} does not describe its model: {error}") from error
+
+
+def connect(cloud: str | Address = DEFAULT_URL, plugin: Plugin | None = None, gate: Gate | None = None) -> Session:
+    """An open session with the cloud at this address, to be closed, or used in a `with` statement.
+
+    cloud: a URL, or an Address with a key, a certificate or a pin. plugin: yours; without one the base speaks.
+    gate: instead of the plugin's. Raises InputError, WrongBase, Unreachable, Unauthorized, Busy.
+    """
+    return Client.at(cloud).connect(plugin, gate)

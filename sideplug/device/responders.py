@@ -1,0 +1,389 @@
+"""What answers a cloud's questions: a plugin, a plugin with the base's head on the device, or a listener.
+
+A *responder* outlives a reply: it says what OPEN asks for. `begin` gives what answers during one reply. A plugin's
+parts are asked in a fixed order: a memory first, and where it speaks it speaks alone; else the manner parts whose gates
+are open, their corrections summed. The rows of a text come in their order; a row that comes again replaces what stood
+there, because the text was rolled back.
+
+It does not know sockets. Test: pytest tests/device/test_responders.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypedDict
+
+import numpy as np
+
+from sideplug.contract.capabilities import CONTEXT, MIXTURE, ContextSettings, MixtureSettings, want
+from sideplug.contract.codec import unpack
+from sideplug.contract.correction import Correction, Merge, Packed, merged, mix, pack_corrections
+from sideplug.contract.errors import ProtocolError
+from sideplug.contract.frames import Ask, Context, Example, ModelInfo, Wanted
+from sideplug.contract.gate import Gate
+from sideplug.contract.sampling import Sampling, choose
+from sideplug.contract.tap import ContextSlice, Tap
+from sideplug.contract.text import Prompt
+from sideplug.device.drafts import PromptLookup
+from sideplug.device.head import DeviceHead
+from sideplug.plugins import PartReply, Plugin
+
+
+class AnswerFields(Packed, total=False):
+    """The tensor fields of an ANSWER, all positions of its asks: corrections, or the tokens that were picked."""
+
+    ids: np.ndarray
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a responder asks for in OPEN. base: a fingerprint, "" for any. tap None: the cloud's default."""
+
+    base: str = ""
+    tap: Tap | None = None
+    merge: Merge = "add"
+    gates: Sequence[Gate] = (Gate("shut"),)
+    capabilities: dict[str, Wanted] = field(default_factory=dict)
+
+
+class Answering(Protocol):
+    """A responder during one reply.
+
+    gates: for each part "open", "shut" or "" (as OPEN says); [] for as OPEN says. draft: ids that the reply is expected
+    to begin with. rows: how many rows of the text it has, where it needs the context; None where it does not.
+    """
+
+    gates: list[str]
+    draft: list[int]
+
+    @property
+    def rows(self) -> int | None: ...
+
+    def context(self, frame: Context) -> None:
+        """Rows for which no answer is asked. Raises ProtocolError where rows before them are missing."""
+        ...
+
+    def answer(self, asks: Sequence[Ask]) -> AnswerFields:
+        """The answers to all positions of these asks, in their order. Raises ProtocolError."""
+        ...
+
+    def skip(self, ask: Ask) -> None:
+        """An ask of a run that was rolled back: it needs no answer, but its row may still stand."""
+        ...
+
+    def drafts(self, ask: Ask) -> list[int]:
+        """The token ids that are expected from the ask's position on."""
+        ...
+
+    def settled(self, at: int, ids: list[int]) -> None:
+        """The tokens from position `at` on are final."""
+        ...
+
+    def resume(self, length: int) -> None:
+        """The connection broke: of the text only the first `length` positions are settled."""
+        ...
+
+
+class Responder(Protocol):
+    """What answers in a session."""
+
+    @property
+    def opening(self) -> Opening: ...
+
+    def check_base(self, model: ModelInfo) -> None:
+        """Raises WrongBase where it was made for another base model."""
+        ...
+
+    def begin(self, prompt: Prompt, sampling: Sampling, options: ReplyOptions) -> Answering:
+        """What answers during one reply to this prompt."""
+        ...
+
+    def score(self, example: Example) -> Packed:
+        """The corrections of every position of an example that was read. Raises ProtocolError."""
+        ...
+
+
+class ReplyOptions(TypedDict):
+    """What a responder must know of a reply. head: the base's head, where the device picks its tokens."""
+
+    drafts: bool
+    head: DeviceHead | None
+    width: int
+
+
+class Silent:
+    """A responder without a plugin: its gate is shut, so it is never asked. With a `tap`, examples are read by it."""
+
+    def __init__(self, tap: Tap | None = None, context: ContextSlice | None = None) -> None:
+        self.opening = Opening(tap=tap, capabilities=_context_wanted(context))
+
+    def check_base(self, model: ModelInfo) -> None:
+        """Any base will do."""
+
+    def begin(self, prompt: Prompt, sampling: Sampling, options: ReplyOptions) -> Answering:
+        """See Responder."""
+        return _NoAnswer()
+
+    def score(self, example: Example) -> Packed:
+        """Raises ProtocolError: there is nothing to score."""
+        raise ProtocolError("the cloud asked, but this session has no plugin", "local")
+
+
+class _NoAnswer:
+    rows = None
+
+    def __init__(self) -> None:
+        self.gates: list[str] = []
+        self.draft: list[int] = []
+
+    def context(self, frame: Context) -> None:
+        raise ProtocolError("the cloud must not send context rows that nobody asked for")
+
+    def answer(self, asks: Sequence[Ask]) -> AnswerFields:
+        raise ProtocolError("the cloud asked, but this session has no plugin")
+
+    def skip(self, ask: Ask) -> None:
+        return
+
+    def drafts(self, ask: Ask) -> list[int]:
+        return []
+
+    def settled(self, at: int, ids: list[int]) -> None:
+        return
+
+    def resume(self, length: int) -> None:
+        return
+
+
+class Listener(_NoAnswer):
+    """A responder that corrects nothing and hands on the states of every token that is asked about.
+
+    heard: position → states (K, R). Test: pytest tests/device/test_states.py
+    """
+
+    def __init__(self, tap: Tap, width: int) -> None:
+        super().__init__()
+        self.opening = Opening(tap=tap, gates=(Gate("open"),))
+        self.heard: dict[int, np.ndarray] = {}
+        self._tap, self._width = tap, width
+
+    def check_base(self, model: ModelInfo) -> None:
+        """Any base will do."""
+
+    def begin(self, prompt: Prompt, sampling: Sampling, options: ReplyOptions) -> Answering:
+        """See Responder."""
+        self.heard.clear()
+        return self
+
+    def answer(self, asks: Sequence[Ask]) -> AnswerFields:
+        """Nothing is corrected: Δ = 0 for every position."""
+        for ask in asks:
+            self.heard.update(zip(ask.at, self._tap.decode(ask.codes, ask.scales), strict=True))
+        zero = Correction(np.zeros(self._width, np.float32))
+        count = sum(len(ask.at) for ask in asks)
+        return AnswerFields(**pack_corrections([zero] * count, self._width, self._tap.codec == "int8"))
+
+    def score(self, example: Example) -> Packed:
+        """Raises ProtocolError: a listener corrects nothing."""
+        raise ProtocolError("a listener has nothing to score", "local")
+
+
+class PluginResponder:
+    """Answers with a plugin. `gate` overrides: open or shut for all parts, a linear one for the trained part."""
+
+    def __init__(self, plugin: Plugin, gate: Gate | None = None) -> None:
+        self.plugin = plugin
+        gates = plugin.gates
+        if gate is not None and gate.kind != "linear":
+            gates = [gate] * len(gates)
+        elif gate is not None:
+            gates = [gate if part is plugin.trained else part.gate for part in plugin.parts]
+        wanted = _context_wanted(plugin.context)
+        if any(part.role == "memory" for part in plugin.parts):
+            wanted[MIXTURE.name] = want(MixtureSettings())
+        self.opening = Opening(plugin.base, plugin.tap, plugin.merge, gates, wanted)
+
+    def check_base(self, model: ModelInfo) -> None:
+        """See Responder."""
+        self.plugin.check_base(model.fingerprint, model.name)
+
+    def begin(self, prompt: Prompt, sampling: Sampling, options: ReplyOptions) -> Answering:
+        """See Responder."""
+        answering = PluginAnswering(self.plugin, prompt, options["drafts"], options["width"])
+        head = options["head"]
+        return answering if head is None else HeadAnswering(answering, head, sampling)
+
+    def score(self, example: Example) -> Packed:
+        """See Responder. The rows are run in their order, as in a reply."""
+        tap, context = self.plugin.tap, self.plugin.context
+        answering = PluginAnswering(self.plugin, Prompt(text=""), False, example.z.shape[1])
+        first = 0
+        if context is not None:
+            if example.context is None or example.context_scales is None:
+                raise ProtocolError("the cloud must send the rows of the prompt with this example")
+            answering.add_rows(0, context.decode(example.context, example.context_scales))
+            first = len(example.context)
+        codes_TKR = tap.decode(example.codes, example.scales)
+        asked = [answering.correct(first + row + 1, code_KR, -1) for row, code_KR in enumerate(codes_TKR)]
+        return pack_corrections(asked, example.z.shape[1], tap.codec == "int8")
+
+
+class PluginAnswering:
+    """A plugin during one reply."""
+
+    def __init__(self, plugin: Plugin, prompt: Prompt, drafts: bool, width: int) -> None:
+        self.plugin = plugin
+        self._width = width
+        self._tap = plugin.tap
+        self._parts: list[tuple[PartReply, list[int]]] = [
+            (part.begin(prompt), self._tap.rows_of(part.tap)) for part in plugin.parts
+        ]
+        self._memories = sum(part.role == "memory" for part in plugin.parts)
+        self._lookup = PromptLookup(plugin.phrases) if drafts and len(plugin.phrases) else None
+        context = plugin.context
+        self._context = context if any(reply.wants_context for reply, _ in self._parts) else None
+        self._rows = 0
+        self.gates = [reply.gate for reply, _ in self._parts]
+        if not any(self.gates):
+            self.gates = []
+        self.draft = next((reply.draft for reply, _ in self._parts if reply.draft), []) if drafts else []
+
+    @property
+    def rows(self) -> int | None:
+        """See Answering."""
+        return None if self._context is None else self._rows
+
+    def context(self, frame: Context) -> None:
+        """See Answering."""
+        if self._context is None:
+            raise ProtocolError("the cloud must not send context rows that nobody asked for")
+        self.add_rows(frame.first, self._context.decode(frame.codes, frame.scales))
+
+    def add_rows(self, first: int, code_CKR: np.ndarray) -> None:
+        """Rows from position `first` on, to all parts that need them."""
+        self._go_to(first)
+        for reply, layers in self._parts:
+            if reply.wants_context:
+                reply.context(first, code_CKR[:, layers])
+        self._rows = first + len(code_CKR)
+
+    def _go_to(self, row: int) -> None:
+        """The next row is `row`. Raises ProtocolError where rows before it are missing."""
+        if self._context is not None and row > self._rows:
+            raise ProtocolError(f"the cloud must send the rows from {self._rows} on, got row {row}")
+        if row < self._rows:
+            for reply, _ in self._parts:
+                reply.trim(row)
+        self._rows = row
+
+    def correct(self, at: int, code_KR: np.ndarray, gates: int) -> Correction:
+        """The correction of position `at` from the row before it. Bit p of `gates`: part p is asked."""
+        self._go_to(at - 1)
+        self._rows = at
+        spoken: Correction | None = None
+        total: np.ndarray | None = None
+        mixture = None
+        for number, (reply, layers) in enumerate(self._parts):
+            asked = bool(gates >> number & 1)
+            if not asked or (spoken is not None and number >= self._memories):
+                if reply.wants_context:
+                    reply.context(at - 1, code_KR[None, layers])
+                continue
+            correction = reply.answer(at, code_KR[layers])
+            if correction is None:
+                continue
+            if number < self._memories:
+                spoken = spoken or correction
+                continue
+            mixture = mixture or correction.mixture
+            if correction.delta_D is not None:
+                total = correction.delta_D if total is None else total + correction.delta_D
+        return spoken or Correction(total, mixture)
+
+    def corrections(self, ask: Ask) -> list[Correction]:
+        """The corrections of an ask's positions."""
+        for reply, _ in self._parts:
+            reply.hear(ask.start, ask.ids)
+        codes_TKR = self._tap.decode(ask.codes, ask.scales)
+        gates = ask.gates or [-1] * len(ask.at)
+        return [self.correct(at, codes_TKR[row], gates[row]) for row, at in enumerate(ask.at)]
+
+    def answer(self, asks: Sequence[Ask]) -> AnswerFields:
+        """See Answering."""
+        corrections = [each for ask in asks for each in self.corrections(ask)]
+        packed = pack_corrections(corrections, self._width, self._tap.codec == "int8")
+        return AnswerFields(**packed)
+
+    def skip(self, ask: Ask) -> None:
+        """See Answering."""
+        if self._context is not None:
+            for at, code_KR in zip(ask.at, self._tap.decode(ask.codes, ask.scales), strict=True):
+                self.add_rows(at - 1, code_KR[None])
+
+    def drafts(self, ask: Ask) -> list[int]:
+        """See Answering: a part's own expectation first, else the person's phrases."""
+        for reply, _ in self._parts:
+            expected = reply.expected(ask.at[0])
+            if expected:
+                return expected
+        if self._lookup is None:
+            return []
+        self._lookup.hear(ask.start, ask.ids)
+        return self._lookup.draft(ask.at[0])
+
+    def settled(self, at: int, ids: list[int]) -> None:
+        """See Answering."""
+        if self._lookup is not None:
+            self._lookup.settled(at, ids)
+
+    def resume(self, length: int) -> None:
+        """See Answering."""
+        if length < self._rows:
+            self._go_to(length)
+
+
+class HeadAnswering:
+    """A plugin during one reply, with the base's head on the device: it picks the tokens itself."""
+
+    def __init__(self, inner: PluginAnswering, head: DeviceHead, sampling: Sampling) -> None:
+        self._inner, self._head, self._sampling = inner, head, sampling
+        self._text: list[int] = []  # prompt and reply, where the choice depends on them
+        self.gates, self.draft = inner.gates, inner.draft
+        self.context: Callable[[Context], None] = inner.context
+        self.skip: Callable[[Ask], None] = inner.skip
+        self.drafts: Callable[[Ask], list[int]] = inner.drafts
+        self.settled: Callable[[int, list[int]], None] = inner.settled
+        self.resume: Callable[[int], None] = inner.resume
+
+    @property
+    def rows(self) -> int | None:
+        """See Answering."""
+        return self._inner.rows
+
+    def answer(self, asks: Sequence[Ask]) -> AnswerFields:
+        """The tokens that the device picks, (T,) int32."""
+        return AnswerFields(ids=np.array([token for ask in asks for token in self._pick(ask)], np.int32))
+
+    def _pick(self, ask: Ask) -> list[int]:
+        if ask.z is None or len(ask.z) != len(ask.at):
+            raise ProtocolError("the cloud must send z with each ASK where the device has the head")
+        if self._sampling.repetition_penalty != 1:
+            self._text[ask.start :] = ask.ids
+        plugin = self._inner.plugin
+        int8 = plugin.tap.codec == "int8"
+        picked = []
+        for row, correction in enumerate(self._inner.corrections(ask)):
+            z_1D = ask.z[row : row + 1].astype(np.float32)
+            packed = pack_corrections([correction], z_1D.shape[1], int8)
+            if "delta" in packed:  # the very correction that the cloud would see
+                z_1D = merged(z_1D, unpack(packed["delta"], packed["scales"]), plugin.merge)
+            logits_V = mix(self._head.logits(z_1D), correction.mixture)
+            picked.append(choose(logits_V, self._sampling, ask.at[row], self._text))
+        return picked
+
+
+def _context_wanted(context: ContextSlice | None) -> dict[str, Wanted]:
+    if context is None:
+        return {}
+    return {CONTEXT.name: want(ContextSettings(list(context.layers), context.rank))}

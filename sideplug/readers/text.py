@@ -1,0 +1,72 @@
+"""Plain text: {"text"} records, or a plain file, cut into passages of whole paragraphs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from sideplug.contract.errors import DataError
+from sideplug.contract.text import Prompt
+from sideplug.readers.base import Example, Record, text_of
+
+PASSAGE_WORDS = 150
+
+
+class Text:
+    """Records of text to be continued."""
+
+    name = "text"
+
+    def fits(self, record: Record) -> bool:
+        """See Format."""
+        return "text" in record
+
+    def examples(self, record: Record, where: str) -> Iterator[Example]:
+        """See Format."""
+        text = text_of(record, "text", where)
+        if not text.strip():
+            raise DataError(f"{where}: text must not be empty")
+        for passage in passages_of(text):
+            yield Example(Prompt(text=""), passage, where)
+
+
+def plain_text(text: str, name: str) -> Iterator[Example]:
+    """The passages of a plain file, each with its line."""
+    at = 0
+    for passage in passages_of(text):
+        at = max(at, text.find(passage[:40].split("\n")[0], at))
+        yield Example(Prompt(text=""), passage, f"{name}:{text.count(chr(10), 0, at) + 1}")
+
+
+def passages_of(text: str, words: int = PASSAGE_WORDS) -> Iterator[str]:
+    """Passages of about `words` words: whole paragraphs where they fit, long ones cut between sentences."""
+    passage: list[str] = []
+    count = 0
+    for paragraph in re.split(r"\n\s*\n", text):
+        sentences = re.split(r"(?<=[.!?;:])\s+", re.sub(r"\s+", " ", paragraph).strip())
+        for piece in _whole_or(sentences, words):
+            size = len(piece.split())
+            if not size:
+                continue
+            if passage and count + size > words:
+                yield "\n\n".join(passage)
+                passage, count = [], 0
+            passage.append(piece)
+            count += size
+    if passage:
+        yield "\n\n".join(passage)
+
+
+def _whole_or(sentences: list[str], words: int) -> Iterator[str]:
+    """The paragraph as one piece when it fits, else pieces of sentences (a sentence alone may still be longer)."""
+    piece: list[str] = []
+    count = 0
+    for sentence in sentences:
+        size = len(sentence.split())
+        if piece and count + size > words:
+            yield " ".join(piece)
+            piece, count = [], 0
+        piece.append(sentence)
+        count += size
+    if piece:
+        yield " ".join(piece)

@@ -1,0 +1,153 @@
+"""Has a cloud read examples: for a tape, or to score a plugin on them. It speaks READ, EXAMPLE, SCORE and SCORED.
+
+It does not know training. Test: pytest tests/training/test_tape.py
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sideplug.contract.codec import unpack
+from sideplug.contract.errors import Busy, CloudError, InputError, ProtocolError, Stopped
+from sideplug.contract.frames import Example as ExampleFrame
+from sideplug.contract.frames import Frame, Read, Score, Scored
+from sideplug.contract.tap import ContextSlice, Tap
+from sideplug.contract.wire import VERSION, encode
+from sideplug.device.session import Session
+from sideplug.paths import write_aside
+from sideplug.training.data import Example
+from sideplug.training.judged import Judged
+from sideplug.training.tape import Tape, digest, frame_spans, read_identity
+
+LONGEST_WAIT_S = 60.0  # for a cloud that has no room
+
+
+def record(
+    session: Session,
+    tap: Tap,
+    examples: Sequence[Example],
+    path: Path,
+    progress: Callable[[int], None] = lambda n: None,
+    context: ContextSlice | None = None,
+) -> Tape:
+    """Have the cloud read each example once, and keep what it says in `path`. `progress` receives the number done.
+
+    A tape of the same base, tap and examples is continued; another one in its place is replaced. Raises CloudError when
+    the connection breaks (what came is kept), InputError for an example that the cloud can't read, Stopped: disk full.
+    """
+    identity: dict[str, Any] = {"base": session.model.fingerprint, "tap": tap.name, "examples": digest(examples)}
+    identity |= {"wire": VERSION, "context": [list(context.layers), context.rank] if context else None}
+    about = path.with_suffix(".json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not (path.is_file() and read_identity(about) == identity):
+            path.unlink(missing_ok=True)
+            write_aside(about, json.dumps(identity).encode())
+        spans = list(frame_spans(path)) if path.exists() else []
+        path.touch(mode=0o600)  # it holds the person's words, as token ids
+        with path.open("ab") as file:
+            file.truncate(sum(size for _, size in spans))
+            file.seek(0, 2)
+            done = len(spans)
+            while done < len(examples):
+                try:
+                    for frame in _read_in_order(session, examples, done, context is not None):
+                        file.write(encode(frame))
+                        done += 1
+                        session.progressed()
+                        progress(done)
+                except (CloudError, ProtocolError) as error:
+                    session.reconnect(error)
+    except OSError as error:
+        raise Stopped(f"the tape {path} could not be written: {error.strerror or error}") from error
+    return Tape.whole(path, tap, context)
+
+
+def _read_in_order(session: Session, examples: Sequence[Example], start: int, context: bool) -> Iterator[ExampleFrame]:
+    """EXAMPLE frames from number `start` on, in order; as many READs at once as the cloud allows."""
+    waiting: dict[int, ExampleFrame] = {}
+    asked = done = start
+    reads = Reads(session, examples, score=False, context=context)
+    while done < len(examples):
+        while asked < len(examples) and asked - done < session.readings:
+            reads.ask(asked)
+            asked += 1
+        frame = reads.receive()
+        if not isinstance(frame, ExampleFrame) or not done <= frame.number < asked:
+            raise ProtocolError(f"the cloud must answer READ by EXAMPLE, got {frame.kind.name}")
+        waiting[frame.number] = frame
+        while done in waiting:
+            yield waiting.pop(done)
+            done += 1
+
+
+class Reads:
+    """READs of some examples on a session, and what comes back."""
+
+    def __init__(self, session: Session, examples: Sequence[Example], score: bool, context: bool) -> None:
+        self._session, self._examples = session, examples
+        self._score, self._context = score, context
+
+    def ask(self, number: int) -> None:
+        """Send the READ of an example. Raises CloudError."""
+        example = self._examples[number]
+        read = Read(number, example.reply, self._score, **example.prompt.to_read())
+        self._session.send(replace(read, greedy_tokens=example.greedy_tokens, context=self._context))
+
+    def receive(self) -> Frame:
+        """The next frame. What the cloud says against an example is raised with its file and line.
+
+        An example that the cloud has no room for is asked for again, when it says.
+        """
+        while True:
+            try:
+                return self._session.receive()
+            except (InputError, Busy) as error:
+                if error.number is None or not 0 <= error.number < len(self._examples):
+                    raise
+                if isinstance(error, InputError):
+                    raise type(error)(f"{self._examples[error.number].where}: {error}") from error
+                time.sleep(min(error.retry_s or 1.0, LONGEST_WAIT_S))
+                self.ask(error.number)
+
+
+def score(session: Session, examples: Sequence[Example], progress: Callable[[int], None] = lambda n: None) -> Judged:
+    """Exact log-probabilities of every target token, over the whole vocabulary: base, and with the session's responder.
+
+    The examples are read as for a tape; the corrections of every position go up; the cloud's own head judges.
+    """
+    results: dict[int, Scored] = {}
+    states: dict[int, np.ndarray] = {}
+    waiting, under_way = deque(range(len(examples))), set[int]()
+    context = "context" in session.responder.opening.capabilities
+    reads = Reads(session, examples, score=True, context=context)
+    while len(results) < len(examples):
+        try:
+            while waiting and len(under_way) < session.readings:
+                number = waiting.popleft()
+                under_way.add(number)
+                reads.ask(number)
+            frame = reads.receive()
+            if isinstance(frame, ExampleFrame):
+                states[frame.number] = unpack(frame.z, frame.z_scales)
+                session.send(Score(frame.number, **session.responder.score(frame)))
+            elif isinstance(frame, Scored):
+                results[frame.number] = frame
+                under_way.discard(frame.number)
+                session.progressed()
+                progress(len(results))
+            else:
+                raise ProtocolError(f"the cloud must answer READ and SCORE, got {frame.kind.name}")
+        except (CloudError, ProtocolError) as error:
+            session.reconnect(error)
+            waiting.extendleft(sorted(under_way, reverse=True))
+            under_way.clear()
+    return Judged.of([(results[n].base, results[n].plugin, states[n]) for n in sorted(results)])
