@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgpack
+import msgspec
 import numpy as np
 
 from sideplug.contract.errors import DataError, ProtocolError, Stopped
-from sideplug.contract.wire import HEADER_BYTES, MAGIC, Frame, Kind, decode, frame_size
-from sideplug.device.plugin import Plugin
+from sideplug.contract.frames import Answer, Frame, PromptFrame, Read, Tokens, control_of, tensors_of
+from sideplug.contract.wire import HEADER_BYTES, MAGIC, decode, frame_size
+from sideplug.plugins import Plugin
 
 UP, DOWN = ">", "<"
 
@@ -180,30 +181,38 @@ def report(messages: Iterable[tuple[str, bytes]], plugin: Plugin | None = None) 
 
 def _parts(frame: Frame, message: bytes) -> dict[str, int]:
     """Bytes of the header, of each control field with its name, and of each tensor: they must add up to the message."""
-    fields = {name: len(msgpack.packb(name) + msgpack.packb(value)) for name, value in frame.control.items()}
-    tensors = {f"{name} (numbers)": tensor.nbytes for name, tensor in frame.tensors.items()}
-    listing = [[name, t.dtype.str[1:], list(t.shape)] for name, t in frame.tensors.items()]
-    shapes = len(msgpack.packb("t") + msgpack.packb(listing)) if listing else 0
-    envelope = HEADER_BYTES + len(msgpack.packb({}))  # fewer than 16 fields: the map's own byte
-    return {**fields, **tensors, "shapes": shapes, "header": envelope}
+    fields = {name: _size(name) + _size(value) for name, value in control_of(frame).items()}
+    tensors = tensors_of(frame)
+    listing = [[name, t.dtype.str[1:], list(t.shape)] for name, t in tensors.items()]
+    shapes = _size("t") + _size(listing) if listing else 0
+    count = len(fields) + bool(listing)
+    envelope = HEADER_BYTES + (1 if count < 16 else 3)  # the map's own bytes
+    sizes = {f"{name} (numbers)": tensor.nbytes for name, tensor in tensors.items()}
+    return {**fields, **sizes, "shapes": shapes, "header": envelope}
+
+
+def _size(value: object) -> int:
+    return len(msgspec.msgpack.encode(value))
 
 
 def _text(direction: str, frame: Frame) -> dict[str, int]:
     """What of the person's words is in it."""
-    control = frame.control
     if direction == DOWN:
-        return {"characters of replies (it wrote them)": len(control["text"])} if frame.kind is Kind.TOKENS else {}
-    found: Counter[str] = Counter()
-    whose = {Kind.PROMPT: "prompts", Kind.READ: "training examples"}.get(frame.kind)
-    if whose:
-        said = [message.get("content") for message in control.get("messages", ()) if isinstance(message, dict)]
-        words = sum(len(content) for content in said if isinstance(content, str))
-        found[f"characters of {whose}"] = words + len(control.get("text", "")) + len(control.get("reply", ""))
-        found[f"token ids of {whose}"] = len(control.get("ids", ()))
-    if frame.kind is Kind.ANSWER:
-        found["token ids drafted from your phrases or the reply"] = int((frame.tensors["draft"] >= 0).sum())
-        found["tokens that your plugin picked"] = len(frame.tensors.get("ids", ()))
-    return {name: size for name, size in found.items() if size}
+        return {"characters of replies (it wrote them)": len(frame.text)} if isinstance(frame, Tokens) else {}
+    sizes: Counter[str] = Counter()
+    if isinstance(frame, (PromptFrame, Read)):
+        whose = "prompts" if isinstance(frame, PromptFrame) else "training examples"
+        words = sum(len(message.content) for message in frame.messages or ())
+        reply = frame.reply if isinstance(frame, Read) else ""
+        sizes[f"characters of {whose}"] = words + len(frame.text or "") + len(reply)
+    if isinstance(frame, PromptFrame):
+        sizes["token ids of prompts"] = len(frame.ids or ())
+        sizes["token ids drafted for the beginning of a reply"] = len(frame.draft)
+    if isinstance(frame, Answer):
+        sizes["token ids drafted from your phrases or the reply"] = int((frame.draft >= 0).sum())
+        sizes["tokens that your plugin picked"] = 0 if frame.ids is None else len(frame.ids)
+        sizes["token ids of mixtures"] = 0 if frame.mix_ids is None else int((frame.mix_ids >= 0).sum())
+    return {name: size for name, size in sizes.items() if size}
 
 
 class Search:
@@ -215,9 +224,15 @@ class Search:
     def __init__(self, plugin: Plugin) -> None:
         words: list[np.ndarray] = []
         names: list[np.ndarray] = []
-        self._names = sorted(plugin.params)
+        tensors = {
+            f"{part.name}.{name}": tensor
+            for part in plugin.parts
+            for name, tensor in part.tensors().items()
+            if name != "phrases"
+        }
+        self._names = sorted(tensors)
         for number, name in enumerate(self._names):
-            flat = plugin.params[name].astype("<f4").ravel()
+            flat = tensors[name].astype("<f4").ravel()
             for values in (flat, np.clip(flat, -65504, 65504).astype("<f2")):
                 window = 8 // values.itemsize
                 for start in range(window):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sideplug.contract.codec import dequant8, pack, quant8, unpack
 from sideplug.contract.errors import InputError
-from sideplug.contract.tap import Tap, _projection
+from sideplug.contract.tap import ContextSlice, Tap, _projection
 
 
 def test_int8_error_is_half_a_step_at_most() -> None:
@@ -36,7 +36,7 @@ def test_fp16_round_trip_and_clipping() -> None:
 
 
 def test_projection_is_orthonormal_and_seeded() -> None:
-    p = _projection(3, 40, 16, 5)
+    p = _projection((0, 1, 2), 40, 16, 5)
     for k in range(3):
         np.testing.assert_allclose(p[k].T @ p[k], np.eye(16), atol=1e-5)
     assert np.abs(p[0] - p[1]).max() > 0.1
@@ -56,7 +56,7 @@ def test_encode_decode(codec: str) -> None:
         np.testing.assert_allclose(back, hidden, rtol=1e-3, atol=1e-3)
     else:
         normed = (hidden - hidden.mean(-1, keepdims=True)) / hidden.std(-1, keepdims=True)
-        want = np.einsum("tkd,kdr->tkr", normed, _projection(3, 64, 16, 0))
+        want = np.einsum("tkd,kdr->tkr", normed, _projection((0, 1, 2), 64, 16, 0))
         np.testing.assert_allclose(back, want, atol=0.03)
 
 
@@ -97,3 +97,35 @@ def test_default_spans_the_model_and_checks_against_it() -> None:
         Tap((0,), 65).check(2, 64)
     with pytest.raises(InputError, match="width 64"):
         Tap((0,), 32, 0, "raw").check(2, 64)
+
+
+def test_a_layers_code_does_not_depend_on_the_others() -> None:
+    """So the parts of a plugin share one tap, to the bit."""
+    hidden = np.random.default_rng(1).normal(0, 4, (1, 6, 64)).astype(np.float32)
+    one, other = Tap((0, 3), 16), Tap((1, 3, 5), 16)
+    union = Tap.union([one, other])
+    assert union == Tap((0, 1, 3, 5), 16)
+    codes, scales = union.encode(hidden[:, list(union.layers)])
+    for tap in (one, other):
+        own_codes, own_scales = tap.encode(hidden[:, list(tap.layers)])
+        np.testing.assert_array_equal(codes[:, union.rows_of(tap)], own_codes)
+        np.testing.assert_array_equal(scales[:, union.rows_of(tap)], own_scales)
+    with pytest.raises(InputError, match="one rank, seed and codec"):
+        Tap.union([one, Tap((1,), 8)])
+
+
+@pytest.mark.parametrize("codec", ["int8", "fp16"])
+def test_a_context_slice_is_part_of_the_codes(codec: str) -> None:
+    hidden = np.random.default_rng(1).normal(0, 4, (4, 3, 64)).astype(np.float32)
+    tap = Tap((0, 2, 5), 16, 0, codec)
+    part = ContextSlice(tap, (0, 5), 6)
+    codes, scales = tap.encode(hidden)
+    cut = part.cut(codes, scales)
+    assert sum(each.nbytes for each in cut) == 4 * part.bytes_per_token
+    whole, back = tap.decode(codes, scales), part.decode(*cut)
+    np.testing.assert_array_equal(back[:, [0, 2], :6], whole[:, [0, 2], :6])
+    assert (back[:, 1] == 0).all()
+    assert (back[:, :, 6:] == 0).all()
+    for layers, rank in (((1,), 6), ((), 6), ((0,), 0), ((0,), 17), ((5, 0), 3)):
+        with pytest.raises(InputError):
+            ContextSlice(tap, layers, rank)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sideplug.contract.errors import InputError
-from sideplug.contract.gate import Gate
+from sideplug.contract.frames import GateSpec
+from sideplug.contract.gate import Gate, pack_gates, unpack_gates
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.normal(size=8).astype(np.float32)
@@ -63,14 +64,8 @@ def test_what_is_no_gate() -> None:
     with pytest.raises(InputError, match="its rate can be 0 or 1"):
         Gate("open").at_rate(0.5)
     with pytest.raises(InputError, match="open, shut, linear"):
-        Gate.from_wire({"kind": "ajar"})
-    for wrong in (
-        {"kind": "x"},
-        {},
-        {"kind": "linear", "bias": "1"},
-        {"kind": "linear", "threshold": True},
-        {"kind": "linear", "memory": 1},
-    ):
+        Gate.from_wire(GateSpec("ajar"))
+    for wrong in (GateSpec("x"), GateSpec("linear", memory=1.0), GateSpec("linear", bias=float("nan"))):
         with pytest.raises(InputError):
             Gate.from_wire(wrong)
     with pytest.raises(InputError, match="8 weights, z has 9"):
@@ -82,3 +77,16 @@ def test_over_the_wire_it_opens_alike() -> None:
     back = Gate.from_wire(gate.to_wire(), gate.weight_D)
     assert back.dial == ()
     np.testing.assert_array_equal(opened(back), opened(gate))
+
+
+def test_a_session_has_a_gate_for_each_part() -> None:
+    gates = [Gate("open"), a_gate(0.7), Gate("shut"), a_gate()]
+    specs, weights_GD = pack_gates(gates, 8)
+    assert weights_GD.shape == (2, 8)
+    back = unpack_gates(specs, weights_GD, 8)
+    assert [gate.kind for gate in back] == ["open", "linear", "shut", "linear"]
+    for old, new in zip(gates, back, strict=True):
+        np.testing.assert_array_equal(opened(new), opened(old))
+    for specs, weights in (([GateSpec("linear")], weights_GD), ([GateSpec("linear")] * 2, weights_GD[:, :7])):
+        with pytest.raises(InputError, match="must have weights"):
+            unpack_gates(specs, weights, 8)

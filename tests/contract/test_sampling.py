@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sideplug.contract.errors import InputError
+from sideplug.contract.frames import SamplingSpec
 from sideplug.contract.sampling import Sampling, choose, gumbel, uniform
 
 LOGITS = np.array([0.0, 2.0, 1.0, -1.0, 1.9], np.float32)
@@ -90,11 +91,8 @@ def test_repetition_penalty() -> None:
 )
 def test_out_of_range(bad: dict[str, float]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(bad))} must be"):
-        Sampling.from_wire(bad)
+        Sampling.from_wire(SamplingSpec(**bad))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("bad", [{"x": 1}, {"seed": "1"}, {"top_k": True}, {"top_k": 1.5}])
-def test_bad_maps(bad: dict[str, object]) -> None:
-    with pytest.raises(InputError):
-        Sampling.from_wire(bad)
+def test_over_the_wire() -> None:
     assert Sampling.from_wire(Sampling(0.5, 3).to_wire()) == Sampling(0.5, 3)

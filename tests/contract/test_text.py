@@ -3,6 +3,7 @@
 import pytest
 
 from sideplug.contract.errors import InputError
+from sideplug.contract.frames import Message, PromptFrame, Read, SamplingSpec
 from sideplug.contract.text import Prompt
 
 GOOD = [Prompt.user("hi"), Prompt(text=""), Prompt(text="Dear"), Prompt(ids=(1, 2))]
@@ -10,24 +11,25 @@ GOOD = [Prompt.user("hi"), Prompt(text=""), Prompt(text="Dear"), Prompt(ids=(1, 
 
 @pytest.mark.parametrize("prompt", GOOD)
 def test_over_the_wire(prompt: Prompt) -> None:
-    assert Prompt.from_wire(prompt.to_wire()) == prompt
+    assert Prompt.from_wire(PromptFrame(1, 1, SamplingSpec(), **prompt.to_wire())) == prompt
+
+
+def test_an_examples_prompt_is_words() -> None:
+    assert Prompt.from_wire(Read(0, "x", False, **Prompt.user("hi").to_read())) == Prompt.user("hi")
+    with pytest.raises(InputError, match="must be messages or text"):
+        Prompt(ids=(1,)).to_read()
 
 
 @pytest.mark.parametrize(
-    "control",
+    "fields",
     [
         {},
         {"text": "a", "ids": [1]},
-        {"ids": [1, -1]},
-        {"ids": [True]},
-        {"ids": ["1"]},
         {"messages": []},
-        {"messages": ["hi"]},
-        {"messages": [{"role": "robot", "content": "hi"}]},
-        {"messages": [{"role": "user", "content": 5}]},
-        {"messages": [{"role": "user"}]},
+        {"messages": [Message("robot", "hi")]},
+        {"messages": [Message("user", "hi")], "text": ""},
     ],
 )
-def test_refused(control: dict[str, object]) -> None:
+def test_refused(fields: dict[str, object]) -> None:
     with pytest.raises(InputError):
-        Prompt.from_wire(control)
+        Prompt.from_wire(PromptFrame(1, 1, SamplingSpec(), **fields))  # type: ignore[arg-type]
