@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from sideplug.contract.errors import InputError, PluginError
 from sideplug.plugins import sealed_file
-from sideplug.plugins.sealed_file import CHECK_BYTES, DIGEST_BYTES, HEAD, START, TAG_BYTES, WrongPassphrase, seal, unseal
+from sideplug.plugins.sealed_file import (
+    CHECK_BYTES,
+    DIGEST_BYTES,
+    HEAD,
+    START,
+    TAG_BYTES,
+    WrongPassphrase,
+    seal,
+    unseal,
+)
 
 DATA = bytes(range(256)) * 3
 KEY = "bees, nails and tea"
