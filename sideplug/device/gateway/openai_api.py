@@ -331,7 +331,7 @@ class ResponseShaper:
         return {
             "tokens": [chosen[0] for chosen, *_ in piece.tops],
             "token_logprobs": [chosen[1] for chosen, *_ in piece.tops],
-            "top_logprobs": [{token: logprob for token, logprob in best[:shown]} for _, *best in piece.tops],
+            "top_logprobs": [dict(best[:shown]) for _, *best in piece.tops],
         }
 
     def _head(self, whole: bool = False) -> JsonObject:
