@@ -168,7 +168,7 @@ class Gateway:
         return [model.name, *(_full_name(model, entry.name) for entry in self.plugins.entries())]
 
     def _plugin_name(self, name: str, model: Model) -> str:
-        """The plugin that a request's `model` names, by "base+plugin" or alone; "" for the base. Raises UnknownModel."""
+        """The plugin that a request's `model` names ("base+plugin", or alone); "" for the base. Raises UnknownModel."""
         if name in ("", model.name):
             return ""
         for entry in self.plugins.entries():

@@ -1,7 +1,8 @@
 """Who may call the gateway: by host name, by origin, and by key where there is one.
 
 Requests from web pages of other origins, or under another host name (DNS rebinding), are refused, so that no foreign
-page speaks to the gateway unseen. This module does not know what the routes do. Test: pytest tests/device/test_gateway.py
+page speaks to the gateway unseen. This module does not know what the routes do.
+Test: pytest tests/device/test_gateway.py
 """
 
 from __future__ import annotations
