@@ -31,8 +31,8 @@ class Entry:
 
 
 class PluginStore:
-    """`root` holds what is made and imported here; `others` are plugin folders elsewhere, which are used and not changed.
-    `passphrase` is asked with a sealed plugin's name."""
+    """`root` holds what is made and imported here; `others` are plugin folders elsewhere, which are used but not
+    changed. `passphrase` is called with a sealed plugin's name."""
 
     def __init__(
         self, root: Path, others: Iterable[Path] = (), passphrase: Callable[[str], str] = lambda name: ""
@@ -78,7 +78,7 @@ class PluginStore:
             return kept[1]
 
     def new_folder(self, name: str) -> Path:
-        """Return where a new plugin of this name would go. Raises InputError for a malformed name, or one that is taken."""
+        """Return where a new plugin of this name would go. Raises InputError for a malformed or taken name."""
         if not NAME.fullmatch(name):
             raise InputError(f"a plugin's name must be 1 to 64 letters, digits, _ . or -, got {name[:80]!r}")
         if any(entry.name == name for entry in self.entries()):
