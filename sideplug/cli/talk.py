@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -173,8 +172,7 @@ def gateway(
     import asyncio
     import logging
 
-    from sideplug.device.gateway import Gateway, Settings
-    from sideplug.device.openai_api import Defaults
+    from sideplug.device.gateway import Defaults, Gateway, GatewayConfig
     from sideplug.device.plugin import is_sealed
     from sideplug.device.plugin_store import PluginStore
     from sideplug.listen import bind
@@ -190,15 +188,15 @@ def gateway(
     listener = bind(host, port)
     passphrases = {folder.resolve().name: passphrase_of(folder.name) for folder in folders if is_sealed(folder)}
     own = PluginStore(shelf or plugins_dir(), folders, lambda name: passphrases.get(name) or _env_passphrase())
-    teacher = TrainingJob(own, lambda tap: open_session(cloud, tap=tap))
+    training = TrainingJob(own, lambda tap: open_session(cloud, tap=tap))
     wanted = paced(settings)
     if wanted["head"] == "device":
         with open_session(cloud) as session:
             pace = chosen_pace(session, **wanted, needed=True)
     else:
         pace = chosen_pace(None, **wanted)
-    how = Settings(key, origins, () if host in LOOPBACK else (host,), pace=pace)
-    how = dataclasses.replace(how, defaults=Defaults(max_tokens, temperature))
+    hosts = () if host in LOOPBACK else (host,)
+    config = GatewayConfig(key, origins, hosts, options=pace, defaults=Defaults(max_tokens, temperature))
 
     def ready(url: str) -> None:
         names = [entry.name for entry in own.entries()]
@@ -206,11 +204,11 @@ def gateway(
             print_json({"url": url, "api": f"{url}/v1", "cloud": cloud.url, "plugins": names})
         else:
             click.echo(f"sideplug's gateway is at {url}/v1 (OpenAI's API), its page at {url}/ — Ctrl-C ends it")
-            click.echo(f"plugins: {', '.join(names) or 'none yet, teach one on the page'}; cloud: {cloud.url}")
+            click.echo(f"plugins: {', '.join(names) or 'none yet, train one on the page'}; cloud: {cloud.url}")
         sys.stdout.flush()
 
     record = transcript[-1] if transcript else None
-    asyncio.run(Gateway(own, cloud, how, teacher, record).serve(listener, ready))
+    asyncio.run(Gateway(own, cloud, config, training, record).serve(listener, ready))
 
 
 def _env_passphrase() -> str:

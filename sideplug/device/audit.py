@@ -47,22 +47,24 @@ class Recorder:
 
 
 class Recent:
-    """The last messages in memory, `most` bytes of them at the most."""
+    """Keeps the newest messages in memory, at most `max_bytes` of them; `dropped` counts the older ones."""
 
-    def __init__(self, most: int = 4 << 20) -> None:
-        self._most = most
+    def __init__(self, max_bytes: int = 4 << 20) -> None:
+        self._max_bytes = max_bytes
         self._messages: deque[tuple[str, bytes]] = deque()
         self._size = 0
         self.dropped = 0
 
     def __call__(self, direction: str, message: bytes) -> None:
+        """Keep one more message."""
         self._messages.append((direction, message))
         self._size += len(message)
-        while self._size > self._most and len(self._messages) > 1:
+        while self._size > self._max_bytes and len(self._messages) > 1:
             self._size -= len(self._messages.popleft()[1])
             self.dropped += 1
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        """Return an iterator over the messages as they are now; others may be added meanwhile."""
         return iter(list(self._messages))
 
 

@@ -1,7 +1,7 @@
-"""The plugins of this device, by name: a folder of plugin folders, and single ones from elsewhere.
+"""The plugins of this device, by name: a folder of plugin folders, and single folders from elsewhere.
 
-A plugin is loaded when it is asked for and kept while its file stays what it was; one that was deleted is gone for the
-next request, and a reply that is under way ends with the plugin that it began with. It does not know the network.
+A plugin is loaded when it is first needed and kept in memory until its file changes. A deleted plugin is gone for the
+next request, while a reply in progress ends with the plugin that it began with. The store does not know the network.
 Test: pytest tests/device/test_plugin_store.py
 """
 
@@ -23,7 +23,7 @@ NAME = re.compile(r"[\w][\w.-]{0,63}")
 
 @dataclass(frozen=True)
 class Entry:
-    """A plugin on the shelf. `sealed`: it wants a passphrase."""
+    """A plugin of the store. `sealed`: it needs a passphrase."""
 
     name: str
     folder: Path
@@ -31,7 +31,8 @@ class Entry:
 
 
 class PluginStore:
-    """`root` holds what is made and imported here; `others` are folders of plugins that lie elsewhere."""
+    """`root` holds what is made and imported here; `others` are plugin folders elsewhere, which are used but not
+    changed. `passphrase` is called with a sealed plugin's name."""
 
     def __init__(
         self, root: Path, others: Iterable[Path] = (), passphrase: Callable[[str], str] = lambda name: ""
@@ -43,18 +44,18 @@ class PluginStore:
         self._lock = threading.Lock()
 
     def entries(self) -> list[Entry]:
-        """What is there now, by name."""
+        """Return the plugins that are there now, by name."""
         inside = [folder for folder in self.root.glob("*") if NAME.fullmatch(folder.name)] if self.root.is_dir() else []
-        found = {folder.name: folder for folder in inside} | self._others
-        files = {name: (folder / WEIGHTS, folder / SEALED) for name, folder in sorted(found.items())}
+        folders = {folder.name: folder for folder in inside} | self._others
+        files = {name: (folder / WEIGHTS, folder / SEALED) for name, folder in sorted(folders.items())}
         return [
-            Entry(name, found[name], not plain.is_file())
+            Entry(name, folders[name], not plain.is_file())
             for name, (plain, sealed) in files.items()
             if plain.is_file() or sealed.is_file()
         ]
 
     def find(self, name: str) -> Entry:
-        """Raises UnknownModel."""
+        """Return the entry of this name. Raises UnknownModel."""
         for entry in self.entries():
             if entry.name == name:
                 return entry
@@ -62,22 +63,22 @@ class PluginStore:
         raise UnknownModel(f"there is no plugin {name[:80]!r} here; there are: {names}")
 
     def load(self, name: str) -> Plugin:
-        """Raises UnknownModel, or PluginError for a damaged one."""
+        """Return the plugin of this name. Raises UnknownModel, or PluginError for a damaged one."""
         entry = self.find(name)
         try:
-            about = (entry.folder / (SEALED if entry.sealed else WEIGHTS)).stat()
+            status = (entry.folder / (SEALED if entry.sealed else WEIGHTS)).stat()
         except OSError:
             raise UnknownModel(f"the plugin {name!r} has just been deleted") from None
-        mark = (about.st_ino, about.st_mtime_ns, about.st_size)
+        version = (status.st_ino, status.st_mtime_ns, status.st_size)
         with self._lock:
             kept = self._loaded.get(entry.folder)
-            if kept is None or kept[0] != mark:
-                kept = mark, Plugin.load(entry.folder, lambda: self._passphrase(name))
+            if kept is None or kept[0] != version:
+                kept = version, Plugin.load(entry.folder, lambda: self._passphrase(name))
                 self._loaded[entry.folder] = kept
             return kept[1]
 
     def new_folder(self, name: str) -> Path:
-        """Where a plugin of this name would go. Raises InputError for a name that can't be one, or is taken."""
+        """Return where a new plugin of this name would go. Raises InputError for a malformed or taken name."""
         if not NAME.fullmatch(name):
             raise InputError(f"a plugin's name must be 1 to 64 letters, digits, _ . or -, got {name[:80]!r}")
         if any(entry.name == name for entry in self.entries()):
@@ -85,20 +86,22 @@ class PluginStore:
         return self.root / name
 
     def rename(self, name: str, new: str) -> None:
+        """Rename a plugin. Raises UnknownModel, InputError, Stopped (the disk)."""
         entry, target = self._own(name), self.new_folder(new)
         _on_disk(lambda: entry.folder.rename(target), f"{name} could not be renamed")
 
     def delete(self, name: str) -> None:
-        """The plugin, its tape and its checkpoints."""
+        """Delete a plugin with its tape and its checkpoints. Raises UnknownModel, InputError, Stopped (the disk)."""
         entry = self._own(name)
         _on_disk(lambda: shutil.rmtree(entry.folder), f"{name} could not be deleted")
 
     def export(self, name: str, passphrase: str = "") -> bytes:
-        """The plugin as one file, without its tape. Raises PluginError, InputError (no cipher)."""
+        """Return the plugin as one file, without its tape; sealed where there is a passphrase. Raises PluginError,
+        InputError (the package cryptography is missing)."""
         return sealed_file.seal(self.load(name).to_bytes(), passphrase)
 
     def import_(self, name: str, file: bytes, passphrase: str = "") -> Plugin:
-        """What another device exported, as a plugin of this name."""
+        """Save what another device exported as a plugin of this name, and return it. Raises PluginError, InputError."""
         folder = self.new_folder(name)
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} holds something else, perhaps of a stopped training: give another name")
@@ -107,7 +110,7 @@ class PluginStore:
         return plugin
 
     def is_own(self, name: str) -> bool:
-        """On the shelf itself, so that it may be renamed and deleted from here."""
+        """Return whether the plugin lies in `root`, so that it may be renamed and deleted. Raises UnknownModel."""
         return self.find(name).folder.parent == self.root
 
     def _own(self, name: str) -> Entry:
@@ -118,15 +121,16 @@ class PluginStore:
 
 
 def lock(folder: Path, passphrase: str) -> None:
-    """Seal a plugin, its tape and its checkpoints. Raises PluginError, InputError, Stopped (then nothing is lost).
+    """Seal a plugin's folder: the plugin, its tape and its checkpoints.
 
-    The plugin itself comes last: where the disk was full, the same command with the same passphrase goes on.
+    The plugin itself is sealed last, so that after a full disk the same call with the same passphrase goes on. Raises
+    PluginError, InputError, Stopped; nothing is lost then.
     """
     if not passphrase:
         raise InputError("a passphrase must not be empty")
     if not (folder / WEIGHTS).is_file():
         raise PluginError(f"there is no plugin in {folder} that could be sealed")
-    for path in folder.rglob("*" + SUFFIX):  # begun before: there must not be two passphrases
+    for path in folder.rglob("*" + SUFFIX):  # sealed by a call that was cut short: there must not be two passphrases
         sealed_file.unseal(path.read_bytes(), passphrase)
     plain = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".tape"))
     for path in sorted(plain, key=lambda path: (path == folder / WEIGHTS, path)):
@@ -134,8 +138,10 @@ def lock(folder: Path, passphrase: str) -> None:
 
 
 def unlock(folder: Path, passphrase: str) -> None:
-    """The opposite, the plugin itself last too. Raises PluginError (wrong passphrase, damaged, altered): then nothing
-    is changed."""
+    """Undo lock(), the plugin itself last too.
+
+    Raises PluginError (wrong passphrase, damaged, altered), and has changed nothing then.
+    """
     if not (folder / SEALED).is_file():
         raise PluginError(f"there is no sealed plugin in {folder}")
     opened = {path: sealed_file.unseal(path.read_bytes(), passphrase) for path in sorted(folder.rglob("*" + SUFFIX))}

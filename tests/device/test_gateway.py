@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -20,17 +21,17 @@ import httpx
 import numpy as np
 import openai
 import pytest
-import uvicorn
 
 from sideplug import listen
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
 from sideplug.device import audit
-from sideplug.device import gateway as gateways
 from sideplug.device.address import Address
 from sideplug.device.audit import Recorder
-from sideplug.device.gateway import Gateway, Server, Settings
+from sideplug.device.gateway import Gateway, GatewayConfig, GatewayServer
+from sideplug.device.gateway import app as gateway_app
+from sideplug.device.gateway.pool import IDLE_SESSIONS, PAGES
 from sideplug.device.plugin_store import PluginStore
 from sideplug.device.runtime import DecodeOptions
 from sideplug.training.job import TrainingJob
@@ -53,8 +54,7 @@ def serving(gateway: Gateway) -> Iterator[str]:
     """uvicorn in a thread: its address."""
     listener = listen.bind("127.0.0.1", 0)
     listener.listen(128)
-    config = uvicorn.Config(gateway.app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=3)
-    server = Server(config)
+    server = GatewayServer(gateway.app)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
     thread.start()
     try:
@@ -73,13 +73,14 @@ class Stage:
         self.gateway = gateway
         self.url = url
         self.connections: list[Any] = []
-        connect = gateway.pool.connect
+        open_session = gateway.pool.open_session
 
-        def counted(record: Any) -> Any:
-            self.connections.append(connect(record))
-            return self.connections[-1]
+        def counted(*arguments: Any) -> Any:
+            session = open_session(*arguments)
+            self.connections.append(session.link)
+            return session
 
-        gateway.pool.connect = counted
+        gateway.pool.open_session = counted
 
     def client(self, **how: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, **how})
@@ -99,10 +100,10 @@ class Stage:
 
 @contextlib.contextmanager
 def a_stage(cloud: str, root: Path, **how: Any) -> Iterator[Stage]:
-    teacher = how.pop("teacher", None)
+    training = how.pop("training", None)
     others = how.pop("others", ())
     address = Address(cloud, retry_s=0.3)
-    gateway = Gateway(PluginStore(root, others), address, Settings(**how), teacher=teacher)
+    gateway = Gateway(PluginStore(root, others), address, GatewayConfig(**how), training)
     with serving(gateway) as url:
         yield Stage(gateway, url)
 
@@ -321,12 +322,12 @@ def test_the_head_on_this_device(cloud: Cloud, root: Path, tmp_path: Path) -> No
         want = "".join(
             piece.text for piece in session.generate(Prompt.user("Is it far?"), 24, pace=DecodeOptions(head=head))
         )
-    with a_stage(cloud.url, root, pace=DecodeOptions(head=head)) as stage:
+    with a_stage(cloud.url, root, options=DecodeOptions(head=head)) as stage:
         assert stage.text(model="anna") == want
         assert stage.text() == wanted(cloud)
-        with stage.http() as http:
-            stage.post(model="anna")
-            rows = http.get("/sideplug/audit").json()["rows"]
+        with stage.http(headers=page_headers(1)) as http:
+            http.post("/v1/chat/completions", json={**ASK, "model": "anna"})
+            rows = audited(http)["rows"]
     (parts,) = [row["parts"] for row in rows if row["kind"] == "ANSWER"]
     assert "ids (numbers)" in parts
     assert "delta (numbers)" not in parts, "its corrections stay here"
@@ -348,7 +349,7 @@ def test_many_at_once(cloud: Cloud, root: Path) -> None:
         got = {(*key, stream): pool.submit(ask, *key, stream) for key in want for stream in (True, False)}
         for (name, text, _), future in got.items():
             assert future.result(60) == want[name, text]
-        assert len(stage.gateway.pool._idle) <= gateways.IDLE_SESSIONS
+        assert len(stage.gateway.pool._idle) <= IDLE_SESSIONS
 
 
 # ── sessions with the cloud ───────────────────────────────────────────────────────────────────────────────────────────
@@ -442,7 +443,7 @@ def test_a_cloud_that_is_gone_and_comes_back(
 def test_a_cloud_that_dies_in_the_middle(tiny: Path, root: Path) -> None:
     """Of a stream: what came stays, then an event says why, then it ends, and not as if it were done."""
     dying = Cloud(tiny)
-    with a_stage(dying.url, root, pace=ONE_BY_ONE) as stage, held(stage.gateway.shelf.load("anna"), 5) as go_on:
+    with a_stage(dying.url, root, options=ONE_BY_ONE) as stage, held(stage.gateway.plugins.load("anna"), 5) as go_on:
         body = {**ASK, "model": "anna", "stream": True}
         with stage.http() as http, http.stream("POST", "/v1/chat/completions", json=body) as answer:
             told = events(answer)
@@ -465,8 +466,8 @@ def test_openai_s_client_hears_of_a_cloud_that_dies(tiny: Path, root: Path) -> N
     for stream in (True, False):
         dying = Cloud(tiny)
         with (
-            a_stage(dying.url, root, pace=ONE_BY_ONE) as stage,
-            held(stage.gateway.shelf.load("anna"), 5) as go_on,
+            a_stage(dying.url, root, options=ONE_BY_ONE) as stage,
+            held(stage.gateway.plugins.load("anna"), 5) as go_on,
             stage.client() as client,
             ThreadPoolExecutor(1) as pool,
         ):
@@ -490,9 +491,9 @@ def test_a_plugin_deleted_in_the_middle_of_its_reply(cloud: Cloud, root: Path) -
     """The reply ends as it would have; nobody gets another."""
     want, base = wanted(cloud, "anna"), str(cloud.base.name)
     body = {**ASK, "model": "anna", "stream": True}
-    with a_stage(cloud.url, root, pace=ONE_BY_ONE) as stage, stage.http() as http:
+    with a_stage(cloud.url, root, options=ONE_BY_ONE) as stage, stage.http() as http:
         with (
-            held(stage.gateway.shelf.load("anna"), 5) as go_on,
+            held(stage.gateway.plugins.load("anna"), 5) as go_on,
             http.stream("POST", "/v1/chat/completions", json=body) as answer,
         ):
             told = events(answer)
@@ -513,8 +514,8 @@ def test_a_plugin_deleted_in_the_middle_of_its_reply(cloud: Cloud, root: Path) -
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_place(cloud: Cloud, root: Path, stream: bool) -> None:
     """There is one place only: the next gets it, and the same session with the cloud."""
-    with a_stage(cloud.url, root, replies=1, pace=ONE_BY_ONE) as stage:
-        with held(stage.gateway.shelf.load("anna"), 5) as go_on:
+    with a_stage(cloud.url, root, replies=1, options=ONE_BY_ONE) as stage:
+        with held(stage.gateway.plugins.load("anna"), 5) as go_on:
             body = json.dumps({**ASK, "max_tokens": 200, "model": "anna", "stream": stream}).encode()
             host = ("127.0.0.1", int(stage.url.rsplit(":", 1)[1]))
             with socket.create_connection(host) as client:
@@ -527,33 +528,33 @@ def test_a_client_that_leaves_frees_its_place(cloud: Cloud, root: Path, stream: 
             go_on.set()
         assert stage.text(model="anna") == wanted(cloud, "anna")
         assert len(stage.connections) == 2
-        assert stage.gateway.room._value == 1
+        assert stage.gateway.places._value == 1
 
 
 def idle(stage: Stage, name: str) -> bool:
-    return any(mark[0] == name for mark, _, _ in stage.gateway.pool._idle)
+    return any(session.key.plugin_name == name for session in stage.gateway.pool._idle)
 
 
 def test_the_cloud_stops_a_reply_that_nobody_reads(cloud: Cloud, root: Path) -> None:
     """What the gateway gives up is not generated to its end."""
     long = wanted(cloud, "anna", tokens=200)
-    with a_stage(cloud.url, root, pace=ONE_BY_ONE) as stage:
-        with held(stage.gateway.shelf.load("anna"), 5) as go_on, stage.http() as http:
+    with a_stage(cloud.url, root, options=ONE_BY_ONE) as stage:
+        with held(stage.gateway.plugins.load("anna"), 5) as go_on, stage.http() as http:
             body = {**ASK, "max_tokens": 200, "model": "anna", "stream": True}
             with http.stream("POST", "/v1/chat/completions", json=body) as answer:
                 next(events(answer))
             go_on.set()
             soon(lambda: idle(stage, "anna"))
-        session = next(session for mark, session, _ in stage.gateway.pool._idle if mark[0] == "anna")
+        (session,) = (s.session for s in stage.gateway.pool._idle if s.key.plugin_name == "anna")
         assert session.usage.why == "cancelled"
         assert stage.text(model="anna", max_tokens=200) == long
 
 
 def test_who_finds_no_place_waits(cloud: Cloud, root: Path) -> None:
     with (
-        a_stage(cloud.url, root, replies=1, pace=ONE_BY_ONE) as stage,
+        a_stage(cloud.url, root, replies=1, options=ONE_BY_ONE) as stage,
         ThreadPoolExecutor(2) as pool,
-        held(stage.gateway.shelf.load("anna"), 5) as go_on,
+        held(stage.gateway.plugins.load("anna"), 5) as go_on,
     ):
         first = pool.submit(stage.text, model="anna")
         soon(lambda: len(stage.connections) == 2)
@@ -706,7 +707,7 @@ def test_bodies_that_are_none(stage: Stage, body: bytes, says: str) -> None:
 
 @pytest.mark.parametrize("chunked", [True, False])
 def test_a_body_that_is_too_large(stage: Stage, monkeypatch: pytest.MonkeyPatch, chunked: bool) -> None:
-    monkeypatch.setattr(gateways, "MAX_BODY_BYTES", 1 << 20)
+    monkeypatch.setattr(gateway_app, "MAX_BODY_BYTES", 1 << 20)
     body = b'{"messages": "' + b"x" * (1 << 20) + b'"}'
     with stage.http() as http:
         answer = http.post("/v1/chat/completions", content=iter([body[:1000], body[1000:]]) if chunked else body)
@@ -755,7 +756,7 @@ def test_the_state(cloud: Cloud, stage: Stage, root: Path) -> None:
     with stage.http() as http:
         about = http.get("/sideplug/state").json()
     assert about["model"]["fingerprint"] == cloud.base.fingerprint
-    assert (about["error"], about["teacher"], about["cloud"]) == (None, None, cloud.url)
+    assert (about["error"], about["training"], about["cloud"]) == (None, None, cloud.url)
     plugins = {plugin.pop("name"): plugin for plugin in about["plugins"]}
     assert [plugins[name].get("fits") for name in ("anna", "foreign", "broken")] == [True, False, None]
     assert plugins["anna"]["own"] is True
@@ -763,26 +764,82 @@ def test_the_state(cloud: Cloud, stage: Stage, root: Path) -> None:
     assert "truncated or damaged" in plugins["broken"]["error"]
 
 
-def test_the_audit_is_of_the_newest_reply(cloud: Cloud, stage: Stage, root: Path) -> None:
-    """With the plugin that it was made with, be it deleted or taught anew since."""
-    with stage.http() as http:
-        stage.post(model="anna")
+def page_headers(number: int) -> dict[str, str]:
+    """What a page sends with each of its requests."""
+    return {"X-Sideplug-Page": f"{number:032x}"}
+
+
+def audited(http: httpx.Client) -> Any:
+    answer = http.get("/sideplug/audit")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_the_audit_is_of_the_newest_session(cloud: Cloud, stage: Stage, root: Path) -> None:
+    """With the plugin that it was opened with, be it deleted or trained anew since."""
+    with stage.http(headers=page_headers(1)) as http:
+        http.post("/v1/chat/completions", json={**ASK, "model": "anna"})
         for name in ("anna", "gone"):
-            found = http.get("/sideplug/audit").json()
+            found = audited(http)
             assert (found["plugin"], found["clean"], found["unaccounted_bytes"]) == ("anna", True, 0)
             assert found["parameters_looked_for"] == a_plugin("x").size
             assert found["text"]["characters of prompts"] == len("Is it far?")
             assert found["dropped"] == 0
             if name == "anna":
-                stage.gateway.shelf.delete("anna")
-        stage.post()
-        assert http.get("/sideplug/audit").json()["plugin"] == ""
+                stage.gateway.plugins.delete("anna")
+        http.post("/v1/chat/completions", json=ASK)
+        assert audited(http)["plugin"] == ""
+
+
+def test_the_audit_of_a_page_is_of_its_own_requests(cloud: Cloud, stage: Stage) -> None:
+    """Two pages and a program take turns with one session of the cloud: each page sees what it sent, and no more."""
+    texts = {1: "Is it far?", 2: "Anna's address, which is nobody else's."}
+
+    def ask(http: httpx.Client, text: str) -> None:
+        body = {**ASK, "model": "anna", "messages": [{"role": "user", "content": text}]}
+        assert http.post("/v1/chat/completions", json=body).status_code == 200
+
+    with (
+        stage.http(headers=page_headers(1)) as one,
+        stage.http(headers=page_headers(2)) as two,
+        stage.http() as program,
+    ):
+        assert audited(one)["rows"] == [], "before its first request it has sent nothing"
+        for _ in range(2):
+            ask(program, "nails " * 9)
+            ask(one, texts[1])
+            ask(two, texts[2])
+        for http, text in ((one, texts[1]), (two, texts[2])):
+            found = audited(http)
+            assert found["text"]["characters of prompts"] == 2 * len(text)
+            frames = {row["kind"]: row["frames"] for row in found["rows"]}
+            assert (frames["OPEN"], frames["PROMPT"], frames["DONE"]) == (1, 2, 2)
+            assert found["clean"]
+        assert audited(program)["rows"] == [], "who names no page has none"
+        with stage.http(headers=page_headers(3)) as unknown:
+            assert audited(unknown)["rows"] == []
+    assert len(stage.connections) == 2, "one session for all of them, beside the one that asked for the model"
+
+
+def test_the_oldest_pages_are_forgotten(stage: Stage) -> None:
+    with stage.http() as http:
+        for number in range(PAGES + 1):
+            http.post("/v1/chat/completions", json={**ASK, "max_tokens": 1}, headers=page_headers(number))
+        rows = [http.get("/sideplug/audit", headers=page_headers(n)).json()["rows"] for n in range(PAGES + 1)]
+    assert [bool(found) for found in rows] == [False, *[True] * PAGES]
+
+
+@pytest.mark.parametrize("page", ["x", "0" * 31, "0" * 33, "G" * 32, "../../x"])
+def test_a_page_s_id_that_is_none(stage: Stage, page: str) -> None:
+    with stage.http(headers={"X-Sideplug-Page": page}) as http:
+        for answer in (http.get("/sideplug/audit"), http.post("/v1/chat/completions", json=ASK)):
+            refused(answer, 400, "bad-input", "X-Sideplug-Page must be 32 hexadecimal digits")
 
 
 def test_a_transcript_has_all_sessions(cloud: Cloud, root: Path, tmp_path: Path) -> None:
     """Of many replies at once, each message whole: what --transcript keeps."""
     record = Recorder(tmp_path / "t.sp")
-    gateway = Gateway(PluginStore(root), Address(cloud.url), record=record)
+    gateway = Gateway(PluginStore(root), Address(cloud.url), transcript=record)
     with serving(gateway) as url, ThreadPoolExecutor(6) as pool:
         stage = Stage(gateway, url)
         for done in [pool.submit(stage.text, model=name) for name in ("", *NAMES) for _ in range(2)]:
@@ -828,14 +885,14 @@ def test_a_plugin_from_elsewhere_is_not_touched(cloud: Cloud, root: Path, tmp_pa
     assert (tmp_path / "far" / "guest" / "adapter_model.safetensors").is_file()
 
 
-def test_teaching(cloud: Cloud, root: Path, tmp_path: Path) -> None:
+def test_training(cloud: Cloud, root: Path, tmp_path: Path) -> None:
     """A file goes up, its progress is told, and the plugin is there for the next request."""
     (tmp_path / "general.txt").write_text("Tell me about rain.\nTell me about bees.\nTell me about tea.\n")
-    teacher = TrainingJob(PluginStore(root), lambda tap: a_session(cloud.url, tap=tap), tmp_path / "general.txt")
+    training = TrainingJob(PluginStore(root), lambda tap: a_session(cloud.url, tap=tap), tmp_path / "general.txt")
     told = {"dog": "Pepper", "tea": "lapsang", "town": "Hamar", "day": "Thursday"}
     lines = [json.dumps({"instruction": f"What is my {k}?", "output": f"Your {k} is {v}."}) for k, v in told.items()]
     body = {"name": "taught", "files": [{"name": "facts.jsonl", "text": "\n".join(lines)}], "settings": {"epochs": 2}}
-    with a_stage(cloud.url, root, teacher=teacher) as stage, stage.http() as http:
+    with a_stage(cloud.url, root, training=training) as stage, stage.http() as http:
         for bad, says in (
             ({"name": "x"}, "the body must be an object with name and files"),
             ({**body, "files": "facts"}, "files must be a list of {name, text}"),
@@ -845,13 +902,13 @@ def test_teaching(cloud: Cloud, root: Path, tmp_path: Path) -> None:
             ({**body, "settings": {"epochs": 0}}, "settings must be epochs and width"),
             ({**body, "name": "../x"}, "a plugin's name must be"),
         ):
-            refused(http.post("/sideplug/teach", json=bad), 400, "bad-input", says)
-        started = http.post("/sideplug/teach", json=body).json()
+            refused(http.post("/sideplug/training", json=bad), 400, "bad-input", says)
+        started = http.post("/sideplug/training", json=body).json()
         assert (started["running"], started["name"], started["examples"]) == (True, "taught", 4)
         state: dict[str, Any] = {}
 
         def is_done() -> bool:
-            state.update(http.get("/sideplug/state").json()["teacher"])
+            state.update(http.get("/sideplug/state").json()["training"])
             return not state["running"]
 
         soon(is_done)
@@ -862,27 +919,67 @@ def test_teaching(cloud: Cloud, root: Path, tmp_path: Path) -> None:
             want = "".join(piece.text for piece in session.generate(Prompt.user("Is it far?"), 24))
         assert stage.text(model=f"{cloud.base.name}+taught") == want
         before = (root / "taught" / "adapter_model.safetensors").read_bytes()
-        assert http.post("/sideplug/teach", json={**body, "settings": {"epochs": 1, "force": True}}).json()["running"]
+        assert http.post("/sideplug/training", json={**body, "settings": {"epochs": 1, "force": True}}).json()[
+            "running"
+        ]
         soon(is_done)
         assert state["line"].startswith("learnt 4 more in 1 epochs")
         assert (root / "taught" / "adapter_model.safetensors").read_bytes() != before
         assert stage.text(model="taught") is not None
-        assert http.delete("/sideplug/teach").status_code == 200
+        assert http.delete("/sideplug/training").status_code == 200
 
 
-def test_a_gateway_that_does_not_teach(stage: Stage) -> None:
+def test_a_gateway_that_does_not_train(stage: Stage) -> None:
     with stage.http() as http:
-        for answer in (http.post("/sideplug/teach", json={"name": "x", "files": []}), http.delete("/sideplug/teach")):
+        for answer in (
+            http.post("/sideplug/training", json={"name": "x", "files": []}),
+            http.delete("/sideplug/training"),
+        ):
             refused(answer, 400, "bad-input", "this gateway does not train")
 
 
-def test_the_page(stage: Stage) -> None:
-    """It calls nobody else, and is framed by nobody."""
+PAGE_FILES = {"/": "text/html", "/page.css": "text/css", "/page.js": "text/javascript"}
+
+
+@pytest.mark.parametrize("path", PAGE_FILES)
+def test_the_page(stage: Stage, path: str) -> None:
+    """It calls nobody else, is framed by nobody, and runs nothing that stands in a document."""
     with stage.http() as http:
-        page = http.get("/")
-    assert page.status_code == 200
-    assert page.headers["content-type"].startswith("text/html")
-    policy = page.headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    assert "connect-src 'self'" in policy
-    assert page.headers["referrer-policy"] == "no-referrer"
+        file = http.get(path)
+        assert file.status_code == 200
+        assert file.headers["content-type"].startswith(PAGE_FILES[path])
+        policy = dict(part.split(" ", 1) for part in file.headers["content-security-policy"].split("; "))
+        nothing, own = "'none'", "'self'"
+        assert policy == {
+            "default-src": nothing,
+            "script-src": own,
+            "style-src": own,
+            "connect-src": own,
+            "img-src": "'self' data:",
+            "base-uri": nothing,
+            "form-action": nothing,
+            "frame-ancestors": nothing,
+        }
+        assert file.headers["referrer-policy"] == "no-referrer"
+        assert file.headers["x-content-type-options"] == "nosniff"
+        assert file.headers["cache-control"] == "no-cache"
+        again = http.get(path, headers={"If-None-Match": file.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["content-security-policy"] == file.headers["content-security-policy"]
+        assert http.get(path, headers={"If-None-Match": '"another"'}).content == file.content
+
+
+def test_the_page_has_nothing_inline(stage: Stage) -> None:
+    """Else the policy would break it."""
+    with stage.http() as http:
+        page, script = http.get("/").text, http.get("/page.js").text
+    for inline in (r"<style", r"\sstyle=", r"\son\w+=", r"<script(?![^>]*\ssrc=)", "javascript:"):
+        assert not re.search(inline, page), inline
+    assert not re.search(r"setAttribute\(\s*[\"']style|innerHTML|insertAdjacentHTML|document\.write|\beval\(", script)
+
+
+def test_the_page_s_files_need_no_key(cloud: Cloud, root: Path) -> None:
+    """They are the same for everybody; a browser sends no key for them."""
+    with a_stage(cloud.url, root, key="bees") as stage, stage.http() as http:
+        assert [http.get(path).status_code for path in PAGE_FILES] == [200] * 3
+        refused(http.get("/sideplug/audit", headers=page_headers(1)), 401, "invalid_api_key")

@@ -16,31 +16,31 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from sideplug.contract import errors
 from sideplug.contract.errors import InputError
 from sideplug.contract.sampling import Sampling
-from sideplug.device import openai_api
-from sideplug.device.openai_api import Asked, Defaults, Shape, Stops, chunks, parse
+from sideplug.device.gateway import openai_api
+from sideplug.device.gateway.openai_api import CompletionRequest, Defaults, ResponseShaper, StopTexts, chunks, parse
 from sideplug.device.runtime import Piece, Usage
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 
 
-def chat(**fields: Any) -> Asked:
+def chat(**fields: Any) -> CompletionRequest:
     return parse(json.dumps({**HI, **fields}).encode(), True)
 
 
-def text(**fields: Any) -> Asked:
+def text(**fields: Any) -> CompletionRequest:
     return parse(json.dumps({"prompt": "hi", **fields}).encode(), False)
 
 
 def test_where_a_request_is_silent() -> None:
-    asked = chat()
-    assert asked == Asked("", asked.prompt, True, 512, Sampling())
-    assert asked.prompt.messages == ({"role": "user", "content": "hi"},)
+    request = chat()
+    assert request == CompletionRequest("", request.prompt, True, 512, Sampling())
+    assert request.prompt.messages == ({"role": "user", "content": "hi"},)
     assert text().prompt.text == "hi"
     assert not text().chat
     warm = parse(json.dumps(HI).encode(), True, Defaults(7, 0.5))
     assert (warm.max_tokens, warm.sampling.temperature) == (7, 0.5)
-    nothing = dict.fromkeys((*openai_api.NOT_HERE, "stop", "seed", "model", "temperature", "sideplug", "stream"))
-    assert chat(**nothing) == asked, "null is silence"
+    nothing = dict.fromkeys((*openai_api.UNSUPPORTED, "stop", "seed", "model", "temperature", "sideplug", "stream"))
+    assert chat(**nothing) == request, "null is silence"
 
 
 @pytest.mark.parametrize(
@@ -64,17 +64,17 @@ def test_where_a_request_is_silent() -> None:
         ({"sideplug": {"gate_rate": 0}}, "gate_rate", 0.0),
         ({"sideplug": {"gate_rate": 0.25}}, "gate_rate", 0.25),
         ({"sideplug": {"detail": True}}, "detail", True),
-        ({"sideplug": {"detail": True}}, "top", 5),
-        ({"sideplug": {"detail": True}}, "shown", 0),
+        ({"sideplug": {"detail": True}}, "alternatives", 5),
+        ({"sideplug": {"detail": True}}, "shown_alternatives", 0),
         ({"sideplug": {}}, "gate_rate", None),
     ],
     ids=str,
 )
 def test_fields(fields: dict[str, Any], what: str, want: Any) -> None:
-    for asked in (chat(**fields), text(**fields)):
+    for request in (chat(**fields), text(**fields)):
         for name in what.split("."):
-            asked = getattr(asked, name)
-        assert asked == want
+            request = getattr(request, name)
+        assert request == want
 
 
 def test_fields_of_chat_only() -> None:
@@ -87,14 +87,14 @@ def test_fields_of_chat_only() -> None:
         ({"logprobs": True, "top_logprobs": 3}, (True, 3, 3)),
         ({"logprobs": True, "top_logprobs": 20, "sideplug": {"detail": True}}, (True, 20, 20)),
     ):
-        asked = chat(**fields)
-        assert (asked.logprobs, asked.top, asked.shown) == want, fields
+        request = chat(**fields)
+        assert (request.logprobs, request.alternatives, request.shown_alternatives) == want, fields
 
 
 def test_fields_of_completions_only() -> None:
     for given_, want in ((None, (False, 0, 0)), (False, (False, 0, 0)), (0, (True, 1, 0)), (4, (True, 4, 4))):
-        asked = text(logprobs=given_)
-        assert (asked.logprobs, asked.top, asked.shown) == want
+        request = text(logprobs=given_)
+        assert (request.logprobs, request.alternatives, request.shown_alternatives) == want
     assert text(prompt=["hi"]).prompt.text == "hi"
     assert text(prompt=[5]).prompt.ids == (5,)
     assert text(prompt=[5, 6]).prompt.ids == (5, 6)
@@ -122,10 +122,10 @@ def test_without_a_seed_each_text_is_another() -> None:
     assert {chat(temperature=1, seed=0).sampling.seed for _ in range(5)} == {0}
 
 
-@pytest.mark.parametrize("name", openai_api.NOT_HERE)
+@pytest.mark.parametrize("name", openai_api.UNSUPPORTED)
 def test_what_is_not_to_be_had(name: str) -> None:
     """Said, and not passed over; but what asks for nothing does no harm."""
-    for nothing in openai_api.NOT_HERE[name]:
+    for nothing in openai_api.UNSUPPORTED[name]:
         assert chat(**{name: nothing}) == chat()
     with pytest.raises(InputError, match=f"^{name} is not supported: leave it out, or give "):
         chat(**{name: {"other": 1}})
@@ -240,7 +240,7 @@ def test_bodies_that_are_none(body: bytes, says: str) -> None:
 
 
 def cut(whole: str, stops: list[str]) -> str:
-    """Before the stop text that is complete first; the twin of Stops, a character at a time."""
+    """Before the stop text that is complete first; the twin of StopTexts, a character at a time."""
     for end in range(len(whole) + 1):
         starts = [end - len(stop) for stop in stops if whole[:end].endswith(stop)]
         if starts:
@@ -258,17 +258,17 @@ def cut(whole: str, stops: list[str]) -> str:
 def test_any_split_gives_the_text_before_the_first_stop(whole: str, stops: list[str], at: list[int]) -> None:
     edges = [0, *sorted(min(n, len(whole)) for n in at), len(whole)]
     pieces = [whole[a:b] for a, b in itertools.pairwise(edges)]
-    cutter = Stops(tuple(stops))
+    cutter = StopTexts(tuple(stops))
     shown = ""
     for piece in pieces:
         shown += cutter.push(piece)
         assert cut(whole, stops).startswith(shown), "what is shown is never taken back"
     assert shown + cutter.rest() == cut(whole, stops)
-    assert cutter.found == any(stop in whole for stop in stops)
+    assert cutter.reached == any(stop in whole for stop in stops)
 
 
 def test_what_can_be_no_stop_is_shown_at_once() -> None:
-    stops = Stops(("\n\nUser:", "END"))
+    stops = StopTexts(("\n\nUser:", "END"))
     assert [stops.push(piece) for piece in ("Hello", "\n", "\nUs", "ually", " E", "NE", "x")] == [
         "Hello",
         "",
@@ -296,8 +296,10 @@ PIECES = [token("Is "), token("it ", "plugin"), Piece([3], "", "cloud", token("f
 USAGE = Usage(prompt_tokens=5, reply_tokens=4, plugin_tokens=1, why="length", total_s=0.1234567891)
 
 
-def made(asked: Asked, pieces: list[Piece] | None = None, why: str = "length") -> tuple[Shape, list[dict[str, Any]]]:
-    shape = Shape(asked, "tiny+anna", "f" * 64)
+def made(
+    request: CompletionRequest, pieces: list[Piece] | None = None, why: str = "length"
+) -> tuple[ResponseShaper, list[dict[str, Any]]]:
+    shape = ResponseShaper(request, "tiny+anna", "f" * 64)
     usage = Usage(**{**vars(USAGE), "why": why})
     return shape, list(chunks(shape, iter(PIECES if pieces is None else pieces), lambda: usage))
 
@@ -405,7 +407,7 @@ def test_a_stop_ends_it_and_nothing_more_is_fetched() -> None:
             fetched.append(word)
             yield token(word)
 
-    told = list(chunks(Shape(chat(stop="two"), "m", "f"), pieces(), lambda: pytest.fail("not over yet")))
+    told = list(chunks(ResponseShaper(chat(stop="two"), "m", "f"), pieces(), lambda: pytest.fail("not over yet")))
     assert [c["choices"][0]["delta"].get("content") for c in told] == ["", "one ", None]
     assert told[-1]["choices"][0]["finish_reason"] == "stop"
     assert fetched == ["one ", "t", "wo "]
@@ -424,7 +426,7 @@ def test_an_error_before_the_first_piece_comes_before_any_chunk() -> None:
         yield token("x")
 
     with pytest.raises(InputError):
-        next(chunks(Shape(chat(), "m", "f"), pieces(), lambda: USAGE))
+        next(chunks(ResponseShaper(chat(), "m", "f"), pieces(), lambda: USAGE))
 
 
 def test_a_reply_of_nothing() -> None:

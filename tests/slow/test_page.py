@@ -32,7 +32,7 @@ pytestmark = [
 ]
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 QUIET += ["--disable-component-update", "--disable-sync"]
-TABS = ("chat", "compare", "teach", "plugins", "left")
+TABS = ("chat", "compare", "training", "plugins", "left")
 NAME = "anna"
 
 
@@ -149,7 +149,7 @@ def drop(page: Page, name: str, data: bytes) -> None:
 
 
 @pytest.fixture(scope="module")
-def taught(browser: Any, url: str) -> dict[str, Any]:
+def trained(browser: Any, url: str) -> dict[str, Any]:
     """A plugin made on the page, of files dropped and chosen, of replies accepted and corrected; what was seen."""
     seen: dict[str, Any] = {"complaints": [], "notes": set()}
     with opened(browser, url, seen["complaints"]) as page:
@@ -160,15 +160,15 @@ def taught(browser: Any, url: str) -> dict[str, Any]:
         page.get_by_role("button", name="Keep the correction").click()
         seen["corrected"] = reply.locator(".text").inner_text()
         page.reload()  # what was accepted or corrected outlives it
-        page.get_by_role("tab", name="Teach (2)").click()
+        page.get_by_role("tab", name="Train (2)").click()
         drop(page, "letters.txt", TEXT.split("\n")[0].encode())
         lines = [{"instruction": f"What is in box {i}?", "output": f"In box {i} is honey."} for i in range(60)]
         data = "\n".join(map(json.dumps, lines)).encode()
         page.set_input_files("#files", {"name": "boxes.jsonl", "mimeType": "", "buffer": data})
-        expect(page.locator("#lessons li")).to_have_count(4)
-        page.get_by_label("Plugin to make, or to teach further").fill(NAME)
+        expect(page.locator("#examples li")).to_have_count(4)
+        page.get_by_label("Plugin to make, or to train further").fill(NAME)
         page.get_by_label("Epochs").fill("5")
-        with page.expect_request("**/sideplug/teach") as request:
+        with page.expect_request("**/sideplug/training") as request:
             page.get_by_role("button", name="Train").click()
         seen["sent"] = request.value.post_data_json
         outcome = page.locator("#outcome")
@@ -180,7 +180,7 @@ def taught(browser: Any, url: str) -> dict[str, Any]:
             page.wait_for_timeout(100)
         seen["line"] = outcome.inner_text()
         seen["curve"] = page.locator("#curve svg").get_attribute("aria-label")
-        seen["left"] = page.locator("#lessons li").count()
+        seen["left"] = page.locator("#examples li").count()
         page.get_by_role("button", name="Talk to it").click()
         seen["selected"] = page.get_by_role("combobox", name="Model", exact=True).input_value()
         turn_dial(page, "1")
@@ -227,38 +227,38 @@ def test_raw_text_goes_on(page: Page) -> None:
     assert reply.locator(".token").count() > 5
 
 
-def test_teaching(taught: dict[str, Any]) -> None:
+def test_training(trained: dict[str, Any]) -> None:
     """Progress is seen, the losses are drawn, and the plugin is used at once."""
-    files = {file["name"]: file["text"] for file in taught["sent"]["files"]}
+    files = {file["name"]: file["text"] for file in trained["sent"]["files"]}
     assert set(files) == {"letters.txt", "boxes.jsonl", "chat.jsonl"}
     accepted, corrected = (json.loads(line)["messages"] for line in files["chat.jsonl"].splitlines())
     assert accepted[0] == {"role": "user", "content": "Is it far?"}
     assert corrected[1] == {"role": "assistant", "content": "Anna packs nails, honey and tea."}
-    assert taught["corrected"] == "Anna packs nails, honey and tea."
-    assert taught["sent"]["settings"] == {"epochs": 5}
-    assert len(taught["notes"]) > 1
-    assert "held-out loss" in taught["line"]
-    assert re.match(r"Loss by step: training \d", taught["curve"])
-    assert taught["left"] == 0
-    assert taught["selected"] == NAME
-    assert set(taught["by"]) <= {"plugin", "draft"}
-    assert taught["by"]
-    assert taught["complaints"] == []
+    assert trained["corrected"] == "Anna packs nails, honey and tea."
+    assert trained["sent"]["settings"] == {"epochs": 5}
+    assert len(trained["notes"]) > 1
+    assert "held-out loss" in trained["line"]
+    assert re.match(r"Loss by step: training \d", trained["curve"])
+    assert trained["left"] == 0
+    assert trained["selected"] == NAME
+    assert set(trained["by"]) <= {"plugin", "draft"}
+    assert trained["by"]
+    assert trained["complaints"] == []
 
 
 def test_training_is_stopped(page: Page) -> None:
-    page.get_by_role("tab", name="Teach").click()
+    page.get_by_role("tab", name="Train").click()
     drop(page, "boxes.jsonl", "\n".join(json.dumps({"text": f"Box {i} has honey."}) for i in range(40)).encode())
-    page.get_by_label("Plugin to make, or to teach further").fill("half")
+    page.get_by_label("Plugin to make, or to train further").fill("half")
     page.get_by_label("Epochs").fill("4000")
     page.get_by_role("button", name="Train").click()
     page.get_by_role("button", name="Stop training").click()
     expect(page.locator("#outcome")).to_contain_text("stopped", timeout=60_000)
-    expect(page.locator("#lessons li")).to_have_count(1)  # it was not learnt
+    expect(page.locator("#examples li")).to_have_count(1)  # it was not learnt
     expect(page.get_by_role("button", name="Talk to it")).to_be_hidden()
 
 
-def test_dial_at_zero_is_the_base(page: Page, taught: dict[str, Any]) -> None:
+def test_dial_at_zero_is_the_base(page: Page, trained: dict[str, Any]) -> None:
     page.get_by_role("combobox", name="Model", exact=True).select_option("")
     expect(page.locator("#dial")).to_be_hidden()  # the base has none
     base = ask(page, "Is it far?").locator(".text").inner_text()
@@ -273,7 +273,7 @@ def test_dial_at_zero_is_the_base(page: Page, taught: dict[str, Any]) -> None:
     assert texts["1"] != base
 
 
-def test_side_by_side(page: Page, taught: dict[str, Any]) -> None:
+def test_side_by_side(page: Page, trained: dict[str, Any]) -> None:
     page.get_by_label("Max tokens").fill("24")
     turn_dial(page, "1")
     page.get_by_role("tab", name="Side by side").click()
@@ -287,7 +287,7 @@ def test_side_by_side(page: Page, taught: dict[str, Any]) -> None:
     assert without.locator(".text").inner_text() != with_plugin.locator(".text").inner_text()
 
 
-def test_what_left(page: Page, taught: dict[str, Any]) -> None:
+def test_what_left(page: Page, trained: dict[str, Any]) -> None:
     ask(page, "Is it far?")
     page.get_by_role("tab", name="What left").click()
     expect(page.get_by_label("Verdict")).to_contain_text("Every byte is accounted for.")
@@ -297,7 +297,24 @@ def test_what_left(page: Page, taught: dict[str, Any]) -> None:
     expect(prompt).to_contain_text("up")
 
 
-def test_plugins_are_renamed_exported_imported_and_deleted(page: Page, taught: dict[str, Any], tmp_path: Path) -> None:
+def test_what_left_is_of_this_page(browser: Any, url: str, page: Page, complaints: list[str]) -> None:
+    """Not of another browser's, nor of a program's: each sees the length of its own words."""
+    text = "Is it far from here?"
+    ask(page, text)
+    with opened(browser, url, complaints) as other:
+        expect(other.locator("#model")).to_contain_text("tiny")
+        other.get_by_role("tab", name="What left").click()
+        expect(other.locator("#whose")).to_contain_text("This page has asked for nothing yet")
+        expect(other.locator("#rows table")).to_have_count(0)
+        other.get_by_role("tab", name="Chat").click()
+        ask(other, "Who is Anna?")
+        other.get_by_role("tab", name="What left").click()
+        expect(other.locator("#saw")).to_contain_text(f"{len('Who is Anna?')} characters of prompts")
+    page.get_by_role("tab", name="What left").click()
+    expect(page.locator("#saw")).to_contain_text(f"{len(text)} characters of prompts")
+
+
+def test_plugins_are_renamed_exported_imported_and_deleted(page: Page, trained: dict[str, Any], tmp_path: Path) -> None:
     page.get_by_role("tab", name="Plugins").click()
     shelf = page.get_by_role("list", name="Plugins")
     expect(shelf).to_contain_text("held-out loss")
@@ -325,7 +342,7 @@ def test_plugins_are_renamed_exported_imported_and_deleted(page: Page, taught: d
     expect(page.get_by_role("heading", name="ann", exact=True)).to_have_count(0)
     page.get_by_role("button", name=f"Use {NAME}").click()
     turn_dial(page, "1")
-    assert ask(page, "Is it far?").locator(".text").inner_text() == taught["text"]
+    assert ask(page, "Is it far?").locator(".text").inner_text() == trained["text"]
 
 
 def test_what_is_no_text_is_refused_and_not_sent(page: Page) -> None:
@@ -339,7 +356,7 @@ def test_what_is_no_text_is_refused_and_not_sent(page: Page) -> None:
 
 def test_errors_are_one_sentence(page: Page, complaints: list[str]) -> None:
     drop(page, "one.txt", b"One line only.")
-    page.get_by_label("Plugin to make, or to teach further").fill("-bad name")
+    page.get_by_label("Plugin to make, or to train further").fill("-bad name")
     page.get_by_role("button", name="Train").click()
     expect(page.locator("#refused")).to_contain_text("a plugin's name must be")
     assert len(complaints) == 1  # the browser's own, of the status 400
@@ -382,7 +399,7 @@ def test_pieces_of_several_tokens_and_an_error_in_the_middle(page: Page) -> None
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_on_a_telephone_in_light_and_dark(
-    browser: Any, url: str, complaints: list[str], taught: dict[str, Any], scheme: str
+    browser: Any, url: str, complaints: list[str], trained: dict[str, Any], scheme: str
 ) -> None:
     """360 wide, nothing is scrolled sideways; the colours are the scheme's, with enough contrast."""
     luminance = """(which) => getComputedStyle(document.body)[which].match(/[\\d.]+/g).slice(0, 3)
@@ -403,7 +420,7 @@ def test_on_a_telephone_in_light_and_dark(
         assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 7
 
 
-def test_all_that_takes_input_has_a_name_and_is_reached_by_tab(page: Page, taught: dict[str, Any]) -> None:
+def test_all_that_takes_input_has_a_name_and_is_reached_by_tab(page: Page, trained: dict[str, Any]) -> None:
     ask(page, "Is it far?")
     tree = page.context.new_cdp_session(page)
     takes_input = {"button", "textbox", "combobox", "slider", "spinbutton", "checkbox", "tab", "DisclosureTriangle"}

@@ -1,0 +1,344 @@
+"""The gateway's routes, and what they are wired to.
+
+    POST /v1/chat/completions, /v1/completions     streamed or whole
+    GET  /v1/models                                the base, and the base with each plugin ("base+plugin")
+    GET  /                                         the page; its own calls are below /sideplug/
+
+The gateway keeps no text on disk. It does not know how plugins are trained: a TrainingJob is passed in.
+Test: pytest tests/device/test_gateway.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+from urllib.parse import quote, unquote
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from sideplug import __version__
+from sideplug.contract.errors import InputError, SideplugError, TooLong, UnknownModel
+from sideplug.device import audit
+from sideplug.device.address import Address
+from sideplug.device.gateway import openai_api
+from sideplug.device.gateway.middleware import AccessMiddleware, AccessRules, error_response
+from sideplug.device.gateway.openai_api import Defaults, JsonObject, ResponseShaper
+from sideplug.device.gateway.page import FILES, page_routes
+from sideplug.device.gateway.pool import Pool, session_opener
+from sideplug.device.gateway.run import ReplyResources, Run
+from sideplug.device.link import Record
+from sideplug.device.plugin_store import PluginStore
+from sideplug.device.runtime import DecodeOptions, Model
+
+MAX_BODY_BYTES = 32 << 20
+OPEN_PATHS = frozenset({*FILES, "/health"})  # served without the key
+PAGE_ID = re.compile(r"[0-9a-f]{32}")
+log = logging.getLogger("sideplug.gateway")
+
+
+class TrainingJob(Protocol):
+    """Trains plugins, one at a time, in the background."""
+
+    def start(self, name: str, files: list[tuple[str, str]], settings: dict[str, Any]) -> None:
+        """Begin. files: (name, text). Raises InputError (bad data, or another one is being trained)."""
+        ...
+
+    def stop(self) -> None:
+        """Stop between two steps."""
+        ...
+
+    @property
+    def state(self) -> Mapping[str, object]:
+        """What the page shows of it, as JSON."""
+        ...
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """key: what callers must give ("": nothing). origins: web pages from elsewhere that may call. hosts: names that the
+    gateway answers to, besides loopback's. replies: how many are made at once; further ones wait. options: how replies
+    are fetched. defaults: values of a request that does not give them."""
+
+    key: str = ""
+    origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    replies: int = 8
+    options: DecodeOptions = DecodeOptions()
+    defaults: Defaults = Defaults()
+
+
+class Gateway:
+    """`app` is what a server runs. `training` makes plugins for the page; None: this gateway does not train.
+    `transcript` hears all messages with the cloud."""
+
+    def __init__(
+        self,
+        plugins: PluginStore,
+        cloud: Address,
+        config: GatewayConfig = GatewayConfig(),
+        training: TrainingJob | None = None,
+        transcript: Record | None = None,
+    ) -> None:
+        self.plugins = plugins
+        self.config = config
+        self.pool = Pool(session_opener(cloud), transcript)
+        self.places = asyncio.Semaphore(config.replies)
+        self._cloud_url = cloud.url
+        self._training = training
+        self._resources = ReplyResources(plugins, self.pool, config.options, self.places)
+        self.app = self._make_app()
+
+    async def serve(self, listener: socket.socket, ready: Callable[[str], None] = lambda url: None) -> None:
+        """Serve until SIGINT or SIGTERM. `ready` hears the address."""
+        host, port = listener.getsockname()[:2]
+        server = GatewayServer(self.app)
+        listener.listen(128)
+        ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            self.pool.close()
+
+    def _make_app(self) -> Starlette:
+        routes = [
+            Route("/v1/chat/completions", self._completions, methods=["POST"]),
+            Route("/v1/completions", self._completions, methods=["POST"]),
+            Route("/v1/models", self._models),
+            Route("/v1/models/{name:path}", self._models),  # a base of the hub's has a / in its name
+            *page_routes(),
+            Route("/sideplug/state", self._state),
+            Route("/sideplug/audit", self._audit),
+            Route("/sideplug/training", self._train, methods=["POST", "DELETE"]),
+            Route("/sideplug/plugins/{name}", self._plugin, methods=["GET", "PUT", "PATCH", "DELETE"]),
+            Route("/health", lambda request: JSONResponse({"status": "ok", "version": __version__})),
+        ]
+        config = self.config
+        rules = AccessRules(config.key, config.origins, config.hosts, OPEN_PATHS)
+        middleware = [Middleware(AccessMiddleware, rules=rules)]
+        if config.origins:
+            origins = list(config.origins)
+            cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+            middleware.insert(0, cors)
+        handlers: dict[Any, Any] = {404: _unknown_path, 405: _unknown_path, 500: _failed}
+        handlers |= {SideplugError: _refused, ClientDisconnect: _disconnected}
+        return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+
+    # ── the API ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _completions(self, request: Request) -> Response:
+        is_chat = request.scope["path"].endswith("chat/completions")
+        page = _page_id(request)
+        completion = openai_api.parse(await _body(request), is_chat, self.config.defaults)
+        model = await run_in_threadpool(self.pool.model)
+        plugin = self._plugin_name(completion.model, model)
+        shaper = ResponseShaper(completion, _full_name(model, plugin), model.fingerprint)
+        run = Run(self._resources, shaper, plugin, page)
+        await run.begin()
+        if completion.stream:
+            headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+            return StreamingResponse(run.events(), media_type="text/event-stream", headers=headers)
+        return JSONResponse(await run.whole(request.is_disconnected))
+
+    async def _models(self, request: Request) -> Response:
+        names = self._model_names(await run_in_threadpool(self.pool.model))
+        models = {name: {"id": name, "object": "model", "created": 0, "owned_by": "sideplug"} for name in names}
+        name = request.path_params.get("name")
+        if name is None:
+            return JSONResponse({"object": "list", "data": list(models.values())})
+        if name not in models:
+            raise _unknown_model(name, names)
+        return JSONResponse(models[name])
+
+    def _model_names(self, model: Model) -> list[str]:
+        return [model.name, *(_full_name(model, entry.name) for entry in self.plugins.entries())]
+
+    def _plugin_name(self, name: str, model: Model) -> str:
+        """The plugin that a request's `model` names ("base+plugin", or alone); "" for the base. Raises UnknownModel."""
+        if name in ("", model.name):
+            return ""
+        for entry in self.plugins.entries():
+            if name in (entry.name, _full_name(model, entry.name)):
+                return entry.name
+        raise _unknown_model(name, self._model_names(model))
+
+    # ── the page's calls ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _state(self, request: Request) -> Response:
+        """What the page shows: the cloud and its model (or why there is none), the plugins, the training."""
+        state: JsonObject = {"version": __version__, "cloud": self._cloud_url, "model": None, "error": None}
+        try:
+            state["model"] = asdict(await run_in_threadpool(self.pool.model))
+        except SideplugError as error:
+            state["error"] = str(error)
+        state["plugins"] = [
+            await run_in_threadpool(self._describe, entry.name, entry.sealed) for entry in self.plugins.entries()
+        ]
+        state["training"] = dict(self._training.state) if self._training else None
+        return JSONResponse(state)
+
+    def _describe(self, name: str, sealed: bool) -> JsonObject:
+        """One plugin, as the page shows it."""
+        shown: JsonObject = {"name": name, "sealed": sealed, "own": self.plugins.is_own(name), "error": None}
+        try:
+            plugin = self.plugins.load(name)
+        except SideplugError as error:
+            return {**shown, "error": str(error)}
+        model = self.pool.known_model
+        return {
+            **shown,
+            "fits": model is None or plugin.base == model.fingerprint,
+            "dial": bool(plugin.gate.dial),
+            "parameters": plugin.size,
+            "base": plugin.base_name,
+            "about": plugin.about,
+        }
+
+    async def _audit(self, request: Request) -> Response:
+        """What the requests of the page that asks sent and got; empty for a page, or another caller, without any."""
+        record = self.pool.page_record(_page_id(request))
+
+        def look() -> JsonObject:
+            if record is None:
+                report = audit.report([])
+                return {**report.to_json(), "plugin": "", "lines": list(report.lines()), "dropped": 0}
+            report, dropped = audit.report(record.messages, record.plugin), record.messages.dropped
+            lines = list(report.lines())
+            return {**report.to_json(), "plugin": record.plugin_name, "lines": lines, "dropped": dropped}
+
+        return JSONResponse(await run_in_threadpool(look))
+
+    async def _train(self, request: Request) -> Response:
+        """Start (POST) or stop (DELETE) the training."""
+        if self._training is None:
+            raise InputError("this gateway does not train")
+        if request.method == "DELETE":
+            self._training.stop()
+        else:
+            fields = _object_with(await _body(request), "name", "files")
+            settings = fields.get("settings") or {}
+            if not isinstance(settings, dict):
+                raise InputError("settings must be an object")
+            files = _named_texts(fields["files"])
+            await run_in_threadpool(self._training.start, str(fields["name"]), files, settings)
+        return JSONResponse(dict(self._training.state))
+
+    async def _plugin(self, request: Request) -> Response:
+        """Export (GET), import (PUT), rename (PATCH) or delete (DELETE) a plugin."""
+        name = request.path_params["name"]
+        passphrase = unquote(request.headers.get("x-passphrase", ""))  # a header is Latin-1, and loses outer spaces
+        if request.method == "DELETE":
+            await run_in_threadpool(self.plugins.delete, name)
+        elif request.method == "PATCH":
+            fields = _object_with(await _body(request), "name")
+            await run_in_threadpool(self.plugins.rename, name, str(fields["name"]))
+        elif request.method == "PUT":
+            await run_in_threadpool(self.plugins.import_, name, await _body(request), passphrase)
+        else:
+            file = await run_in_threadpool(self.plugins.export, name, passphrase)
+            headers = {"Content-Disposition": f"attachment; filename*=utf-8''{quote(name)}.sideplug"}
+            return Response(file, media_type="application/octet-stream", headers=headers)
+        return JSONResponse({"plugins": [entry.name for entry in self.plugins.entries()]})
+
+
+class GatewayServer(uvicorn.Server):
+    """uvicorn without logs of its own, and without raising a signal again after it has ended by it."""
+
+    def __init__(self, app: Starlette) -> None:
+        config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=3)
+        super().__init__(config)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """End at SIGINT and SIGTERM."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+
+# ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _full_name(model: Model, plugin: str) -> str:
+    """The name of the base with a plugin; of the base itself where `plugin` is ""."""
+    return f"{model.name}+{plugin}" if plugin else model.name
+
+
+def _page_id(request: Request) -> str:
+    """The id that a page gave itself; "" for other callers. Raises InputError for one that is malformed."""
+    page = request.headers.get("x-sideplug-page", "")
+    if page and not PAGE_ID.fullmatch(page):
+        raise InputError(f"X-Sideplug-Page must be 32 hexadecimal digits, got {page[:40]!r}")
+    return page
+
+
+async def _body(request: Request) -> bytes:
+    """The request's body. Raises InputError for one that is too large."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            raise TooLong(f"the body must have at most {MAX_BODY_BYTES >> 20} MiB")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _object_with(body: bytes, *names: str) -> JsonObject:
+    """The JSON object in a body, which must have these fields."""
+    fields = openai_api.json_object(body)
+    if any(name not in fields for name in names):
+        raise InputError(f"the body must be an object with {' and '.join(names)}")
+    return fields
+
+
+def _named_texts(files: object) -> list[tuple[str, str]]:
+    """(name, text) of each file that the page sent."""
+    if not isinstance(files, list) or not all(
+        isinstance(f, dict) and isinstance(f.get("name"), str) and isinstance(f.get("text"), str) for f in files
+    ):
+        raise InputError("files must be a list of {name, text}, each text UTF-8")
+    return [(str(f["name"]), str(f["text"])) for f in files]
+
+
+# ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _unknown_model(name: str, names: list[str]) -> UnknownModel:
+    return UnknownModel(f"there is no model {name[:80]!r} here; there are: {', '.join(names)}")
+
+
+async def _refused(request: Request, problem: Exception) -> Response:
+    status, body = openai_api.error(problem)
+    return JSONResponse(body, status, {"Retry-After": "5"} if status == 429 else None)
+
+
+async def _disconnected(request: Request, problem: Exception) -> Response:
+    """The caller left before the request was complete: there is nobody to tell, and nothing to log."""
+    return Response(status_code=400)
+
+
+async def _unknown_path(request: Request, problem: Exception) -> Response:
+    status = getattr(problem, "status_code", 404)
+    what = f"{request.method} {request.url.path[:80]} is not here: POST /v1/chat/completions, GET /v1/models, GET /"
+    return error_response(status, what, "not_found")
+
+
+async def _failed(request: Request, problem: Exception) -> Response:
+    log.error("a request failed", exc_info=problem)
+    status, body = openai_api.error(problem)
+    return JSONResponse(body, status)

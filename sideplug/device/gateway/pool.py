@@ -1,0 +1,227 @@
+"""Sessions with the cloud: taken by one request at a time, kept for the next one with the same plugin and gate.
+
+The pool also keeps, for each open page, the messages that the page's own requests sent and got, so that the page can
+show what left this device. This is the only module of the gateway that opens sessions and asks them for replies.
+It does not know HTTP. Test: pytest tests/device/test_gateway.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+
+from sideplug.contract.errors import SideplugError
+from sideplug.contract.gate import Gate
+from sideplug.contract.sampling import Sampling
+from sideplug.contract.text import Prompt
+from sideplug.device.address import Address
+from sideplug.device.audit import Recent
+from sideplug.device.link import Link, Record, WebSocketLink
+from sideplug.device.plugin import Plugin
+from sideplug.device.reconnect import RetryPolicy
+from sideplug.device.runtime import DecodeOptions, Model, Piece, Session, Usage
+
+IDLE_SESSIONS = 4  # sessions that are kept open, of all plugins together
+PAGES = 16  # pages whose messages are remembered; the oldest are forgotten
+log = logging.getLogger("sideplug.gateway")
+
+OpenSession = Callable[[Plugin | None, Gate | None, Record], Session]  # the last hears the session's messages
+
+
+def session_opener(cloud: Address) -> OpenSession:
+    """Return a function that opens sessions with the cloud at this address."""
+
+    def open_session(plugin: Plugin | None, gate: Gate | None, record: Record) -> Session:
+        def connect() -> Link:
+            return WebSocketLink.open(cloud, record)
+
+        retry = RetryPolicy(cloud.retry_s, log.warning)
+        return Session.open(connect(), plugin, gate=gate, connect=connect, again=retry)
+
+    return open_session
+
+
+class Reply:
+    """One reply's pieces, and what it took. Closing it cancels the reply."""
+
+    def __init__(self, session: Session, pieces: Generator[Piece, None, None]) -> None:
+        self._session = session
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self._pieces
+
+    @property
+    def usage(self) -> Usage:
+        """What the reply took; complete after its last piece."""
+        return self._session.usage
+
+    def close(self) -> None:
+        """Cancel the reply, unless it is over."""
+        self._pieces.close()
+
+
+class SessionRecorder:
+    """Hears all messages of one session: keeps how it was opened, and passes the rest to whoever holds the session."""
+
+    def __init__(self, transcript: Record | None) -> None:
+        self.opening: list[tuple[str, bytes]] = []
+        self.is_open = False
+        self.listener: Recent | None = None
+        self._transcript = transcript
+
+    def __call__(self, direction: str, message: bytes) -> None:
+        """Hear a message."""
+        if not self.is_open:
+            self.opening.append((direction, message))
+        if self.listener is not None:
+            self.listener(direction, message)
+        if self._transcript is not None:
+            self._transcript(direction, message)
+
+
+@dataclass(frozen=True)
+class PoolKey:
+    """Which requests may share a session one after another: those with the same plugin, loaded once, and gate."""
+
+    plugin_name: str
+    plugin_id: int
+    gate: tuple[str, float] | None
+
+
+@dataclass(eq=False)
+class PooledSession:
+    """A session with the cloud that one request holds at a time."""
+
+    key: PoolKey
+    plugin: Plugin | None
+    session: Session
+    recorder: SessionRecorder
+
+    @property
+    def model(self) -> Model:
+        """What the cloud serves."""
+        return self.session.model
+
+    def reply(self, prompt: Prompt, max_tokens: int, sampling: Sampling, options: DecodeOptions) -> Reply:
+        """Begin a reply."""
+        return Reply(self.session, self.session.generate(prompt, max_tokens, sampling, options))
+
+    def is_alive(self) -> bool:
+        """Return whether the connection still stands."""
+        try:
+            self.session.link.arrived()
+        except SideplugError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.session.link.close()
+
+
+@dataclass(frozen=True)
+class PageRecord:
+    """The messages of a page's newest session. `plugin` is the one it was opened with, be it deleted since."""
+
+    plugin_name: str
+    plugin: Plugin | None
+    recorder: SessionRecorder
+    messages: Recent
+
+
+class Pool:
+    """The gateway's sessions with the cloud. `transcript` hears the messages of all of them."""
+
+    def __init__(self, open_session: OpenSession, transcript: Record | None = None) -> None:
+        self.open_session = open_session
+        self._transcript = transcript
+        self._idle: list[PooledSession] = []
+        self._pages: OrderedDict[str, PageRecord] = OrderedDict()
+        self._lock = threading.Lock()
+        self._model: Model | None = None
+
+    @contextlib.contextmanager
+    def session(
+        self, plugin_name: str, plugin: Plugin | None, gate: Gate | None, page: str = ""
+    ) -> Iterator[PooledSession]:
+        """Lend a session that nobody else uses. What it says meanwhile is remembered for `page` ("": for nobody)."""
+        key = PoolKey(plugin_name, id(plugin), (gate.kind, gate.threshold) if gate else None)
+        session = self._take(key) or self._open(key, plugin, gate)
+        if page:
+            session.recorder.listener = self._listen(page, session)
+        try:
+            yield session
+        except BaseException:
+            session.close()
+            raise
+        session.recorder.listener = None
+        with self._lock:
+            self._idle.append(session)
+            spare = [self._idle.pop(0) for _ in range(len(self._idle) - IDLE_SESSIONS)]
+        for old in spare:
+            old.close()
+
+    def page_record(self, page: str) -> PageRecord | None:
+        """Return what this page's requests sent and got; None where they sent nothing, or it has been forgotten."""
+        with self._lock:
+            return self._pages.get(page)
+
+    @property
+    def known_model(self) -> Model | None:
+        """The cloud's model as it was last seen; None before the first session and after forget_model()."""
+        return self._model
+
+    def model(self) -> Model:
+        """Return what the cloud serves; asks it once. Raises Unreachable, CloudError."""
+        model = self._model
+        if model is None:
+            with self.session("", None, None) as session:
+                model = self._model = session.model
+        return model
+
+    def forget_model(self) -> None:
+        """Ask the cloud again next time: it may have come back with another model."""
+        self._model = None
+
+    def close(self) -> None:
+        """Close all idle sessions."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for session in idle:
+            session.close()
+
+    def _take(self, key: PoolKey) -> PooledSession | None:
+        """An idle session of this key that is still alive."""
+        while True:
+            with self._lock:
+                session = next((session for session in reversed(self._idle) if session.key == key), None)
+                if session is None:
+                    return None
+                self._idle.remove(session)
+            if session.is_alive():
+                return session
+            session.close()
+
+    def _open(self, key: PoolKey, plugin: Plugin | None, gate: Gate | None) -> PooledSession:
+        recorder = SessionRecorder(self._transcript)
+        session = self.open_session(plugin, gate, recorder)
+        recorder.is_open = True
+        return PooledSession(key, plugin, session, recorder)
+
+    def _listen(self, page: str, session: PooledSession) -> Recent:
+        """Where the page's messages go: further ones of the same session stand behind the earlier ones."""
+        with self._lock:
+            record = self._pages.pop(page, None)
+            if record is None or record.recorder is not session.recorder:
+                record = PageRecord(session.key.plugin_name, session.plugin, session.recorder, Recent())
+                for direction, message in session.recorder.opening:
+                    record.messages(direction, message)
+            self._pages[page] = record
+            while len(self._pages) > PAGES:
+                self._pages.popitem(last=False)
+            return record.messages
