@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sideplug.contract.errors import InputError, PluginError, Stopped, UnknownModel
-from sideplug.plugins import sealed_file
-from sideplug.device.plugin import SEALED, SUFFIX, WEIGHTS, Plugin, write_aside
+from sideplug.paths import write_aside
+from sideplug.plugins import Plugin, sealed_file
+from sideplug.plugins.file import PART, SUFFIX, is_plugin, is_sealed, part_files
 
 NAME = re.compile(r"[\w][\w.-]{0,63}")
 
@@ -47,12 +48,7 @@ class PluginStore:
         """Return the plugins that are there now, by name."""
         inside = [folder for folder in self.root.glob("*") if NAME.fullmatch(folder.name)] if self.root.is_dir() else []
         folders = {folder.name: folder for folder in inside} | self._others
-        files = {name: (folder / WEIGHTS, folder / SEALED) for name, folder in sorted(folders.items())}
-        return [
-            Entry(name, folders[name], not plain.is_file())
-            for name, (plain, sealed) in files.items()
-            if plain.is_file() or sealed.is_file()
-        ]
+        return [Entry(name, folder, is_sealed(folder)) for name, folder in sorted(folders.items()) if is_plugin(folder)]
 
     def find(self, name: str) -> Entry:
         """Return the entry of this name. Raises UnknownModel."""
@@ -66,10 +62,10 @@ class PluginStore:
         """Return the plugin of this name. Raises UnknownModel, or PluginError for a damaged one."""
         entry = self.find(name)
         try:
-            status = (entry.folder / (SEALED if entry.sealed else WEIGHTS)).stat()
+            statuses = [path.stat() for path in part_files(entry.folder)]
         except OSError:
             raise UnknownModel(f"the plugin {name!r} has just been deleted") from None
-        version = (status.st_ino, status.st_mtime_ns, status.st_size)
+        version = tuple(n for status in statuses for n in (status.st_ino, status.st_mtime_ns, status.st_size))
         with self._lock:
             kept = self._loaded.get(entry.folder)
             if kept is None or kept[0] != version:
@@ -128,12 +124,13 @@ def lock(folder: Path, passphrase: str) -> None:
     """
     if not passphrase:
         raise InputError("a passphrase must not be empty")
-    if not (folder / WEIGHTS).is_file():
-        raise PluginError(f"there is no plugin in {folder} that could be sealed")
+    parts = part_files(folder)
+    if all(path.suffix == SUFFIX for path in parts):
+        raise PluginError(f"there is no open plugin in {folder} that could be sealed")
     for path in folder.rglob("*" + SUFFIX):  # sealed by a call that was cut short: there must not be two passphrases
         sealed_file.unseal(path.read_bytes(), passphrase)
     plain = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".tape"))
-    for path in sorted(plain, key=lambda path: (path == folder / WEIGHTS, path)):
+    for path in sorted(plain, key=lambda path: (path.name == PART, path)):
         _replace(path, path.with_name(path.name + SUFFIX), sealed_file.seal(path.read_bytes(), passphrase))
 
 
@@ -142,10 +139,10 @@ def unlock(folder: Path, passphrase: str) -> None:
 
     Raises PluginError (wrong passphrase, damaged, altered), and has changed nothing then.
     """
-    if not (folder / SEALED).is_file():
+    if not is_sealed(folder):
         raise PluginError(f"there is no sealed plugin in {folder}")
     opened = {path: sealed_file.unseal(path.read_bytes(), passphrase) for path in sorted(folder.rglob("*" + SUFFIX))}
-    for path, data in sorted(opened.items(), key=lambda item: item[0] == folder / SEALED):
+    for path, data in sorted(opened.items(), key=lambda item: item[0].name == PART + SUFFIX):
         _replace(path, path.with_name(path.name.removesuffix(SUFFIX)), data)
 
 

@@ -66,6 +66,10 @@ class Plugin:
         """One for each part, in their order."""
         return [part.gate for part in self.parts]
 
+    def gate_at_rate(self, rate: float) -> Gate:
+        """The gate that opens for this share of personal tokens, from 0 (shut) to 1 (open). Raises InputError."""
+        return self.trained.gate.at_rate(rate) if 0 < rate < 1 else Gate("shut").at_rate(rate)
+
     @property
     def context(self) -> ContextSlice | None:
         """What a context row must carry for all parts that need one; None where none does."""

@@ -18,10 +18,11 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
+import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -33,6 +34,7 @@ from starlette.routing import Route
 
 from sideplug import __version__
 from sideplug.contract.errors import InputError, SideplugError, TooLong, UnknownModel
+from sideplug.contract.frames import ModelInfo
 from sideplug.device import audit
 from sideplug.device.address import Address
 from sideplug.device.gateway import openai_api
@@ -43,7 +45,7 @@ from sideplug.device.gateway.pool import Pool, session_opener
 from sideplug.device.gateway.run import ReplyResources, Run
 from sideplug.device.link import Record
 from sideplug.device.plugin_store import PluginStore
-from sideplug.device.runtime import DecodeOptions, Model
+from sideplug.device.reply import DecodeOptions
 
 MAX_BODY_BYTES = 32 << 20
 OPEN_PATHS = frozenset({*FILES, "/health"})  # served without the key
@@ -164,10 +166,10 @@ class Gateway:
             raise _unknown_model(name, names)
         return JSONResponse(models[name])
 
-    def _model_names(self, model: Model) -> list[str]:
+    def _model_names(self, model: ModelInfo) -> list[str]:
         return [model.name, *(_full_name(model, entry.name) for entry in self.plugins.entries())]
 
-    def _plugin_name(self, name: str, model: Model) -> str:
+    def _plugin_name(self, name: str, model: ModelInfo) -> str:
         """The plugin that a request's `model` names ("base+plugin", or alone); "" for the base. Raises UnknownModel."""
         if name in ("", model.name):
             return ""
@@ -182,7 +184,7 @@ class Gateway:
         """What the page shows: the cloud and its model (or why there is none), the plugins, the training."""
         state: JsonObject = {"version": __version__, "cloud": self._cloud_url, "model": None, "error": None}
         try:
-            state["model"] = asdict(await run_in_threadpool(self.pool.model))
+            state["model"] = msgspec.to_builtins(await run_in_threadpool(self.pool.model))
         except SideplugError as error:
             state["error"] = str(error)
         state["plugins"] = [
@@ -202,7 +204,7 @@ class Gateway:
         return {
             **shown,
             "fits": model is None or plugin.base == model.fingerprint,
-            "dial": bool(plugin.gate.dial),
+            "dial": any(gate.dial for gate in plugin.gates),
             "parameters": plugin.size,
             "base": plugin.base_name,
             "about": plugin.about,
@@ -274,7 +276,7 @@ class GatewayServer(uvicorn.Server):
 # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _full_name(model: Model, plugin: str) -> str:
+def _full_name(model: ModelInfo, plugin: str) -> str:
     """The name of the base with a plugin; of the base itself where `plugin` is ""."""
     return f"{model.name}+{plugin}" if plugin else model.name
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sideplug.contract.errors import Busy, InputError, SideplugError, TooLong, UnknownModel, Unreachable
+from sideplug.contract.frames import MAX_TOP
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt, check_messages
-from sideplug.contract.wire import MAX_TOP
-from sideplug.device.runtime import Piece, Usage
+from sideplug.device.reply import Piece, Usage
 
 JsonObject = dict[
     str, Any

@@ -11,19 +11,21 @@ import contextlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sideplug.contract.errors import SideplugError
+from sideplug.contract.frames import ModelInfo
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
 from sideplug.device.address import Address
 from sideplug.device.audit import Recent
-from sideplug.device.link import Link, Record, WebSocketLink
-from sideplug.device.plugin import Plugin
-from sideplug.device.reconnect import RetryPolicy
-from sideplug.device.runtime import DecodeOptions, Model, Piece, Session, Usage
+from sideplug.device.client import Client
+from sideplug.device.link import Record
+from sideplug.device.reply import DecodeOptions, Reply
+from sideplug.device.session import Session
+from sideplug.plugins import Plugin
 
 IDLE_SESSIONS = 4  # sessions that are kept open, of all plugins together
 PAGES = 16  # pages whose messages are remembered; the oldest are forgotten
@@ -36,33 +38,9 @@ def session_opener(cloud: Address) -> OpenSession:
     """Return a function that opens sessions with the cloud at this address."""
 
     def open_session(plugin: Plugin | None, gate: Gate | None, record: Record) -> Session:
-        def connect() -> Link:
-            return WebSocketLink.open(cloud, record)
-
-        retry = RetryPolicy(cloud.retry_s, log.warning)
-        return Session.open(connect(), plugin, gate=gate, connect=connect, again=retry)
+        return Client(cloud, record, log.warning).connect(plugin, gate)
 
     return open_session
-
-
-class Reply:
-    """One reply's pieces, and what it took. Closing it cancels the reply."""
-
-    def __init__(self, session: Session, pieces: Generator[Piece, None, None]) -> None:
-        self._session = session
-        self._pieces = pieces
-
-    def __iter__(self) -> Iterator[Piece]:
-        return self._pieces
-
-    @property
-    def usage(self) -> Usage:
-        """What the reply took; complete after its last piece."""
-        return self._session.usage
-
-    def close(self) -> None:
-        """Cancel the reply, unless it is over."""
-        self._pieces.close()
 
 
 class SessionRecorder:
@@ -103,13 +81,13 @@ class PooledSession:
     recorder: SessionRecorder
 
     @property
-    def model(self) -> Model:
+    def model(self) -> ModelInfo:
         """What the cloud serves."""
         return self.session.model
 
     def reply(self, prompt: Prompt, max_tokens: int, sampling: Sampling, options: DecodeOptions) -> Reply:
         """Begin a reply."""
-        return Reply(self.session, self.session.generate(prompt, max_tokens, sampling, options))
+        return self.session.generate(prompt, max_tokens, sampling, options)
 
     def is_alive(self) -> bool:
         """Return whether the connection still stands."""
@@ -121,7 +99,7 @@ class PooledSession:
 
     def close(self) -> None:
         """Close the connection."""
-        self.session.link.close()
+        self.session.close()
 
 
 @dataclass(frozen=True)
@@ -143,7 +121,7 @@ class Pool:
         self._idle: list[PooledSession] = []
         self._pages: OrderedDict[str, PageRecord] = OrderedDict()
         self._lock = threading.Lock()
-        self._model: Model | None = None
+        self._model: ModelInfo | None = None
 
     @contextlib.contextmanager
     def session(
@@ -172,11 +150,11 @@ class Pool:
             return self._pages.get(page)
 
     @property
-    def known_model(self) -> Model | None:
+    def known_model(self) -> ModelInfo | None:
         """The cloud's model as it was last seen; None before the first session and after forget_model()."""
         return self._model
 
-    def model(self) -> Model:
+    def model(self) -> ModelInfo:
         """Return what the cloud serves; asks it once. Raises Unreachable, CloudError."""
         model = self._model
         if model is None:

@@ -17,7 +17,7 @@ from sideplug.device.gateway import openai_api
 from sideplug.device.gateway.openai_api import JsonObject, ResponseShaper
 from sideplug.device.gateway.pool import Pool
 from sideplug.device.plugin_store import PluginStore
-from sideplug.device.runtime import DecodeOptions, Piece, Usage
+from sideplug.device.reply import DecodeOptions, Piece, Usage
 
 log = logging.getLogger("sideplug.gateway")
 
@@ -113,7 +113,7 @@ class Run:
         plugin = resources.plugins.load(self._plugin_name) if self._plugin_name else None
         gate = None
         if request.gate_rate is not None and plugin is not None:
-            gate = plugin.gate.at_rate(request.gate_rate)
+            gate = plugin.gate_at_rate(request.gate_rate)
         options = replace(resources.options, top=request.alternatives)
         with resources.pool.session(self._plugin_name, plugin, gate, self._page) as session:
             if session.model.fingerprint[:16] != self._shaper.fingerprint[:16]:
