@@ -84,10 +84,10 @@ class Usage:
     plugin_tokens: int = 0
     round_trips: int = 0
     asked: int = 0
-    guessed: int = 0
+    speculated: int = 0
     confirmed: int = 0
-    taken_back: int = 0
-    thrown_away: int = 0
+    rolled_back: int = 0
+    wasted: int = 0
     drafted: int = 0
     accepted: int = 0
     fallback: int = 0

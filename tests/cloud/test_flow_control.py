@@ -133,10 +133,10 @@ def test_a_window_waits_while_too_much_is_on_its_way() -> None:
         waiting = asyncio.create_task(window.room())
         await asyncio.sleep(0)
         assert not waiting.done()
-        window.hear(1)
+        window.acknowledge(1)
         await waiting
         window.send(500)  # a message may be longer than the window
-        window.hear(520)
+        window.acknowledge(520)
         waiting = asyncio.create_task(window.room())
         window.open()
         await waiting
@@ -209,7 +209,9 @@ def test_where_http_can_not_refuse_a_websocket_it_is_closed(tiny: Path) -> None:
         async def receive() -> Any:
             return {"type": "websocket.connect"}
 
-        await asgi.Door(service, queued=False)({"type": "websocket", "path": "/x", "headers": []}, receive, send)
+        await asgi.WebSocketApp(service, queued=False)(
+            {"type": "websocket", "path": "/x", "headers": []}, receive, send
+        )
 
     with a_carrier(tiny) as carrier:
         asyncio.run(scenario(carrier.service))
@@ -247,11 +249,11 @@ def a_raw_device(url: str) -> Iterator[Any]:
 def ask_for_rows(connection: Any, carrier: Carrier, count: int = 80) -> None:
     """Ask for parts of the head again and again, reading nothing, until no more of them come."""
     ids = np.arange(ROWS_PER_FRAME, dtype=np.int32) % 300
-    meters = carrier.service.meters
+    counters = carrier.service.counters
     for number in range(count):
         connection.send(encode(Frame(Kind.ROWS, {"part": 0}, {"ids": ids}), number + 1))
         try:
-            soon(lambda: meters.frames["down", "head"] > number, within_s=2.0)  # noqa: B023
+            soon(lambda: counters.frames["down", "head"] > number, within_s=2.0)  # noqa: B023
         except AssertionError:
             return
 

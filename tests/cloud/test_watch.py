@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sideplug.cloud import service
+from sideplug.cloud import host, service
 from sideplug.cloud import session as sessions
 from sideplug.contract.errors import CloudError, Silent
 from sideplug.contract.gate import Gate
@@ -55,7 +55,7 @@ def test_a_silent_device_is_let_go_and_what_it_had_is_kept(tiny: Path, monkeypat
         with pytest.raises(Silent, match="has not answered for 0 s"):
             while True:
                 link.receive()
-        soon(lambda: (cloud.engine.working, len(cloud.engine.kept)) == (0, 1))
+        soon(lambda: (cloud.engine.working, len(cloud.engine.prefix_cache)) == (0, 1))
         link.close()
 
 
@@ -76,12 +76,14 @@ def test_a_device_that_does_not_read_has_its_reply_held(tiny: Path) -> None:
 
         held._transmit = slow  # type: ignore[method-assign]
         asked(read)
-        soon(lambda: held._reply is not None and held._reply.held)
+        soon(lambda: held._exchange.reply is not None and held._exchange.reply.held)
         assert held._outbox.qsize() < 2 * sessions.OUTBOX_FRAMES
-        settled = held._reply.settled if held._reply else 0
+        reply = held._exchange.reply
+        assert reply is not None
+        settled = reply.settled
         time.sleep(0.1)
-        assert held._reply is not None
-        assert held._reply.settled == settled
+        assert held._exchange.reply is reply
+        assert reply.settled == settled
         reading.set()
         text, frame = "", read.receive()
         while frame.kind is not Kind.DONE:
@@ -163,7 +165,7 @@ def test_ready_and_health(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert status(cloud.url, "/ready") == (200, {"ready": True})
         assert status(cloud.url, "/health")[1]["status"] == "ok"
         assert status(cloud.url, "/nothing")[0] == 404
-        monkeypatch.setattr(service, "HANGS_S", -1.0)
+        monkeypatch.setattr(host, "HANGS_S", -1.0)
         assert status(cloud.url, "/ready") == (503, {"ready": False, "why": "the engine hangs"})
 
 
