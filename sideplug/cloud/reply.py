@@ -370,7 +370,8 @@ class Reply(Sequence):
 
     def settle(self) -> list[Part]:
         """The tokens that have become settled since the last call, in order."""
-        end = self.asks[0].at if self.asks else len(self.ids)
+        unsettled = self.answers[0].ask if self.answers else self.asks[0] if self.asks else None
+        end = unsettled.at if unsettled else len(self.ids)
         parts: list[Part] = []
         for at in range(self.settled, end):
             by = self.by.pop(at, "cloud")

@@ -123,9 +123,7 @@ def test_parked_until_answered_once_and_for_its_own_position(engine: Engine) -> 
 def test_it_runs_ahead_and_rolls_back(engine: Engine) -> None:
     reply, heard = a_reply(engine, [5, 6, 7], "open", 12, window=4)
     drain(engine)
-    assert [frame["at"] for frame in heard] == [[3], [4], [5], [6], [7]], (
-        "four speculative tokens, and one that waits"
-    )
+    assert [frame["at"] for frame in heard] == [[3], [4], [5], [6], [7]], "four speculative tokens, and one that waits"
     speculated = [frame["ids"] for frame in heard]
     assert [frame["from"] for frame in heard] == [3, 3, 4, 5, 6]
     engine.answer(reply, answer(3, 4))  # what the base says itself

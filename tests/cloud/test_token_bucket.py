@@ -64,8 +64,6 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert buckets.take(f"key-{n}", 30 + n % 2 * 30, 60, 0.0) == 0
     assert buckets.take("one more", 60, 60, 0.0) == 0
     assert len(buckets._buckets) == 100
-    assert (
-        sum(bucket.level == 0 for bucket in buckets._buckets.values()) == 51
-    )  # a full one was forgotten
+    assert sum(bucket.level == 0 for bucket in buckets._buckets.values()) == 51  # a full one was forgotten
     assert buckets.take("another", 1, 60, 45.0) == 0
     assert len(buckets._buckets) == 52
