@@ -113,9 +113,9 @@ def measure(url: str, task: Task, rounds: int) -> list[dict[str, Any]]:
                 own = DeviceHead.fetch(link, cache_dir() / "heads", model.fingerprint, model.vocab)
                 pace = replace(pace, head=own)
             sums = dict.fromkeys(
-                ("reply_tokens", "total_s", "first_token_s", "round_trips", "asked", "taken_back"), 0.0
+                ("reply_tokens", "total_s", "first_token_s", "round_trips", "asked", "rolled_back"), 0.0
             )
-            sums |= dict.fromkeys(("thrown_away", "drafted", "accepted", "bytes_down", "bytes_up"), 0.0)
+            sums |= dict.fromkeys(("wasted", "drafted", "accepted", "bytes_down", "bytes_up"), 0.0)
             texts[name] = []
             for prompt, sampling in task.asked:
                 pieces = session.generate(prompt, task.tokens, sampling, pace)
@@ -130,7 +130,7 @@ def measure(url: str, task: Task, rounds: int) -> list[dict[str, Any]]:
                 "first_token_ms": round(1000 * sums["first_token_s"] / len(task.asked), 1),
                 "asked": round(sums["asked"] / tokens, 3),
                 "tokens_a_round_trip": round(tokens / sums["round_trips"], 2) if sums["round_trips"] else None,
-                **{f"{key}_a_token": round(sums[key] / tokens, 3) for key in ("round_trips", "thrown_away", "drafted")},
+                **{f"{key}_a_token": round(sums[key] / tokens, 3) for key in ("round_trips", "wasted", "drafted")},
                 **{f"{key}_a_token": round(sums[key] / tokens, 1) for key in ("bytes_down", "bytes_up")},
                 "accepted_drafts": round(sums["accepted"] / sums["drafted"], 3) if sums["drafted"] else None,
             }

@@ -189,8 +189,8 @@ class Cloud:
     ) -> None:
         from sideplug.cloud.engine import Engine
         from sideplug.cloud.engines import open_model
+        from sideplug.cloud.host import Limits
         from sideplug.cloud.server import CloudServer
-        from sideplug.cloud.service import Limits
         from sideplug.cloud.store import find
         from sideplug.cloud.tokenizer import Tokenizer
         from sideplug.listen import bind

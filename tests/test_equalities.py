@@ -91,13 +91,13 @@ def all_at_once(calls: list[Any]) -> list[Any]:
 def test_a_engine_equals_the_plain_forward(stage: Stage, how: str) -> None:
     cloud, alone = stage
     asked = prompts(6)
-    steps = cloud.engine.meters.steps
+    steps = cloud.engine.counters.steps
     got = all_at_once([lambda ids=ids: over_the_wire(cloud, ids, SAMPLINGS[how]) for ids in asked])
     stop = cloud.engine.tokenizer.stop_ids
     want = [naive.generate(alone(), ids, TOKENS, SAMPLINGS[how], stop=stop) for ids in asked]
     assert got == want
     assert len(set(map(tuple, want))) > 1, "texts that are all the same show nothing"
-    assert cloud.engine.meters.steps - steps < sum(map(len, want)) + len(want), "sessions must share steps"
+    assert cloud.engine.counters.steps - steps < sum(map(len, want)) + len(want), "sessions must share steps"
 
 
 @pytest.mark.parametrize("how", SAMPLINGS)
@@ -172,7 +172,7 @@ def test_d_every_path_gives_the_same_text(stage: Stage, how: str, gated: bool) -
                     )
     got = [text for at in range(0, len(calls), 6) for text in all_at_once(calls[at : at + 6])]
     assert got == want
-    for name in ("confirmed", "taken_back", "accepted"):
+    for name in ("confirmed", "rolled_back", "accepted"):
         assert sum(getattr(usage, name) for usage in used), f"nothing was {name}: this test shows nothing"
 
 

@@ -153,7 +153,7 @@ def test_another_cloud_takes_over(tiny: Path) -> None:
                 first.close_at_once()
         assert "".join(pieces) == want
         assert session.usage.resumed == 1
-        assert second.engine.meters.resumed == 1
+        assert second.engine.counters.resumed == 1
         session.link.close()
 
 
@@ -213,18 +213,18 @@ def test_a_score_goes_on_too(cloud: Cloud) -> None:
 
 def test_a_cloud_without_room_is_asked_again(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of eight examples that are asked for at once, one fits into its memory, and one may wait."""
-    from sideplug.cloud import engine
+    from sideplug.cloud import admission
 
-    monkeypatch.setattr(engine, "RETRY_S", 0.01)
+    monkeypatch.setattr(admission, "QUEUE_RETRY_S", 0.01)
     token = 2 * 2 * 2 * 16 * 4
     examples = [Example(Prompt.user(f"Is it {n} miles?"), "As far as your feet are tired.", "x:1") for n in range(20)]
     tap = a_plugin("").tap
     with a_cloud(tiny, Wanted("onnx", "16", kv_bytes=64 * token)) as cloud:
-        cloud.engine.room = engine.Room(queue=1)
+        cloud.engine.admission.limits = admission.AdmissionLimits(queue=1)
         with a_session(cloud.url, None, iter(()), tap=tap) as session:
             assert len(record(session, tap, examples, tmp_path / "x.tape")) == 20
             assert len(score_with(cloud, examples).base)
-        assert cloud.engine.meters.refused["busy"] > 0
+        assert cloud.engine.counters.refused["busy"] > 0
 
 
 def score_with(cloud: Cloud, examples: list[Example]) -> Any:

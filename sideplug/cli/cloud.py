@@ -163,10 +163,11 @@ def serve(
         own = certificate.own(own_certificate_file(), host)
         tls, pin = _server_tls(own.file, own.file), own.fingerprint
     _check_cloud_packages()
-    from sideplug.cloud.engine import Engine, Room
+    from sideplug.cloud.admission import AdmissionLimits
+    from sideplug.cloud.engine import Engine
     from sideplug.cloud.engines import Opened, Wanted, open_engine, read_prefix
+    from sideplug.cloud.host import Limits
     from sideplug.cloud.server import CloudServer
-    from sideplug.cloud.service import Limits
     from sideplug.cloud.store import find
     from sideplug.listen import bind
 
@@ -199,7 +200,7 @@ def serve(
     opened: list[Opened] = []
 
     def make_engine() -> Engine:
-        model, made = open_engine(base, wanted, step_tokens, Room(queue, keep_s=keep_seconds), prefix, say)
+        model, made = open_engine(base, wanted, step_tokens, AdmissionLimits(queue, keep_s=keep_seconds), prefix, say)
         opened.append(model)
         return made
 

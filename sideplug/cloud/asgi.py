@@ -1,7 +1,7 @@
-"""A service as an ASGI app, for web servers that have sockets of their own (Ray Serve's, uvicorn): the same doors.
+"""A Service as an ASGI app, for web servers that have sockets of their own (Ray Serve, uvicorn): the same paths.
 
-It does not know which server carries it, nor keys: `service.answer` says who may come in. Where a proxy stands between
-that counts what is on its way (flow), it waits for it. Test: pytest tests/cloud/test_flow_control.py
+It does not know which server runs it, nor keys: `Service.respond` says who may come in. Behind a proxy with flow
+control (flow_control), it sends only as much as the proxy has room for. Test: pytest tests/cloud/test_flow_control.py
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ DISCONNECT = "websocket.disconnect"
 log = logging.getLogger("sideplug.cloud")
 
 
-class Socket:
-    """A WebSocket of ASGI as sessions want it, while it is entered."""
+class AsgiConnection:
+    """An ASGI WebSocket as a session's Connection; it works inside an `async with` block."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
-        self._counts = flow_control.NAME in scope.get("extensions", {})
+        self._has_flow_control = flow_control.NAME in scope.get("extensions", {})
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._up, self._down = flow_control.Received(), flow_control.Window()
-        self._over = False
+        self._ended = False
 
-    async def __aenter__(self) -> Socket:
+    async def __aenter__(self) -> AsgiConnection:
         self._pumping = asyncio.create_task(self._pump())
         return self
 
@@ -50,92 +50,97 @@ class Socket:
         await asyncio.gather(self._pumping, return_exceptions=True)
 
     async def _pump(self) -> None:
-        """What comes, for `recv`; what it says of the flow is heard at once, even while `send` waits for it."""
+        """Queue incoming messages for `recv`; acknowledgements take effect at once, because `send` waits for them."""
         try:
             while True:
                 message = await self._receive()
                 if message["type"] == flow_control.NAME:
-                    self._down.hear(message["taken"])
+                    self._down.acknowledge(message["taken"])
                 elif message["type"] == DISCONNECT:
                     return
                 else:
                     self._inbox.put_nowait(message)
-        finally:  # Ray's may raise, too, when its proxy is gone
+        finally:  # Ray's `receive` raises when its proxy is gone
             self._end()
 
     def _end(self) -> None:
-        self._over = True
+        self._ended = True
         self._down.open()
         self._inbox.put_nowait({"type": DISCONNECT})
 
     async def recv(self) -> bytes | str:
+        """The next message. Raises Gone."""
         message = await self._inbox.get()
         if message["type"] == DISCONNECT:
-            self._inbox.put_nowait(message)  # for who asks again
+            self._inbox.put_nowait(message)  # for the next call
             raise Gone
-        told = self._up.add(flow_control.size(message))
-        if told is not None and self._counts:
-            await self._pass(told)
+        acknowledgement = self._up.add(flow_control.size(message))
+        if acknowledgement is not None and self._has_flow_control:
+            await self._pass(acknowledgement)
         data = message.get("bytes")
-        found: bytes | str = message.get("text") or "" if data is None else data
-        return found
+        content: bytes | str = message.get("text") or "" if data is None else data
+        return content
 
     async def send(self, message: bytes) -> None:
+        """Send a message when the proxy has room for it. Raises Gone."""
         await self._down.room()
         await self._pass({"type": "websocket.send", "bytes": message})
-        if self._counts:
+        if self._has_flow_control:
             self._down.send(len(message))
 
     async def close(self, code: int, reason: str) -> None:
-        if not self._over:
+        """Close it with a WebSocket close code and a reason."""
+        if not self._ended:
             try:
                 await self._pass({"type": "websocket.close", "code": code, "reason": reason})
             finally:
                 self._end()
 
     def abort(self) -> None:
-        """The server closes it when the session has ended, as it now does."""
+        """End the session: the web server closes the connection when its app returns."""
         self._end()
 
     async def _pass(self, message: Message) -> None:
-        if self._over:
+        if self._ended:
             raise Gone
         try:
             await self._send(message)
-        except (OSError, RuntimeError) as error:  # as uvicorn and Ray say it
+        except (OSError, RuntimeError) as error:  # what uvicorn and Ray raise for a closed connection
             self._end()
             raise Gone from error
 
 
-class Door:
-    """Takes WebSockets: of PATH and with a key they become sessions, others get their answer in HTTP."""
+class WebSocketApp:
+    """The ASGI app for WebSockets: those of PATH with a key become sessions, others get an HTTP response."""
 
     def __init__(self, service: Service, queued: bool) -> None:
+        """`queued`: there are queues between the proxy and this app, so the proxy should have flow control."""
         self._service = service
-        self._expects_count = queued
+        self._expects_flow_control = queued
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
-        found = answer(self._service, scope)
-        if not isinstance(found, Response) and not self._service.ready:
-            found = Response.json(503, {"error": "this part of the cloud is going down"}, Retry_After=str(RETRY_S))
-        if isinstance(found, Response):
-            await _deny(scope, send, found)
+        answer = _respond(self._service, scope)
+        if not isinstance(answer, Response) and not self._service.ready:
+            answer = Response.json(503, {"error": "this part of the cloud is going down"}, Retry_After=str(RETRY_S))
+        if isinstance(answer, Response):
+            await _deny(scope, send, answer)
             return
-        if self._expects_count and flow_control.NAME not in scope.get("extensions", {}):
-            self._expects_count = False
+        if self._expects_flow_control and flow_control.NAME not in scope.get("extensions", {}):
+            self._expects_flow_control = False
             log.warning(
                 "the proxy does not count what is on its way (%s): what devices don't read piles up", flow_control.NAME
             )
         await send({"type": "websocket.accept"})
-        async with Socket(scope, receive, send) as socket:
-            await self._service.attend(socket, found)
+        async with AsgiConnection(scope, receive, send) as connection:
+            await self._service.attend(connection, answer)
 
 
 async def _deny(scope: Scope, send: Send, response: Response) -> None:
+    """Answer a WebSocket's request with an HTTP response, where the web server can; else with HTTP 403."""
     kind = "websocket.http.response"
     if kind not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": 1008, "reason": ""})  # becomes HTTP 403
+        await send({"type": "websocket.close", "code": 1008, "reason": ""})  # the web server makes HTTP 403 of it
         return
     body = response.body.encode()
     headers = {**response.headers, "Content-Length": str(len(body))}
@@ -144,13 +149,13 @@ async def _deny(scope: Scope, send: Send, response: Response) -> None:
     await send({"type": f"{kind}.body", "body": body, "more_body": False})
 
 
-def answer(service: Service, scope: Scope) -> Response | Holder | None:
+def _respond(service: Service, scope: Scope) -> Response | Holder | None:
     path = scope["path"].removeprefix(scope.get("root_path", ""))
-    return service.answer(path, Headers(scope=scope).getlist("authorization"))
+    return service.respond(path, Headers(scope=scope).getlist("authorization"))
 
 
 def app(service: Service, queued: bool = False) -> Starlette:
-    """It begins and ends with its server. `queued`: there are queues between, so somebody ought to count (flow)."""
+    """The app: its service begins and ends with the web server. `queued`: see WebSocketApp."""
 
     @contextlib.asynccontextmanager
     async def alive(_: Starlette) -> AsyncIterator[None]:
@@ -162,12 +167,12 @@ def app(service: Service, queued: bool = False) -> Starlette:
             await asyncio.to_thread(service.thread.stop)
 
     async def http(request: Request) -> HttpResponse:
-        found = answer(service, request.scope)
-        if not isinstance(found, Response):
-            found = Response.json(426, {"error": "this path is for WebSockets"}, Upgrade="websocket")
-        return HttpResponse(found.body, found.status, found.headers)
+        answer = _respond(service, request.scope)
+        if not isinstance(answer, Response):
+            answer = Response.json(426, {"error": "this path is for WebSockets"}, Upgrade="websocket")
+        return HttpResponse(answer.body, answer.status, answer.headers)
 
     everything = "/{path:path}"
     return Starlette(
-        routes=[Route(everything, http), WebSocketRoute(everything, Door(service, queued))], lifespan=alive
+        routes=[Route(everything, http), WebSocketRoute(everything, WebSocketApp(service, queued))], lifespan=alive
     )

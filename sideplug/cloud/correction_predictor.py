@@ -1,10 +1,10 @@
-"""CorrectionPredictor: what the device will answer, foretold from what it has answered in this session.
+"""CorrectionPredictor predicts a device's next correction from the corrections it has sent in this session.
 
     Δ̂(x) = mean Δ + k(x) (X Xᵀ + λ·I)⁻¹ (Δ − mean Δ)        ridge regression in its dual form, k(x) = (x − mean x) · Xᵀ
 
-x is what the device sees, the token's codes (z, where they are very many), X the remembered ones, centred. Only guesses
-are made with it, so it changes no text; a better guess is a longer run. It knows nothing that did not come up the wire
-in this session, and it goes with the session.
+x is what the device sees of a token: its codes, or z where the codes are very many. X holds the remembered x, centred.
+A prediction is only used to choose a speculative token, so it never changes a text; a better prediction gives a longer
+run without a rollback. The predictor sees only what one session's answers contain, and is dropped with the session.
 H remembered answers, C numbers of a token's codes, D width. Test: pytest tests/cloud/test_correction_predictor.py
 """
 
@@ -14,24 +14,27 @@ from collections import deque
 
 import numpy as np
 
-HISTORY = 64  # answers
-RIDGE = 0.1  # λ, as a share of the remembered codes' mean square
-MAX_CODES = 4096  # codes of a token that are looked at; a raw tap has more
-REFIT = 8  # a fit serves until an eighth of what it remembers is new
+HISTORY = 64  # answers that are remembered
+RIDGE = 0.1  # λ as a share of the mean square of the remembered codes
+MAX_CODES = 4096  # a token with more codes than this (a raw tap) is described by its z instead
+REFIT = 8  # a fit is used until one eighth of the remembered answers is newer than it
 
 
 class CorrectionPredictor:
+    """`observe` each answer, then `predict` the next one."""
+
     def __init__(self) -> None:
         self._past: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=HISTORY)
         self._new = 0
         self._fit: tuple[np.ndarray, ...] | None = None
 
     def observe(self, codes_C: np.ndarray, delta_D: np.ndarray) -> None:
+        """Remember that the device, seeing `codes_C` (C,), corrected z by `delta_D` (D,)."""
         self._past.append((codes_C, delta_D))
         self._new += 1
 
     def predict(self, codes_C: np.ndarray) -> np.ndarray | float:
-        """Δ̂ (D,) float32; 0 as long as hardly anything was answered."""
+        """The predicted correction Δ̂ (D,) float32, or 0.0 while fewer than two answers were observed."""
         if len(self._past) > 1 and self._new * REFIT >= len(self._past):
             self._refit()
         if self._fit is None:

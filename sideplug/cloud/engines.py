@@ -1,6 +1,7 @@
-"""Which engine runs a model: ONNX Runtime on a CPU where its graph fits, torch for GPUs and for everything else.
+"""Chooses the engine of a model: ONNX Runtime on a CPU if it can run the model, torch for GPUs and everything else.
 
-It says which it took and why. It imports an engine's library only when it takes it.
+It says which engine it chose and why, and imports an engine's library only then.
+Test: pytest tests/cloud/test_engines.py
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sideplug.cloud.admission import AdmissionLimits
 from sideplug.cloud.cores import cores, memory_bytes
-from sideplug.cloud.engine import Engine, Room
+from sideplug.cloud.engine import Engine
 from sideplug.cloud.model.base import Model
 from sideplug.cloud.scheduler import Budget
 from sideplug.cloud.store import Base
@@ -27,7 +29,10 @@ TORCH_PACKAGES = ("torch", "transformers")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a user asked for. threads 0: every core that we may use; kv_bytes 0: half of the memory that is free."""
+    """What a user asked for. threads 0: every core that the process may use; kv_bytes 0: half of the free memory.
+
+    Raises InputError for an unknown engine or bits, and for an engine that does not run on the device.
+    """
 
     engine: str = "auto"
     bits: str = "auto"
@@ -45,15 +50,15 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that is ready to run, and what a person should know of how it runs."""
+    """A model that is ready to run; `how` says in one line with what bits and threads, and why."""
 
     model: Model
     engine: str
-    how: str  # a line: bits, threads, and why
+    how: str
 
 
 def open_model(base: Base, wanted: Wanted, say: Callable[[str], None] = lambda line: None) -> Opened:
-    """To be called in the thread that will run it. Raises UnknownModel, InputError, Stopped."""
+    """Load a model, in the thread that will run it. Raises UnknownModel, InputError, Stopped."""
     count, source = cores()
     if wanted.threads:
         count, source = wanted.threads, "as asked"
@@ -77,7 +82,7 @@ def open_model(base: Base, wanted: Wanted, say: Callable[[str], None] = lambda l
 
 
 def read_prefix(path: Path | None) -> str:
-    """A system message that everybody's prompts may share; "" for none. Raises InputError."""
+    """The system message in a file, which everybody's prompts may share; "" for no file. Raises InputError."""
     try:
         return path.read_text("utf-8").strip() if path else ""
     except (OSError, UnicodeDecodeError) as error:
@@ -85,11 +90,11 @@ def read_prefix(path: Path | None) -> str:
 
 
 def open_engine(
-    base: Base, wanted: Wanted, step_tokens: int, room: Room, prefix: str, say: Callable[[str], None]
+    base: Base, wanted: Wanted, step_tokens: int, limits: AdmissionLimits, prefix: str, say: Callable[[str], None]
 ) -> tuple[Opened, Engine]:
-    """The engine of a served model, which has run the shared `prefix` if there is one. As `open_model` otherwise."""
+    """The engine of a served model; it has run the shared `prefix`, if that is not "". Raises as `open_model`."""
     opened = open_model(base, wanted, say)
-    engine = Engine(opened.model, Tokenizer(base.folder), Budget(step_tokens), room)
+    engine = Engine(opened.model, Tokenizer(base.folder), Budget(step_tokens), limits)
     if prefix:
         engine.declare(engine.tokenizer.shared_prefix(prefix))
     return opened, engine

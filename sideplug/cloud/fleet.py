@@ -1,4 +1,4 @@
-"""What one replica of a fleet is told: typed, from text or numbers, and checked before any replica starts.
+"""The settings of one replica of a fleet: typed, read from text or numbers, and checked before any replica starts.
 
 It does not know Ray: ray_serve.py does. Test: pytest tests/cloud/test_fleet.py
 """
@@ -14,22 +14,23 @@ from typing import Any
 
 from sideplug.cloud.cores import cores, memory_bytes
 from sideplug.cloud.engines import Wanted, open_engine, read_prefix
-from sideplug.cloud.service import Limits, Service
+from sideplug.cloud.host import Limits
+from sideplug.cloud.service import Service
 from sideplug.cloud.store import DEFAULT, find
 from sideplug.contract.errors import InputError
 
-SPARE = 64  # requests of a replica beside its sessions: those that it refuses itself, /health, /metrics
+SPARE = 64  # requests of a replica beside its sessions: refused ones, /health, /metrics
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """As `sideplug serve` has them, each for one replica; files are read by each replica on its own machine.
+    """The options of `sideplug serve`, each for one replica; every replica reads the files on its own machine.
 
-    threads, kv_memory: 0: for a replica that has its machine to itself, every core and half of the free memory. cpus:
-    what Ray reserves for it; 0: as many as it has threads. min_replicas, max_replicas: their number follows the
-    sessions, about target_sessions each; max_replicas 0: it stays. max_ongoing_requests: 0: max_sessions, and some for
-    the rest.
+    threads, kv_memory: 0 means every core and half of the free memory, for a replica that has its machine to itself.
+    cpus: the CPUs that Ray reserves for it; 0: one for each thread. min_replicas, max_replicas: their number follows
+    the sessions, about target_sessions each; max_replicas 0: it is always min_replicas. max_ongoing_requests: 0 means
+    max_sessions, and SPARE more for other requests. Raises InputError for values that cannot be.
     """
 
     model: str = DEFAULT
@@ -69,7 +70,7 @@ class Settings:
 
     @classmethod
     def parse(cls, args: Mapping[str, Any]) -> Settings:
-        """Of `serve run`'s words and a config's values. Raises InputError."""
+        """Settings from the arguments of `serve run` or the values of a config file. Raises InputError."""
         kinds = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         strange = sorted(set(args) - set(kinds))
         if strange:
@@ -78,25 +79,28 @@ class Settings:
 
     @property
     def wanted(self) -> Wanted:
+        """The engine to open. Raises InputError."""
         return Wanted(self.engine, self.bits, "cpu", self.threads, int(self.kv_memory * 2**30))
 
     @property
     def most_replicas(self) -> int:
+        """The greatest number of replicas."""
         return self.max_replicas or self.min_replicas
 
     @property
     def ongoing(self) -> int:
+        """Requests that a replica may have at once."""
         return self.max_ongoing_requests or self.max_sessions + SPARE
 
     def on_one_machine(self) -> Settings:
-        """What each of them has of this machine, where they are all on it and nothing else was asked for."""
+        """Settings for replicas that share this machine: equal parts of its cores and memory, where none were set."""
         threads = self.threads or max(1, cores()[0] // self.most_replicas)
         kv_memory = self.kv_memory or memory_bytes() / 2 / self.most_replicas / 2**30
         return dataclasses.replace(self, threads=threads, kv_memory=kv_memory)
 
     def service(self, say: Say = lambda line: None) -> Service:
-        """What a replica serves. Raises InputError, UnknownModel, NoNetwork, Stopped."""
-        from sideplug.cloud.engine import Room
+        """The Service of a replica. Raises InputError, UnknownModel, NoNetwork, Stopped."""
+        from sideplug.cloud.admission import AdmissionLimits
         from sideplug.cloud.keys import Keys
 
         keys = Keys(Path(self.keys)) if self.keys else None
@@ -104,12 +108,13 @@ class Settings:
             raise InputError(f"there is no keys file {keys.path} on this machine: sideplug keys add makes one")
         prefix = read_prefix(Path(self.shared_prefix) if self.shared_prefix else None)
         base = find(self.model, say)
-        room = Room(self.queue, keep_s=self.keep_seconds)
-        make = lambda: open_engine(base, self.wanted, self.step_tokens, room, prefix, say)[1]  # noqa: E731
+        admission = AdmissionLimits(self.queue, keep_s=self.keep_seconds)
+        make = lambda: open_engine(base, self.wanted, self.step_tokens, admission, prefix, say)[1]  # noqa: E731
         return Service(base, make, Limits(sessions=self.max_sessions, drain_s=self.drain_seconds), keys)
 
 
 def _convert(name: str, kind: type, value: Any) -> Any:
+    """`value` as a `kind`. Raises InputError."""
     words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     found: Any = None
     try:

@@ -1,9 +1,10 @@
-"""So much may be on its way between a proxy and the process behind it, and no more, in either direction.
+"""Flow control between a proxy and the process behind it: a bound on the bytes under way, in either direction.
 
-Ray Serve hands WebSocket messages from its proxy to a replica, and back, through queues that have no bounds: a device
-that does not read would fill the memory of both. So each end counts what it has taken, and tells the other every now
-and then, in a message of its own beside the WebSocket's; who has sent WINDOW bytes more than were taken waits. `Flow`
-is the proxy's end (an ASGI middleware, see `middlewares`), `asgi.Socket` the other. It does not know what is sent.
+Ray Serve passes WebSocket messages between its proxy and a replica through queues that have no bounds: a device that
+does not read would fill the memory of both. So each end counts the bytes that it has taken and now and then
+acknowledges them, in a message of its own beside the WebSocket's; an end that has sent WINDOW bytes more than were
+acknowledged waits. `FlowControl` is the proxy's end (an ASGI middleware, see `middlewares`), `asgi.AsgiConnection` the
+other. It does not know what is sent.
 Test: pytest tests/cloud/test_flow_control.py
 """
 
@@ -18,16 +19,17 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 NAME = "sideplug.flow"  # of the messages, and in the scope's extensions, where there is such a proxy
-WINDOW = 1 << 20  # bytes on their way; a message that is longer goes alone
+WINDOW = 1 << 20  # bytes under way; a longer message goes alone
 STALL_S = 60.0  # a device that reads nothing for so long is cut off
 
 
 def size(message: Message) -> int:
+    """The length of a WebSocket message's content: bytes, or characters of a text."""
     return len(message.get("bytes") or message.get("text") or b"")
 
 
 class Window:
-    """The sender's account: what it has sent, and what was taken of it."""
+    """The sender's account: bytes sent, and bytes that the receiver has acknowledged."""
 
     def __init__(self, limit: int = WINDOW) -> None:
         self._limit = limit
@@ -36,41 +38,44 @@ class Window:
         self._room.set()
 
     def send(self, count: int) -> None:
+        """Count bytes that were sent."""
         self._sent += count
         if self._sent - self._taken >= self._limit:
             self._room.clear()
 
-    def hear(self, taken: int) -> None:
-        """So much was taken in all."""
+    def acknowledge(self, taken: int) -> None:
+        """The receiver has taken so many bytes in all."""
         self._taken = taken
         if self._sent - self._taken < self._limit:
             self._room.set()
 
     def open(self) -> None:
-        """There is nothing to wait for any more."""
+        """Wait no more: the receiver is gone."""
         self._limit = self._sent + (1 << 62)
         self._room.set()
 
     async def room(self) -> None:
+        """Wait until there is room for another message."""
         await self._room.wait()
 
 
 class Received:
-    """The receiver's account: `add` gives the message to tell the sender, now and then."""
+    """The receiver's account: bytes taken, and how many of them were acknowledged."""
 
     def __init__(self) -> None:
-        self._total = self._told = 0
+        self._total = self._acknowledged = 0
 
     def add(self, count: int) -> Message | None:
+        """Count bytes that were taken; now and then, the acknowledgement that is due to the sender."""
         self._total += count
-        if self._total - self._told < WINDOW // 4:
+        if self._total - self._acknowledged < WINDOW // 4:
             return None
-        self._told = self._total
+        self._acknowledged = self._total
         return {"type": NAME, "taken": self._total}
 
 
 class FlowControl:
-    """The proxy's end, between its web server and what carries messages to the replica."""
+    """The proxy's end: an ASGI middleware between its web server and the queues to the replica."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -94,20 +99,20 @@ class FlowControl:
         async def send_on(message: Message) -> None:
             nonlocal gone
             if message["type"] == NAME:
-                up.hear(message["taken"])
+                up.acknowledge(message["taken"])
                 return
             if gone:
                 return
             try:
                 async with asyncio.timeout(STALL_S):
                     await send(message)
-            except (OSError, TimeoutError):  # the device has left, or does not read: said once, and as ASGI says it
+            except (OSError, TimeoutError):  # the device has left, or does not read
                 gone = True
                 _cut(send)
                 inbox.put_nowait({"type": "websocket.disconnect", "code": 1006})
-            told = down.add(size(message))
-            if told is not None:
-                inbox.put_nowait(told)
+            acknowledgement = down.add(size(message))
+            if acknowledgement is not None:
+                inbox.put_nowait(acknowledgement)
 
         pumping = asyncio.create_task(pump())
         try:
@@ -118,7 +123,7 @@ class FlowControl:
 
 
 def _cut(send: Any) -> None:
-    """Drop a connection that nobody reads from: closing it would wait for them."""
+    """Cut a connection whose device does not read: a closing handshake would wait for it."""
     with contextlib.suppress(AttributeError):
         send.__self__.transport.abort()  # uvicorn's
 

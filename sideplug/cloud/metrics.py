@@ -1,4 +1,4 @@
-"""`/metrics`: what `meters` counted and what is under way, as Prometheus reads it. It changes nothing.
+"""GET /metrics: the counters and the present state of a cloud in Prometheus' text format. It only reads.
 
 Test: pytest tests/cloud/test_metrics.py
 """
@@ -17,51 +17,56 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Exposition:
-    """`gauges()`: what is under way, by name; `sideplug_` stands before each."""
+    """The metrics of one server. Every metric's name begins with `sideplug_`.
 
-    def __init__(self, meters: Counters, gauges: Callable[[], Mapping[str, tuple[str, float]]], model: str) -> None:
-        self._meters = meters
+    `gauges()` gives the present state: name → (help text, value). `model` is the name of the base model.
+    """
+
+    def __init__(self, counters: Counters, gauges: Callable[[], Mapping[str, tuple[str, float]]], model: str) -> None:
+        self._counters = counters
         self._gauges = gauges
         self._model = model
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)  # type: ignore[arg-type]
 
     def text(self) -> bytes:
+        """The body of the response to GET /metrics."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        m = self._meters
+        """All metrics as they are now; prometheus_client calls it."""
+        c = self._counters
         info = GaugeMetricFamily("sideplug_model", "The base model that is served.", labels=["name"])
         info.add_metric([self._model], 1)
         yield info
-        for name, (about, value) in self._gauges().items():
-            yield GaugeMetricFamily(f"sideplug_{name}", about, value)
-        yield _counter("steps", "Packed forwards.", m.steps)
-        yield _counter("resumed", "Replies that went on after a break.", m.resumed)
-        yield _counter("readings", "Examples read for tapes and scores.", m.readings)
-        yield _labelled("tokens", "Tokens: prompt (run), kept (taken over), reply.", ["of"], m.tokens)
-        yield _labelled("replies", "Replies by how they ended.", ["why"], m.replies)
-        yield _labelled("gate", "Tokens asked, guesses confirmed, drafts accepted, fallbacks …", ["what"], m.gate)
-        yield _labelled("refused", "What was refused, by code.", ["code"], m.refused)
-        yield _labelled("bytes", "Bytes of frames.", ["direction", "kind", "codec"], m.bytes)
-        yield _labelled("frames", "Frames.", ["direction", "kind"], m.frames)
-        yield _histogram("batch_sequences", "Sequences of a step.", m.batch)
-        yield _histogram("step_seconds", "A step.", m.step_s)
-        yield _histogram("answer_seconds", "From an ask to the device's answer.", m.answer_s)
-        yield _histogram("first_token_seconds", "From a prompt to its reply's first token.", m.first_s)
-        yield _histogram("queue_seconds", "From a prompt to its first step.", m.queue_s)
+        for name, (description, value) in self._gauges().items():
+            yield GaugeMetricFamily(f"sideplug_{name}", description, value)
+        yield _counter("steps", "Packed forwards.", c.steps)
+        yield _counter("resumed", "Replies that went on after a break.", c.resumed)
+        yield _counter("examples", "Examples read for tapes and scores.", c.examples)
+        yield _labelled("tokens", "Tokens: prompt (run), kept (copied from the prefix cache), reply.", ["of"], c.tokens)
+        yield _labelled("replies", "Replies by how they ended.", ["why"], c.replies)
+        yield _labelled("gate", "Tokens asked, speculated, confirmed; drafts accepted; fallbacks …", ["what"], c.gate)
+        yield _labelled("refused", "What was refused, by code.", ["code"], c.refused)
+        yield _labelled("bytes", "Bytes of frames.", ["direction", "kind", "codec"], c.bytes)
+        yield _labelled("frames", "Frames.", ["direction", "kind"], c.frames)
+        yield _histogram("batch_sequences", "Sequences in a step.", c.batch)
+        yield _histogram("step_seconds", "Duration of a step.", c.step_s)
+        yield _histogram("answer_seconds", "From an ask to the device's answer.", c.answer_s)
+        yield _histogram("first_token_seconds", "From a prompt to its reply's first token.", c.first_s)
+        yield _histogram("queue_seconds", "From a prompt to its first step.", c.queue_s)
 
 
-def _counter(name: str, about: str, value: float) -> Metric:
-    return CounterMetricFamily(f"sideplug_{name}", about, value)
+def _counter(name: str, description: str, value: float) -> Metric:
+    return CounterMetricFamily(f"sideplug_{name}", description, value)
 
 
-def _labelled(name: str, about: str, labels: list[str], values: Mapping[Any, float]) -> Metric:
-    family = CounterMetricFamily(f"sideplug_{name}", about, labels=labels)
+def _labelled(name: str, description: str, labels: list[str], values: Mapping[Any, float]) -> Metric:
+    family = CounterMetricFamily(f"sideplug_{name}", description, labels=labels)
     for key, value in sorted(dict(values).items()):
         family.add_metric(list(key) if isinstance(key, tuple) else [key], value)
     return family
 
 
-def _histogram(name: str, about: str, found: Histogram) -> Metric:
-    return HistogramMetricFamily(f"sideplug_{name}", about, buckets=found.cumulative, sum_value=found.sum)
+def _histogram(name: str, description: str, values: Histogram) -> Metric:
+    return HistogramMetricFamily(f"sideplug_{name}", description, buckets=values.cumulative, sum_value=values.sum)

@@ -1,12 +1,13 @@
-"""Keys and values of texts that nobody is working on: a conversation between its turns, a reply that was cut off.
+"""The prefix cache: keys and values of texts that are not being worked on, for the next text that begins alike.
 
-A prompt that begins as a kept text does takes over what they share. What may be shared is of one scope (one key's
-sessions), or was declared for everybody, so that nobody learns from a quick answer what another has asked.
+It holds conversations between two turns and replies whose device was cut off. A text is only shared within one scope
+(the sessions of one key) or when it was declared for everybody, so that nobody learns from a quick answer what another
+user has asked.
 
-The keys and values at a position depend on the text before it and on nothing else, bit for bit: what was run as a
-prompt is only taken over as part of a prompt, and a reply's tokens, run one by one, only to go on with that very reply.
-So a text is the same whether its beginning was kept, evicted, or is run for the first time. It does not know sessions.
-Test: pytest tests/cloud/test_prefix_cache.py
+The keys and values at a position depend on the text before it and, bit for bit, on how it was run: as a prompt (many
+tokens at once) or one by one (a reply). So tokens that were run as a prompt are only reused as part of a prompt, and
+tokens of a reply only to continue that same reply. A text is therefore the same whether its beginning was cached,
+evicted, or is run for the first time. This module does not know sessions. Test: pytest tests/cloud/test_prefix_cache.py
 """
 
 from __future__ import annotations
@@ -21,85 +22,88 @@ import numpy as np
 from sideplug.cloud.model.memory import KVMemory, Reservation
 from sideplug.contract.errors import Busy
 
-LEAST = 16  # tokens: fewer are run again as quickly as they are copied
+MIN_PREFIX = 16  # tokens: running fewer is as quick as copying them
 
 
-def common(a: np.ndarray, b: np.ndarray) -> int:
-    """How many ids the two begin with alike."""
-    most = min(len(a), len(b))
-    other = a[:most] != b[:most]
-    return int(other.argmax()) if other.any() else most
+def common_length(a: np.ndarray, b: np.ndarray) -> int:
+    """The number of ids with which both arrays begin."""
+    length = min(len(a), len(b))
+    differs = a[:length] != b[:length]
+    return int(differs.argmax()) if differs.any() else length
 
 
 @dataclass(eq=False)
 class Text:
-    """Token ids of which `prompt_tokens` were run as a prompt and the rest one by one, with the gate's scores there.
+    """Token ids; the first `prompt_tokens` were (or will be) run as a prompt, the others one by one.
 
-    scope: whose it is; None: everybody's. mark: of the gate that the scores are of.
+    scope: who may reuse it; None: everybody. gate_id: identifies the gate that gave `scores`, position → score.
     """
 
     scope: str | None
     ids: np.ndarray  # int32
     prompt_tokens: int
-    mark: bytes = b""
+    gate_id: bytes = b""
     scores: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.ids = np.asarray(self.ids, np.int32)
 
     def shared(self, other: Text) -> int:
-        """How many tokens of `other` are here, so that its rest gives just what the whole would give."""
+        """How many tokens of `other` may come from this text, so that its rest gives what running all of it gives."""
         if self.scope is not None and self.scope != other.scope:
             return 0
-        same = common(self.ids, other.ids)
-        if self.prompt_tokens == other.prompt_tokens < same and self.mark == other.mark:
-            going_on = min(same, len(other.ids) - 1)  # one token at least must be run, for what follows it
-            if going_on in self.scores:
-                return going_on
-        # Nor is a prompt's last chunk ever of one token: that may be summed in another order.
+        same = common_length(self.ids, other.ids)
+        if self.prompt_tokens == other.prompt_tokens < same and self.gate_id == other.gate_id:
+            length = min(same, len(other.ids) - 1)  # at least one token must be run, to predict the next one
+            if length in self.scores:
+                return length
+        # A prompt's last chunk must have two tokens or more: a single token may be summed in another order.
         return max(0, min(same, self.prompt_tokens, other.prompt_tokens - 2))
 
 
 @dataclass(eq=False)
-class Entry:
+class CachedPrefix:
+    """One text of the cache with its keys and values (`states`, of all its tokens) and the memory that they take."""
+
     text: Text
-    states: Any  # of as many tokens as it has ids
-    promise: Reservation
+    states: Any
+    reservation: Reservation
     used_s: float
 
 
-class Kept:
-    """Texts with their keys and values, the least lately used first; let go after `seconds`, or for want of memory."""
+class PrefixCache:
+    """Cached texts, the least recently used first; evicted after `seconds` without use, or when memory is needed."""
 
     def __init__(self, memory: KVMemory, seconds: float) -> None:
+        """`seconds` 0 caches nothing but what is declared."""
         self.seconds = seconds
         self._memory = memory
-        self._entries: OrderedDict[int, Entry] = OrderedDict()
-        self._declared: list[Entry] = []
-        self.evicted = 0
+        self._entries: OrderedDict[int, CachedPrefix] = OrderedDict()
+        self._declared: list[CachedPrefix] = []
+        self.evicted = 0  # entries that were evicted because memory was needed
 
     def __len__(self) -> int:
         return len(self._entries) + len(self._declared)
 
     def put(self, text: Text, states: Any) -> None:
-        """Keep it, if there is room beside what is in work."""
+        """Cache a text, if there is memory for it beside the running work. It replaces older states of itself."""
         if self.seconds <= 0:
             return
         for entry in [e for e in self._entries.values() if e.text.scope == text.scope]:
             older = entry.text
-            if common(text.ids, older.ids) >= older.prompt_tokens <= text.prompt_tokens:  # it is in this one
-                self._forget(entry)
-        promise = self.promise(len(text.ids))
-        if promise is not None:
-            entry = Entry(text, states, promise, time.monotonic())
+            if common_length(text.ids, older.ids) >= older.prompt_tokens <= text.prompt_tokens:
+                self._remove(entry)
+        reservation = self.reserve(len(text.ids))
+        if reservation is not None:
+            entry = CachedPrefix(text, states, reservation, time.monotonic())
             self._entries[id(entry)] = entry
 
     def declare(self, text: Text, states: Any) -> None:
-        """Everybody's, for good. Raises Busy."""
-        self._declared.append(Entry(text, states, self._memory.promise(len(text.ids)), 0.0))
+        """Cache a text for everybody and for good. Raises Busy when there is no memory for it."""
+        self._declared.append(CachedPrefix(text, states, self._memory.promise(len(text.ids)), 0.0))
 
-    def promise(self, tokens: int, spare: Entry | None = None) -> Reservation | None:
-        """Memory for `tokens`, for which texts are let go, but not `spare`; None where that does not do."""
+    def reserve(self, tokens: int, spare: CachedPrefix | None = None) -> Reservation | None:
+        """Memory for `tokens`, evicting entries for it (but never `spare`); None if that is not enough."""
         while True:
             try:
                 return self._memory.promise(tokens)
@@ -107,34 +111,34 @@ class Kept:
                 oldest = next((e for e in self._entries.values() if e is not spare), None)
                 if oldest is None:
                     return None
-                self._forget(oldest)
+                self._remove(oldest)
                 self.evicted += 1
 
-    def best(self, text: Text) -> tuple[Entry | None, int]:
-        """The entry that has most of `text`, and how many of its tokens."""
-        found, most = None, LEAST - 1
+    def best(self, text: Text) -> tuple[CachedPrefix | None, int]:
+        """The entry that shares the most tokens with `text`, and how many; (None, 0) below MIN_PREFIX."""
+        found, length = None, MIN_PREFIX - 1
         for entry in (*self._declared, *self._entries.values()):
             shared = entry.text.shared(text)
-            if shared > most:
-                found, most = entry, shared
-        return found, most if found else 0
+            if shared > length:
+                found, length = entry, shared
+        return found, length if found else 0
 
-    def use(self, entry: Entry, text: Text) -> None:
-        """`text` begins with this entry's: it takes the entry's place where it goes on with all of it."""
+    def use(self, entry: CachedPrefix, text: Text) -> None:
+        """Note that `text` was begun with this entry. A text that continues all of it will replace it: remove it."""
         if id(entry) not in self._entries:
             return
-        if common(entry.text.ids, text.ids) >= entry.text.prompt_tokens:
-            self._forget(entry)
+        if common_length(entry.text.ids, text.ids) >= entry.text.prompt_tokens:
+            self._remove(entry)
         else:
             entry.used_s = time.monotonic()
             self._entries.move_to_end(id(entry))
 
     def expire(self) -> None:
-        """Let go of what has not been used for too long."""
-        last = time.monotonic() - self.seconds
-        for entry in [e for e in self._entries.values() if e.used_s < last]:
-            self._forget(entry)
+        """Evict the entries that were not used for `seconds`."""
+        oldest_s = time.monotonic() - self.seconds
+        for entry in [e for e in self._entries.values() if e.used_s < oldest_s]:
+            self._remove(entry)
 
-    def _forget(self, entry: Entry) -> None:
+    def _remove(self, entry: CachedPrefix) -> None:
         del self._entries[id(entry)]
-        entry.promise.release()
+        entry.reservation.release()

@@ -2,9 +2,9 @@
 
     serve run sideplug.cloud.ray_serve:app model=smollm2-135m keys=/shared/keys.json min_replicas=2 max_replicas=8
 
-A WebSocket stays with the replica where it was opened. When that replica ends, its devices come back to another, and
-their replies go on there (docs/WIRE.md, after a break), so replicas need not know of each other. docs/FLEET.md says how
-it is run. Test: pytest -m slow tests/slow/test_ray.py
+A WebSocket stays with the replica where it was opened. When that replica ends, its devices connect to another and their
+replies go on there (docs/WIRE.md, after a break), so replicas need not know of each other. docs/FLEET.md says how to
+run a fleet. Test: pytest -m slow tests/slow/test_ray.py
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from sideplug.cloud.fleet import Settings
 from sideplug.contract.errors import Stopped
 
 NAME = "sideplug"
-LOCAL = "local"  # a Ray of our own, on this machine alone
-LOOK_S = 0.25  # how often a replica asks whether it is to go
-GRACE_S = 10.0  # behind the drain, for goodbyes, before Ray kills it
-STORE_BYTES = 100 << 20  # of Ray's object store, which nothing of ours uses: the least that it takes, about
+LOCAL = "local"  # start a Ray on this machine alone
+POLL_S = 0.25  # how often a replica checks whether it must stop, and `run` whether all have
+GRACE_S = 10.0  # time that a replica has after its drain to close connections, before Ray kills it
+STORE_BYTES = 100 << 20  # Ray's object store, which nothing here uses: about the smallest that Ray accepts
 ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "sideplug.cloud.flow_control.middlewares",
     "OPENBLAS_NUM_THREADS": "1",  # as in sideplug serve
@@ -44,51 +44,52 @@ ENVIRONMENT = {
 
 
 class Replica:
-    """One engine, its sessions, and the end of both."""
+    """One replica: a Service, which it ends when Ray stops the replica."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        mine = Settings.parse(settings)
-        logs.configure(mine.log_level, as_json=False)
-        self.service = mine.service()
+        own = Settings.parse(settings)
+        logs.configure(own.log_level, as_json=False)
+        self.service = own.service()
         self._end = asyncio.create_task(self._await_the_end())
 
     def __serve_build_asgi_app__(self) -> Any:
         return asgi.app(self.service, queued=True)
 
     def check_health(self) -> None:
-        """Asked by Ray, which replaces a replica that raises."""
+        """Ray calls this and replaces a replica that raises. Raises RuntimeError when the engine hangs."""
         if self.service.thread.hangs:
             raise RuntimeError("the engine hangs")
 
     async def _await_the_end(self) -> None:
-        """Ray waits for all connections to end, and tells nobody of us that it does: so we look."""
+        """Drain when Ray stops the replica: Ray waits for the connections to end but calls nothing, so this polls."""
         while not _is_stopping():
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
         if not self.service.thread.hangs:
             await self.service.drain()
         await self.service.end()
 
 
 def _is_stopping() -> bool:
-    """Whether Ray has told this process's replica to go. There is no public way to know (Ray 2.60)."""
+    """Whether Ray is stopping this process's replica. There is no public way to know (Ray 2.60)."""
     actors = getattr(ray._private.worker.global_worker, "actors", {})
     parts = [getattr(actor, "_replica_impl", None) for actor in actors.values()]
     return any(getattr(part, "_shutting_down", False) for part in parts)
 
 
 def app(args: dict[str, Any]) -> Any:
-    """The application, from `serve run`'s arguments or a config's (see fleet.Settings). Raises InputError."""
+    """The application, from the arguments of `serve run` or a config file (see fleet.Settings). Raises InputError."""
     return build(Settings.parse(args))
 
 
 def build(settings: Settings) -> Any:
-    how: dict[str, Any] = {"num_replicas": settings.min_replicas}
+    """The application: one deployment with as many replicas as the settings say."""
+    scaling: dict[str, Any] = {"num_replicas": settings.min_replicas}
     if settings.most_replicas > settings.min_replicas:
         least, most = settings.min_replicas, settings.most_replicas
         scale = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": settings.target_sessions}
-        how = {"autoscaling_config": scale}
+        scaling = {"autoscaling_config": scale}
     deployment: Any = serve.deployment(serve.ingress()(Replica)).options(
-        **how,
+        **scaling,
         name=NAME,
         max_ongoing_requests=settings.ongoing,
         graceful_shutdown_timeout_s=settings.drain_seconds + GRACE_S,
@@ -99,24 +100,24 @@ def build(settings: Settings) -> Any:
 
 
 def _machine_cpus() -> float:
-    """Of the smallest of the cluster's machines: a replica without a number of threads takes them all."""
+    """CPUs of the cluster's smallest machine: a replica without a number of threads takes all of them."""
     nodes = ray.nodes() if ray.is_initialized() else []
     return min((node["Resources"]["CPU"] for node in nodes if node["Resources"].get("CPU")), default=1.0)
 
 
 def run(settings: Settings, host: str, port: int, tls: tuple[Path, Path] | None, ready: Callable[[], None]) -> None:
-    """The fleet, on this machine or on the cluster that RAY_ADDRESS names, until SIGINT or SIGTERM.
+    """Run the fleet on this machine, or on the cluster that RAY_ADDRESS names, until SIGINT or SIGTERM.
 
-    `tls`: certificate and key. `ready` is called when it serves. Raises Stopped.
+    `tls`: files of certificate and key. `ready` is called when the fleet serves. Raises Stopped.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers of us
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray reports its use to its makers
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     address = os.environ.get("RAY_ADDRESS") or LOCAL
-    cpus = math.ceil(settings.most_replicas * (settings.cpus or settings.threads or 1))  # Ray counts, and does not look
+    cpus = math.ceil(settings.most_replicas * (settings.cpus or settings.threads or 1))  # Ray does not measure
     own: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": STORE_BYTES, "include_dashboard": False}
     out = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):  # Ray shows there what its processes say
+    with contextlib.redirect_stdout(sys.stderr):  # Ray writes its processes' output there
         try:
             ray.init(address=address, logging_level=logging.ERROR, **(own if address == LOCAL else {}))
         except Exception as error:
@@ -147,15 +148,15 @@ def _deploy(settings: Settings, host: str, port: int, tls: tuple[Path, Path] | N
         serve.start("EveryNode", options, logging_config=quiet, controller_options=environment)
         serve.run(build(settings), name=NAME, logging_config=quiet)
     except Exception as error:
-        raise Stopped(f"the fleet did not start: {_last_line(error, _what_replicas_said())}") from error
+        raise Stopped(f"the fleet did not start: {_last_line(error, _replica_messages())}") from error
 
 
 def _undeploy(stops: _Stops, most_s: float) -> None:
-    """Let the replicas drain: `serve.shutdown` alone would wait for half a minute at most."""
+    """Let the replicas drain: `serve.shutdown` alone would wait for half a minute at the most."""
     last = time.monotonic() + most_s
     serve.delete(NAME, _blocking=False)
     while NAME in serve.status().applications and time.monotonic() < last and not stops.again:
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
 
 
 class _Stops:
@@ -165,9 +166,9 @@ class _Stops:
         self._first = threading.Event()
         self.again = False
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._hear)
+            signal.signal(number, self._receive)
 
-    def _hear(self, number: int, frame: Any) -> None:
+    def _receive(self, number: int, frame: Any) -> None:
         self.again = self._first.is_set()
         self._first.set()
 
@@ -176,15 +177,15 @@ class _Stops:
             pass
 
 
-def _what_replicas_said() -> str:
+def _replica_messages() -> str:
     try:
         return "\n".join(part.message for part in serve.status().applications[NAME].deployments.values())
-    except Exception:  # there is none, or Ray is gone
+    except Exception:  # there is no such application, or Ray is gone
         return ""
 
 
 def _last_line(error: Exception, more: str = "") -> str:
-    """What an error says in its end, or `more` in words of ours: Ray's begin with tracebacks of other processes."""
-    said = [line.strip() for line in f"{more}\n{error}".splitlines() if line.strip()]
-    ours = [line for line in said if re.match(r"sideplug\.[\w.]+: ", line)]
-    return re.sub(r"^[\w.]+: ", "", (ours or said or [type(error).__name__])[-1])
+    """The last line of an error, or better one of sideplug's own errors in `more`: Ray's begin with tracebacks."""
+    lines = [line.strip() for line in f"{more}\n{error}".splitlines() if line.strip()]
+    ours = [line for line in lines if re.match(r"sideplug\.[\w.]+: ", line)]
+    return re.sub(r"^[\w.]+: ", "", (ours or lines or [type(error).__name__])[-1])

@@ -1,9 +1,10 @@
-"""A reply in the making: what is settled, what is only guessed, and what the device was asked. No model, no socket.
+"""A reply under way: what is settled, what is speculative, and what the device was asked. No model, no socket.
 
-Run-ahead (optimistic decoding): the cloud does not stop at an ask. It goes on with a guess, and asks on. An answer that
-confirms the guess settles it; one that changes the token takes everything behind it back, and the run's number goes
-up, so that an answer to what is gone is known for what it is. All noise is of a position, so the text is the same
-with any window, with none, and whatever was guessed. Test: pytest tests/cloud/test_reply.py
+Run-ahead (optimistic decoding): the cloud does not stop where it asks the device. It goes on with a speculative token
+and asks on. An answer that confirms the token settles it. An answer that changes it rolls back everything behind it and
+raises the run's number, so that answers to the old run are recognised and ignored. The sampling noise depends on the
+position alone, so the text is the same with any window, without one, and whatever tokens were speculated.
+D width, V vocabulary. Test: pytest tests/cloud/test_reply.py
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sideplug.cloud.correction_predictor import CorrectionPredictor
 from sideplug.cloud.model.base import Cache, NoCache
 from sideplug.cloud.prefix_cache import Text
+from sideplug.cloud.speculation import AcceptanceStats
 from sideplug.cloud.tokenizer import TextStream
 from sideplug.contract.codec import unpack
 from sideplug.contract.errors import InputError, ProtocolError
@@ -27,15 +28,18 @@ from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.wire import MAX_DRAFT, Frame
 
-MAX_CORRECTED = 1e6  # of any number in a corrected z: far past every model's, far below what overflows in the head
-RECENT = 0.05  # weight of the newest observation in a running mean
+# Bound on every number of a corrected z: far above what any model has, far below what overflows in the head.
+MAX_CORRECTED = 1e6
 Send = Callable[[Frame], None]
 Top = list[str | float]  # a token's text and its log-probability
 
 
 @dataclass(frozen=True)
 class SessionSpec:
-    """What a device said in OPEN: how its plugin is asked and how its answer is used ("add" to z, or "replace" it)."""
+    """What a device set in OPEN: how it is asked, and whether its answer is added to z ("add") or is z ("replace").
+
+    Raises InputError for another merge.
+    """
 
     tap: Tap
     gate: Gate
@@ -46,12 +50,15 @@ class SessionSpec:
             raise InputError(f"merge must be add or replace, got {self.merge!r}")
 
     @property
-    def mark(self) -> bytes:
-        """Of the gate, whose scores another gate could not go on from."""
+    def gate_id(self) -> bytes:
+        """Bytes that identify the gate: scores of one gate must not be continued with another."""
         return repr(self.gate.to_wire()).encode() + self.gate.weight_D.tobytes()
 
     def correct(self, z_TD: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-        """z after the device's answer. Raises ProtocolError for an answer of another size or with no finite numbers."""
+        """z (T, D) corrected by the device's answer, float32.
+
+        Raises ProtocolError for an answer of another shape or dtype, or one that leaves numbers that are not finite.
+        """
         int8 = codes.dtype == np.int8
         if codes.shape != z_TD.shape or codes.dtype not in (np.int8, np.float16):
             raise ProtocolError(f"a correction must be int8 or fp16 {z_TD.shape}, got {codes.dtype} {codes.shape}")
@@ -60,72 +67,73 @@ class SessionSpec:
         with np.errstate(all="ignore"):
             delta = unpack(codes, scales)
             corrected = z_TD + delta if self.merge == "add" else delta
-        if not np.abs(corrected).max(initial=0) <= MAX_CORRECTED:  # also false for what is not a number
+        if not np.abs(corrected).max(initial=0) <= MAX_CORRECTED:  # also false for NaN
             raise ProtocolError(f"a correction must be finite and at most {MAX_CORRECTED:.0e}")
         return corrected
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Sequence:
-    """Token ids, of which the cache has the first `cache.length`.
+    """Token ids of which the first `cache.length` are in the cache, and `send` for the frames that it gives rise to.
 
-    user: who it is for, that nobody has all of a step. scope: whose texts it may share its beginning with.
+    user: whom it belongs to, for fair shares of a step. scope: whose cached texts it may begin with.
     """
 
     ids: list[int]
     send: Send
-    cache: Cache = field(default_factory=NoCache, kw_only=True)
-    user: str = field(default="", kw_only=True)
-    scope: str = field(default="", kw_only=True)
-    alive: bool = field(default=True, kw_only=True)
-    since_s: float = field(default_factory=time.monotonic, kw_only=True)
+    cache: Cache = field(default_factory=NoCache)
+    user: str = ""
+    scope: str = ""
+    alive: bool = True  # False once the engine has dropped it
+    since_s: float = field(default_factory=time.monotonic)  # when it was requested
 
     @property
     def pending(self) -> int:
-        """Tokens that may be run now."""
+        """The number of tokens that may be run now."""
         return len(self.ids) - self.cache.length
 
     @property
-    def longest(self) -> int:
-        """Tokens that it may come to."""
+    def max_length(self) -> int:
+        """The number of tokens that it may have at its end."""
         return len(self.ids)
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Those that may be tapped."""
+        """The layers that may be tapped while it runs."""
         return ()
 
     def next_ids(self, count: int) -> list[int]:
+        """The next `count` ids to run."""
         return self.ids[self.cache.length : self.cache.length + count]
 
 
 @dataclass
 class Ask:
-    """The device is asked about the token at position `at`, which z (1, D) predicts."""
+    """A question to the device: which token stands at position `at`, which z (1, D) predicts?"""
 
     at: int
     z_1D: np.ndarray
-    seen: np.ndarray  # what the device sees of it, as numbers
-    asked_s: float  # when, on a monotonic clock
-    own: int | None = None  # what the cloud itself would go on with …
-    guess: int | None = None  # … and what it went on with
-    drafted: int | None = None  # what the device's draft says there
+    seen: np.ndarray  # what the device sees of z, as a vector: the input of the correction predictor
+    asked_s: float  # monotonic clock
+    drafted: int | None = None  # the token of the device's draft for this position, if there is one
+    predicted: int | None = None  # the cloud's own choice for it, with the predicted correction
+    speculated: int | None = None  # the token that the text went on with: `drafted` or `predicted`
 
 
 @dataclass
 class Answer:
-    """z (1, D) as the device corrected it, or after its deadline as it was."""
+    """z (1, D) as the device corrected it ("plugin"), or unchanged where its deadline had passed ("fallback")."""
 
     ask: Ask
     z_1D: np.ndarray
-    by: str  # "plugin" or "fallback"
-    draft: list[int]
-    token: int | None = None  # where the device has picked it itself
+    by: str
+    draft: list[int]  # ids that the device expects from this position on
+    token: int | None = None  # the device's choice, where the device has the head
 
 
 @dataclass
 class Part:
-    """Tokens that have become final: from position `at` on, all chosen by the same, with their alternatives."""
+    """Settled tokens from position `at` on that were all chosen by the same party, with their alternatives."""
 
     at: int
     ids: list[int]
@@ -135,211 +143,182 @@ class Part:
 
 @dataclass
 class Counts:
-    """What a reply took, for DONE."""
+    """What a reply took; DONE carries it."""
 
-    asked: int = 0
-    round_trips: int = 0  # times that the text waited for the device: a plain ask, a guess taken back, the end
-    guessed: int = 0  # tokens that were gone on with before their answer came
-    confirmed: int = 0  # of these: the answer said the same
-    taken_back: int = 0  # answers that changed a guess
-    thrown_away: int = 0  # tokens that were run and are not in the text
-    drafted: int = 0  # guesses that came from the device's drafts
-    accepted: int = 0  # of these: confirmed
-    fallback: int = 0  # tokens of the base, because the device was late
-
-
-@dataclass
-class AcceptanceStats:
-    """What a session's replies have shown so far, for the window. All are running means."""
-
-    own_agrees: float = 0.7  # how often the cloud's own guess is confirmed …
-    draft_agrees: float = 0.7  # … and the device's draft, where there is one
-    own_agrees_at_drafts: float = 0.7
-    answer_s: float = 0.1  # from an ask to its answer
-    foresight: CorrectionPredictor = field(default_factory=CorrectionPredictor)
-
-    def observe(self, name: str, value: float) -> None:
-        setattr(self, name, (1 - RECENT) * getattr(self, name) + RECENT * value)
+    asked: int = 0  # questions to the device
+    round_trips: int = 0  # times that the text had to wait for the device: a plain ask, a rollback, the end
+    speculated: int = 0  # tokens that the text went on with before their answer came
+    confirmed: int = 0  # speculated tokens that the answer confirmed
+    rolled_back: int = 0  # answers that changed a speculated token
+    wasted: int = 0  # tokens that were run and are not in the text
+    drafted: int = 0  # speculated tokens that came from the device's drafts
+    accepted: int = 0  # drafted tokens that were confirmed
+    fallback: int = 0  # tokens of the base because the device was late
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Reply(Sequence):
-    """`ids` is the prompt, then what was settled (before `settled`), then what is guessed.
+    """A reply under way. `ids` is the prompt, then the settled tokens (before `settled`), then the speculative ones.
 
-    `ahead`: asks that may be open while the cloud goes on; 0 waits for each answer. `done`: ids of the reply that the
-    device has from before it was cut off; they are run again one by one, as they were, unless their keys were kept.
+    window: questions that may be open while the text goes on; 0 waits for each answer. done: ids of this reply that the
+    device has from before its connection broke; they are run again one by one, as they were, unless they are cached.
     """
 
     turn: int
-    plug: SessionSpec
+    spec: SessionSpec
     text: TextStream
     sampling: Sampling
     max_tokens: int
     context: int  # positions that the model has
     stop_ids: Collection[int]
-    ahead: int = 0
-    head: str = "cloud"  # or "device": z goes down too, and the device answers with tokens
-    top: int = 0  # alternatives that the device wants to be told of each token
-    habits: AcceptanceStats = field(default_factory=AcceptanceStats)
+    window: int = 0
+    deadline_s: float = 0.0  # seconds that the device has for an answer; 0: no deadline
+    head: str = "cloud"  # or "device": z is sent along, and the device answers with token ids
+    top: int = 0  # alternatives to report for each token
+    stats: AcceptanceStats = field(default_factory=AcceptanceStats)
     done: list[int] = field(default_factory=list)
-    behind: tuple[Reply, int] | None = None  # whose prompt it waits for, and how many tokens of it
-    held: bool = False  # the device does not read what it was sent
+    waits_for: tuple[Reply, int] | None = None  # a reply whose prompt begins alike, and how many tokens they share
+    held: bool = False  # the device does not read what it is sent, so no more is run
     prompt_tokens: int = field(init=False)
-    prompt_hash: str = field(init=False)  # found where the reply is made, so that no step waits for it
+    prompt_hash: str = field(init=False)  # computed here, outside the engine's thread, so that no step waits for it
     settled: int = field(init=False)
-    told: int = field(init=False)  # ids before this were sent with an ask of this run
-    end: str = ""  # "stop" or "length", when the text (so far as it is guessed) is over
-    run: int = 0
-    asks: deque[Ask] = field(default_factory=deque)
-    answers: deque[Answer] = field(default_factory=deque)  # not yet through the head
-    late: set[int] = field(default_factory=set)  # positions of this run that fell back: their answers are dropped
-    by: dict[int, str] = field(default_factory=dict)  # who chose, where it was not the cloud alone
+    sent: int = field(init=False)  # ids before this position were sent with an ASK of this run
+    end: str = ""  # "stop" or "length", when the text (with its speculative tokens) has ended
+    run: int = 0  # rollbacks so far
+    asks: deque[Ask] = field(default_factory=deque)  # open questions
+    answers: deque[Answer] = field(default_factory=deque)  # answers whose token is not chosen yet
+    late: set[int] = field(default_factory=set)  # positions of this run that fell back: their answers are ignored
+    by: dict[int, str] = field(default_factory=dict)  # position → who chose the token, where not the cloud alone
     tops: dict[int, list[Top]] = field(default_factory=dict)  # position → the chosen token, then its alternatives
     scores: dict[int, float] = field(default_factory=dict)  # position → the gate's score
     draft: dict[int, int] = field(default_factory=dict)  # position → token that the device expects
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
-        self.prompt_tokens = self.told = len(self.ids)
+        self.prompt_tokens = self.sent = len(self.ids)
         self.prompt_hash = running_hash(self.ids)
         self.ids += self.done
         self.settled = len(self.ids)
-        self._look_for_the_end()
+        self._check_length()
         self.text.push(self.done, last=bool(self.end))
         if self.head == "device" and self.sampling.repetition_penalty != 1:
-            self.told = 0  # it picks with the prompt in view
+            self.sent = 0  # the device needs the prompt too: the penalty looks at all ids
 
     @property
     def layers(self) -> tuple[int, ...]:
-        return () if self.plug.gate.kind == "shut" else self.plug.tap.layers
+        """The tap's layers, or none if the gate never opens."""
+        return () if self.spec.gate.kind == "shut" else self.spec.tap.layers
 
     @property
     def pending(self) -> int:
-        """0 while an answer is waited for, and at the end. A reply's tokens are run one by one, those of `done` too."""
+        """Tokens that may be run now: the prompt's in one go, the reply's (and those of `done`) one by one.
+
+        0 while the text waits for an answer, is held, or has ended.
+        """
         if self.end or self.held:
             return 0
         prompt = self.prompt_tokens - self.cache.length
         return prompt if prompt > 0 else min(1, len(self.ids) - self.cache.length)
 
     @property
-    def longest(self) -> int:
+    def max_length(self) -> int:
+        """The number of tokens that prompt and reply may have at the end."""
         return min(self.prompt_tokens + self.max_tokens, self.context)
 
     @property
-    def kept(self) -> Text:
-        """What of it may be kept: the text so far as it is settled and run."""
+    def cacheable(self) -> Text:
+        """The part of the text that the prefix cache may hold: settled, and run."""
         ids = self.ids[: min(self.settled, self.cache.length)]
         scores = {at: score for at, score in self.scores.items() if at <= len(ids)}
-        return Text(self.scope, np.asarray(ids), min(self.prompt_tokens, len(ids)), self.plug.mark, scores)
+        return Text(self.scope, np.asarray(ids), min(self.prompt_tokens, len(ids)), self.spec.gate_id, scores)
 
     @property
     def reply_tokens(self) -> int:
+        """Settled tokens of the reply."""
         return self.settled - self.prompt_tokens
 
     @property
-    def unguessed(self) -> Ask | None:
-        """The last ask, where the text waits behind it."""
+    def blocking_ask(self) -> Ask | None:
+        """The last open question, if the text stops behind it (no token was speculated there)."""
         return self.asks[-1] if self.asks and self.asks[-1].at == len(self.ids) and not self.end else None
 
-    def begin(self, cache: Cache, kept: Text | None, length: int) -> None:
-        """It has memory now, and perhaps `length` tokens of a kept text in it."""
+    @property
+    def over(self) -> bool:
+        """Whether the text has ended and no question about it is open."""
+        return bool(self.end) and not self.asks and not self.answers
+
+    def begin(self, cache: Cache, cached: Text | None, length: int) -> None:
+        """Take a cache into which the first `length` tokens of a `cached` text (or of none) have been copied."""
         self.cache = cache
-        if kept and length >= self.prompt_tokens:
-            self.scores = {at: score for at, score in kept.scores.items() if at <= length}
+        if cached and length >= self.prompt_tokens:
+            self.scores = {at: score for at, score in cached.scores.items() if at <= length}
 
     def opens(self, at: int, z_1D: np.ndarray) -> bool:
-        """Whether the gate opens for position `at`, which z predicts."""
-        self.scores[at] = self.plug.gate.score(z_1D[0], self.scores.get(at - 1))
-        return bool(self.plug.gate.opens(self.scores[at]))
+        """Whether the gate opens for position `at`, which z (1, D) predicts. Notes the gate's score."""
+        self.scores[at] = self.spec.gate.score(z_1D[0], self.scores.get(at - 1))
+        return bool(self.spec.gate.opens(self.scores[at]))
 
     def ask(self, z_1D: np.ndarray, seen: np.ndarray, now_s: float) -> Ask:
-        """The gate is open for the next position."""
+        """Open a question about the next position. `seen`: what the device sees of z, as a vector."""
         ask = Ask(len(self.ids), z_1D, seen, now_s, drafted=self.draft.get(len(self.ids)))
         self.asks.append(ask)
         self.counts.asked += 1
         return ask
 
-    def untold(self) -> tuple[int, list[int]]:
-        """(position, ids): the text from what the device last heard of it to now."""
-        start, self.told = self.told, len(self.ids)
+    def unsent(self) -> tuple[int, list[int]]:
+        """(position, ids) of the text that the device has not been sent in this run; from now on it counts as sent."""
+        start, self.sent = self.sent, len(self.ids)
         return start, self.ids[start:]
 
-    def guess(self, ask: Ask, own: int) -> None:
-        """Go on before the answer: as the device's draft says where it has proven the better guess, else with `own`."""
-        ask.own = token = own
-        if ask.drafted is not None and self.habits.draft_agrees >= self.habits.own_agrees_at_drafts:
+    def speculate(self, ask: Ask, predicted: int) -> None:
+        """Go on before the answer: with the device's draft if drafts have proven the better choice, or `predicted`."""
+        ask.predicted = token = predicted
+        if ask.drafted is not None and self.stats.draft_accuracy >= self.stats.prediction_accuracy_at_drafts:
             token = ask.drafted
             self.counts.drafted += 1
-        ask.guess = token
-        self.counts.guessed += 1
+        ask.speculated = token
+        self.counts.speculated += 1
         self.extend(token)
 
     def extend(self, token: int) -> None:
-        """The next token, settled or guessed."""
+        """Append the next token, settled or speculative; a stop id or the last possible position ends the text."""
         at = len(self.ids)
         if self.draft.get(at, token) != token:
-            self.draft = {}  # the text has gone another way
+            self.draft = {}  # the text has left the draft
         if token in self.stop_ids:
             self.end = "stop"
             return
         self.ids.append(token)
-        self._look_for_the_end()
+        self._check_length()
 
-    def _look_for_the_end(self) -> None:
+    def _check_length(self) -> None:
         if len(self.ids) - self.prompt_tokens >= self.max_tokens or len(self.ids) >= self.context:
             self.end = "length"
 
-    def hear(self, frame: Frame, vocab: int, now_s: float) -> list[float]:
-        """An ANSWER has come: the seconds that each of it took. Raises ProtocolError when it answers something else."""
-        turn, run, at, t = frame["turn"], frame["run"], frame["at"], frame.tensors
-        if turn == self.turn and 0 <= run < self.run:
-            return []  # it was on its way when its run was taken back
-        picks = self.head == "device"
-        said, draft = ("ids",) if picks else ("delta", "scales"), t["draft"]
-        if set(t) != {*said, "draft"}:
-            raise ProtocolError(f"an answer with the head in the {self.head} must have {', '.join(said)} and draft")
-        if not all(type(position) is int for position in at):
-            raise ProtocolError("an answer's positions must be whole numbers")
-        if not (len(t[said[0]]) == len(at) == len(draft) and draft.shape[1] <= MAX_DRAFT and draft.dtype == np.int32):
-            raise ProtocolError(
-                f"an answer must have a {'token' if picks else 'correction'} and a draft of at most {MAX_DRAFT} ids a "
-                "position"
-            )
-        if draft.size and not -1 <= draft.min() <= draft.max() < vocab:
-            raise ProtocolError(f"a draft's ids must be below {vocab}, and -1 behind its end")
-        if picks and at and not (t["ids"].dtype == np.int32 and 0 <= t["ids"].min() <= t["ids"].max() < vocab):
-            raise ProtocolError(f"an answer's ids must be int32, 0 to {vocab - 1}")
-        keep = [i for i, position in enumerate(at) if position not in self.late]
-        asked = [self.asks[i].at for i in range(min(len(keep), len(self.asks)))]
-        if turn != self.turn or run != self.run or [at[i] for i in keep] != asked:
-            raise ProtocolError(
-                f"an answer must be for turn {self.turn}, run {self.run}, positions {asked}…, each asked once; got "
-                f"turn {turn}, run {run}, positions {str(at)[:60]}"
-            )
-        self.late.difference_update(at)
-        corrected = None if picks or not keep else self._corrected(t["delta"], t["scales"], keep)
-        took = []
-        for row, i in enumerate(keep):
+    def receive(self, frame: Frame, vocab: int, now_s: float) -> list[float]:
+        """Take an ANSWER: the seconds that each of its positions took. Raises ProtocolError, and then changes nothing.
+
+        An answer to a run that was rolled back is ignored; so are positions that fell back to the base already.
+        """
+        rows = check_answer(self, frame, vocab)
+        if rows is None:
+            return []
+        self.late.difference_update(frame["at"])
+        drafts, took = frame.tensors["draft"], []
+        for number, row in enumerate(rows.indices):
             ask = self.asks.popleft()
             took.append(now_s - ask.asked_s)
-            self.habits.observe("answer_s", now_s - ask.asked_s)
-            expected = [token for token in draft[i].tolist() if token >= 0]
-            if corrected is None:
-                self.answers.append(Answer(ask, ask.z_1D, "plugin", expected, int(t["ids"][i])))
+            self.stats.observe("answer_s", now_s - ask.asked_s)
+            draft = [token for token in drafts[row].tolist() if token >= 0]
+            if rows.corrected_TD is None:
+                self.answers.append(Answer(ask, ask.z_1D, "plugin", draft, int(frame.tensors["ids"][row])))
             else:
-                self.habits.foresight.observe(ask.seen, corrected[row] - ask.z_1D[0])
-                self.answers.append(Answer(ask, corrected[row : row + 1], "plugin", expected))
+                self.stats.predictor.observe(ask.seen, rows.corrected_TD[number] - ask.z_1D[0])
+                self.answers.append(Answer(ask, rows.corrected_TD[number : number + 1], "plugin", draft))
         return took
 
-    def _corrected(self, delta: np.ndarray, scales: np.ndarray, keep: list[int]) -> np.ndarray:
-        """z (T, D) of the first open asks, corrected by these rows of an answer."""
-        z_TD = np.concatenate([self.asks[i].z_1D for i in range(len(keep))])
-        if delta.dtype == np.int8 and len(scales) == len(delta):
-            scales = scales[keep]
-        return self.plug.correct(z_TD, delta[keep], scales)
-
     def expire(self, run: int, at: int) -> bool:
-        """The deadline of an ask has passed. True: nobody has answered it, and the base's token is used."""
+        """The deadline of a question has passed: use the base's token if it is still open, and then return True."""
         if not self.alive or run != self.run or not self.asks or self.asks[0].at != at:
             return False
         ask = self.asks.popleft()
@@ -348,39 +327,40 @@ class Reply(Sequence):
         return True
 
     def confirm(self, token: int) -> None:
-        """What the first answer makes of its position: the guess stands, or all behind it is taken back."""
+        """Settle the first answered position with `token`: its speculative token stands, or is rolled back."""
         answer = self.answers.popleft()
         ask = answer.ask
-        drafted = ask.drafted == token and answer.by == "plugin" and ask.guess == token
-        self.by[ask.at] = "draft" if drafted else answer.by
+        accepted = ask.drafted == token and answer.by == "plugin" and ask.speculated == token
+        self.by[ask.at] = "draft" if accepted else answer.by
         self.counts.fallback += answer.by == "fallback"
-        if ask.own is not None and answer.by == "plugin":
-            self.habits.observe("own_agrees", ask.own == token)
+        if ask.predicted is not None and answer.by == "plugin":
+            self.stats.observe("prediction_accuracy", ask.predicted == token)
             if ask.drafted is not None:
-                self.habits.observe("draft_agrees", ask.drafted == token)
-                self.habits.observe("own_agrees_at_drafts", ask.own == token)
-        guessed = self.ids[ask.at] if len(self.ids) > ask.at else None
-        ended = guessed is None and self.end == "stop"  # the guess was to end here
-        if guessed == token or (ended and token in self.stop_ids):
+                self.stats.observe("draft_accuracy", ask.drafted == token)
+                self.stats.observe("prediction_accuracy_at_drafts", ask.predicted == token)
+        speculated = self.ids[ask.at] if len(self.ids) > ask.at else None
+        stopped = speculated is None and self.end == "stop"  # the speculative token was a stop id
+        if speculated == token or (stopped and token in self.stop_ids):
             self.counts.confirmed += 1
-            self.counts.accepted += drafted
+            self.counts.accepted += accepted
             self.counts.round_trips += bool(self.end) and not self.asks and not self.answers
         else:
             self.counts.round_trips += 1
-            if guessed is not None or ended:
-                self._take_back(ask.at)
+            if speculated is not None or stopped:
+                self._roll_back(ask.at)
             self.extend(token)
         if answer.draft[:1] == [token] and self.ids[ask.at :] == answer.draft[: len(self.ids) - ask.at]:
             self.draft = dict(enumerate(answer.draft, ask.at))
 
-    def _take_back(self, at: int) -> None:
-        self.counts.taken_back += 1
-        self.counts.thrown_away += max(0, self.cache.length - at)
+    def _roll_back(self, at: int) -> None:
+        """Remove everything from position `at` on, and begin a new run."""
+        self.counts.rolled_back += 1
+        self.counts.wasted += max(0, self.cache.length - at)
         del self.ids[at:]
         self.scores = {position: score for position, score in self.scores.items() if position <= at}
         self.by = {position: by for position, by in self.by.items() if position <= at}
         self.cache.trim(at)
-        self.told = min(self.told, at)
+        self.sent = min(self.sent, at)
         self.end = ""
         self.run += 1
         self.asks.clear()
@@ -389,8 +369,9 @@ class Reply(Sequence):
         self.draft = {}
 
     def settle(self) -> list[Part]:
-        """What has become final since, in order."""
-        end = self.asks[0].at if self.asks else len(self.ids)
+        """The tokens that have become settled since the last call, in order."""
+        unsettled = self.answers[0].ask if self.answers else self.asks[0] if self.asks else None
+        end = unsettled.at if unsettled else len(self.ids)
         parts: list[Part] = []
         for at in range(self.settled, end):
             by = self.by.pop(at, "cloud")
@@ -401,6 +382,56 @@ class Reply(Sequence):
         self.settled = max(self.settled, end)
         return parts
 
-    @property
-    def over(self) -> bool:
-        return bool(self.end) and not self.asks and not self.answers
+
+@dataclass(frozen=True)
+class AnsweredRows:
+    """The rows of an ANSWER that answer the first open questions, and z (T, D) as they correct it.
+
+    `corrected_TD` is None where the device has the head and answers with token ids, and where no row is left.
+    """
+
+    indices: list[int]
+    corrected_TD: np.ndarray | None
+
+
+def check_answer(reply: Reply, frame: Frame, vocab: int) -> AnsweredRows | None:
+    """What an ANSWER says about the reply's open questions; None if it is for a run that was rolled back.
+
+    It changes nothing. Raises ProtocolError when tensors, positions, turn or run are not what was asked for.
+    """
+    turn, run, at, tensors = frame["turn"], frame["run"], frame["at"], frame.tensors
+    if turn == reply.turn and 0 <= run < reply.run:
+        return None  # it was on its way when its run was rolled back
+    device_picks = reply.head == "device"
+    names, draft = ("ids",) if device_picks else ("delta", "scales"), tensors["draft"]
+    if set(tensors) != {*names, "draft"}:
+        raise ProtocolError(f"an answer with the head in the {reply.head} must have {', '.join(names)} and draft")
+    if not all(type(position) is int for position in at):
+        raise ProtocolError("an answer's positions must be whole numbers")
+    one_each = len(tensors[names[0]]) == len(at) == len(draft)
+    if not (one_each and draft.shape[1] <= MAX_DRAFT and draft.dtype == np.int32):
+        raise ProtocolError(
+            f"an answer must have a {'token' if device_picks else 'correction'} and a draft of at most {MAX_DRAFT} "
+            "ids a position"
+        )
+    if draft.size and not -1 <= draft.min() <= draft.max() < vocab:
+        raise ProtocolError(f"a draft's ids must be below {vocab}, and -1 behind its end")
+    if device_picks and at:
+        ids = tensors["ids"]
+        if not (ids.dtype == np.int32 and 0 <= ids.min() <= ids.max() < vocab):
+            raise ProtocolError(f"an answer's ids must be int32, 0 to {vocab - 1}")
+    rows = [row for row, position in enumerate(at) if position not in reply.late]
+    asks = [reply.asks[number] for number in range(min(len(rows), len(reply.asks)))]
+    expected = [ask.at for ask in asks]
+    if turn != reply.turn or run != reply.run or [at[row] for row in rows] != expected:
+        raise ProtocolError(
+            f"an answer must be for turn {reply.turn}, run {reply.run}, positions {expected}…, each asked once; got "
+            f"turn {turn}, run {run}, positions {str(at)[:60]}"
+        )
+    if device_picks or not rows:
+        return AnsweredRows(rows, None)
+    delta, scales = tensors["delta"], tensors["scales"]
+    if delta.dtype == np.int8 and len(scales) == len(delta):
+        scales = scales[rows]
+    corrected = reply.spec.correct(np.concatenate([ask.z_1D for ask in asks]), delta[rows], scales)
+    return AnsweredRows(rows, corrected)

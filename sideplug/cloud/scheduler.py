@@ -1,11 +1,11 @@
-"""Which tokens run in the next step: every sequence that decodes, then as much prefill as the budget leaves.
+"""The scheduler chooses which tokens run in the next step: every sequence that decodes, then prefill up to the budget.
 
-A sequence that waits for its device has nothing pending, so it takes no part and holds nobody up. Prefill is cut into
-chunks, smaller ones while others decode, so a long prompt does not stall them. It is fair between users: who has had
-the least prefill comes first (start-time fair queueing), so that one with many texts slows another's down by half at
-most; the texts of one user take turns. A chunk is never one token and never leaves one: an engine may sum a single
-token in another order than several, and then a text would depend on who else was in its step. It does not know models,
-gates or sockets.
+A sequence that waits for its device has no pending tokens, so it takes no part and delays nobody. A prompt is prefilled
+in chunks, smaller ones while others decode, so that a long prompt does not stall them. Prefill is shared fairly between
+users by start-time fair queueing: the user who has had the least prefill comes first, so a user with many texts slows
+another's down to half at most; the texts of one user take turns. A chunk never has one token and never leaves one over:
+an engine may sum a single token in another order than several, and then a text would depend on what else was in its
+step. The scheduler does not know models, gates or sockets. Test: pytest tests/cloud/test_scheduler.py
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sideplug.contract.errors import InputError
 
 
 class Work(Protocol):
-    """A sequence with token ids, of which the last `pending` are not in its cache yet; `user`: who it is for."""
+    """A sequence of token ids of which the last `pending` are not in its cache yet. `user` is whom it belongs to."""
 
     user: str
 
@@ -29,30 +29,33 @@ class Work(Protocol):
 
 
 W = TypeVar("W", bound=Work)
-LEAST = 3  # tokens of a step: two, where three are left
+MIN_STEP_TOKENS = 3  # with less, three remaining tokens could not be cut: a chunk of two leaves one
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Tokens a step: in all, and of prefill while somebody decodes."""
+    """Tokens of one step: in all, and of prefill while at least one sequence decodes. Raises InputError below 3."""
 
     step_tokens: int = 512
     prefill_beside_decode_tokens: int = 64
 
     def __post_init__(self) -> None:
-        if min(self.step_tokens, self.prefill_beside_decode_tokens) < LEAST:
-            raise InputError(f"a step must have at least {LEAST} tokens")
+        if min(self.step_tokens, self.prefill_beside_decode_tokens) < MIN_STEP_TOKENS:
+            raise InputError(f"a step must have at least {MIN_STEP_TOKENS} tokens")
 
 
 class Scheduler:
+    """`pick` the tokens of each step."""
+
     def __init__(self, budget: Budget = Budget()) -> None:
         self.budget = budget
-        self._had: dict[str, int] = {}  # tokens of prefill, of the users that have some now; all count from the least
+        # Tokens of prefill that each user has had, of the users with prefill now; the smallest number is 0.
+        self._prefilled: dict[str, int] = {}
 
     def pick(self, works: list[W]) -> list[tuple[W, list[int]]]:
-        """(work, ids) of the next step; `works` is reordered so that prefills take turns."""
+        """(work, token ids) for the next step. `works` is reordered in place so that prefills take turns."""
         decoding = [work for work in works if work.pending == 1]
-        for work in decoding[self.budget.step_tokens :]:  # more than a step takes: these come first the next time
+        for work in decoding[self.budget.step_tokens :]:  # these do not fit into this step: first in the next one
             works.remove(work)
             works.insert(0, work)
         del decoding[self.budget.step_tokens :]
@@ -60,7 +63,7 @@ class Scheduler:
         left = self.budget.step_tokens - len(batch)
         if batch:
             left = min(left, self.budget.prefill_beside_decode_tokens)
-        for work in self._fairly([work for work in works if work.pending > 1]):
+        for work in self._in_fair_order([work for work in works if work.pending > 1]):
             count = min(work.pending, left)
             if work.pending - count == 1:
                 count -= 1
@@ -69,21 +72,21 @@ class Scheduler:
             ids = work.next_ids(count)
             batch.append((work, ids))
             left -= len(ids)
-            self._had[work.user] += len(ids)
+            self._prefilled[work.user] += len(ids)
             works.remove(work)
             works.append(work)
         return batch
 
-    def _fairly(self, prefills: list[W]) -> Iterator[W]:
-        """In turn, always of the user who has had the least; a new one counts from the least of those who are there."""
+    def _in_fair_order(self, prefills: list[W]) -> Iterator[W]:
+        """Works in turn, each from the user with the least prefill so far; a new user starts at the present minimum."""
         queues: dict[str, list[W]] = {}
         for work in prefills:
             queues.setdefault(work.user, []).append(work)
-        known = {user: had for user, had in self._had.items() if user in queues}
-        least = min(known.values(), default=0)
-        self._had = {user: known.get(user, least) - least for user in queues}
+        known = {user: tokens for user, tokens in self._prefilled.items() if user in queues}
+        minimum = min(known.values(), default=0)
+        self._prefilled = {user: known.get(user, minimum) - minimum for user in queues}
         while queues:
-            user = min(queues, key=self._had.__getitem__)
+            user = min(queues, key=self._prefilled.__getitem__)
             yield queues[user].pop(0)
             if not queues[user]:
                 del queues[user]

@@ -1,6 +1,6 @@
-"""The WebSocket server: a service behind a socket of its own. /v1/session is the WebSocket of docs/WIRE.md.
+"""The WebSocket server: a Service that listens on a socket of its own. /v1/session is the WebSocket of docs/WIRE.md.
 
-Sockets are here and nowhere else in the cloud. Test: pytest tests/cloud/test_server.py
+The cloud uses sockets here and nowhere else. Test: pytest tests/cloud/test_server.py
 """
 
 from __future__ import annotations
@@ -20,44 +20,48 @@ from sideplug.cloud.service import Response, Service
 from sideplug.cloud.session import Gone
 from sideplug.listen import not_listening
 
-PING_S, PONG_S = 10.0, 20.0  # half-open connections are found so
+PING_S, PONG_S = 10.0, 20.0  # a device that does not answer a ping within PONG_S is taken to be gone
 
 
-class Socket:
-    """A connection of `websockets` as sessions want it."""
+class WebSocketConnection:
+    """A connection of the `websockets` library as a session's Connection."""
 
     def __init__(self, connection: ServerConnection) -> None:
         self._connection = connection
 
     async def recv(self) -> bytes | str:
+        """The next message. Raises Gone."""
         try:
             return await self._connection.recv()
         except ConnectionClosed as error:
             raise Gone from error
 
     async def send(self, message: bytes) -> None:
+        """Send a message, and wait while the device does not read. Raises Gone."""
         try:
             await self._connection.send(message)
         except ConnectionClosed as error:
             raise Gone from error
 
     async def close(self, code: int, reason: str) -> None:
+        """Close it with a WebSocket close code and a reason."""
         await self._connection.close(code, reason)
 
     def abort(self) -> None:
+        """Cut the connection at once."""
         self._connection.transport.abort()
 
 
 class CloudServer(Service):
-    """A base model at an address. `start`, then `serve_until_stopped`, or `close`."""
+    """A base model at an address: `start` it, then `serve_until_stopped`, or `close` it."""
 
     _server: Server | None = None
 
     async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> str:
-        """Listen on what `bind` gave; the URL. Raises Stopped when another process listens there by now."""
+        """Listen on the socket of `bind` and return the URL. Raises Stopped if another process listens there by now."""
         if tls is not None:
-            # A device reads and writes in two threads, which OpenSSL's state is not for: a session ticket that comes
-            # while the first request is written can make it wait for ever (9 of 3,600 connections).
+            # A device reads and writes in two threads, which OpenSSL's state does not allow: a session ticket that
+            # arrives while the first request is written can make the device wait for ever (9 of 3,600 connections).
             tls.num_tickets = 0
         host, port = listener.getsockname()[:2]
         try:
@@ -65,7 +69,7 @@ class CloudServer(Service):
                 self._on_connection,
                 sock=listener,
                 ssl=tls,
-                compression=None,  # codes don't compress, and the deflate state would cost each session 300 KB
+                compression=None,  # codes do not compress, and the deflate state would cost each session 300 KB
                 max_size=self.limits.message_bytes,
                 process_request=self._on_request,
                 server_header=None,
@@ -78,7 +82,7 @@ class CloudServer(Service):
         return f"{'wss' if tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def serve_until_stopped(self) -> None:
-        """Until SIGINT or SIGTERM; what is under way then is finished, unless the signal comes again."""
+        """Serve until SIGINT or SIGTERM, then finish the running work and close; a second signal closes at once."""
         stops: asyncio.Queue[None] = asyncio.Queue()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stops.put_nowait, None)
@@ -90,12 +94,13 @@ class CloudServer(Service):
         await self.close()
 
     async def drain(self) -> None:
-        """Listen no more, so that another server may at once; take nothing new, and finish what is under way."""
+        """Stop listening, so that another server can take the port, and finish the running work."""
         if self._server is not None:
             self._server.close(close_connections=False)
         await super().drain()
 
     async def close(self) -> None:
+        """Stop listening, end all sessions, and stop the engine's thread."""
         if self._server is not None:
             self._server.close(close_connections=False)
         await self.end()
@@ -104,14 +109,15 @@ class CloudServer(Service):
         self.thread.stop()
 
     async def _on_connection(self, connection: ServerConnection) -> None:
-        await self.attend(Socket(connection), getattr(connection, "holder", None))
+        await self.attend(WebSocketConnection(connection), getattr(connection, "holder", None))
 
     def _on_request(self, connection: ServerConnection, request: Request) -> HttpResponse | None:
-        found = self.answer(request.path.split("?")[0], request.headers.get_all("Authorization"))
-        if not isinstance(found, Response):
-            connection.holder = found  # type: ignore[attr-defined]  # for the session that it becomes
+        """The response to an HTTP request; None lets it become a WebSocket."""
+        answer = self.respond(request.path.split("?")[0], request.headers.get_all("Authorization"))
+        if not isinstance(answer, Response):
+            connection.holder = answer  # type: ignore[attr-defined]  # for the session that it becomes
             return None
-        response = connection.respond(HTTPStatus(found.status), found.body)
+        response = connection.respond(HTTPStatus(answer.status), answer.body)
         del response.headers["Content-Type"]
-        response.headers.update(found.headers)
+        response.headers.update(answer.headers)
         return response

@@ -1,62 +1,61 @@
-"""How many tokens a key may use in a minute: a token bucket for each, in bounded memory.
+"""How many tokens a key may use per minute: one token bucket for each key, in bounded memory.
 
-A bucket holds a minute's tokens and fills evenly. What is asked for at once may be more than it holds: then it must be
-full, and the debt is paid before the next. It does not know keys or the clock: both are given.
-Test: pytest tests/cloud/test_token_bucket.py
+A bucket holds one minute's tokens and fills at a constant rate. A request may ask for more than the bucket holds: then
+the bucket must be full, it goes below zero, and the next request waits until that debt is paid. This module reads no
+clock and no key file: the time and the key's id are given. Test: pytest tests/cloud/test_token_bucket.py
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-MAX_BUCKETS = 4096  # then full ones are forgotten, being as good as new, and the fullest where none is
+MAX_BUCKETS = 4096  # beyond this, full buckets are forgotten (a new one is full too), or the fullest if none is full
 
 
 @dataclass
 class _Bucket:
-    level: float  # tokens in it; below 0: a debt
-    at: float
-    limit: int
+    level: float  # tokens in it; below 0 it is a debt
+    at_s: float  # when `level` was right
+    limit: int  # tokens that it holds, and that flow in each minute
 
-    def fill(self, now: float) -> None:
-        self.level = min(self.limit, self.level + max(0.0, now - self.at) * self.limit / 60)
-        self.at = now
+    def fill(self, now_s: float) -> None:
+        self.level = min(self.limit, self.level + max(0.0, now_s - self.at_s) * self.limit / 60)
+        self.at_s = now_s
 
 
-class Meter:
+class TokenBuckets:
+    """The buckets of all keys. `limit` is always tokens per minute (0: no limit), `now_s` seconds of a steady clock."""
+
     def __init__(self) -> None:
         self._buckets: dict[str, _Bucket] = {}
 
-    def take(self, holder_id: str, tokens: int, limit: int, now: float) -> float:
-        """0: they are taken. Else nothing is, and so many seconds are to be waited. limit: a minute's; 0: none.
-
-        `now`: seconds of any clock that goes forward.
-        """
+    def take(self, holder_id: str, tokens: int, limit: int, now_s: float) -> float:
+        """Take `tokens` from a key's bucket and return 0; or take nothing and return the seconds to wait."""
         if limit <= 0:
             return 0.0
         bucket = self._buckets.get(holder_id)
         if bucket is None:
-            self._make_room(now)
-            bucket = self._buckets[holder_id] = _Bucket(limit, now, limit)
+            self._make_room(now_s)
+            bucket = self._buckets[holder_id] = _Bucket(limit, now_s, limit)
         bucket.limit = limit
-        bucket.fill(now)
+        bucket.fill(now_s)
         lacking = min(tokens, limit) - bucket.level
-        if lacking > 1e-6:  # less is how floats add up
+        if lacking > 1e-6:  # anything less is a rounding error of the floats
             return lacking * 60 / limit
         bucket.level -= tokens
         return 0.0
 
-    def charge(self, holder_id: str, tokens: int, limit: int, now: float) -> None:
-        """Take tokens that were used already: a debt, perhaps."""
-        self.take(holder_id, 0, limit, now)
+    def charge(self, holder_id: str, tokens: int, limit: int, now_s: float) -> None:
+        """Take tokens that have been used already, whatever the bucket holds: it may go below zero."""
+        self.take(holder_id, 0, limit, now_s)
         if limit > 0:
             self._buckets[holder_id].level -= tokens
 
-    def _make_room(self, now: float) -> None:
+    def _make_room(self, now_s: float) -> None:
         if len(self._buckets) < MAX_BUCKETS:
             return
         for bucket in self._buckets.values():
-            bucket.fill(now)
+            bucket.fill(now_s)
         for name in [name for name, bucket in self._buckets.items() if bucket.level >= bucket.limit]:
             del self._buckets[name]
         if len(self._buckets) >= MAX_BUCKETS:

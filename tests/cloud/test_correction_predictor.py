@@ -8,35 +8,35 @@ RNG = np.random.default_rng(0)
 
 
 def test_it_knows_nothing_at_first() -> None:
-    foresight = CorrectionPredictor()
-    assert foresight.predict(np.ones(4)) == 0
-    foresight.observe(np.ones(4), np.ones(3))
-    assert foresight.predict(np.ones(4)) == 0
+    predictor = CorrectionPredictor()
+    assert predictor.predict(np.ones(4)) == 0
+    predictor.observe(np.ones(4), np.ones(3))
+    assert predictor.predict(np.ones(4)) == 0
 
 
 def test_it_is_ridge_regression() -> None:
     """The dual form against the primal one, which needs the width squared."""
     codes, deltas = RNG.normal(size=(40, 6)), RNG.normal(size=(40, 3))
-    foresight = CorrectionPredictor()
+    predictor = CorrectionPredictor()
     for code, delta in zip(codes, deltas, strict=True):
-        foresight.observe(code, delta)
+        predictor.observe(code, delta)
     x = codes - codes.mean(0)
     penalty = RIDGE * (x * x).sum() / len(x) + 1e-6
     weight = np.linalg.solve(x.T @ x + penalty * np.eye(6), x.T @ (deltas - deltas.mean(0)))
     probe = RNG.normal(size=6)
     want = deltas.mean(0) + (probe - codes.mean(0)) @ weight
-    np.testing.assert_allclose(foresight.predict(probe), want)
+    np.testing.assert_allclose(predictor.predict(probe), want)
 
 
 def test_it_follows_a_plugin_and_forgets_another() -> None:
     first, second = RNG.normal(size=(2, 12, 5))
-    foresight = CorrectionPredictor()
+    predictor = CorrectionPredictor()
     for weight in (first, second):
         for _ in range(2 * HISTORY):
             code = RNG.normal(size=12)
-            foresight.observe(code, code @ weight)
+            predictor.observe(code, code @ weight)
     errors = []
     for _ in range(20):
         code = RNG.normal(size=12)
-        errors.append(np.linalg.norm(foresight.predict(code) - code @ second) / np.linalg.norm(code @ second))
+        errors.append(np.linalg.norm(predictor.predict(code) - code @ second) / np.linalg.norm(code @ second))
     assert np.mean(errors) < 0.2

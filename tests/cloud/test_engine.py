@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sideplug.cloud.engine import HEAD_ROWS, Engine, Reading
+from sideplug.cloud.engine import Engine
 from sideplug.cloud.engines import open_model
 from sideplug.cloud.model.base import Model
+from sideplug.cloud.reading import HEAD_ROWS, ExampleWork
 from sideplug.cloud.reply import Reply, SessionSpec
 from sideplug.cloud.scheduler import Budget
 from sideplug.cloud.store import find
@@ -34,7 +35,7 @@ def engine(parts: tuple[Model, Tokenizer]) -> Engine:
 
 
 def a_reply(
-    engine: Engine, ids: list[int], gate: str = "shut", tokens: int = 5, ahead: int = 0, **sampling: Any
+    engine: Engine, ids: list[int], gate: str = "shut", tokens: int = 5, window: int = 0, **sampling: Any
 ) -> tuple[Reply, list[Frame]]:
     """A reply of its own that was added, and what it says after BEGUN."""
     heard: list[Frame] = []
@@ -43,20 +44,33 @@ def a_reply(
         if frame.kind is not Kind.BEGUN:
             heard.append(frame)
 
-    stream = TextStream(engine.tokenizer)
-    plug = SessionSpec(TAP, Gate(gate))
-    stops = engine.tokenizer.stop_ids
-    reply = Reply(ids, hear, 1, plug, stream, Sampling(**sampling), tokens, 256, stops, ahead)
+    reply = Reply(
+        ids=ids,
+        send=hear,
+        turn=1,
+        spec=SessionSpec(TAP, Gate(gate)),
+        text=TextStream(engine.tokenizer),
+        sampling=Sampling(**sampling),
+        max_tokens=tokens,
+        context=256,
+        stop_ids=engine.tokenizer.stop_ids,
+        window=window,
+    )
     engine.add(reply)
     return reply, heard
 
 
-def a_reading(engine: Engine, count: int, score: bool = False) -> tuple[Reading, list[Frame]]:
+def an_example(engine: Engine, ids: list[int], number: int = 7, **more: Any) -> tuple[ExampleWork, list[Frame]]:
     heard: list[Frame] = []
+    spec = SessionSpec(TAP, Gate("open"))
+    example = ExampleWork(ids=ids, send=heard.append, number=number, spec=spec, prompt_tokens=3, **more)
+    engine.add(example)
+    return example, heard
+
+
+def a_reading(engine: Engine, count: int, score: bool = False) -> tuple[ExampleWork, list[Frame]]:
     ids = np.random.default_rng(count).integers(2, 300, count).tolist()
-    reading = Reading(ids, heard.append, 7, SessionSpec(TAP, Gate("open")), 3, score)
-    engine.add(reading)
-    return reading, heard
+    return an_example(engine, ids, score=score)
 
 
 def answer(*at: int, turn: int = 1, run: int = 0, delta: float = 0.0) -> Frame:
@@ -82,7 +96,7 @@ def drain(engine: Engine) -> int:
 def test_sessions_share_their_steps(engine: Engine) -> None:
     replies = [a_reply(engine, [5 + i, 6, 7])[1] for i in range(6)]
     drain(engine)
-    assert engine.meters.steps == 5  # one prefill for all, then a token a step (the last token needs none)
+    assert engine.counters.steps == 5  # one prefill for all, then a token a step (the last token needs none)
     assert all(frames[-1].kind is Kind.DONE for frames in replies)
 
 
@@ -106,33 +120,33 @@ def test_parked_until_answered_once_and_for_its_own_position(engine: Engine) -> 
     engine.answer(reply, answer(5))  # late, for a reply that is over: nothing happens
 
 
-def test_it_runs_ahead_and_takes_back(engine: Engine) -> None:
-    reply, heard = a_reply(engine, [5, 6, 7], "open", 12, ahead=4)
+def test_it_runs_ahead_and_rolls_back(engine: Engine) -> None:
+    reply, heard = a_reply(engine, [5, 6, 7], "open", 12, window=4)
     drain(engine)
-    assert [frame["at"] for frame in heard] == [[3], [4], [5], [6], [7]], "four guesses, and the ask that waits"
-    guessed = [frame["ids"] for frame in heard]
+    assert [frame["at"] for frame in heard] == [[3], [4], [5], [6], [7]], "four speculative tokens, and one that waits"
+    speculated = [frame["ids"] for frame in heard]
     assert [frame["from"] for frame in heard] == [3, 3, 4, 5, 6]
     engine.answer(reply, answer(3, 4))  # what the base says itself
     drain(engine)
     tokens = [frame for frame in heard if frame.kind is Kind.TOKENS]
-    assert [token for frame in tokens for token in frame["ids"]] == guessed[1] + guessed[2]
+    assert [token for frame in tokens for token in frame["ids"]] == speculated[1] + speculated[2]
     assert [frame["by"] for frame in tokens] == ["plugin"]
     assert [frame["at"] for frame in heard if frame.kind is Kind.ASK][5:] == [[8], [9]], "two more"
     before = len(heard)
-    engine.answer(reply, answer(5, delta=9.0))  # another token: all behind it is taken back
+    engine.answer(reply, answer(5, delta=9.0))  # another token: all behind it is rolled back
     engine.answer(reply, answer(6))  # was on its way
     drain(engine)
-    assert heard[before]["ids"] != guessed[3]
+    assert heard[before]["ids"] != speculated[3]
     asks = [frame for frame in heard[before:] if frame.kind is Kind.ASK]
     assert {frame["run"] for frame in asks} == {1}
     assert (asks[0]["at"], asks[0]["from"], asks[0]["ids"]) == ([6], 5, heard[before]["ids"])
-    assert (reply.counts.taken_back, reply.counts.thrown_away) == (1, 4)
+    assert (reply.counts.rolled_back, reply.counts.wasted) == (1, 4)
     with pytest.raises(ProtocolError, match="run 1"):
         engine.answer(reply, answer(7, run=1))
 
 
-def test_a_full_batch_leaves_no_room_for_guesses(engine: Engine) -> None:
-    _, heard = a_reply(engine, [5, 6, 7], "open", 8, ahead=4)
+def test_a_full_batch_leaves_no_room_for_speculation(engine: Engine) -> None:
+    _, heard = a_reply(engine, [5, 6, 7], "open", 8, window=4)
     others = [a_reply(engine, [i, 6, 7], tokens=30)[0] for i in range(16)]
     for _ in range(10):
         engine.step()
@@ -141,10 +155,10 @@ def test_a_full_batch_leaves_no_room_for_guesses(engine: Engine) -> None:
 
 
 def test_a_late_answer_is_dropped_and_the_base_goes_on(engine: Engine) -> None:
-    for ahead in (0, 3):
+    for window in (0, 3):
         _, want = a_reply(engine, [5, 6, 7], tokens=2)
         drain(engine)
-        reply, heard = a_reply(engine, [5, 6, 7], "open", 2, ahead)
+        reply, heard = a_reply(engine, [5, 6, 7], "open", 2, window)
         drain(engine)
         engine.expire(reply, 0, 4)  # not the first that is open: somebody's clock is wrong
         engine.expire(reply, 0, 3)
@@ -161,11 +175,10 @@ def test_a_late_answer_is_dropped_and_the_base_goes_on(engine: Engine) -> None:
 def test_the_base_writes_for_the_tape_what_it_says(engine: Engine) -> None:
     _, want = a_reply(engine, [5, 6, 7], tokens=9)
     drain(engine)
-    heard: list[Frame] = []
-    plug = SessionSpec(TAP, Gate("shut"))
-    engine.add(Reading([5, 6, 7], heard.append, 7, plug, 3, False, 9))
-    engine.add(Reading([9, 6, 7], heard.append, 8, plug, 3, False, 4))
+    _, first = an_example(engine, [5, 6, 7], 7, score=False, greedy_tokens=9)
+    _, second = an_example(engine, [9, 6, 7], 8, score=False, greedy_tokens=4)
     drain(engine)
+    heard = first + second
     assert sorted(frame["number"] for frame in heard) == [7, 8]
     written = next(frame for frame in heard if frame["number"] == 7).tensors
     said = [token for frame in want if frame.kind is Kind.TOKENS for token in frame["ids"]]
@@ -265,7 +278,7 @@ def test_what_is_dropped_leaves_nothing(engine: Engine) -> None:
     engine.answer(reply, answer(3))
     engine.drop(reply, reading)
     assert not engine._works
-    assert not engine._scorings
+    assert not engine.reader.scoring
     drain(engine)
     assert not engine._answered
     assert not engine._rows

@@ -99,7 +99,7 @@ def test_a_shared_prefix_is_run_once(tiny: Path, tmp_path: Path) -> None:
     service = Settings(
         model=str(tiny), bits="16", threads=1, insecure=True, shared_prefix=str(tmp_path / "prefix")
     ).service()
-    assert len(service.thread.engine.kept) == 1
+    assert len(service.thread.engine.prefix_cache) == 1
     service.thread.stop()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import threading
 import urllib.error
 import urllib.request
@@ -14,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import uvicorn
 from websockets.exceptions import ConnectionClosed
@@ -28,11 +26,12 @@ from sideplug.cloud.session import OUTBOX_FRAMES, Gone
 from sideplug.contract.errors import Busy, CloudError, SideplugError, Unauthorized
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
-from sideplug.contract.wire import PATH, ROWS_PER_FRAME, Frame, Kind, encode
+from sideplug.contract.wire import PATH, Frame, Kind, encode
 from sideplug.device.link import WebSocketLink
 from sideplug.device.reconnect import RetryPolicy
 from sideplug.device.runtime import Session
 from tests.conftest import Cloud, a_plugin, a_session, eventually
+from tests.raw_device import a_raw_device, ask_for_rows
 from tests.test_resume import Breaking
 
 PROMPT = Prompt.user("Is it far to the mill?")
@@ -133,10 +132,10 @@ def test_a_window_waits_while_too_much_is_on_its_way() -> None:
         waiting = asyncio.create_task(window.room())
         await asyncio.sleep(0)
         assert not waiting.done()
-        window.hear(1)
+        window.acknowledge(1)
         await waiting
         window.send(500)  # a message may be longer than the window
-        window.hear(520)
+        window.acknowledge(520)
         waiting = asyncio.create_task(window.room())
         window.open()
         await waiting
@@ -209,7 +208,8 @@ def test_where_http_can_not_refuse_a_websocket_it_is_closed(tiny: Path) -> None:
         async def receive() -> Any:
             return {"type": "websocket.connect"}
 
-        await asgi.Door(service, queued=False)({"type": "websocket", "path": "/x", "headers": []}, receive, send)
+        app = asgi.WebSocketApp(service, queued=False)
+        await app({"type": "websocket", "path": "/x", "headers": []}, receive, send)
 
     with a_carrier(tiny) as carrier:
         asyncio.run(scenario(carrier.service))
@@ -230,37 +230,11 @@ def test_one_that_goes_down_takes_nobody_new(tiny: Path) -> None:
         link.close()
 
 
-@contextlib.contextmanager
-def a_raw_device(url: str) -> Iterator[Any]:
-    """A connection that has said OPEN, sends no pings, and leaves little room for what it does not read."""
-    host, _, port = url.removeprefix("ws://").partition(":")
-    with socket.socket() as line:
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
-        line.connect((host, int(port)))
-        how: dict[str, Any] = {"compression": None, "max_size": None, "max_queue": 1, "ping_interval": None}
-        with connect(url + PATH, sock=line, close_timeout=0.5, **how) as connection:
-            control = {"base": "", "tap": "", "merge": "add", "gate": {"kind": "shut"}, "client": "x"}
-            connection.send(encode(Frame(Kind.OPEN, control, {"gate": np.zeros(0, np.float32)}), 0))
-            yield connection
-
-
-def ask_for_rows(connection: Any, carrier: Carrier, count: int = 80) -> None:
-    """Ask for parts of the head again and again, reading nothing, until no more of them come."""
-    ids = np.arange(ROWS_PER_FRAME, dtype=np.int32) % 300
-    meters = carrier.service.meters
-    for number in range(count):
-        connection.send(encode(Frame(Kind.ROWS, {"part": 0}, {"ids": ids}), number + 1))
-        try:
-            soon(lambda: meters.frames["down", "head"] > number, within_s=2.0)  # noqa: B023
-        except AssertionError:
-            return
-
-
 @pytest.mark.parametrize("bounded", [False, True])
 def test_what_a_device_does_not_read_does_not_pile_up(tiny: Path, bounded: bool) -> None:
     """The same flood with and without our count: without, it waits in queues, 20 MB of it."""
     with a_carrier(tiny, bounded=bounded) as carrier, a_raw_device(carrier.url) as connection:
-        ask_for_rows(connection, carrier)
+        ask_for_rows(connection, carrier.service.counters)
         waiting = carrier.carried.waiting
         assert waiting < 2 * flow_control.WINDOW if bounded else waiting > 8 * flow_control.WINDOW
         while carrier.carried.waiting:  # and all of it comes
@@ -306,7 +280,7 @@ def test_what_a_session_does_not_read_does_not_either(tiny: Path, bounded: bool)
 def test_who_reads_nothing_for_long_is_cut_off(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow_control, "STALL_S", 0.3)
     with a_carrier(tiny) as carrier, a_raw_device(carrier.url) as connection:
-        ask_for_rows(connection, carrier)
+        ask_for_rows(connection, carrier.service.counters)
         soon(lambda: not carrier.service.sessions)
 
 

@@ -54,7 +54,7 @@ def test_what_was_done_is_counted(tiny: Path) -> None:
         assert value(samples, "gate_total", what="asked") == usage.asked > 0
         assert value(samples, "gate_total", what="accepted") == usage.accepted
         assert value(samples, "replies_total", why=usage.why) == 1
-        assert value(samples, "readings_total") == 1
+        assert value(samples, "examples_total") == 1
         assert value(samples, "answer_seconds_count") >= usage.plugin_tokens
         assert value(samples, "first_token_seconds_count") == 1
         assert value(samples, "kept_texts") == 1
@@ -78,4 +78,4 @@ def test_what_was_refused_is_counted(tiny: Path) -> None:
     with a_cloud(tiny) as cloud:
         with pytest.raises(WrongBase), a_session(cloud.url, a_plugin("f" * 64)):
             pass
-        assert cloud.server.meters.refused["wrong-base"] == 1
+        assert cloud.server.counters.refused["wrong-base"] == 1

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sideplug.cloud.engine import Engine, Room
+from sideplug.cloud.admission import AdmissionLimits
+from sideplug.cloud.engine import Engine
 from sideplug.cloud.engines import Wanted, open_model
 from sideplug.cloud.model.base import Model
 from sideplug.cloud.model.memory import KVMemory
-from sideplug.cloud.prefix_cache import Kept, Text, common
+from sideplug.cloud.prefix_cache import PrefixCache, Text, common_length
 from sideplug.cloud.reply import Reply, SessionSpec
 from sideplug.cloud.scheduler import Budget
 from sideplug.cloud.store import find
@@ -36,7 +37,7 @@ def test_common(a: list[int], b: list[int]) -> None:
     naive = 0
     while naive < min(len(a), len(b)) and a[naive] == b[naive]:
         naive += 1
-    assert common(np.array(a), np.array(b)) == naive
+    assert common_length(np.array(a), np.array(b)) == naive
 
 
 # ── what may be taken over ────────────────────────────────────────────────────────────────────────────────────────────
@@ -68,7 +69,7 @@ def test_nothing_is_shared_between_scopes_but_what_is_declared() -> None:
 
 
 def test_it_is_let_go_the_least_lately_used_first() -> None:
-    kept = Kept(KVMemory(100 * 10, 10), 60)
+    kept = PrefixCache(KVMemory(100 * 10, 10), 60)
     for at in range(4):
         kept.put(Text("", [at] * 30, 30), at)
     assert (len(kept), kept.evicted) == (3, 1)
@@ -84,7 +85,7 @@ def test_it_is_let_go_the_least_lately_used_first() -> None:
 
 
 def test_a_newer_state_of_a_text_takes_the_olders_place() -> None:
-    kept = Kept(KVMemory(1000 * 10, 10), 60)
+    kept = PrefixCache(KVMemory(1000 * 10, 10), 60)
     kept.put(Text("", CONVERSATION[:30], 25), 1)
     kept.put(Text("", CONVERSATION, 35), 2)
     assert len(kept) == 1
@@ -96,7 +97,7 @@ def test_a_newer_state_of_a_text_takes_the_olders_place() -> None:
 
 def test_it_is_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = KVMemory(1000 * 10, 10)
-    kept, now = Kept(memory, 60), 100.0
+    kept, now = PrefixCache(memory, 60), 100.0
     monkeypatch.setattr("sideplug.cloud.prefix_cache.time.monotonic", lambda: now)
     kept.put(Text("", CONVERSATION, 40), 1)
     kept.declare(Text(None, CONVERSATION, 40), 2)
@@ -106,7 +107,7 @@ def test_it_is_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now += 2
     kept.expire()
     assert (len(kept), memory.reserved_bytes) == (1, 400)
-    forgetful = Kept(memory, 0)
+    forgetful = PrefixCache(memory, 0)
     forgetful.put(Text("", CONVERSATION, 40), 1)
     assert len(forgetful) == 0
 
@@ -124,9 +125,20 @@ class Heard:
 
     def __init__(self, engine: Engine, ids: list[int], tokens: int = 12, user: str = "", **more: Any) -> None:
         self.frames: list[Frame] = []
-        plug = more.pop("plug", SessionSpec(TAP, Gate("shut")))
-        how = (TextStream(engine.tokenizer), more.pop("sampling", Sampling()), tokens, 256, ())
-        self.reply = Reply(list(ids), self.frames.append, 1, plug, *how, user=user, scope=user, **more)
+        self.reply = Reply(
+            ids=list(ids),
+            send=self.frames.append,
+            turn=1,
+            spec=more.pop("spec", SessionSpec(TAP, Gate("shut"))),
+            text=TextStream(engine.tokenizer),
+            sampling=more.pop("sampling", Sampling()),
+            max_tokens=tokens,
+            context=256,
+            stop_ids=(),
+            user=user,
+            scope=user,
+            **more,
+        )
         self.engine = engine
         engine.add(self.reply)
 
@@ -145,8 +157,8 @@ class Heard:
         return begun
 
 
-def an_engine(parts: tuple[Model, Tokenizer], **room: Any) -> Engine:
-    return Engine(*parts, Budget(64, 8), Room(**room))
+def an_engine(parts: tuple[Model, Tokenizer], **limits: Any) -> Engine:
+    return Engine(*parts, Budget(64, 8), AdmissionLimits(**limits))
 
 
 def some(count: int, seed: int = 0) -> list[int]:
@@ -159,12 +171,12 @@ def test_the_next_turn_runs_only_what_is_new(parts: tuple[Model, Tokenizer]) -> 
     assert (first.begun["prompt"], first.begun["kept"]) == (60, 0)
     assert first.begun["hash"] == running_hash(some(60))
     next_turn = [*some(60), *first.ids, *some(10, 1)]
-    before = engine.meters.tokens["prompt"]
+    before = engine.counters.tokens["prompt"]
     second = Heard(engine, next_turn).run()
     assert second.begun["kept"] == 60
-    assert engine.meters.tokens["prompt"] - before == len(next_turn) - 60
+    assert engine.counters.tokens["prompt"] - before == len(next_turn) - 60
     assert second.ids == Heard(forgetful, next_turn).run().ids
-    assert len(engine.kept) == 1  # the conversation, as it is now
+    assert len(engine.prefix_cache) == 1  # the conversation, as it is now
 
 
 def test_a_beginning_that_many_share_is_run_once(parts: tuple[Model, Tokenizer]) -> None:
@@ -175,7 +187,7 @@ def test_a_beginning_that_many_share_is_run_once(parts: tuple[Model, Tokenizer])
     replies = [Heard(engine, prompt, user="anna") for prompt in prompts]
     replies[0].run()
     assert [reply.begun["kept"] for reply in replies] == [0] + [100] * 5
-    assert engine.meters.tokens["prompt"] == 100 + sum(len(prompt) - 100 for prompt in prompts)
+    assert engine.counters.tokens["prompt"] == 100 + sum(len(prompt) - 100 for prompt in prompts)
     for prompt, reply in zip(prompts, replies, strict=True):
         assert reply.ids == Heard(an_engine(parts, keep_s=0), prompt).run().ids
 
@@ -207,11 +219,11 @@ LINEAR = Gate("linear", np.random.default_rng(0).normal(0, 0.1, 64).astype(np.fl
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.5, seed=3)])
 def test_a_reply_that_was_cut_off_goes_on(parts: tuple[Model, Tokenizer], keep_s: float, sampling: Sampling) -> None:
     """At every position, with what was kept of it or with nothing, and the gate opens where it would have."""
-    plug = SessionSpec(TAP, LINEAR)
+    spec = SessionSpec(TAP, LINEAR)
 
     def until_ask(engine: Engine, **more: Any) -> tuple[list[int], list[int]]:
         """The ids of a reply and where the device was asked; nobody answers, so the base's token is used."""
-        heard = Heard(engine, some(40), sampling=sampling, plug=plug, **more)
+        heard = Heard(engine, some(40), sampling=sampling, spec=spec, **more)
         asked = []
         while heard.frames[-1:] == [] or heard.frames[-1].kind is not Kind.DONE:
             if not engine.step():
@@ -224,7 +236,7 @@ def test_a_reply_that_was_cut_off_goes_on(parts: tuple[Model, Tokenizer], keep_s
     assert 0 < len(asked) < len(whole) == 12
     for cut in range(1, 12):
         engine = an_engine(parts, keep_s=keep_s)
-        broken = Heard(engine, some(40), sampling=sampling, plug=plug)
+        broken = Heard(engine, some(40), sampling=sampling, spec=spec)
         while len(broken.ids) < cut:
             if not engine.step():
                 engine.expire(broken.reply, 0, broken.frames[-1]["at"][0])
@@ -239,7 +251,7 @@ def test_what_was_told_but_for_its_end_is_not_run_again(parts: tuple[Model, Toke
     engine = an_engine(parts)
     again = Heard(engine, some(40), done=whole)
     assert [frame.kind.name for frame in again.frames] == ["BEGUN", "DONE"]
-    assert (again.frames[-1]["why"], again.frames[-1]["reply"], engine.meters.steps) == ("length", 12, 0)
+    assert (again.frames[-1]["why"], again.frames[-1]["reply"], engine.counters.steps) == ("length", 12, 0)
 
 
 # ── the door ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -270,7 +282,7 @@ def test_what_never_fits_is_said_at_once(narrow: tuple[Model, Tokenizer]) -> Non
 
 def test_the_queue_has_an_end_and_waiting_too(narrow: tuple[Model, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = an_engine(narrow, queue=2, queue_s=5)
-    first = Heard(engine, some(80), tokens=10, plug=SessionSpec(TAP, Gate("open")))
+    first = Heard(engine, some(80), tokens=10, spec=SessionSpec(TAP, Gate("open")))
     engine.step()
     waiting = [Heard(engine, some(80, n), tokens=10) for n in (1, 2)]
     with pytest.raises(Busy, match="2 texts wait for the cloud already: try later") as caught:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sideplug.cloud import service
+from sideplug.cloud import host, service
 from sideplug.cloud import session as sessions
 from sideplug.contract.errors import CloudError, Silent
 from sideplug.contract.gate import Gate
@@ -26,6 +26,7 @@ from sideplug.device.link import WebSocketLink
 from sideplug.device.reconnect import RetryPolicy
 from sideplug.device.runtime import Session
 from tests.conftest import Cloud, a_cloud, a_plugin, a_session, eventually, free_port, serving
+from tests.raw_device import a_raw_device, ask_for_rows
 
 PROMPT = Prompt.user("Is it far to the mill?")
 SAMPLED = Sampling(temperature=1.2, seed=5)
@@ -55,7 +56,7 @@ def test_a_silent_device_is_let_go_and_what_it_had_is_kept(tiny: Path, monkeypat
         with pytest.raises(Silent, match="has not answered for 0 s"):
             while True:
                 link.receive()
-        soon(lambda: (cloud.engine.working, len(cloud.engine.kept)) == (0, 1))
+        soon(lambda: (cloud.engine.working, len(cloud.engine.prefix_cache)) == (0, 1))
         link.close()
 
 
@@ -76,12 +77,14 @@ def test_a_device_that_does_not_read_has_its_reply_held(tiny: Path) -> None:
 
         held._transmit = slow  # type: ignore[method-assign]
         asked(read)
-        soon(lambda: held._reply is not None and held._reply.held)
+        soon(lambda: held._exchange.reply is not None and held._exchange.reply.held)
         assert held._outbox.qsize() < 2 * sessions.OUTBOX_FRAMES
-        settled = held._reply.settled if held._reply else 0
+        reply = held._exchange.reply
+        assert reply is not None
+        settled = reply.settled
         time.sleep(0.1)
-        assert held._reply is not None
-        assert held._reply.settled == settled
+        assert held._exchange.reply is reply
+        assert reply.settled == settled
         reading.set()
         text, frame = "", read.receive()
         while frame.kind is not Kind.DONE:
@@ -93,18 +96,26 @@ def test_a_device_that_does_not_read_has_its_reply_held(tiny: Path) -> None:
 
 def test_a_device_whose_socket_is_full_is_cut_off(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "WATCH_S", 0.02)
-    monkeypatch.setattr(sessions, "STALL_S", 0.1)
-    with a_cloud(tiny) as cloud:
-        link = WebSocketLink.connect(cloud.url)
-        Session.open(link)
-        (stalled,) = cloud.server.sessions
+    with a_cloud(tiny) as cloud, a_raw_device(cloud.url) as device:
+        ask_for_rows(device, cloud.server.counters)  # megabytes, until no more fits into the socket's buffers
+        assert 1 < cloud.server.counters.frames["down", "head"] < 80, "or this test shows nothing"
+        assert len(cloud.server.sessions) == 1, "two seconds are not too long"
+        monkeypatch.setattr(sessions, "STALL_S", 1.0)
+        soon(lambda: not cloud.server.sessions)
 
-        def cut_off() -> bool:
-            stalled._sending_s = time.monotonic() - 1  # as a send is that waits for the device to read
-            return not cloud.server.sessions
 
-        soon(cut_off)
-        link.close()
+def test_a_device_that_reads_slowly_is_not(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its socket is full again and again, but no frame waits for long."""
+    monkeypatch.setattr(service, "WATCH_S", 0.02)
+    with a_cloud(tiny) as cloud, a_raw_device(cloud.url) as device:
+        ask_for_rows(device, cloud.server.counters)
+        sent = cloud.server.counters.frames["down", "head"]
+        for _ in range(sent):
+            device.recv(10)
+            time.sleep(0.005)
+        monkeypatch.setattr(sessions, "STALL_S", 1.0)
+        time.sleep(0.2)
+        assert len(cloud.server.sessions) == 1
 
 
 def test_one_that_is_cut_off_with_much_to_send_is_gone_too(tiny: Path) -> None:
@@ -163,7 +174,7 @@ def test_ready_and_health(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert status(cloud.url, "/ready") == (200, {"ready": True})
         assert status(cloud.url, "/health")[1]["status"] == "ok"
         assert status(cloud.url, "/nothing")[0] == 404
-        monkeypatch.setattr(service, "HANGS_S", -1.0)
+        monkeypatch.setattr(host, "HANGS_S", -1.0)
         assert status(cloud.url, "/ready") == (503, {"ready": False, "why": "the engine hangs"})
 
 

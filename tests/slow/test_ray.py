@@ -55,13 +55,13 @@ serve.run(ray_serve.build(settings), name=ray_serve.NAME)
 
 REPLICA = """
 import asyncio, sys
-from sideplug.cloud import ray_serve, service
+from sideplug.cloud import host, ray_serve
 async def main():
     settings = {"model": sys.argv[1], "insecure": True, "bits": 16, "threads": 1, "kv_memory": 0.25}
     replica = ray_serve.Replica(settings)
     replica.check_health()
     assert not ray_serve._is_stopping()
-    service.HANGS_S = -1.0
+    host.HANGS_S = -1.0
     try:
         replica.check_health()
     except RuntimeError as error:

@@ -1,0 +1,175 @@
+"""Reading examples: run each through the model once, for the device's training tape, or to score a plugin on it.
+
+An example's tokens are run like a prompt. For each token of its reply the device gets what predicted it: the tap's
+codes, z, and the head's best candidates. Instead of a given reply the base may write one, greedily. A read example may
+then be scored: the exact log-probabilities of its reply under the device's corrections.
+T reply tokens, D width. This module does not know sockets or plugins. Test: pytest tests/cloud/test_engine.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sideplug.cloud.counters import Counters
+from sideplug.cloud.model.base import Forward, Model
+from sideplug.cloud.reply import Sequence, SessionSpec
+from sideplug.cloud.tokenizer import Tokenizer
+from sideplug.contract.codec import pack
+from sideplug.contract.errors import ProtocolError
+from sideplug.contract.wire import Frame, Kind
+
+TOP = 16  # best ids that a tape holds for each position: the candidates of training
+HEAD_ROWS = 64  # rows of one head call for examples: their logits stay small, and nobody waits long for the call
+Fail = Callable[[Sequence, Exception], None]  # what becomes of a work that met an error
+
+
+@dataclass(eq=False, kw_only=True)
+class ExampleWork(Sequence):
+    """An example to be read once: for each token of its reply, the row before it, which predicts it.
+
+    With `greedy_tokens` above 0 there is no reply yet: the base writes up to that many tokens while they are read.
+    """
+
+    number: int
+    spec: SessionSpec
+    prompt_tokens: int
+    score: bool  # whether its score may be asked for
+    greedy_tokens: int = 0
+    scorable: tuple[np.ndarray, np.ndarray] | None = None  # z (T, D) and the targets' log p (T,), until it is scored
+    # One tuple for each head call so far: z, codes, scales, log p of the targets, best ids, log-sum-exp.
+    parts: list[tuple[np.ndarray, ...]] = field(default_factory=list)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The tap's layers."""
+        return self.spec.tap.layers
+
+    @property
+    def max_length(self) -> int:
+        """The number of tokens that it may have at its end."""
+        return len(self.ids) + self.greedy_tokens
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The reply's ids (T,) int32."""
+        return np.asarray(self.ids[self.prompt_tokens :], np.int32)
+
+
+@dataclass(eq=False)
+class Scoring:
+    """A read example with a device's corrections: some of its rows go through the head in each step."""
+
+    example: ExampleWork
+    base_T: np.ndarray
+    corrected_TD: np.ndarray
+    parts: list[np.ndarray] = field(default_factory=list)  # log p of the targets, of each head call so far
+
+
+GreedyRow = tuple[ExampleWork, np.ndarray, np.ndarray]  # an example, its last z (1, D) and tapped states (1, K, D)
+
+
+class Reader:
+    """Turns the rows of a step into EXAMPLE frames, and SCORE frames into SCORED."""
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, counters: Counters) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._counters = counters
+        self._scorings: list[Scoring] = []
+
+    @property
+    def scoring(self) -> int:
+        """The number of examples whose score is under way."""
+        return len(self._scorings)
+
+    def read(self, example: ExampleWork, count: int, first_row: int, out: Forward) -> bool:
+        """Take the step's `count` rows of an example, from `first_row` on. True: it is complete and was sent."""
+        stop = example.cache.length
+        start = stop - count
+        # The position before a reply token predicts it.
+        first, last = max(start, example.prompt_tokens - 1), min(stop, len(example.ids) - 1)
+        for at in range(first, last, HEAD_ROWS):
+            end = min(at + HEAD_ROWS, last)
+            rows = slice(first_row + at - start, first_row + end - start)
+            z = out.z(rows)
+            targets = np.asarray(example.ids[at + 1 : end + 1], np.int32)
+            hidden = out.tapped(rows, example.spec.tap.layers)
+            example.parts.append((z, *example.spec.tap.encode(hidden), *self._model.read(z, targets, TOP)))
+        if example.pending:
+            return False
+        self._hand_over(example)
+        return True
+
+    def write_greedily(self, rows: list[GreedyRow], fail: Fail) -> list[ExampleWork]:
+        """One head call for the replies that the base writes: each gets its next token. Those now complete."""
+        if not rows:
+            return []
+        z_TD = np.concatenate([z for _, z, _ in rows])
+        try:
+            columns = self._model.read(z_TD, np.zeros(len(z_TD), np.int32), TOP)
+        except Exception as error:
+            for example, _, _ in rows:
+                fail(example, error)
+            return []
+        complete = []
+        for i, (example, z, hidden) in enumerate(rows):
+            try:
+                logp, top, lse = (column[i : i + 1] for column in columns)
+                example.parts.append((z, *example.spec.tap.encode(hidden), logp, top, lse))
+                example.ids.append(int(top[0, 0]))
+                if example.ids[-1] in self._tokenizer.stop_ids or len(example.parts) >= example.greedy_tokens:
+                    self._hand_over(example)
+                    complete.append(example)
+            except Exception as error:
+                fail(example, error)
+        return complete
+
+    def _hand_over(self, example: ExampleWork) -> None:
+        """Send a complete example; of its rows only z and log p stay, and only if it may be scored."""
+        z, codes, scales, logp, top, lse = (np.concatenate(column) for column in zip(*example.parts, strict=True))
+        z_codes, z_scales = pack(z, int8=False)
+        tensors = {"ids": example.targets, "codes": codes, "scales": scales}
+        tensors |= {"z": z_codes, "z_scales": z_scales, "top": top, "lse": lse}
+        self._counters.examples += 1
+        example.parts = []
+        example.scorable = (z, logp) if example.score else None
+        example.send(Frame(Kind.EXAMPLE, {"number": example.number}, tensors))
+
+    def score(self, example: ExampleWork, frame: Frame) -> None:
+        """Begin to score a read example under the corrections of a SCORE frame; SCORED follows.
+
+        Raises ProtocolError when the example is not read yet or was scored already, or for wrong corrections.
+        """
+        if example.scorable is None:
+            raise ProtocolError(f"example {example.number} must be read before it is scored, and scored once")
+        z, logp = example.scorable
+        example.scorable = None
+        corrected = example.spec.correct(z, frame.tensors["delta"], frame.tensors["scales"])
+        self._scorings.append(Scoring(example, logp, corrected))
+
+    def score_rows(self, fail: Fail) -> bool:
+        """One head call for the score that has waited longest. False: there is none."""
+        if not self._scorings:
+            return False
+        scoring = self._scorings[0]
+        example = scoring.example
+        at = sum(map(len, scoring.parts))
+        try:
+            rows = slice(at, at + HEAD_ROWS)
+            scoring.parts.append(self._model.read(scoring.corrected_TD[rows], example.targets[rows], 1)[0])
+        except Exception as error:
+            self._scorings.remove(scoring)
+            fail(example, error)
+            return True
+        if at + HEAD_ROWS >= len(scoring.corrected_TD):
+            self._scorings.remove(scoring)
+            tensors = {"base": scoring.base_T, "plugin": np.concatenate(scoring.parts)}
+            example.send(Frame(Kind.SCORED, {"number": example.number}, tensors))
+        return True
+
+    def forget(self, work: Sequence) -> None:
+        """Drop the score that is under way for this example, if there is one."""
+        self._scorings = [scoring for scoring in self._scorings if scoring.example is not work]
