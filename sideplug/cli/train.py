@@ -189,7 +189,7 @@ def check_update(context: click.Context) -> None:
         and context.get_parameter_source(parameter.name) is on_command_line
     ]
     if given:
-        raise InputError(f"{' and '.join(given)} can't be given with --update: a new plugin has them")
+        raise InputError(f"{' and '.join(given)} can't be given with --update, only with --out")
 
 
 def learn_more(
