@@ -139,6 +139,16 @@ def test_an_open_gate_has_no_dial(served: dict[str, Any], run: Run, facts: Path,
     sentence(run(*wrong), 2, "none.txt can't be read")
 
 
+def test_an_option_that_means_several_things_is_no_variable(
+    served: dict[str, Any], run: Run, facts: Path, tmp_path: Path
+) -> None:
+    a_plugin(served["fingerprint"]).save(tmp_path / "p")
+    done = run("train", facts, env=variables(out=tmp_path / "p", force=1, cloud=served["url"]))
+    sentence(done, 2, "Missing option '--out'")
+    done = run("train", facts, "--out", tmp_path / "p", env=variables(force=1, resume=1, cloud=served["url"]))
+    sentence(done, 2, "already holds a plugin")
+
+
 def variables(**settings: Any) -> dict[str, str]:
     return {f"SIDEPLUG_{name.upper()}": str(value) for name, value in settings.items()}
 

@@ -55,13 +55,13 @@ def all_commands() -> Commands:
     return found
 
 
-def variables() -> dict[str, set[str]]:
-    """The variables that are options, each with the options that it stands for."""
-    found: dict[str, set[str]] = {}
-    for _, command, _ in all_commands():
+def variables() -> dict[str, dict[str, str]]:
+    """The variables that are options: of each, the option that it stands for by command."""
+    found: dict[str, dict[str, str]] = {}
+    for path, command, _ in all_commands():
         for parameter in command.params:
             if isinstance(parameter.envvar, str):
-                found.setdefault(parameter.envvar, set()).add(parameter.opts[0])
+                found.setdefault(parameter.envvar, {})[path.removeprefix("sideplug ")] = parameter.opts[0]
     return found
 
 
@@ -74,7 +74,10 @@ def reference() -> str:
         "\n## Variables\n\nWhat is the same for many commands may be a variable; an option that is given wins.\n\n"
     )
     parts.append("| variable | instead of |\n|---|---|\n")
-    rows = {name: f"`{option}`" for name, (option,) in variables().items()} | OTHER_VARIABLES
+    rows = dict(OTHER_VARIABLES)
+    for name, options in variables().items():
+        (command, option), *more = options.items()
+        rows[name] = f"`{option}`" if more else f"`{command} {option}`"
     parts += [f"| `{name}` | {rows[name]} |\n" for name in sorted(rows)]
     return "".join(parts)
 
@@ -105,7 +108,7 @@ def test_a_fleets_arguments_are_current() -> None:
 
 def test_a_variable_has_one_meaning_and_destroys_nothing() -> None:
     for name, options in variables().items():
-        assert len(options) == 1, name
+        assert len(set(options.values())) == 1, name
     never = {"force", "resume", "seed", "data", "out", "update", "limit", "json", "transcript", "epochs", "gate", "raw"}
     assert not {f"SIDEPLUG_{name.upper()}" for name in never} & set(variables())
     assert {"SIDEPLUG_CLOUD", "SIDEPLUG_WINDOW", "SIDEPLUG_RETAIN", "SIDEPLUG_GATEWAY_PORT"} <= set(variables())

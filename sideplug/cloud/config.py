@@ -140,7 +140,8 @@ class ServeConfig:
     tls_self: bool = setting(False, "Make and sign a certificate, once; devices trust it by its --pin.", COMMAND)
     keys: str = setting(
         "",
-        "The file of keys. Without it: SIDEPLUG_KEYS, or sideplug/keys.json in your configuration folder.",
+        "The file of keys. Without it, sideplug serve takes SIDEPLUG_KEYS, or sideplug/keys.json in your configuration "
+        "folder.",
         is_file=True,
         metavar="FILE",
     )

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from sideplug.cloud.config import SPARE_REQUESTS, ServeConfig
+from sideplug.cli.serve import fleet_config
+from sideplug.cloud.config import DEFAULT_MODEL, SPARE_REQUESTS, ServeConfig
 from sideplug.cloud.cores import cores
 from sideplug.cloud.engines import Wanted
 from sideplug.cloud.fleet import replica, share_machine
+from sideplug.cloud.keys import Keys
 from sideplug.cloud.start import Parts
 from sideplug.contract.errors import InputError
 from tests.conftest import Run
@@ -81,6 +83,21 @@ def test_those_on_one_machine_share_it() -> None:
     assert 0 < shared.kv_memory < 1 << 20
     asked = ServeConfig(insecure=True, min_replicas=2, threads=3, kv_memory=1.0)
     assert share_machine(asked) == asked
+
+
+def test_what_the_command_tells_its_replicas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full paths, keys that were found, a number of replicas; on a cluster no part of this machine."""
+    monkeypatch.chdir(tmp_path)
+    Keys(tmp_path / "k.json").add("ada")
+    config = fleet_config(ServeConfig(ray=True, replicas=2, threads=1, port=0), Keys(Path("k.json")))
+    assert (config.min_replicas, config.most_replicas, config.threads) == (2, 2, 1)
+    assert (config.keys, config.insecure, config.model) == (str(tmp_path / "k.json"), False, DEFAULT_MODEL)
+    assert config.kv_memory > 0
+    assert ServeConfig.parse(config.ray_arguments()).keys == config.keys
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    far = fleet_config(ServeConfig(ray=True, max_replicas=8), None)
+    assert (far.min_replicas, far.most_replicas, far.insecure) == (1, 8, True)
+    assert (far.threads, far.kv_memory) == (0, 0.0)
 
 
 def test_what_a_replica_does_not_find_is_said(tiny: Path, tmp_path: Path) -> None:
