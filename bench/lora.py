@@ -51,7 +51,7 @@ def main() -> None:
         out = Path(scratch) / "plugin"
         start = time.perf_counter()
         # The person's text only, as LoRA has it: what a plugin spends on staying silent elsewhere is not compared here.
-        alone = ["--general-weight", 0, "--batch-tokens", 256]
+        alone = ["--retain-weight", 0, "--batch-tokens", 256]
         trained = command("train", texts / "train", "--limit", o.passages, *alone, "--out", out, "--cloud", url)
         wall = time.perf_counter() - start
         cloud_mb = cloud.memory_full_info().pss / 2**20

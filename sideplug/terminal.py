@@ -1,6 +1,7 @@
 """What the commands show: progress on the error stream, so that standard output stays for results.
 
-On a terminal a bar (rich); elsewhere a plain line every ten seconds. It does not know what the work is.
+On a terminal it is a bar (rich), elsewhere a plain line every ten seconds. It does not know what the work is.
+Test: pytest tests/test_cli.py
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ LINE_EVERY_S = 10.0
 
 
 def say(line: str) -> None:
+    """Print a line on the error stream."""
     print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Yields `show(done, note)`."""
+    """Yields `show(done, note)`, which tells how much of `total` is done, and a note beside it."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -275,13 +275,13 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 def run(tmp_path: Path) -> Run:
     """Run the real command in a real process: run("train", "x", cloud=url) → stdout, stderr, returncode.
 
-    Its general text is a few prompts: our own list would take a tiny model seconds in every test.
+    Its retain set is a few prompts: our own list would take a tiny model seconds in every test.
     """
-    general = tmp_path / "general.txt"
-    general.write_text("".join(f"Tell me about {thing}.\n" for thing in ("rain", "tea", "bees", "nails", "roofs")))
+    retain = tmp_path / "retain.txt"
+    retain.write_text("".join(f"Tell me about {thing}.\n" for thing in ("rain", "tea", "bees", "nails", "roofs")))
 
     def call(*args: str, stdin: str = "", env: dict[str, str] | None = None, **more: Any) -> Any:
-        environment = {**os.environ, "SIDEPLUG_CACHE": str(tmp_path / "cache"), "SIDEPLUG_GENERAL": str(general)}
+        environment = {**os.environ, "SIDEPLUG_CACHE": str(tmp_path / "cache"), "SIDEPLUG_RETAIN": str(retain)}
         environment |= env or {}
         command = [sys.executable, "-m", "sideplug", *map(str, args)]
         return subprocess.run(

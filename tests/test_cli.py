@@ -93,16 +93,16 @@ def test_the_whole_path_by_hand(served: dict[str, Any], run: Run, facts: Path, t
     assert usage["bytes_down"] > 0 < usage["bytes_up"]
     piped = run(*[a for a in asked if a != "What is my dog?"], stdin="What is my dog?")
     assert piped.stdout == plain.stdout
-    by_variable = run("generate", "What is my dog?", env=variables(plugin=out, cloud=url, max_tokens=8))
+    by_variable = run("generate", "What is my dog?", "--max-tokens", "8", env=variables(plugin=out, cloud=url))
     assert by_variable.stdout == plain.stdout
     base = json.loads(run(*asked, "--gate", "shut", "--json").stdout)
     assert base["usage"]["round_trips"] == 0
-    for same in (["--gate-rate", "0"], ["--gate-rate", "0", "--ahead", "0"]):
+    for same in (["--gate-rate", "0"], ["--gate-rate", "0", "--window", "0"]):
         assert json.loads(run(*asked, *same, "--json").stdout)["ids"] == base["ids"]
     always = [json.loads(run(*asked, *how, "--json").stdout) for how in (["--gate", "open"], ["--gate-rate", "1"])]
     assert always[0]["ids"] == always[1]["ids"]
     assert always[0]["usage"]["plugin_tokens"] == always[0]["usage"]["reply_tokens"]
-    for pace in (["--ahead", "0"], ["--no-lookahead"], ["--answer-deadline-ms", "60000"]):
+    for pace in (["--window", "0"], ["--no-drafts"], ["--answer-deadline-ms", "60000"]):
         assert json.loads(run(*asked, *pace, "--json").stdout)["ids"] == whole["ids"]
 
     evaluated = json.loads(run("eval", facts, "--plugin", out, "--cloud", url, "--json").stdout)
@@ -130,13 +130,23 @@ def test_the_whole_path_by_hand(served: dict[str, Any], run: Run, facts: Path, t
 
 def test_an_open_gate_has_no_dial(served: dict[str, Any], run: Run, facts: Path, tmp_path: Path) -> None:
     out, url = tmp_path / "plugin", served["url"]
-    how = ["--out", out, "--cloud", url, "--epochs", "1", "--general-weight", "0"]
+    how = ["--out", out, "--cloud", url, "--epochs", "1", "--retain-weight", "0"]
     assert run("train", facts, *how).returncode == 0
     asked = ["generate", "hi", "--plugin", out, "--cloud", url, "--gate-rate", "0.5"]
     sentence(run(*asked), 2, "its rate can be 0 or 1: train it with general text")
     sentence(run("gate", "curve", "--plugin", out, "--data", facts, "--cloud", url), 2, "it has no dial")
-    wrong = ["train", facts, "--out", tmp_path / "other", "--cloud", url, "--general", tmp_path / "none.txt"]
+    wrong = ["train", facts, "--out", tmp_path / "other", "--cloud", url, "--retain", tmp_path / "none.txt"]
     sentence(run(*wrong), 2, "none.txt can't be read")
+
+
+def test_an_option_that_means_several_things_is_no_variable(
+    served: dict[str, Any], run: Run, facts: Path, tmp_path: Path
+) -> None:
+    a_plugin(served["fingerprint"]).save(tmp_path / "p")
+    done = run("train", facts, env=variables(out=tmp_path / "p", force=1, cloud=served["url"]))
+    sentence(done, 2, "Missing option '--out'")
+    done = run("train", facts, "--out", tmp_path / "p", env=variables(force=1, resume=1, cloud=served["url"]))
+    sentence(done, 2, "already holds a plugin")
 
 
 def variables(**settings: Any) -> dict[str, str]:
@@ -180,7 +190,7 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
         (["generate", "hi", "--gate-rate", "0.5"], "--gate-rate needs a --plugin"),
         (["generate", "hi", "--gate-rate", "1.5"], "1.5 is not in the range"),
         (["generate", "hi", "--gate", "shut", "--gate-rate", "0"], "can't be given together"),
-        (["generate", "hi", "--ahead", "33"], "33 is not in the range"),
+        (["generate", "hi", "--window", "33"], "33 is not in the range"),
         (["generate", "hi", "--answer-deadline-ms", "-1"], "-1 is not in the range"),
         (["gate", "curve", "--plugin", "missing", "--data", "x"], "there is no plugin in missing"),
         (["gate", "curve", "--plugin", "x", "--data", "x", "--picture", "x.bmp"], "must be .png, .svg or .pdf"),
@@ -344,7 +354,7 @@ def test_ctrl_c_in_training_keeps_a_checkpoint(run: Run, served: dict[str, Any],
 def test_ctrl_c_in_a_reply(served: dict[str, Any], tmp_path: Path) -> None:
     """The reply stops, what came stays on the screen, and the cloud has forgotten it."""
     a_plugin(served["fingerprint"]).save(tmp_path / "plugin")
-    how = ["--plugin", tmp_path / "plugin", "--ahead", "0", "--max-tokens", "10000", "--temperature", "2"]
+    how = ["--plugin", tmp_path / "plugin", "--window", "0", "--max-tokens", "10000", "--temperature", "2"]
     with shaped(served["url"], Network(300)) as far:
         for attempt in range(20):
             process = start("generate", "hi", "--cloud", far.url, *how, "--seed", attempt, cache=tmp_path)

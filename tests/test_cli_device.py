@@ -1,4 +1,4 @@
-"""The device's commands in real processes: gateway, learn, and what keeps plugins in order."""
+"""The device's commands in real processes: gateway, train --update, and what keeps plugins in order."""
 
 from __future__ import annotations
 
@@ -128,11 +128,15 @@ def test_a_gateway_without_a_cloud(run: Run, tmp_path: Path) -> None:
         (["gateway", "--port", "99999"], "99999 is not in the range"),
         (["gateway", "--max-tokens", "0"], "0 is not in the range"),
         (["gateway", "--temperature", "-1"], "-1.0 is not in the range"),
-        (["gateway", "--ahead", "99"], "99 is not in the range"),
+        (["gateway", "--window", "99"], "99 is not in the range"),
         (["audit"], "Missing argument 'FILE'"),
         (["audit", "missing"], "the transcript missing can't be read"),
-        (["learn", "x"], "Missing option '--plugin'"),
-        (["learn", "missing", "--plugin", "x"], "there is no file or folder missing"),
+        (["learn", "x"], "No such command 'learn'"),
+        (["train", "x"], "Missing option '--out' (or '--update'"),
+        (["train", "missing", "--update", "x"], "there is no file or folder missing"),
+        (["train", "x", "--update", "x", "--out", "y"], "--out and --update can't be given together"),
+        (["train", "x", "--update", "x", "--width", "8"], "--width can't be given with --update"),
+        (["train", "x", "--update", "x", "--kind", "paper", "--resume"], "--kind and --resume can't be given with"),
         (["plugin", "export", "missing", "x"], "there is no plugin in missing"),
         (["plugin", "import", "missing", "x"], "missing can't be read"),
         (["plugin", "lock", "missing"], "a passphrase must not be empty: set SIDEPLUG_PASSPHRASE"),
@@ -147,7 +151,7 @@ def test_bad_input(run: Run, tmp_path: Path, arguments: list[str], says: str) ->
 
 
 def test_every_command_has_help_with_an_example(run: Run) -> None:
-    commands = ["gateway", "audit", "learn"]
+    commands = ["gateway", "audit", "train"]
     for command in (*([name] for name in commands), *(["plugin", n] for n in ("list", "export", "import", "lock"))):
         text = run(*command, "--help").stdout
         assert "Example:  sideplug " + " ".join(command) in " ".join(text.split("\n")), command
@@ -195,7 +199,7 @@ def test_lock_and_unlock(cloud: Cloud, run: Run, tmp_path: Path, plugin: Path) -
     ):
         found = client.chat.completions.create(model="anna", messages=[{"role": "user", "content": "hi"}], max_tokens=4)
         assert found.choices[0].message.content == want.removesuffix("\n")
-    learn = ["learn", write(tmp_path / "new.jsonl", NEW), "--plugin", plugin, "--cloud", cloud.url]
+    learn = ["train", write(tmp_path / "new.jsonl", NEW), "--update", plugin, "--cloud", cloud.url]
     sentence(run(*learn, env=PHRASE), 2, "is sealed, its tape too: unlock it first")
     assert contents(plugin) == locked
     done = run("plugin", "unlock", plugin, env=PHRASE)
@@ -234,19 +238,19 @@ def test_export_and_import(cloud: Cloud, run: Run, tmp_path: Path, plugin: Path,
     assert not (tmp_path / "third").exists()
 
 
-def test_learn_and_rollback(cloud: Cloud, run: Run, tmp_path: Path) -> None:
+def test_learn_more_and_rollback(cloud: Cloud, run: Run, tmp_path: Path) -> None:
     facts, new, out = write(tmp_path / "facts.jsonl", FACTS), write(tmp_path / "new.jsonl", NEW), tmp_path / "p"
     how = ["--cloud", cloud.url, "--json"]
     assert run("train", facts, "--out", out, *how, "--epochs", 3, "--held-out", 0.2).returncode == 0
     before = contents(out)
     sentence(run("plugin", "rollback", out), 2, "has no version before this one")
-    done = run("learn", new, "--plugin", out, *how, "--epochs", 2, "--force")
+    done = run("train", new, "--update", out, *how, "--epochs", 2, "--force")
     assert done.returncode == 0, done.stderr
     learnt = json.loads(done.stdout)
     assert (learnt["plugin"], learnt["examples"], learnt["kept"]) == (str(out), 1, True)
     assert learnt["new_after"] < learnt["new_before"]
     assert json.loads(run("plugin", "info", out, "--json").stdout)["about"]["examples"] == 5
-    told = run("learn", new, "--plugin", out, "--cloud", cloud.url, "--epochs", 1, "--force")
+    told = run("train", new, "--update", out, "--cloud", cloud.url, "--epochs", 1, "--force")
     assert told.stdout.startswith("learnt 1 more in 1 epochs: new text ")
     assert len(told.stdout.splitlines()) == 1
     for examples in (5, 4):
@@ -257,7 +261,7 @@ def test_learn_and_rollback(cloud: Cloud, run: Run, tmp_path: Path) -> None:
     sentence(run("plugin", "rollback", out), 2, "has no version before this one")
     imported = tmp_path / "imported"
     shutil.copytree(out, imported, ignore=shutil.ignore_patterns("tape"))
-    sentence(run("learn", new, "--plugin", imported, "--cloud", cloud.url), 2, "has no tape to learn on from")
-    sentence(run("learn", write(new, ""), "--plugin", out, "--cloud", cloud.url), 2, "new.jsonl is empty")
-    sentence(run("learn", facts, "--plugin", out, "--cloud", "ws://127.0.0.1:9"), 1, "no cloud answers at")
+    sentence(run("train", new, "--update", imported, "--cloud", cloud.url), 2, "has no tape to learn on from")
+    sentence(run("train", write(new, ""), "--update", out, "--cloud", cloud.url), 2, "new.jsonl is empty")
+    sentence(run("train", facts, "--update", out, "--cloud", "ws://127.0.0.1:9"), 1, "no cloud answers at")
     assert {name: contents(out)[name] for name in before} == before

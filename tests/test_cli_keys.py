@@ -226,7 +226,7 @@ def test_beyond_this_machine(run: Run, tiny: Path, home: Path, tmp_path: Path) -
         for command in (
             ["chat", "--max-tokens", 2],
             ["train", facts, "--out", tmp_path / "q", "--epochs", 1],
-            ["learn", facts, "--plugin", tmp_path / "q", "--epochs", 1, "--force"],
+            ["train", facts, "--update", tmp_path / "q", "--epochs", 1, "--force"],
             ["eval", facts, "--plugin", tmp_path / "p"],
             ["gate", "curve", "--data", facts, "--plugin", tmp_path / "q"],
         ):

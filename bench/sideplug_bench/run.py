@@ -38,8 +38,8 @@ from sideplug_bench.tasks import Task, User
 Rtt, Mbit = float, float
 TRAINED_AS = {
     "ladder": [],
-    "paper": ["--kind", "paper", "--general-weight", 0],
-    "paper-added": ["--kind", "paper-added", "--general-weight", 0],
+    "paper": ["--kind", "paper", "--retain-weight", 0],
+    "paper-added": ["--kind", "paper-added", "--retain-weight", 0],
 }
 EXACT_TOKENS, ROUGE_TOKENS = 32, 128  # of a reply that is judged
 JITTER = 0.02  # of the RTT

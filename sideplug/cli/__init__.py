@@ -1,7 +1,7 @@
-"""The command line: parses, then imports the one room that a command needs.
+"""The command line: it parses, then imports the one module, and the room, that a command needs.
 
 Results go to standard output, progress and errors to the error stream. Exit codes: 0 done; 1 could not be done (cloud,
-network, disk, interrupted); 2 what was given can't be used. Every option is also a SIDEPLUG_… variable.
+network, disk, interrupted); 2 what was given can't be used. Some options are variables too: see common.option.
 Test: pytest tests/test_cli.py
 """
 
@@ -12,12 +12,11 @@ import sys
 
 import click
 
-from sideplug.cli import bench, cloud, keys, learn, plugins, talk
 from sideplug.cli.common import group
 from sideplug.contract.errors import SideplugError
 from sideplug.terminal import say
 
-__all__ = ["bench", "cloud", "group", "keys", "learn", "main", "plugins", "talk"]  # each adds its commands to `group`
+__all__ = ["group", "main"]
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,294 +1,245 @@
-"""What the commands share: options, and what their values become. It imports the one room that a command needs."""
+"""What the commands share: the group that holds them, and the options that several of them have.
+
+What becomes of an option's value is in session.py. Test: pytest tests/test_cli.py
+"""
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import importlib
+import inspect
 import json
-import os
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from sideplug import __version__
-from sideplug.contract.errors import InputError, PluginError
-from sideplug.terminal import progress, say
+from sideplug.cli import session
+from sideplug.contract.defaults import DEFAULT_MODEL, DEFAULT_URL
 
-if TYPE_CHECKING:
-    from sideplug.contract.gate import Gate
-    from sideplug.contract.sampling import Sampling
-    from sideplug.contract.text import Prompt
-    from sideplug.device.address import Address
-    from sideplug.device.plugin import Plugin
-    from sideplug.device.runtime import DecodeOptions, Session
+__all__ = ["DEFAULT_MODEL", "DEFAULT_URL"]  # for commands that have nothing else of contract/defaults
 
-DEFAULT_MODEL = "smollm2-135m"
-DEFAULT_CLOUD = "ws://127.0.0.1:8765"
 FOLDER = click.Path(path_type=Path)
-transcript: list[Callable[[str, bytes], None]] = []  # of this process, where --transcript asks for one
+# The commands by who asks for them, in the order of the help, each with the module of sideplug.cli that adds it.
+SECTIONS = {
+    "For you": {
+        "chat": "talk",
+        "generate": "talk",
+        "train": "train",
+        "plugin": "plugins",
+        "gateway": "gateway",
+        "audit": "talk",
+    },
+    "For whoever serves a model": {"serve": "serve", "pull": "cloud", "keys": "keys", "top": "cloud"},
+    "For whoever measures": {"eval": "measure", "gate": "measure", "bench": "bench"},
+}
+
+Function = Callable[..., Any]
+Decorator = Callable[[Function], Function]
 
 
-def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    """click.option, with its SIDEPLUG_… variable and its default shown in the help."""
+class SectionedGroup(click.Group):
+    """A group whose help has sections, and which imports a command's module when the command is asked for."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """The names of all commands, in the order of the sections."""
+        return [name for commands in SECTIONS.values() for name in commands]
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The command; None if there is no such one."""
+        for commands in SECTIONS.values():
+            if name in commands:
+                importlib.import_module(f"sideplug.cli.{commands[name]}")
+        return super().get_command(context, name)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections."""
+        width = formatter.width - 6 - max(map(len, self.list_commands(context)))
+        for title, names in SECTIONS.items():
+            commands = [(name, self.get_command(context, name)) for name in names]
+            with formatter.section(title):
+                formatter.write_dl([(name, found.get_short_help_str(width)) for name, found in commands if found])
+
+
+@click.group(cls=SectionedGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="sideplug")
+def group() -> None:
+    """One frozen LLM in the cloud, shared by everybody; your side plugin on your device.
+
+    Your plugin stays on your device; your text passes through the cloud, which keeps none of it.
+    """
+
+
+def command(name: str, example: str) -> Callable[[Function], click.Command]:
+    """A command of `group` whose help ends with an example."""
+    return group.command(name, epilog=f"Example:  {example}")
+
+
+def option(*names: str, env: bool | str = False, **settings: Any) -> Decorator:
+    """click.option, with its default in the help.
+
+    env: True for the variable SIDEPLUG_ and the option's name, or a variable's name. Only options that mean the same
+    wherever they occur, and that destroy nothing, have one.
+    """
     long = next(name for name in names if name.startswith("--")).split("/")[0]
-    settings.setdefault("envvar", "SIDEPLUG_" + long.lstrip("-").replace("-", "_").upper())
-    settings.setdefault("show_default", True)
+    if env:
+        settings["envvar"] = env if isinstance(env, str) else "SIDEPLUG_" + long.lstrip("-").replace("-", "_").upper()
+    settings.setdefault("show_default", settings.get("default") != "")
     return click.option(*names, show_envvar=True, **settings)
 
 
-def options(*several: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def apply(function: Any) -> Any:
-        for decorator in reversed(several):
+def options(several: Iterable[Decorator]) -> Decorator:
+    """Several options as one decorator."""
+
+    def apply(function: Function) -> Function:
+        for decorator in reversed(list(several)):
             function = decorator(function)
         return function
 
     return apply
 
 
-trust_options = options(
-    option("--cloud-key", default="", metavar="KEY", help="Yours, of that cloud. On this machine it needs none."),
-    option("--ca", type=FOLDER, help="A PEM file to trust beside the system's certificates (wss)."),
-    option("--pin", default="", metavar="SHA256", help="Trust this certificate alone: sha256:… (wss)."),
+def gathered(name: str, make: Function, several: Iterable[Decorator], names: Iterable[str] = ()) -> Decorator:
+    """Options that a command gets as one argument: `name`, which is `make(**their values)`.
+
+    names: of the values; none: the parameters of `make`.
+    """
+    parameters = tuple(names) or tuple(inspect.signature(make).parameters)
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def with_one_argument(**values: Any) -> Any:
+            made = make(**{parameter: values.pop(parameter) for parameter in parameters})
+            return function(**values, **{name: made})
+
+        return options(several)(with_one_argument)
+
+    return decorate
+
+
+trust_options = (
+    option(
+        "--cloud-key",
+        default="",
+        env=True,
+        metavar="KEY",
+        help="Your key for that cloud. A cloud on this machine needs none.",
+    ),
+    option("--ca", type=FOLDER, env=True, help="A PEM file to trust beside the system's certificates (wss)."),
+    option(
+        "--pin", default="", env=True, metavar="SHA256", help="Trust this certificate and no other: sha256:… (wss)."
+    ),
 )
-
-
-def cloud_options(function: Any) -> Any:
-    """What says where the cloud is; the command gets it as one Address, `cloud`."""
-
-    @functools.wraps(function)
-    def with_address(cloud: str, ca: Path | None, cloud_key: str, pin: str, retry: float, **settings: Any) -> Any:
-        from sideplug.device.address import Address
-
-        return function(cloud=Address(cloud, ca, cloud_key, pin, retry), **settings)
-
-    return options(
-        option("--cloud", default=DEFAULT_CLOUD, metavar="URL", help="The cloud's address, ws:// or wss://."),
-        trust_options,
+cloud_options = gathered(
+    "cloud",
+    session.Cloud.chosen,
+    (
+        option("--cloud", default=DEFAULT_URL, env=True, metavar="URL", help="The cloud's address, ws:// or wss://."),
+        *trust_options,
         option(
             "--retry",
             default=60.0,
+            env=True,
             type=click.FloatRange(0),
             metavar="SECONDS",
-            help="How long a cloud is tried again that was lost in the middle; 0: not at all.",
+            help="Seconds to keep reconnecting after a lost connection; 0 disables retries.",
         ),
         option(
             "--transcript",
             type=FOLDER,
             metavar="FILE",
-            expose_value=False,
-            callback=lambda context, _, path: _transcribe(path),
-            help="Keep all messages with the cloud, for sideplug audit. It holds your words.",
+            help="Append all messages with the cloud to a file, for sideplug audit. It will hold your words.",
         ),
-    )(with_address)
-
-
+    ),
+)
 keys_option = option(
     "--keys",
     "keys_path",
     type=FOLDER,
-    envvar=None,
     metavar="FILE",
-    help="The file of keys; none: SIDEPLUG_KEYS, or sideplug/keys.json in your configuration.",
+    help="The file of keys. Without it: SIDEPLUG_KEYS, or sideplug/keys.json in your configuration folder.",
 )
-json_option = option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-sampling_options = options(
-    option("--max-tokens", default=256, help="Tokens of the reply at most."),
-    option("--temperature", default=0.0, help="0 is greedy."),
-    option("--top-k", default=0, help="Keep this many best tokens; 0: all."),
-    option("--top-p", default=1.0, help="Keep the best tokens of this mass."),
-    option("--repetition-penalty", default=1.0, help="Above 1 discourages what was said before."),
-    option("--seed", default=0, help="The same seed gives the same text."),
+json_option = option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+sampling_options = gathered(
+    "sampling",
+    session.sampling,
+    (
+        option("--temperature", default=0.0, help="Randomness of the choice; 0 is greedy."),
+        option("--top-k", default=0, help="Choose among this many best tokens; 0: all."),
+        option("--top-p", default=1.0, help="Choose among the best tokens that together have this probability."),
+        option("--repetition-penalty", default=1.0, help="Values above 1 discourage tokens that occurred before."),
+        option("--seed", default=0, help="The same seed gives the same text."),
+    ),
+)
+max_tokens_option = option("--max-tokens", default=256, help="The most tokens of the reply.")
+format_option = option(
+    "--format", "form", default="auto", help="The examples' format: auto, alpaca, messages, sharegpt or text."
 )
 limit_option = option(
-    "--limit", default=0, type=click.IntRange(0), help="Use this many examples, drawn by seed; 0: all."
+    "--limit", default=0, type=click.IntRange(0), help="Use only this many examples, drawn by seed; 0: all."
 )
-plugin_option = option("--plugin", "folder", type=FOLDER, metavar="DIR", help="The plugin's folder; none: the base.")
-gate_options = options(
-    option("--gate", type=click.Choice(["open", "shut"]), help="Overrides the plugin's gate."),
-    option(
-        "--gate-rate",
-        type=click.FloatRange(0, 1),
-        help="Share of the tokens that your plugin is asked about: 0 is the base, 1 every token.",
-    ),
+plugin_option = option(
+    "--plugin", "folder", type=FOLDER, env=True, metavar="DIR", help="The plugin's folder; without it the base answers."
 )
-pace_options = options(
-    option(
-        "--ahead",
-        default=24,
-        type=click.IntRange(0, 32),
-        help="Asks that may be open while the cloud goes on; 0: wait for each.",
-    ),
-    option("--lookahead/--no-lookahead", default=True, help="Send drafts from your phrases with the answers."),
-    option(
-        "--answer-deadline-ms",
-        default=0,
-        type=click.IntRange(0),
-        help="After this the base's token is used instead of your plugin's; 0: never.",
-    ),
-    option(
-        "--head",
-        default="cloud",
-        type=click.Choice(["cloud", "device"]),
-        help="Where tokens of your plugin are picked; device: the base's head comes down once, tokens go up.",
+required_plugin_option = option(
+    "--plugin", "folder", type=FOLDER, env=True, required=True, metavar="DIR", help="The plugin's folder."
+)
+plugins_option = option(
+    "--plugins",
+    "plugins_folder",
+    type=FOLDER,
+    env=True,
+    metavar="DIR",
+    help="The folder that holds your plugins. Without it: sideplug/plugins in your data folder.",
+)
+gate_options = gathered(
+    "gate",
+    session.GateChoice,
+    (
+        option("--gate", type=click.Choice(["open", "shut"]), help="Open or shut the gate, whatever the plugin's is."),
+        option(
+            "--gate-rate",
+            type=click.FloatRange(0, 1),
+            help="The share of tokens that your plugin is asked about: 0 is the base, 1 every token.",
+        ),
     ),
 )
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="sideplug")
-def group() -> None:
-    """A frozen LLM in the cloud, your side plugin on your device.
-
-    Your plugin stays on your device; your text passes through the cloud, which keeps none of it.
-    """
-
-
-def command(name: str, example: str) -> Callable[[Any], Any]:
-    return group.command(name, epilog=f"Example:  {example}")
-
-
-def _transcribe(path: Path | None) -> None:
-    if path is not None:
-        from sideplug.device.audit import Recorder
-
-        transcript.append(Recorder(path))
-
-
-def load_plugin(folder: Path | None) -> Plugin | None:
-    from sideplug.device.plugin import Plugin
-
-    return Plugin.load(folder, lambda: passphrase_of(folder.name)) if folder else None
-
-
-def passphrase_of(name: str, twice: bool = False) -> str:
-    """SIDEPLUG_PASSPHRASE, or asked for on the terminal; "" where neither is to be had."""
-    given = os.environ.get("SIDEPLUG_PASSPHRASE", "")
-    if given or not sys.stdin.isatty():
-        return given
-    asked: str = click.prompt(f"Passphrase of {name}", hide_input=True, confirmation_prompt=twice, err=True)
-    return asked
-
-
-@contextlib.contextmanager
-def open_session(
-    cloud: Address, plugin: Plugin | None = None, gate: Gate | None = None, tap: Any = None
-) -> Iterator[Session]:
-    from sideplug.device.link import WebSocketLink
-    from sideplug.device.reconnect import RetryPolicy
-    from sideplug.device.runtime import Session
-
-    connect = functools.partial(WebSocketLink.open, cloud, transcript[-1] if transcript else None)
-    session = Session.open(connect(), plugin, tap, gate, connect, RetryPolicy(cloud.retry_s, say))
-    try:
-        yield session
-    finally:
-        session.link.close()
-
-
-def chosen_gate(plugin: Plugin | None, kind: str | None, rate: float | None) -> Gate | None:
-    """What --gate and --gate-rate ask for; None: the plugin's own. Raises InputError."""
-    from sideplug.contract.gate import Gate
-
-    if kind and rate is not None:
-        raise InputError("--gate and --gate-rate can't be given together: --gate open is --gate-rate 1")
-    if plugin is None:
-        if kind == "open" or rate:
-            raise PluginError(f"{'--gate open' if kind else '--gate-rate'} needs a --plugin to ask")
-        return None
-    return plugin.gate.at_rate(rate) if rate is not None else Gate(kind) if kind else None
-
-
-def paced(settings: dict[str, Any]) -> dict[str, Any]:
-    """Takes out of `settings` what pace_options gave."""
-    return {name: settings.pop(name) for name in ("ahead", "lookahead", "answer_deadline_ms", "head")}
-
-
-def chosen_pace(
-    session: Session | None, ahead: int, lookahead: bool, answer_deadline_ms: int, head: str, needed: bool = False
-) -> DecodeOptions:
-    """With --head device the base's head comes down, unless it is here already or nobody needs it."""
-    from sideplug.device.head import DeviceHead
-    from sideplug.device.runtime import DecodeOptions
-
-    own = None
-    if head == "device" and session is not None and (session.plugin is not None or needed):
-        from sideplug.paths import cache_dir
-
-        model = session.model
-        with progress("fetching the base's head, once", model.vocab) as show:
-            own = DeviceHead.fetch(
-                session.link, cache_dir() / "heads", model.fingerprint, model.vocab, lambda n: show(n, "")
-            )
-    return DecodeOptions(ahead, lookahead, answer_deadline_ms, own)
-
-
-def chosen_sampling(settings: dict[str, Any]) -> tuple[int, Sampling]:
-    from sideplug.contract.sampling import Sampling
-
-    return settings.pop("max_tokens"), Sampling(**settings)
-
-
-def check_utf8(text: str) -> str:
-    """Python hands on bytes that are no text as lone surrogates; they can't be sent. Raises InputError."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError("what is given must be UTF-8 text") from error
-    return text
-
-
-def stream(
-    session: Session, prompt: Prompt, max_tokens: int, sampling: Sampling, pace: DecodeOptions, show: bool
-) -> tuple[str, list[int], bool]:
-    """(text, ids, interrupted by Ctrl-C)."""
-    text, ids, interrupted = [], [], False
-    with contextlib.closing(session.generate(prompt, max_tokens, sampling, pace)) as pieces:
-        try:
-            for piece in pieces:
-                text.append(piece.text)
-                ids += piece.ids
-                if show:
-                    click.echo(piece.text, nl=False)
-        except KeyboardInterrupt:
-            interrupted = True
-    return "".join(text), ids, interrupted
-
-
-@contextlib.contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C (or SIGTERM) becomes a question that the work asks between its steps; a second one interrupts."""
-    asked: list[int] = []
-
-    def remember(number: int, frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def peak_rss_mb() -> float | None:
-    """This process's largest resident memory so far; None where the system does not tell (Windows)."""
-    with contextlib.suppress(OSError):  # Linux: getrusage would also count the process that started this one
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) / 1024, 1)
-    with contextlib.suppress(ImportError):
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
-    return None
+decode_options = gathered(
+    "decode",
+    session.DecodeChoice,
+    (
+        option(
+            "--window",
+            default=24,
+            env=True,
+            type=click.IntRange(0, 32),
+            help="The most unanswered questions to your plugin while the cloud decodes speculatively; 0 waits for each "
+            "answer.",
+        ),
+        option(
+            "--drafts/--no-drafts", default=True, env=True, help="Send drafts from your own phrases with the answers."
+        ),
+        option(
+            "--answer-deadline-ms",
+            default=0,
+            env=True,
+            type=click.IntRange(0),
+            help="Milliseconds after which the base's token is used in place of your plugin's; 0: never.",
+        ),
+        option(
+            "--head",
+            default="cloud",
+            env=True,
+            type=click.Choice(["cloud", "device"]),
+            help="Where your plugin's tokens are picked. With device, the base's head is fetched once, and only the "
+            "chosen tokens are sent.",
+        ),
+    ),
+)
 
 
 def print_json(value: Any) -> None:
+    """Print a value as JSON, on one line of standard output."""
     click.echo(json.dumps(value, ensure_ascii=False))

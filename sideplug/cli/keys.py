@@ -1,4 +1,4 @@
-"""sideplug keys …: who may use a cloud."""
+"""sideplug keys …: who may use a cloud. Test: pytest tests/test_cli_keys.py"""
 
 from __future__ import annotations
 
@@ -7,23 +7,29 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sideplug.cli.common import group, json_option, keys_option, option, print_json
 from sideplug.terminal import say
 
 if TYPE_CHECKING:
     from sideplug.cloud.keys import Keys
 
-from sideplug.cli.common import group, json_option, keys_option, option, print_json
-
 
 @group.group("keys")
 def keys_group() -> None:
-    """Say who may use your cloud. What is changed holds at once, without a restart."""
+    """Say who may use your cloud. Changes hold at once, without a restart."""
 
 
 @keys_group.command("add", epilog="Example:  sideplug keys add ada")
 @click.argument("name")
-@option("--sessions", default=8, type=click.IntRange(0), help="Connections at once; 0: as many as the cloud has.")
-@option("--tokens-per-minute", default=0, type=click.IntRange(0), help="Of prompts and replies; 0: no limit.")
+@option(
+    "--sessions", default=8, type=click.IntRange(0), help="The most connections at once; 0: as many as the cloud has."
+)
+@option(
+    "--tokens-per-minute",
+    default=0,
+    type=click.IntRange(0),
+    help="The most tokens of prompts and replies a minute; 0: no limit.",
+)
 @keys_option
 def keys_add(name: str, sessions: int, tokens_per_minute: int, keys_path: Path | None) -> None:
     """Make a key for NAME and show it, this once: the file has only its hash."""
@@ -35,21 +41,21 @@ def keys_add(name: str, sessions: int, tokens_per_minute: int, keys_path: Path |
 @keys_option
 @json_option
 def keys_list(keys_path: Path | None, as_json: bool) -> None:
-    """The keys, by name, and what each may do. The keys themselves are kept nowhere."""
+    """List the keys, by name, and what each may do. The keys themselves are kept nowhere."""
     keys = _keys(keys_path)
-    found = [
+    keys_json = [
         {"name": key.name, "id": key.id, "created": key.created, **vars(key.limits), "revoked": key.revoked or None}
         for key in keys.listed()
     ]
     if as_json:
-        print_json(found)
+        print_json(keys_json)
         return
-    for key in found:
+    for key in keys_json:
         tokens = f"{key['tokens_per_minute']:,} tokens a minute" if key["tokens_per_minute"] else "any tokens"
         limits = f"{key['sessions'] or 'any'} sessions, {tokens}"
         state = f"revoked {key['revoked'][:10]}" if key["revoked"] else f"since {key['created'][:10]}"
         click.echo(f"{key['name']:24} {key['id']}  {state:19} {limits}")
-    if not found:
+    if not keys_json:
         say(f"sideplug: no keys in {keys.path} yet: sideplug keys add NAME makes one")
 
 

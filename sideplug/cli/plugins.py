@@ -1,19 +1,19 @@
-"""sideplug plugin …: looking at plugins, and keeping them in order."""
+"""sideplug plugin …: looking at plugins, and keeping them in order. Test: pytest tests/test_cli_device.py"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from sideplug.cli.common import FOLDER, group, json_option, option, plugins_option, print_json
+from sideplug.cli.session import load_plugin, passphrase_of
 from sideplug.contract.errors import InputError, Stopped
 from sideplug.terminal import say
 
 if TYPE_CHECKING:
-    pass
-
-from sideplug.cli.common import FOLDER, group, json_option, load_plugin, option, passphrase_of, print_json
+    from sideplug.device.plugin_store import PluginStore
 
 
 @group.group("plugin")
@@ -21,10 +21,7 @@ def plugin_group() -> None:
     """Look at plugins, and keep them in order."""
 
 
-shelf_option = option("--plugins", "shelf", type=FOLDER, metavar="DIR", help="The folder of your plugins.")
-
-
-def _shelf(folder: Path | None) -> Any:
+def _store(folder: Path | None) -> PluginStore:
     from sideplug.device.plugin_store import PluginStore
     from sideplug.paths import plugins_dir
 
@@ -32,11 +29,11 @@ def _shelf(folder: Path | None) -> Any:
 
 
 @plugin_group.command("list", epilog="Example:  sideplug plugin list")
-@shelf_option
+@plugins_option
 @json_option
-def plugin_list(shelf: Path | None, as_json: bool) -> None:
-    """The plugins of this device, as the gateway's page shows them."""
-    entries = _shelf(shelf).entries()
+def plugin_list(plugins_folder: Path | None, as_json: bool) -> None:
+    """List the plugins of this device, as the gateway's page shows them."""
+    entries = _store(plugins_folder).entries()
     if as_json:
         print_json([{"name": e.name, "folder": str(e.folder), "sealed": e.sealed} for e in entries])
         return
@@ -49,14 +46,13 @@ def plugin_list(shelf: Path | None, as_json: bool) -> None:
 @plugin_group.command("export", epilog="Example:  sideplug plugin export my-plugin my-plugin.sideplug")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 @click.argument("file", type=FOLDER, metavar="FILE")
-@click.option("--seal", is_flag=True, help="With a passphrase (asked for, or SIDEPLUG_PASSPHRASE).")
+@option("--seal", is_flag=True, help="Encrypt the file with a passphrase (SIDEPLUG_PASSPHRASE, or typed).")
 def plugin_export(folder: Path, file: Path, seal: bool) -> None:
     """Write a plugin as one file, for your other device. Its tape stays here."""
+    from sideplug.paths import write_aside
     from sideplug.plugins import sealed_file
-    from sideplug.device.plugin import write_aside
 
     plugin = load_plugin(folder)
-    assert plugin is not None
     passphrase = _new_passphrase(file.name) if seal else ""
     try:
         write_aside(file, sealed_file.seal(plugin.to_bytes(), passphrase))
@@ -70,8 +66,7 @@ def plugin_export(folder: Path, file: Path, seal: bool) -> None:
 @click.argument("folder", type=FOLDER, metavar="DIR")
 def plugin_import(file: Path, folder: Path) -> None:
     """Make a plugin's folder from a file that your other device exported."""
-    from sideplug.plugins import sealed_file
-    from sideplug.device.plugin import Plugin
+    from sideplug.plugins import Plugin, sealed_file
 
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty: give another folder")
@@ -87,7 +82,7 @@ def plugin_import(file: Path, folder: Path) -> None:
 @plugin_group.command("lock", epilog="Example:  sideplug plugin lock my-plugin")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 def plugin_lock(folder: Path) -> None:
-    """Seal a plugin and its tape on the disk with a passphrase; it is asked for wherever the plugin is used."""
+    """Encrypt a plugin and its tape on the disk with a passphrase, which every use of the plugin then needs."""
     from sideplug.device.plugin_store import lock
 
     lock(folder, _new_passphrase(folder.name))
@@ -97,7 +92,7 @@ def plugin_lock(folder: Path) -> None:
 @plugin_group.command("unlock", epilog="Example:  sideplug plugin unlock my-plugin")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 def plugin_unlock(folder: Path) -> None:
-    """The opposite of lock."""
+    """Decrypt a plugin and its tape on the disk: the opposite of lock."""
     from sideplug.device.plugin_store import unlock
 
     unlock(folder, passphrase_of(folder.name))
@@ -107,7 +102,7 @@ def plugin_unlock(folder: Path) -> None:
 @plugin_group.command("rollback", epilog="Example:  sideplug plugin rollback my-plugin")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 def plugin_rollback(folder: Path) -> None:
-    """The plugin as it was before it last learnt (sideplug learn)."""
+    """Restore the plugin as it was before it last learnt more (train --update)."""
     from sideplug.training.update import rollback
 
     plugin = rollback(folder)
@@ -125,17 +120,18 @@ def _new_passphrase(name: str) -> str:
 @click.argument("folder", type=FOLDER, metavar="DIR")
 @json_option
 def plugin_info(folder: Path, as_json: bool) -> None:
-    """What a plugin is: its base, tap, gate, size, and what its training reached."""
+    """Show what a plugin is: its base, tap, gate, size, and what its training reached."""
     plugin = load_plugin(folder)
-    assert plugin is not None
     about = {**plugin.config(), "parameters": plugin.size, "tap_bytes_per_token": plugin.tap.bytes_per_token}
     about["phrases_tokens"] = len(plugin.phrases)
     if as_json:
         print_json(about)
         return
-    for name in ("kind", "base_model_name_or_path", "base_fingerprint", "tap", "tap_bytes_per_token", "parameters"):
+    for name in ("base_model_name_or_path", "base_fingerprint", "tap_bytes_per_token", "parameters"):
         click.echo(f"{name:24} {about[name]}")
-    click.echo(f"{'gate':24} {plugin.gate.kind}")
-    click.echo(f"{'phrases':24} {len(plugin.phrases):,} tokens, for the lookahead")
-    for name, value in plugin.about.items():
-        click.echo(f"{name:24} {value}")
+    click.echo(f"{'phrases':24} {len(plugin.phrases):,} tokens, for the drafts")
+    for part in plugin.parts:
+        click.echo(f"\npart {part.name}")
+        shown = {"kind": part.kind_name, "tap": part.tap.name, "gate": part.gate.kind, "parameters": part.size}
+        for name, value in {**shown, **part.about}.items():
+            click.echo(f"  {name:22} {value}")

@@ -19,7 +19,8 @@ from sideplug.cloud.prefix_cache import MIN_PREFIX, CachedPrefix, PrefixCache, T
 from sideplug.cloud.reading import ExampleWork, Fail
 from sideplug.cloud.reply import Reply, Sequence
 from sideplug.contract.errors import Busy, TooLong
-from sideplug.contract.wire import Frame, Kind, error_frame
+from sideplug.contract.frames import Begun
+from sideplug.contract.wire import error_frame
 
 QUEUE_RETRY_S = 5.0  # what a device that finds the queue full is told to wait
 
@@ -34,16 +35,14 @@ class AdmissionLimits:
     keep_s: float = 600.0
 
 
-def begun_frame(reply: Reply, cached: int) -> Frame:
+def begun_frame(reply: Reply, cached: int) -> Begun:
     """BEGUN: the reply's prompt is taken, and `cached` of its tokens need not be run."""
-    control = {"turn": reply.turn, "prompt": reply.prompt_tokens, "kept": cached, "hash": reply.prompt_hash}
-    return Frame(Kind.BEGUN, control)
+    return Begun(reply.turn, reply.prompt_tokens, cached, reply.prompt_hash)
 
 
 def _text(reply: Reply, gate_id: bytes | None = None) -> Text:
-    return Text(
-        reply.scope, np.asarray(reply.ids), reply.prompt_tokens, reply.spec.gate_id if gate_id is None else gate_id
-    )
+    gates = reply.gate_id if gate_id is None else gate_id
+    return Text(reply.scope, np.asarray(reply.ids), reply.prompt_tokens, gates, rows=reply.rows)
 
 
 class Admission:
@@ -156,7 +155,7 @@ class Admission:
             self._prefix_cache.use(entry, text)
         elif donor:
             cache.write(donor.cache.read(length), length)
-        work.begin(cache, entry.text if entry else None, length)
+        work.begin(cache, entry.text if entry else _text(donor) if donor else None, length)
         self._counters.tokens["kept"] += length
         self._counters.resumed += bool(work.done)
         work.send(begun_frame(work, length))

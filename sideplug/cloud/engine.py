@@ -22,13 +22,17 @@ from sideplug.cloud.counters import Counters
 from sideplug.cloud.model.base import Chunk, Forward, Model, NoCache
 from sideplug.cloud.prefix_cache import MIN_PREFIX, PrefixCache, Text
 from sideplug.cloud.reading import ExampleWork, GreedyRow, Reader
-from sideplug.cloud.reply import Answer, Ask, Reply, Sequence, Top
+from sideplug.cloud.reply import Answer, Ask, Reply, Sequence
 from sideplug.cloud.scheduler import Budget, Scheduler
 from sideplug.cloud.speculation import SpeculationPolicy
 from sideplug.cloud.tokenizer import Tokenizer
 from sideplug.contract.codec import pack
+from sideplug.contract.correction import mix
+from sideplug.contract.frames import Answer as AnswerFrame
+from sideplug.contract.frames import Ask as AskFrame
+from sideplug.contract.frames import Done, Score, Tokens, Top
 from sideplug.contract.sampling import choose
-from sideplug.contract.wire import Frame, Kind, error_frame
+from sideplug.contract.wire import error_frame
 
 _NO_LOGITS = np.zeros(0, np.float32)  # of a row whose token the device has chosen
 log = logging.getLogger("sideplug.cloud")
@@ -95,7 +99,7 @@ class Engine:
             return
         self.admission.add(work)
 
-    def answer(self, reply: Reply, frame: Frame) -> None:
+    def answer(self, reply: Reply, frame: AnswerFrame) -> None:
         """Take a device's ANSWER. Raises ProtocolError when it does not answer what was asked."""
         if reply.alive:  # else it was cancelled while the answer was on its way
             for seconds in reply.receive(frame, self.model.vocab, time.monotonic()):
@@ -111,7 +115,7 @@ class Engine:
         if reply.answers and reply not in self._answered:
             self._answered.append(reply)
 
-    def score(self, example: ExampleWork, frame: Frame) -> None:
+    def score(self, example: ExampleWork, frame: Score) -> None:
         """Score a read example under a SCORE frame's corrections; SCORED follows. Raises ProtocolError."""
         self.reader.score(example, frame)
 
@@ -229,6 +233,8 @@ class Engine:
         if not row.answer and (reply.end or row.at != len(reply.ids)):
             return  # the answer for this position is in the same head call: there is nothing left to speculate on
         before = reply.ids if row.at == len(reply.ids) else reply.ids[: row.at]
+        if row.answer:
+            logits_V = mix(logits_V, row.answer.mixture)
         token = choose(logits_V, reply.sampling, row.at, before) if row.token is None else row.token
         if reply.top and logits_V.size and not row.speculates_on:
             reply.tops[row.at] = self._alternatives(logits_V, token, reply.top)
@@ -252,8 +258,10 @@ class Engine:
                 elif isinstance(work, ExampleWork):
                     if self.reader.read(work, len(ids), row, out):
                         self.drop(work)
-                elif isinstance(work, Reply) and work.cache.length >= work.prompt_tokens:
-                    self._predict(work, last, out)
+                elif isinstance(work, Reply):
+                    self._take_rows(work, row, len(ids), out)
+                    if work.cache.length >= work.prompt_tokens:
+                        self._predict(work, last, out)
             except Exception as error:
                 self._fail(work, error)
             row += len(ids)
@@ -267,21 +275,40 @@ class Engine:
         if at < len(reply.ids):
             return  # the reply is resumed, and its device has the next token already
         if opens:
-            self._ask(reply, z_1D, out.tapped([row], reply.spec.tap.layers))
+            self._ask(reply, z_1D, out.tapped([row], reply.spec.tap.layers), opens)
         else:
             self._rows.append(HeadRow(reply, at, z_1D))
 
-    def _ask(self, reply: Reply, z_1D: np.ndarray, hidden_1KD: np.ndarray) -> None:
-        """Ask the device for the next token, and speculate behind the question."""
+    def _take_rows(self, reply: Reply, first_row: int, count: int, out: Forward) -> None:
+        """Keep the rows of this step for a device that wants the context, and send those of its prompt.
+
+        The last row of the text is not sent with them where it may go with an ASK.
+        """
+        if reply.rows is None:
+            return
+        stop = reply.cache.length
+        hidden = out.tapped(slice(first_row, first_row + count), reply.spec.tap.layers)
+        reply.rows.add(stop - count, hidden)
+        if stop <= reply.prompt_tokens or stop < len(reply.ids):
+            self._send_rows(reply, min(stop, len(reply.ids) - 1))
+
+    def _send_rows(self, reply: Reply, stop: int) -> None:
+        if reply.rows is not None:
+            for frame in reply.rows.unsent(reply.turn, reply.run, stop):
+                reply.send(frame)
+
+    def _ask(self, reply: Reply, z_1D: np.ndarray, hidden_1KD: np.ndarray, gates: int) -> None:
+        """Ask the device for the next token, and speculate behind the question. Bit p of `gates`: part p's is open."""
         codes, scales = reply.spec.tap.encode(hidden_1KD)
         few = codes.size <= correction_predictor.MAX_CODES
         ask = reply.ask(z_1D, reply.spec.tap.decode(codes, scales).ravel() if few else z_1D[0], time.monotonic())
         start, ids = reply.unsent()
-        control = {"turn": reply.turn, "run": reply.run, "at": [ask.at], "from": start, "ids": ids}
-        tensors = {"codes": codes, "scales": scales}
-        if reply.head == "device":
-            tensors["z"], _ = pack(z_1D, int8=False)
-        reply.send(Frame(Kind.ASK, control, tensors))
+        if reply.rows is not None:
+            self._send_rows(reply, ask.at - 1)
+            reply.rows.mark_sent(ask.at)
+        z = pack(z_1D, int8=False)[0] if reply.head == "device" else None
+        which = [gates] if len(reply.gates) > 1 else []
+        reply.send(AskFrame(reply.turn, reply.run, [ask.at], start, ids, codes, scales, which, z))
         self._speculate(reply)
 
     def _speculate(self, reply: Reply) -> None:
@@ -303,8 +330,7 @@ class Engine:
                 self.counters.first_s.add(time.monotonic() - reply.since_s)
             self.counters.tokens["reply"] += len(part.ids)
             text = reply.text.push(part.ids, reply.over and number == len(parts) - 1)
-            control = {"turn": reply.turn, "at": part.at, "ids": part.ids, "text": text, "by": part.by}
-            reply.send(Frame(Kind.TOKENS, {**control, "top": part.tops} if reply.top else control))
+            reply.send(Tokens(reply.turn, part.at, part.ids, text, part.by, part.tops if reply.top else []))
         if reply.over:
             self._finish(reply, reply.end)
 
@@ -312,10 +338,8 @@ class Engine:
         """Send the text that was held back, and DONE; cache the reply's text."""
         rest = reply.text.push([], last=True)
         if rest:
-            at = reply.settled
-            reply.send(Frame(Kind.TOKENS, {"turn": reply.turn, "at": at, "ids": [], "text": rest, "by": "cloud"}))
-        control = {"turn": reply.turn, "why": why, "prompt": reply.prompt_tokens, "reply": reply.reply_tokens}
-        reply.send(Frame(Kind.DONE, {**control, "counts": vars(reply.counts)}))
+            reply.send(Tokens(reply.turn, reply.settled, [], rest, "cloud"))
+        reply.send(Done(reply.turn, why, reply.prompt_tokens, reply.reply_tokens, dict(vars(reply.counts))))
         self.counters.replies[why] += 1
         self.counters.gate.update(vars(reply.counts))
         self.drop(reply, cache=True)
@@ -327,7 +351,7 @@ class Engine:
         best = np.argpartition(logits_V, -count)[-count:]
         best = best[np.argsort(-logits_V[best], kind="stable")]
         ids: Iterable[int] = (token, *best.tolist())
-        return [[self.tokenizer.decode([i]), round(float(logits_V[i]) - lse, 4)] for i in ids]
+        return [(self.tokenizer.decode([i]), round(float(logits_V[i]) - lse, 4)) for i in ids]
 
     def _fail(self, work: Sequence, error: Exception) -> None:
         """End one work, and its session, because of a fault in it; nobody else's work is touched."""

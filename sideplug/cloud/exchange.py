@@ -13,7 +13,7 @@ from enum import Enum
 from sideplug.cloud.reading import ExampleWork
 from sideplug.cloud.reply import Reply
 from sideplug.contract.errors import ProtocolError
-from sideplug.contract.wire import Frame, Kind
+from sideplug.contract.frames import Error, Example, Frame, Kind, Read, Scored
 
 
 class State(Enum):
@@ -82,20 +82,20 @@ class Exchange:
             raise ProtocolError("a session must wait for HEAD before its next ROWS")
         if frame.kind is Kind.READ:
             most = self._max_examples
-            if (Kind.READ, frame["number"]) in self._slots or len(self.examples) >= most:
+            if _slot(frame) in self._slots or len(self.examples) >= most:
                 raise ProtocolError(f"a session must have at most {most} examples in reading, each with its own number")
 
     def begin(self, frame: Frame, work: Work | None = None) -> None:
         """This request is under way; without a `work` it is a ROWS, or it was refused and its ERROR is queued."""
-        self._slots[frame.kind, frame["number"] if frame.kind is Kind.READ else None] = work
+        self._slots[_slot(frame)] = work
 
     def complete(self, frame: Frame) -> None:
         """This frame leaves: free the slot of the request that it completes, if it completes one."""
-        if frame.kind is Kind.ERROR:
-            number = frame.control.get("number")
-            self._slots.pop(PROMPT_SLOT if number is None else (Kind.READ, number), None)
+        if isinstance(frame, Error):
+            self._slots.pop(PROMPT_SLOT if frame.number is None else (Kind.READ, frame.number), None)
         elif frame.kind in COMPLETES:
-            slot = COMPLETES[frame.kind], frame.control.get("number")
+            number = frame.number if isinstance(frame, (Example, Scored)) else None
+            slot = COMPLETES[frame.kind], number
             work = self._slots.get(slot)
             if frame.kind is not Kind.EXAMPLE or not isinstance(work, ExampleWork) or not work.score:
                 self._slots.pop(slot, None)
@@ -103,3 +103,8 @@ class Exchange:
     def end(self) -> None:
         """Forget all that is under way."""
         self._slots.clear()
+
+
+def _slot(frame: Frame) -> Slot:
+    """The slot that a request takes up."""
+    return frame.kind, frame.number if isinstance(frame, Read) else None

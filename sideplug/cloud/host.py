@@ -20,6 +20,7 @@ from sideplug.cloud.engine import Engine
 from sideplug.cloud.store import Base
 from sideplug.cloud.token_bucket import TokenBuckets
 from sideplug.cloud.tokenizer import Tokenizer
+from sideplug.contract.frames import ModelInfo
 
 HANGS_S = 60.0  # an engine that has not looked into its inbox for this long counts as hanging
 CALLS_PER_STEP = 256  # calls taken from the inbox before each step, so that one device's flood cannot delay the steps
@@ -111,4 +112,5 @@ class Shared:
     access: AccessControl
     buckets: TokenBuckets
     counters: Counters
+    model_info: ModelInfo
     draining: threading.Event = field(default_factory=threading.Event)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from sideplug.cloud.context_rows import ContextRows
 from sideplug.cloud.model.memory import KVMemory, Reservation
 from sideplug.contract.errors import Busy
 
@@ -36,14 +37,16 @@ def common_length(a: np.ndarray, b: np.ndarray) -> int:
 class Text:
     """Token ids; the first `prompt_tokens` were (or will be) run as a prompt, the others one by one.
 
-    scope: who may reuse it; None: everybody. gate_id: identifies the gate that gave `scores`, position → score.
+    scope: who may reuse it; None: everybody. gate_id: identifies the gates that gave `scores`, position → scores.
+    rows: the context rows of a text whose device wanted them.
     """
 
     scope: str | None
     ids: np.ndarray  # int32
     prompt_tokens: int
     gate_id: bytes = b""
-    scores: dict[int, float] = field(default_factory=dict)
+    scores: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    rows: ContextRows | None = None
 
     def __post_init__(self) -> None:
         self.ids = np.asarray(self.ids, np.int32)
@@ -53,6 +56,8 @@ class Text:
         if self.scope is not None and self.scope != other.scope:
             return 0
         same = common_length(self.ids, other.ids)
+        if other.rows is not None:
+            same = other.rows.usable(self.rows, same)
         if self.prompt_tokens == other.prompt_tokens < same and self.gate_id == other.gate_id:
             length = min(same, len(other.ids) - 1)  # at least one token must be run, to predict the next one
             if length in self.scores:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import math
 import os
@@ -28,8 +27,8 @@ import ray
 from ray import serve
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
-from sideplug.cloud import asgi, logs
-from sideplug.cloud.fleet import Settings
+from sideplug.cloud import asgi, fleet, logs
+from sideplug.cloud.config import ServeConfig
 from sideplug.contract.errors import Stopped
 
 NAME = "sideplug"
@@ -47,9 +46,9 @@ class Replica:
     """One replica: a Service, which it ends when Ray stops the replica."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        own = Settings.parse(settings)
-        logs.configure(own.log_level, as_json=False)
-        self.service = own.service()
+        config = ServeConfig.parse(settings)
+        logs.configure(config.log_level, as_json=False)
+        self.service = fleet.replica(config)
         self._end = asyncio.create_task(self._await_the_end())
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -77,26 +76,27 @@ def _is_stopping() -> bool:
 
 
 def app(args: dict[str, Any]) -> Any:
-    """The application, from the arguments of `serve run` or a config file (see fleet.Settings). Raises InputError."""
-    return build(Settings.parse(args))
+    """The application, from `serve run`'s arguments or a config's (docs/FLEET.md). Raises InputError."""
+    return build(ServeConfig.parse(args))
 
 
-def build(settings: Settings) -> Any:
-    """The application: one deployment with as many replicas as the settings say."""
-    scaling: dict[str, Any] = {"num_replicas": settings.min_replicas}
-    if settings.most_replicas > settings.min_replicas:
-        least, most = settings.min_replicas, settings.most_replicas
-        scale = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": settings.target_sessions}
-        scaling = {"autoscaling_config": scale}
+def build(config: ServeConfig) -> Any:
+    """The Ray application of a fleet with these settings."""
+    config.check_fleet()
+    how: dict[str, Any] = {"num_replicas": config.min_replicas}
+    if config.most_replicas > config.min_replicas:
+        least, most = config.min_replicas, config.most_replicas
+        scale = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": config.target_sessions}
+        how = {"autoscaling_config": scale}
     deployment: Any = serve.deployment(serve.ingress()(Replica)).options(
         **scaling,
         name=NAME,
-        max_ongoing_requests=settings.ongoing,
-        graceful_shutdown_timeout_s=settings.drain_seconds + GRACE_S,
+        max_ongoing_requests=config.ongoing_requests,
+        graceful_shutdown_timeout_s=config.drain_seconds + GRACE_S,
         graceful_shutdown_wait_loop_s=0.5,
-        ray_actor_options={"num_cpus": settings.cpus or settings.threads or _machine_cpus()},
+        ray_actor_options={"num_cpus": config.cpus or config.threads or _machine_cpus()},
     )
-    return deployment.bind(dataclasses.asdict(settings))
+    return deployment.bind(config.ray_arguments())
 
 
 def _machine_cpus() -> float:
@@ -105,8 +105,8 @@ def _machine_cpus() -> float:
     return min((node["Resources"]["CPU"] for node in nodes if node["Resources"].get("CPU")), default=1.0)
 
 
-def run(settings: Settings, host: str, port: int, tls: tuple[Path, Path] | None, ready: Callable[[], None]) -> None:
-    """Run the fleet on this machine, or on the cluster that RAY_ADDRESS names, until SIGINT or SIGTERM.
+def run(config: ServeConfig, host: str, port: int, tls: tuple[Path, Path] | None, ready: Callable[[], None]) -> None:
+    """The fleet, on this machine or on the cluster that RAY_ADDRESS names, until SIGINT or SIGTERM.
 
     `tls`: files of certificate and key. `ready` is called when the fleet serves. Raises Stopped.
     """
@@ -114,7 +114,7 @@ def run(settings: Settings, host: str, port: int, tls: tuple[Path, Path] | None,
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     address = os.environ.get("RAY_ADDRESS") or LOCAL
-    cpus = math.ceil(settings.most_replicas * (settings.cpus or settings.threads or 1))  # Ray does not measure
+    cpus = math.ceil(config.most_replicas * (config.cpus or config.threads or 1))  # Ray counts, and does not look
     own: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": STORE_BYTES, "include_dashboard": False}
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # Ray writes its processes' output there
@@ -123,19 +123,19 @@ def run(settings: Settings, host: str, port: int, tls: tuple[Path, Path] | None,
         except Exception as error:
             raise Stopped(f"Ray can't be started (or reached at {address}): {_last_line(error)}") from error
         try:
-            _deploy(settings, host, port, tls)
+            _deploy(config, host, port, tls)
             stops = _Stops()
             with contextlib.redirect_stdout(out):
                 ready()
             stops.wait()
-            _undeploy(stops, settings.drain_seconds + 2 * GRACE_S)
+            _undeploy(stops, config.drain_seconds + 2 * GRACE_S)
             if address != LOCAL and not stops.again:
                 serve.shutdown()
         finally:
             ray.shutdown()
 
 
-def _deploy(settings: Settings, host: str, port: int, tls: tuple[Path, Path] | None) -> None:
+def _deploy(config: ServeConfig, host: str, port: int, tls: tuple[Path, Path] | None) -> None:
     with contextlib.suppress(ValueError):
         ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
         raise Stopped("this Ray cluster runs Ray Serve already: deploy there with serve run or serve deploy")
@@ -146,7 +146,7 @@ def _deploy(settings: Settings, host: str, port: int, tls: tuple[Path, Path] | N
     environment = {"runtime_env": {"env_vars": ENVIRONMENT}}  # the proxies and replicas inherit it
     try:
         serve.start("EveryNode", options, logging_config=quiet, controller_options=environment)
-        serve.run(build(settings), name=NAME, logging_config=quiet)
+        serve.run(build(config), name=NAME, logging_config=quiet)
     except Exception as error:
         raise Stopped(f"the fleet did not start: {_last_line(error, _replica_messages())}") from error
 

@@ -18,8 +18,10 @@ from sideplug.cloud.model.base import Forward, Model
 from sideplug.cloud.reply import Sequence, SessionSpec
 from sideplug.cloud.tokenizer import Tokenizer
 from sideplug.contract.codec import pack
+from sideplug.contract.correction import Mixture, apply_delta, check_shapes, mixed_logp, mixture_of
 from sideplug.contract.errors import ProtocolError
-from sideplug.contract.wire import Frame, Kind
+from sideplug.contract.frames import Example as ExampleFrame
+from sideplug.contract.frames import Score, Scored
 
 TOP = 16  # best ids that a tape holds for each position: the candidates of training
 HEAD_ROWS = 64  # rows of one head call for examples: their logits stay small, and nobody waits long for the call
@@ -38,6 +40,8 @@ class ExampleWork(Sequence):
     prompt_tokens: int
     score: bool  # whether its score may be asked for
     greedy_tokens: int = 0
+    wants_context: bool = False  # whether the rows of its prompt are to be sent too
+    context: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # their codes and scales so far
     scorable: tuple[np.ndarray, np.ndarray] | None = None  # z (T, D) and the targets' log p (T,), until it is scored
     # One tuple for each head call so far: z, codes, scales, log p of the targets, best ids, log-sum-exp.
     parts: list[tuple[np.ndarray, ...]] = field(default_factory=list)
@@ -65,6 +69,7 @@ class Scoring:
     example: ExampleWork
     base_T: np.ndarray
     corrected_TD: np.ndarray
+    mixtures: list[Mixture | None]
     parts: list[np.ndarray] = field(default_factory=list)  # log p of the targets, of each head call so far
 
 
@@ -89,6 +94,7 @@ class Reader:
         """Take the step's `count` rows of an example, from `first_row` on. True: it is complete and was sent."""
         stop = example.cache.length
         start = stop - count
+        self._take_context(example, start, min(stop, example.prompt_tokens - 1), first_row, out)
         # The position before a reply token predicts it.
         first, last = max(start, example.prompt_tokens - 1), min(stop, len(example.ids) - 1)
         for at in range(first, last, HEAD_ROWS):
@@ -102,6 +108,14 @@ class Reader:
             return False
         self._hand_over(example)
         return True
+
+    @staticmethod
+    def _take_context(example: ExampleWork, start: int, stop: int, first_row: int, out: Forward) -> None:
+        """Keep the context rows from position `start` to `stop`, of which the first is the step's `first_row`."""
+        context = example.spec.context
+        if example.wants_context and context is not None and start < stop:
+            hidden = out.tapped(slice(first_row, first_row + stop - start), example.spec.tap.layers)
+            example.context.append(context.cut(*example.spec.tap.encode(hidden)))
 
     def write_greedily(self, rows: list[GreedyRow], fail: Fail) -> list[ExampleWork]:
         """One head call for the replies that the base writes: each gets its next token. Those now complete."""
@@ -131,14 +145,32 @@ class Reader:
         """Send a complete example; of its rows only z and log p stay, and only if it may be scored."""
         z, codes, scales, logp, top, lse = (np.concatenate(column) for column in zip(*example.parts, strict=True))
         z_codes, z_scales = pack(z, int8=False)
-        tensors = {"ids": example.targets, "codes": codes, "scales": scales}
-        tensors |= {"z": z_codes, "z_scales": z_scales, "top": top, "lse": lse}
+        rows = example.spec.context
+        context = context_scales = None
+        if example.wants_context and rows is not None:
+            tap = example.spec.tap
+            none = np.zeros((0, len(tap.layers), z.shape[1]), np.float32)
+            parts = example.context or [rows.cut(*tap.encode(none))]  # a prompt of one token has no row before it
+            context, context_scales = (np.concatenate(column) for column in zip(*parts, strict=True))
         self._counters.examples += 1
-        example.parts = []
+        example.parts, example.context = [], []
         example.scorable = (z, logp) if example.score else None
-        example.send(Frame(Kind.EXAMPLE, {"number": example.number}, tensors))
+        example.send(
+            ExampleFrame(
+                example.number,
+                example.targets,
+                codes,
+                scales,
+                z_codes,
+                z_scales,
+                top,
+                lse,
+                context=context,
+                context_scales=context_scales,
+            )
+        )
 
-    def score(self, example: ExampleWork, frame: Frame) -> None:
+    def score(self, example: ExampleWork, frame: Score) -> None:
         """Begin to score a read example under the corrections of a SCORE frame; SCORED follows.
 
         Raises ProtocolError when the example is not read yet or was scored already, or for wrong corrections.
@@ -147,8 +179,10 @@ class Reader:
             raise ProtocolError(f"example {example.number} must be read before it is scored, and scored once")
         z, logp = example.scorable
         example.scorable = None
-        corrected = example.spec.correct(z, frame.tensors["delta"], frame.tensors["scales"])
-        self._scorings.append(Scoring(example, logp, corrected))
+        check_shapes(frame, len(z), z.shape[1], self._model.vocab, example.spec.mixtures)
+        corrected = apply_delta(z, frame, example.spec.merge)
+        mixtures = [mixture_of(frame, row) for row in range(len(z))]
+        self._scorings.append(Scoring(example, logp, corrected, mixtures))
 
     def score_rows(self, fail: Fail) -> bool:
         """One head call for the score that has waited longest. False: there is none."""
@@ -159,15 +193,19 @@ class Reader:
         at = sum(map(len, scoring.parts))
         try:
             rows = slice(at, at + HEAD_ROWS)
-            scoring.parts.append(self._model.read(scoring.corrected_TD[rows], example.targets[rows], 1)[0])
+            targets, mixtures = example.targets[rows], scoring.mixtures[rows]
+            logp = self._model.read(scoring.corrected_TD[rows], targets, 1)[0]
+            for row, (target, mixture) in enumerate(zip(targets.tolist(), mixtures, strict=True)):
+                if mixture is not None:
+                    logp[row] = mixed_logp(float(logp[row]), target, mixture)
+            scoring.parts.append(logp)
         except Exception as error:
             self._scorings.remove(scoring)
             fail(example, error)
             return True
         if at + HEAD_ROWS >= len(scoring.corrected_TD):
             self._scorings.remove(scoring)
-            tensors = {"base": scoring.base_T, "plugin": np.concatenate(scoring.parts)}
-            example.send(Frame(Kind.SCORED, {"number": example.number}, tensors))
+            example.send(Scored(example.number, scoring.base_T, np.concatenate(scoring.parts)))
         return True
 
     def forget(self, work: Sequence) -> None:

@@ -11,65 +11,47 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from sideplug.cloud.context_rows import ContextRows
 from sideplug.cloud.model.base import Cache, NoCache
 from sideplug.cloud.prefix_cache import Text
 from sideplug.cloud.speculation import AcceptanceStats
 from sideplug.cloud.tokenizer import TextStream
-from sideplug.contract.codec import unpack
-from sideplug.contract.errors import InputError, ProtocolError
+from sideplug.contract.capabilities import MIXTURE
+from sideplug.contract.correction import Merge, Mixture, apply_delta, check_shapes, mixture_of
+from sideplug.contract.errors import ProtocolError
+from sideplug.contract.frames import MAX_DRAFT, Frame, Map, Top
+from sideplug.contract.frames import Answer as AnswerFrame
 from sideplug.contract.gate import Gate
 from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import Sampling
-from sideplug.contract.tap import Tap
-from sideplug.contract.wire import MAX_DRAFT, Frame
+from sideplug.contract.tap import ContextSlice, Tap
 
-# Bound on every number of a corrected z: far above what any model has, far below what overflows in the head.
-MAX_CORRECTED = 1e6
 Send = Callable[[Frame], None]
-Top = list[str | float]  # a token's text and its log-probability
 
 
 @dataclass(frozen=True)
 class SessionSpec:
-    """What a device set in OPEN: how it is asked, and whether its answer is added to z ("add") or is z ("replace").
+    """What a device set in OPEN: how it is asked, and how its answers are used.
 
-    Raises InputError for another merge.
+    gates: one for each part of its plugin. merge: see contract/correction. context: what rows without a question carry.
+    granted: the settings of the capabilities that it has.
     """
 
     tap: Tap
-    gate: Gate
-    merge: str = "add"
-
-    def __post_init__(self) -> None:
-        if self.merge not in ("add", "replace"):
-            raise InputError(f"merge must be add or replace, got {self.merge!r}")
+    gates: tuple[Gate, ...]
+    merge: Merge = "add"
+    context: ContextSlice | None = None
+    granted: Mapping[str, Map] = field(default_factory=dict)
 
     @property
-    def gate_id(self) -> bytes:
-        """Bytes that identify the gate: scores of one gate must not be continued with another."""
-        return repr(self.gate.to_wire()).encode() + self.gate.weight_D.tobytes()
-
-    def correct(self, z_TD: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-        """z (T, D) corrected by the device's answer, float32.
-
-        Raises ProtocolError for an answer of another shape or dtype, or one that leaves numbers that are not finite.
-        """
-        int8 = codes.dtype == np.int8
-        if codes.shape != z_TD.shape or codes.dtype not in (np.int8, np.float16):
-            raise ProtocolError(f"a correction must be int8 or fp16 {z_TD.shape}, got {codes.dtype} {codes.shape}")
-        if scales.dtype != np.float32 or scales.shape != ((len(z_TD),) if int8 else (0,)):
-            raise ProtocolError(f"a correction's scales must be one float32 a vector for int8, got {scales.shape}")
-        with np.errstate(all="ignore"):
-            delta = unpack(codes, scales)
-            corrected = z_TD + delta if self.merge == "add" else delta
-        if not np.abs(corrected).max(initial=0) <= MAX_CORRECTED:  # also false for NaN
-            raise ProtocolError(f"a correction must be finite and at most {MAX_CORRECTED:.0e}")
-        return corrected
+    def mixtures(self) -> bool:
+        """Whether answers may bring mixtures."""
+        return MIXTURE.name in self.granted
 
 
 @dataclass(eq=False, kw_only=True)
@@ -128,6 +110,7 @@ class Answer:
     z_1D: np.ndarray
     by: str
     draft: list[int]  # ids that the device expects from this position on
+    mixture: Mixture | None = None
     token: int | None = None  # the device's choice, where the device has the head
 
 
@@ -177,6 +160,9 @@ class Reply(Sequence):
     top: int = 0  # alternatives to report for each token
     stats: AcceptanceStats = field(default_factory=AcceptanceStats)
     done: list[int] = field(default_factory=list)
+    gates: tuple[Gate, ...] = ()  # of this reply, one for each part
+    rows: ContextRows | None = None  # where the device wants the rows that it is not asked about
+    first_draft: list[int] = field(default_factory=list)  # ids that the device expects the reply to begin with
     waits_for: tuple[Reply, int] | None = None  # a reply whose prompt begins alike, and how many tokens they share
     held: bool = False  # the device does not read what it is sent, so no more is run
     prompt_tokens: int = field(init=False)
@@ -190,7 +176,7 @@ class Reply(Sequence):
     late: set[int] = field(default_factory=set)  # positions of this run that fell back: their answers are ignored
     by: dict[int, str] = field(default_factory=dict)  # position → who chose the token, where not the cloud alone
     tops: dict[int, list[Top]] = field(default_factory=dict)  # position → the chosen token, then its alternatives
-    scores: dict[int, float] = field(default_factory=dict)  # position → the gate's score
+    scores: dict[int, tuple[float, ...]] = field(default_factory=dict)  # position → each gate's score
     draft: dict[int, int] = field(default_factory=dict)  # position → token that the device expects
     counts: Counts = field(default_factory=Counts)
 
@@ -200,14 +186,23 @@ class Reply(Sequence):
         self.ids += self.done
         self.settled = len(self.ids)
         self._check_length()
+        self.gates = self.gates or self.spec.gates
+        if not self.done:
+            self.draft = dict(enumerate(self.first_draft, self.prompt_tokens))
         self.text.push(self.done, last=bool(self.end))
         if self.head == "device" and self.sampling.repetition_penalty != 1:
             self.sent = 0  # the device needs the prompt too: the penalty looks at all ids
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The tap's layers, or none if the gate never opens."""
-        return () if self.spec.gate.kind == "shut" else self.spec.tap.layers
+        """The tap's layers, or none if no gate ever opens and no context is wanted."""
+        shut = self.rows is None and all(gate.kind == "shut" for gate in self.gates)
+        return () if shut else self.spec.tap.layers
+
+    @property
+    def gate_id(self) -> bytes:
+        """Bytes that identify the gates: scores of one gate must not be continued with another."""
+        return b"".join(repr(gate.to_wire()).encode() + gate.weight_D.tobytes() for gate in self.gates)
 
     @property
     def pending(self) -> int:
@@ -230,7 +225,8 @@ class Reply(Sequence):
         """The part of the text that the prefix cache may hold: settled, and run."""
         ids = self.ids[: min(self.settled, self.cache.length)]
         scores = {at: score for at, score in self.scores.items() if at <= len(ids)}
-        return Text(self.scope, np.asarray(ids), min(self.prompt_tokens, len(ids)), self.spec.gate_id, scores)
+        rows = self.rows.copy(len(ids)) if self.rows is not None else None
+        return Text(self.scope, np.asarray(ids), min(self.prompt_tokens, len(ids)), self.gate_id, scores, rows)
 
     @property
     def reply_tokens(self) -> int:
@@ -252,11 +248,17 @@ class Reply(Sequence):
         self.cache = cache
         if cached and length >= self.prompt_tokens:
             self.scores = {at: score for at, score in cached.scores.items() if at <= length}
+        if self.rows is not None:
+            self.rows.take(cached.rows if cached else None, length)
 
-    def opens(self, at: int, z_1D: np.ndarray) -> bool:
-        """Whether the gate opens for position `at`, which z (1, D) predicts. Notes the gate's score."""
-        self.scores[at] = self.spec.gate.score(z_1D[0], self.scores.get(at - 1))
-        return bool(self.spec.gate.opens(self.scores[at]))
+    def opens(self, at: int, z_1D: np.ndarray) -> int:
+        """Which gates open for position `at`, which z (1, D) predicts: bit p is part p's. Notes the gates' scores."""
+        before = self.scores.get(at - 1)
+        scores = tuple(
+            gate.score(z_1D[0], before[part] if before else None) for part, gate in enumerate(self.gates)
+        )
+        self.scores[at] = scores
+        return sum(bool(gate.opens(score)) << part for part, (gate, score) in enumerate(zip(self.gates, scores, strict=True)))
 
     def ask(self, z_1D: np.ndarray, seen: np.ndarray, now_s: float) -> Ask:
         """Open a question about the next position. `seen`: what the device sees of z, as a vector."""
@@ -295,7 +297,7 @@ class Reply(Sequence):
         if len(self.ids) - self.prompt_tokens >= self.max_tokens or len(self.ids) >= self.context:
             self.end = "length"
 
-    def receive(self, frame: Frame, vocab: int, now_s: float) -> list[float]:
+    def receive(self, frame: AnswerFrame, vocab: int, now_s: float) -> list[float]:
         """Take an ANSWER: the seconds that each of its positions took. Raises ProtocolError, and then changes nothing.
 
         An answer to a run that was rolled back is ignored; so are positions that fell back to the base already.
@@ -303,18 +305,20 @@ class Reply(Sequence):
         rows = check_answer(self, frame, vocab)
         if rows is None:
             return []
-        self.late.difference_update(frame["at"])
-        drafts, took = frame.tensors["draft"], []
+        self.late.difference_update(frame.at)
+        took = []
         for number, row in enumerate(rows.indices):
             ask = self.asks.popleft()
             took.append(now_s - ask.asked_s)
             self.stats.observe("answer_s", now_s - ask.asked_s)
-            draft = [token for token in drafts[row].tolist() if token >= 0]
-            if rows.corrected_TD is None:
-                self.answers.append(Answer(ask, ask.z_1D, "plugin", draft, int(frame.tensors["ids"][row])))
-            else:
-                self.stats.predictor.observe(ask.seen, rows.corrected_TD[number] - ask.z_1D[0])
-                self.answers.append(Answer(ask, rows.corrected_TD[number : number + 1], "plugin", draft))
+            draft = [token for token in frame.draft[row].tolist() if token >= 0]
+            if frame.ids is not None:
+                self.answers.append(Answer(ask, ask.z_1D, "plugin", draft, token=int(frame.ids[row])))
+                continue
+            z_1D = rows.corrected_TD[number : number + 1]
+            if frame.delta is not None:
+                self.stats.predictor.observe(ask.seen, z_1D[0] - ask.z_1D[0])
+            self.answers.append(Answer(ask, z_1D, "plugin", draft, mixture_of(frame, row)))
         return took
 
     def expire(self, run: int, at: int) -> bool:
@@ -360,6 +364,8 @@ class Reply(Sequence):
         self.scores = {position: score for position, score in self.scores.items() if position <= at}
         self.by = {position: by for position, by in self.by.items() if position <= at}
         self.cache.trim(at)
+        if self.rows is not None:
+            self.rows.trim(at)
         self.sent = min(self.sent, at)
         self.end = ""
         self.run += 1
@@ -385,41 +391,35 @@ class Reply(Sequence):
 
 @dataclass(frozen=True)
 class AnsweredRows:
-    """The rows of an ANSWER that answer the first open questions, and z (T, D) as they correct it.
-
-    `corrected_TD` is None where the device has the head and answers with token ids, and where no row is left.
-    """
+    """The rows of an ANSWER that answer the first open questions, and z (T, D) as they correct it."""
 
     indices: list[int]
-    corrected_TD: np.ndarray | None
+    corrected_TD: np.ndarray
 
 
-def check_answer(reply: Reply, frame: Frame, vocab: int) -> AnsweredRows | None:
+def check_answer(reply: Reply, frame: AnswerFrame, vocab: int) -> AnsweredRows | None:
     """What an ANSWER says about the reply's open questions; None if it is for a run that was rolled back.
 
     It changes nothing. Raises ProtocolError when tensors, positions, turn or run are not what was asked for.
     """
-    turn, run, at, tensors = frame["turn"], frame["run"], frame["at"], frame.tensors
-    if turn == reply.turn and 0 <= run < reply.run:
+    turn, run, at, draft, ids = frame.turn, frame.run, frame.at, frame.draft, frame.ids
+    if turn == reply.turn and run < reply.run:
         return None  # it was on its way when its run was rolled back
     device_picks = reply.head == "device"
-    names, draft = ("ids",) if device_picks else ("delta", "scales"), tensors["draft"]
-    if set(tensors) != {*names, "draft"}:
-        raise ProtocolError(f"an answer with the head in the {reply.head} must have {', '.join(names)} and draft")
-    if not all(type(position) is int for position in at):
-        raise ProtocolError("an answer's positions must be whole numbers")
-    one_each = len(tensors[names[0]]) == len(at) == len(draft)
-    if not (one_each and draft.shape[1] <= MAX_DRAFT and draft.dtype == np.int32):
-        raise ProtocolError(
-            f"an answer must have a {'token' if device_picks else 'correction'} and a draft of at most {MAX_DRAFT} "
-            "ids a position"
-        )
+    if device_picks != (ids is not None) or (device_picks and (frame.delta is not None or frame.mix is not None)):
+        brings = "ids" if device_picks else "corrections"
+        raise ProtocolError(f"an answer with the head in the {reply.head} must have {brings} and draft only")
+    if not (len(draft) == len(at) and draft.shape[1] <= MAX_DRAFT and draft.dtype == np.int32):
+        raise ProtocolError(f"an answer must have a draft of at most {MAX_DRAFT} ids a position")
     if draft.size and not -1 <= draft.min() <= draft.max() < vocab:
         raise ProtocolError(f"a draft's ids must be below {vocab}, and -1 behind its end")
-    if device_picks and at:
-        ids = tensors["ids"]
-        if not (ids.dtype == np.int32 and 0 <= ids.min() <= ids.max() < vocab):
-            raise ProtocolError(f"an answer's ids must be int32, 0 to {vocab - 1}")
+    if ids is not None and (
+        ids.dtype != np.int32 or len(ids) != len(at) or (len(ids) and not 0 <= ids.min() <= ids.max() < vocab)
+    ):
+        raise ProtocolError(f"an answer's ids must be int32, 0 to {vocab - 1}, one a position")
+    width = reply.asks[0].z_1D.shape[1] if reply.asks else 0
+    if width and ids is None:
+        check_shapes(frame, len(at), width, vocab, reply.spec.mixtures)
     rows = [row for row, position in enumerate(at) if position not in reply.late]
     asks = [reply.asks[number] for number in range(min(len(rows), len(reply.asks)))]
     expected = [ask.at for ask in asks]
@@ -428,10 +428,7 @@ def check_answer(reply: Reply, frame: Frame, vocab: int) -> AnsweredRows | None:
             f"an answer must be for turn {reply.turn}, run {reply.run}, positions {expected}…, each asked once; got "
             f"turn {turn}, run {run}, positions {str(at)[:60]}"
         )
-    if device_picks or not rows:
-        return AnsweredRows(rows, None)
-    delta, scales = tensors["delta"], tensors["scales"]
-    if delta.dtype == np.int8 and len(scales) == len(delta):
-        scales = scales[rows]
-    corrected = reply.spec.correct(np.concatenate([ask.z_1D for ask in asks]), delta[rows], scales)
-    return AnsweredRows(rows, corrected)
+    if not rows:
+        return AnsweredRows(rows, np.zeros((0, 0), np.float32))
+    z_TD = np.concatenate([ask.z_1D for ask in asks])
+    return AnsweredRows(rows, apply_delta(z_TD, frame, reply.spec.merge, rows))

@@ -12,27 +12,32 @@ from typing import Protocol
 
 import numpy as np
 
+from sideplug.cloud.context_rows import ContextRows
 from sideplug.cloud.reading import TOP, ExampleWork
 from sideplug.cloud.reply import Reply, Send, SessionSpec
 from sideplug.cloud.speculation import AcceptanceStats
 from sideplug.cloud.store import Base
 from sideplug.cloud.tokenizer import TextStream, Tokenizer
+from sideplug.contract.capabilities import CONTEXT, ContextSettings, grant, settings_of
+from sideplug.contract.correction import check_merge
 from sideplug.contract.errors import InputError, ProtocolError, TooLong, WrongBase
-from sideplug.contract.gate import Gate
+from sideplug.contract.frames import (
+    HEADS,
+    MAX_GREEDY_TOKENS,
+    MAX_TOP,
+    MAX_WINDOW,
+    ROWS_PER_FRAME,
+    Open,
+    PromptFrame,
+    Read,
+    Rows,
+)
+from sideplug.contract.gate import Gate, unpack_gates
 from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import Sampling
-from sideplug.contract.tap import Tap
+from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.contract.text import Prompt
-from sideplug.contract.wire import (
-    HEADS,
-    MAX_AHEAD,
-    MAX_PAYLOAD_BYTES,
-    MAX_TOP,
-    MAX_WRITTEN,
-    ROWS_PER_FRAME,
-    Frame,
-    Kind,
-)
+from sideplug.contract.wire import MAX_PAYLOAD_BYTES
 
 CHARACTERS_PER_TOKEN = 100  # no tokenizer has longer tokens on average, so a text with more characters cannot fit
 
@@ -47,7 +52,7 @@ class Shape(Protocol):
 
 
 @dataclass(frozen=True)
-class Opened:
+class Terms:
     """What all requests of an opened session have in common.
 
     user: whom its work belongs to, for fair shares. scope: whose cached texts it may begin with.
@@ -61,126 +66,146 @@ class Opened:
     stats: AcceptanceStats = field(default_factory=AcceptanceStats)
 
 
-def read_open(frame: Frame, base: Base, shape: Shape) -> SessionSpec:
+def read_open(frame: Open, base: Base, shape: Shape) -> SessionSpec:
     """An OPEN: how the device wants to be asked.
 
-    Raises ProtocolError for another frame, WrongBase for a plugin of another base model, and InputError for a tap,
-    gate or merge that does not fit the model.
+    Raises WrongBase for a plugin of another base model, InputError for a tap, gate, merge or capability that this cloud
+    does not have or that does not fit the model, ProtocolError for malformed settings of a capability.
     """
-    if frame.kind is not Kind.OPEN:
-        raise ProtocolError(f"a session must begin with OPEN, got {frame.kind.name}")
-    if frame["base"] not in ("", base.fingerprint):
+    if frame.base not in ("", base.fingerprint):
         raise WrongBase(
-            f"this plugin was made for the base model {frame['base'][:12]}, but the cloud serves "
+            f"this plugin was made for the base model {frame.base[:12]}, but the cloud serves "
             f"{base.fingerprint[:12]} ({base.name}): serve that model, or train a plugin for this one"
         )
-    tap = Tap.parse(frame["tap"]) if frame["tap"] else Tap.spread(shape.blocks, shape.width)
+    tap = Tap.parse(frame.tap) if frame.tap else Tap.spread(shape.blocks, shape.width)
     tap.check(shape.blocks, shape.width)
-    gate = Gate.from_wire(frame["gate"], frame.tensors["gate"])
-    gate.check(shape.width)
-    return SessionSpec(tap, gate, frame["merge"])
+    if not frame.gates:
+        raise InputError("a session must have at least one gate")
+    gates = unpack_gates(frame.gates, frame.gate, shape.width)
+    granted = grant(frame.capabilities)
+    rows = settings_of(granted, CONTEXT, ContextSettings)
+    context = ContextSlice(tap, tuple(rows.layers), rows.rank) if rows else None
+    return SessionSpec(tap, tuple(gates), check_merge(frame.merge), context, granted)
 
 
-def read_prompt(frame: Frame, opened: Opened, send: Send) -> Reply:
+def read_prompt(frame: PromptFrame, terms: Terms, send: Send) -> Reply:
     """A PROMPT: the reply that it asks for; `send` gets the reply's frames. Raises InputError, TooLong."""
-    shape, tokenizer = opened.shape, opened.tokenizer
-    ids = tokenizer.encode(_short_enough(Prompt.from_wire(frame.control), shape))
+    shape, tokenizer, spec = terms.shape, terms.tokenizer, terms.spec
+    ids = tokenizer.encode(_short_enough(Prompt.from_wire(frame), shape))
     if not ids:
         raise InputError("the prompt is empty: give at least one word")
     if max(ids) >= shape.vocab:
         raise InputError(f"a prompt's ids must be below {shape.vocab}, got {max(ids)}")
     _check_length(len(ids) + 1, "the prompt", shape)
-    if frame["max_tokens"] < 1:
-        raise InputError(f"max_tokens must be 1 or more, got {frame['max_tokens']}")
-    window, deadline_ms = frame.control.get("ahead", 0), frame.control.get("deadline_ms", 0)
-    if not 0 <= window <= MAX_AHEAD:
-        raise InputError(f"the cloud runs 0 to {MAX_AHEAD} asks ahead, got {window}")
-    if not 0 <= deadline_ms <= 1 << 31:
-        raise InputError(f"an answer's deadline must be 0 (none) or more milliseconds, got {deadline_ms}")
-    head = frame.control.get("head", "cloud")
-    if head not in HEADS:
-        raise InputError(f"the head must be in the {' or the '.join(HEADS)}, got {head[:40]!r}")
-    top = frame.control.get("top", 0)
-    if not 0 <= top <= MAX_TOP:
-        raise InputError(f"0 to {MAX_TOP} alternatives are told of a token, got {top}")
-    sampling = Sampling.from_wire(frame["sampling"])
+    if frame.max_tokens < 1:
+        raise InputError(f"max_tokens must be 1 or more, got {frame.max_tokens}")
+    if not 0 <= frame.window <= MAX_WINDOW:
+        raise InputError(f"the speculation window must be 0 to {MAX_WINDOW} asks, got {frame.window}")
+    if not 0 <= frame.deadline_ms <= 1 << 31:
+        raise InputError(f"an answer's deadline must be 0 (none) or more milliseconds, got {frame.deadline_ms}")
+    if frame.head not in HEADS:
+        raise InputError(f"the head must be in the {' or the '.join(HEADS)}, got {frame.head!r}")
+    if not 0 <= frame.top <= MAX_TOP:
+        raise InputError(f"0 to {MAX_TOP} alternatives are told of a token, got {frame.top}")
+    if any(token >= shape.vocab for token in frame.draft):
+        raise InputError(f"a draft's ids must be below {shape.vocab}, got {max(frame.draft)}")
+    if frame.context is not None and spec.context is None:
+        raise InputError("a prompt must not ask for context rows: the session did not ask for that capability")
     done = resumed_ids(frame, ids, shape)
+    if frame.context is not None and frame.context > len(ids) + len(done):
+        raise InputError(f"a device can have at most {len(ids) + len(done)} rows of this text, got {frame.context}")
     return Reply(
         ids=ids,
         send=send,
-        user=opened.user,
-        scope=opened.scope,
-        turn=frame["turn"],
-        spec=opened.spec,
+        user=terms.user,
+        scope=terms.scope,
+        turn=frame.turn,
+        spec=spec,
         text=TextStream(tokenizer),
-        sampling=sampling,
-        max_tokens=frame["max_tokens"],
+        sampling=Sampling.from_wire(frame.sampling),
+        max_tokens=frame.max_tokens,
         context=shape.context,
         stop_ids=tokenizer.stop_ids,
-        window=window,
-        deadline_s=deadline_ms / 1000,
-        head=head,
-        top=top,
-        stats=opened.stats,
+        window=frame.window,
+        deadline_s=frame.deadline_ms / 1000,
+        head=frame.head,
+        top=frame.top,
+        stats=terms.stats,
         done=done,
+        gates=_gates(frame, spec),
+        rows=ContextRows(spec.context, frame.context) if spec.context and frame.context is not None else None,
+        first_draft=frame.draft,
     )
 
 
-def resumed_ids(frame: Frame, prompt_ids: list[int], shape: Shape) -> list[int]:
+def _gates(frame: PromptFrame, spec: SessionSpec) -> tuple[Gate, ...]:
+    """The gates of one reply: those of OPEN, but for the parts that the PROMPT opens or shuts. Raises InputError."""
+    if not frame.gates:
+        return spec.gates
+    if len(frame.gates) != len(spec.gates) or not set(frame.gates) <= {"", "open", "shut"}:
+        raise InputError(f'gates must be "open", "shut" or "" for each of {len(spec.gates)} parts')
+    return tuple(Gate(kind) if kind else gate for kind, gate in zip(frame.gates, spec.gates, strict=True))
+
+
+def resumed_ids(frame: PromptFrame, prompt_ids: list[int], shape: Shape) -> list[int]:
     """The reply's ids that the device has from before its connection broke; [] for a new reply.
 
     Raises InputError when they cannot be ids of this reply, or when prompt and ids do not have the hash that the device
     gives: then this cloud's tokenizer reads the prompt otherwise than the one that began the reply.
     """
-    done = frame.control.get("done", [])
-    most = min(frame["max_tokens"], shape.context - len(prompt_ids))
-    if len(done) > most or not all(type(token) is int and 0 <= token < shape.vocab for token in done):
+    done = frame.done
+    most = min(frame.max_tokens, shape.context - len(prompt_ids))
+    if len(done) > most or not all(token < shape.vocab for token in done):
         raise InputError(
             f"what is done of a reply must be at most max_tokens ids below {shape.vocab}, and fit the context ({most})"
         )
-    if done and frame.control.get("hash") != running_hash(done, running_hash(prompt_ids)):
+    if done and frame.hash != running_hash(done, running_hash(prompt_ids)):
         raise InputError("this cloud reads the prompt otherwise than the one that began the reply: ask anew")
-    return done
+    return list(done)
 
 
-def read_example(frame: Frame, opened: Opened, send: Send) -> ExampleWork:
+def read_example(frame: Read, terms: Terms, send: Send) -> ExampleWork:
     """A READ: the example that is to be read, or written by the base; `send` gets its frames.
 
     Raises InputError, and TooLong where it does not fit into the context, or its EXAMPLE not into a frame.
     """
-    shape, tap = opened.shape, opened.spec.tap
-    prompt = _short_enough(Prompt.from_wire(frame.control), shape, frame["reply"])
-    greedy_tokens, reply = frame.control.get("write", 0), list[int]()
-    if greedy_tokens:
-        if not 0 < greedy_tokens <= MAX_WRITTEN or frame["reply"] or frame["score"]:
-            raise InputError(f"the base writes 1 to {MAX_WRITTEN} tokens, and no reply is given then")
-        start = opened.tokenizer.encode(prompt)
+    shape, spec = terms.shape, terms.spec
+    prompt = _short_enough(Prompt.from_wire(frame), shape, frame.reply)
+    if frame.context and spec.context is None:
+        raise InputError("an example must not ask for context rows: the session did not ask for that capability")
+    reply = list[int]()
+    if frame.greedy_tokens:
+        if not 0 < frame.greedy_tokens <= MAX_GREEDY_TOKENS or frame.reply or frame.score:
+            raise InputError(f"the base writes 1 to {MAX_GREEDY_TOKENS} tokens, and no reply is given then")
+        start = terms.tokenizer.encode(prompt)
     else:
-        start, reply = opened.tokenizer.encode_example(prompt, frame["reply"])
-    size = len(reply) or greedy_tokens
+        start, reply = terms.tokenizer.encode_example(prompt, frame.reply)
+    size = len(reply) or frame.greedy_tokens
     if not start or not size:
         raise InputError("the example has nothing to learn: its reply is empty, or its text one token")
     _check_length(len(start) + size, "the example", shape)
     # Of each token EXAMPLE carries the tap's codes, z in float16, the best ids, its id and the log-sum-exp.
-    most = MAX_PAYLOAD_BYTES // (tap.bytes_per_token + 2 * shape.width + 4 * TOP + 8)
+    rows = spec.context.bytes_per_token * len(start) if spec.context and frame.context else 0
+    most = max(0, MAX_PAYLOAD_BYTES - rows) // (spec.tap.bytes_per_token + 2 * shape.width + 4 * TOP + 8)
     if size > most:
         raise TooLong(f"the example's reply has {size} tokens, with this tap it may have at most {most}")
     return ExampleWork(
         ids=start + reply,
         send=send,
-        user=opened.user,
-        scope=opened.scope,
-        number=frame["number"],
-        spec=opened.spec,
+        user=terms.user,
+        scope=terms.scope,
+        number=frame.number,
+        spec=spec,
         prompt_tokens=len(start),
-        score=frame["score"],
-        greedy_tokens=greedy_tokens,
+        score=frame.score,
+        greedy_tokens=frame.greedy_tokens,
+        wants_context=frame.context,
     )
 
 
-def read_rows(frame: Frame, shape: Shape) -> np.ndarray:
+def read_rows(frame: Rows, shape: Shape) -> np.ndarray:
     """A ROWS: the token ids (n,) int32 whose rows of the head it asks for. Raises ProtocolError."""
-    ids = frame.tensors["ids"]
+    ids = frame.ids
     well_formed = ids.dtype == np.int32 and 0 < len(ids) <= ROWS_PER_FRAME
     if not well_formed or ids.min() < 0 or ids.max() >= shape.vocab:
         raise ProtocolError(f"ROWS must ask for 1 to {ROWS_PER_FRAME} ids below {shape.vocab}")

@@ -3,6 +3,7 @@
     GET /health     is it alive? one JSON object
     GET /ready      does it take new work? 503 while it is going down, or when its engine hangs
     GET /metrics    for Prometheus
+    GET /v1/model   the base model's name, fingerprint and sizes
 
 Where keys are required (cloud/access), every request must carry one. A Service does not know sockets: server.py has
 its own, asgi.py uses those of another web server. Test: pytest tests/cloud/test_watch.py
@@ -19,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from sideplug import __version__
 from sideplug.cloud.access import RETRY_S, AccessControl
 from sideplug.cloud.engine import Engine
@@ -30,7 +33,8 @@ from sideplug.cloud.session import Connection, Session
 from sideplug.cloud.store import Base
 from sideplug.cloud.token_bucket import TokenBuckets
 from sideplug.contract.errors import Busy, Unauthorized
-from sideplug.contract.wire import PATH
+from sideplug.contract.frames import ModelInfo
+from sideplug.contract.wire import MODEL_PATH, PATH
 
 WATCH_S = 1.0  # how often sessions, queue and prefix cache are looked after
 log = logging.getLogger("sideplug.cloud")
@@ -76,6 +80,7 @@ class Service:
             access=AccessControl(keys),
             buckets=TokenBuckets(),
             counters=self.counters,
+            model_info=_describe(base, engine),
         )
         self.sessions: set[Session] = set()
         self._watching: asyncio.Task[None] | None = None
@@ -119,6 +124,8 @@ class Service:
         except Busy as error:
             self.counters.refused[error.code] += 1
             return Response.json(429, {"error": str(error)}, Retry_After=str(RETRY_S))
+        if path == MODEL_PATH:
+            return Response.json(200, msgspec.to_builtins(self.shared.model_info))
         if path == "/metrics":
             return Response(200, self._exposition.text().decode(), {"Content-Type": CONTENT_TYPE})
         if path == "/ready":
@@ -128,7 +135,7 @@ class Service:
             state: dict[str, Any] = {"status": "ok", "version": __version__, "model": base.name}
             state |= {"fingerprint": base.fingerprint, "sessions": len(self.sessions), "pid": os.getpid()}
             return Response.json(200, state)
-        return Response.json(404, {"error": f"paths are {PATH}, /health, /ready and /metrics"})
+        return Response.json(404, {"error": f"paths are {PATH}, {MODEL_PATH}, /health, /ready and /metrics"})
 
     @property
     def draining(self) -> bool:
@@ -178,3 +185,9 @@ class Service:
             "kv_limit_bytes": ("Memory that keys and values may take.", memory.limit_bytes),
             "ready": ("Does it take new work?", int(self.ready)),
         }
+
+
+def _describe(base: Base, engine: Engine) -> ModelInfo:
+    model = engine.model
+    sizes = (model.blocks, model.width, model.vocab, model.context)
+    return ModelInfo(base.name, base.fingerprint, *sizes, engine.tokenizer.has_chat)

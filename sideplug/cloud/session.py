@@ -12,8 +12,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,9 +23,27 @@ from sideplug.cloud.host import Shared
 from sideplug.cloud.keys import Holder
 from sideplug.cloud.logs import event
 from sideplug.cloud.reply import Reply
-from sideplug.cloud.requests import Opened
+from sideplug.cloud.requests import Terms
+from sideplug.contract.capabilities import CAPABILITIES, check_extensions
 from sideplug.contract.errors import Busy, InputError, ProtocolError, SideplugError, Silent, Unauthorized
-from sideplug.contract.wire import Frame, Kind, decode, encode, error_frame
+from sideplug.contract.frames import (
+    Answer,
+    Ask,
+    Cancel,
+    Done,
+    Error,
+    Frame,
+    Head,
+    Kind,
+    Open,
+    Opened,
+    PromptFrame,
+    Read,
+    Rows,
+    Score,
+    SessionLimits,
+)
+from sideplug.contract.wire import decode, encode, error_frame
 
 OPEN_TIMEOUT_S = 10.0  # from the connection to OPEN
 OUTBOX_FRAMES = 32  # with more frames waiting to be sent, the device is not read from and its reply is held
@@ -70,7 +87,7 @@ class Session:
         self.holder = holder
         self._loop = asyncio.get_running_loop()
         self._exchange = Exchange(shared.limits.readings)
-        self._opened: Opened | None = None
+        self._opened: Terms | None = None
         self._outbox: asyncio.Queue[Frame] = asyncio.Queue()
         self._outbox_moved = asyncio.Event()
         self._received = self._transmitted = 0  # frames
@@ -126,9 +143,9 @@ class Session:
         self._transmitted += 1
         self._bytes_down += len(message)
         self._count("down", frame, message)
-        if frame.kind is Kind.ERROR:
-            self._shared.counters.refused[frame["code"]] += 1
-            event(log, "refused", session=self._name, key=self._key_name, code=frame["code"])
+        if isinstance(frame, Error):
+            self._shared.counters.refused[frame.code] += 1
+            event(log, "refused", session=self._name, key=self._key_name, code=frame.code)
         self._sending_since_s = time.monotonic()
         await self._connection.send(message)
         self._sending_since_s = 0.0
@@ -147,13 +164,13 @@ class Session:
                 reply = self._exchange.reply
                 if self._held and reply is not None and self._outbox.qsize() < OUTBOX_FRAMES // 2:
                     self._hold(reply, False)
-                if frame.kind is Kind.DONE and reply is not None:
+                if isinstance(frame, Done) and reply is not None:
                     self._account(frame, reply)
                 self._exchange.complete(frame)
                 if self._exchange.reply is None:
                     self._held = False
                 await self._transmit(frame)
-                if frame.kind is Kind.ASK:
+                if isinstance(frame, Ask):
                     self._start_deadline(frame)
         except Gone:
             pass
@@ -174,11 +191,11 @@ class Session:
         self._held = held
         self._in_engine(lambda: self._engine.hold(reply, held))
 
-    def _start_deadline(self, ask: Frame) -> None:
+    def _start_deadline(self, ask: Ask) -> None:
         """The answer's deadline begins when its ASK has been sent. (One past `answer_s` cannot be reached.)"""
         reply = self._exchange.reply
         if reply is not None and 0 < reply.deadline_s < self._shared.limits.answer_s:
-            run, at = ask["run"], ask["at"][0]
+            run, at = ask.run, ask.at[0]
             expire = lambda: self._engine.expire(reply, run, at)  # noqa: E731
             self._loop.call_later(reply.deadline_s, self._in_engine, expire)
 
@@ -189,19 +206,19 @@ class Session:
         await self._end(self._error_frame(error))
 
     @staticmethod
-    def _error_frame(error: Exception) -> Frame:
+    def _error_frame(error: Exception) -> Error:
         if not isinstance(error, SideplugError):
             log.error("a session failed", exc_info=error)
         return error_frame(error)
 
-    async def _end(self, frame: Frame) -> None:
+    async def _end(self, frame: Error) -> None:
         try:
             await self._transmit(frame)
-            await self._connection.close(CLOSE_CODES.get(frame["code"], 1008), frame["code"])
+            await self._connection.close(CLOSE_CODES.get(frame.code, 1008), frame.code)
         except Gone:
             pass
 
-    def _begin_end(self, frame: Frame) -> None:
+    def _begin_end(self, frame: Error) -> None:
         """End the session within GOODBYE_S, even if its device does not read."""
 
         async def end() -> None:
@@ -262,7 +279,7 @@ class Session:
 
     def _send_from_engine(self, frame: Frame) -> None:
         """The `send` of its works, called in the engine's thread. An ERROR of a failed work ends the session."""
-        if frame.kind is Kind.ERROR and frame["code"] not in SURVIVED:
+        if isinstance(frame, Error) and frame.code not in SURVIVED:
             self._in_loop(lambda: self._begin_end(frame))
         else:
             self._in_loop(lambda: self._put(frame))
@@ -282,36 +299,46 @@ class Session:
 
     def _handle(self, frame: Frame) -> None:
         self._exchange.check(frame)
-        HANDLERS[frame.kind](self, frame)
+        check_extensions(frame, self._terms.spec.granted)
+        match frame:
+            case PromptFrame():
+                self._prompt(frame)
+            case Answer():
+                self._answer(frame)
+            case Cancel():
+                self._cancel(frame)
+            case Read():
+                self._read(frame)
+            case Score():
+                self._score(frame)
+            case Rows():
+                self._rows(frame)
 
     @property
-    def _terms(self) -> Opened:
+    def _terms(self) -> Terms:
         """What OPEN set, for the frames that come after it."""
         assert self._opened is not None
         return self._opened
 
     async def _open(self, frame: Frame) -> None:
-        base, model, tokenizer, limits = (
-            self._shared.base,
-            self._engine.model,
-            self._shared.tokenizer,
-            self._shared.limits,
-        )
+        self._exchange.check(frame)
+        assert isinstance(frame, Open)
+        base, model, tokenizer = self._shared.base, self._engine.model, self._shared.tokenizer
         spec = requests.read_open(frame, base, model)
         # The sessions of one key share its part of a step; without keys each session is a user of its own.
         user, scope = (self.holder.id, self.holder.id) if self.holder else (self._name, "")
-        self._opened = Opened(spec, model, tokenizer, user, scope)
+        self._opened = Terms(spec, model, tokenizer, user, scope)
         await asyncio.to_thread(spec.tap.prepare, model.width)
         self._exchange.state = State.OPEN
-        shape = {"blocks": model.blocks, "width": model.width, "vocab": model.vocab, "context": model.context}
-        served = {"name": base.name, "fingerprint": base.fingerprint, "chat": tokenizer.has_chat, **shape}
-        allowed = {"readings": limits.readings, "message_bytes": limits.message_bytes}
-        self._outbox.put_nowait(Frame(Kind.OPENED, {"session": self._name, "model": served, "limits": allowed}))
-        client = re.sub(r"[^\w./ -]", "?", frame["client"][:40])
-        opened = {"tap": spec.tap.name, "gate": spec.gate.kind, "client": client}
+        limits = SessionLimits(self._shared.limits.readings, self._shared.limits.message_bytes)
+        offers, granted = list(CAPABILITIES), list(spec.granted)
+        self._outbox.put_nowait(Opened(self._name, self._shared.model_info, limits, offers, granted))
+        client = re.sub(r"[^\w./ -]", "?", frame.client[:40])
+        gates = ",".join(gate.kind for gate in spec.gates)
+        opened = {"tap": spec.tap.name, "gate": gates, "client": client}
         event(log, "session opened", session=self._name, key=self._key_name, **opened)
 
-    def _prompt(self, frame: Frame) -> None:
+    def _prompt(self, frame: PromptFrame) -> None:
         try:
             reply = requests.read_prompt(frame, self._terms, self._send_from_engine)
             self._pay(reply.prompt_tokens)
@@ -321,17 +348,17 @@ class Session:
         self._exchange.begin(frame, reply)
         self._add(reply)
 
-    def _answer(self, frame: Frame) -> None:
+    def _answer(self, frame: Answer) -> None:
         reply = self._exchange.reply
         if reply is not None:  # else it answers a reply that has just been cancelled
             self._in_engine(lambda: self._engine.answer(reply, frame))
 
-    def _cancel(self, frame: Frame) -> None:
+    def _cancel(self, frame: Cancel) -> None:
         reply = self._exchange.reply
-        if reply is not None and reply.turn == frame["turn"]:
+        if reply is not None and reply.turn == frame.turn:
             self._in_engine(lambda: self._engine.cancel(reply))
 
-    def _read(self, frame: Frame) -> None:
+    def _read(self, frame: Read) -> None:
         try:
             example = requests.read_example(frame, self._terms, self._send_from_engine)
             self._pay(example.max_length)
@@ -341,27 +368,28 @@ class Session:
         self._exchange.begin(frame, example)
         self._add(example, example.number)
 
-    def _score(self, frame: Frame) -> None:
-        example = self._exchange.example(frame["number"])
+    def _score(self, frame: Score) -> None:
+        example = self._exchange.example(frame.number)
         self._in_engine(lambda: self._engine.score(example, frame))
 
-    def _rows(self, frame: Frame) -> None:
+    def _rows(self, frame: Rows) -> None:
         model = self._engine.model
         ids = requests.read_rows(frame, model)
         self._exchange.begin(frame)
 
         def answer() -> None:
             rows, bias = model.head_rows(ids)
-            tensors: dict[str, np.ndarray] = {"rows": rows.astype(np.float16), "bias": bias.astype(np.float32)}
-            control = {"part": frame["part"], "scale": model.logit_scale, "softcap": model.softcap}
-            self._send_from_engine(Frame(Kind.HEAD, control, tensors))
+            scale, softcap = float(model.logit_scale), float(model.softcap)
+            self._send_from_engine(
+                Head(frame.part, scale, softcap, rows.astype(np.float16), bias.astype(np.float32))
+            )
 
         self._in_engine(answer)
 
-    def _turn_away(self, frame: Frame, error: Exception) -> None:
+    def _turn_away(self, frame: PromptFrame | Read, error: Exception) -> None:
         """Refuse a PROMPT or READ; the session goes on. Its slot is taken until the ERROR leaves."""
         self._exchange.begin(frame)
-        self._outbox.put_nowait(error_frame(error, frame["number"] if frame.kind is Kind.READ else None))
+        self._outbox.put_nowait(error_frame(error, frame.number if isinstance(frame, Read) else None))
 
     # What it costs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -374,15 +402,15 @@ class Session:
         if wait_s:
             raise Busy(f"this key has used its {limit:,} tokens a minute: try again in {wait_s:.0f} s", wait_s)
 
-    def _account(self, done: Frame, reply: Reply) -> None:
+    def _account(self, done: Done, reply: Reply) -> None:
         """Charge the key with the tokens of a reply that has ended, and log what it took, without a word of it."""
         if self.holder is not None:
-            new = done["reply"] - len(reply.done)
+            new = done.reply - len(reply.done)
             limit = self.holder.limits.tokens_per_minute
             self._shared.buckets.charge(self.holder.id, new, limit, time.monotonic())
-        counts = {name: done["counts"][name] for name in ("asked", "round_trips", "fallback")}
+        counts = {name: done.counts[name] for name in ("asked", "round_trips", "fallback")}
         seconds = round(time.monotonic() - reply.since_s, 3)
-        took = {"prompt": done["prompt"], "reply": done["reply"], "why": done["why"], **counts, "seconds": seconds}
+        took = {"prompt": done.prompt, "reply": done.reply, "why": done.why, **counts, "seconds": seconds}
         event(log, "reply", session=self._name, key=self._key_name, **took)
 
     @property
@@ -394,14 +422,3 @@ class Session:
         sizes = {"up": self._bytes_up, "down": self._bytes_down}
         event(log, "session ended", session=self._name, key=self._key_name, seconds=seconds, **sizes)
 
-
-HANDLERS: Mapping[Kind, Callable[[Session, Frame], None]] = MappingProxyType(
-    {
-        Kind.PROMPT: Session._prompt,
-        Kind.ANSWER: Session._answer,
-        Kind.CANCEL: Session._cancel,
-        Kind.READ: Session._read,
-        Kind.SCORE: Session._score,
-        Kind.ROWS: Session._rows,
-    }
-)

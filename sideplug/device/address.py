@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from sideplug.contract.defaults import DEFAULT_URL
 from sideplug.contract.errors import CloudError, InputError, Unauthorized, Unreachable
 from sideplug.contract.wire import PATH
 from sideplug.listen import LOOPBACK
 from sideplug.paths import local_key_file
 
-DEFAULT_URL = "ws://127.0.0.1:8765"
 KEY = re.compile(r"[\x21-\x7e]{1,1024}")
 MAX_SENTENCE = 300  # characters of a refusal that are shown
 PIN = re.compile(r"sha256:[0-9a-f]{64}")

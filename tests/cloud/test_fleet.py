@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sideplug.cli.serve import fleet_config
+from sideplug.cloud.config import DEFAULT_MODEL, SPARE_REQUESTS, ServeConfig
 from sideplug.cloud.cores import cores
 from sideplug.cloud.engines import Wanted
-from sideplug.cloud.fleet import SPARE, Settings
+from sideplug.cloud.fleet import replica, share_machine
+from sideplug.cloud.keys import Keys
+from sideplug.cloud.start import Parts
 from sideplug.contract.errors import InputError
 from tests.conftest import Run
 from tests.test_cli import sentence
@@ -23,14 +25,14 @@ NO_RAY = importlib.util.find_spec("ray") is None
 
 def test_words_become_what_they_stand_for() -> None:
     told = {"model": "x", "bits": "8", "threads": "2", "kv_memory": "0.5", "insecure": "true", "max_replicas": "4"}
-    settings = Settings.parse(told)
+    settings = ServeConfig.parse(told)
     assert (settings.model, settings.threads, settings.kv_memory, settings.insecure) == ("x", 2, 0.5, True)
-    assert settings.wanted == Wanted("auto", "8", "cpu", 2, 1 << 29)
+    assert Parts.of(settings).wanted == Wanted("auto", "8", "cpu", 2, 1 << 29)
     assert (settings.min_replicas, settings.most_replicas) == (1, 4)
-    assert settings.ongoing == settings.max_sessions + SPARE
-    assert Settings.parse({"bits": 16, "insecure": True, "min_replicas": 2}).most_replicas == 2
-    assert Settings.parse({"insecure": "no", "keys": "k", "kv_memory": 1}).kv_memory == 1.0
-    assert Settings.parse({"insecure": True, "max_ongoing_requests": 7}).ongoing == 7
+    assert settings.ongoing_requests == settings.max_sessions + SPARE_REQUESTS
+    assert ServeConfig.parse({"bits": 16, "insecure": True, "min_replicas": 2}).most_replicas == 2
+    assert ServeConfig.parse({"insecure": "no", "keys": "k", "kv_memory": 1}).kv_memory == 1.0
+    assert ServeConfig.parse({"insecure": True, "max_ongoing_requests": 7}).ongoing_requests == 7
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_words_become_what_they_stand_for() -> None:
 )
 def test_what_can_not_be_is_said(told: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError) as error:
-        Settings.parse({"insecure": True, **told})
+        ServeConfig.parse({"insecure": True, **told})
     assert str(error.value).startswith(says)
 
 
@@ -68,37 +70,47 @@ def test_the_config_of_the_docs_is_one() -> None:
     block = text[text.index("    # fleet.yaml") :].split("\n\n")[0]
     config = yaml.safe_load("\n".join(line[4:] for line in block.splitlines()))
     (application,) = config["applications"]
-    settings = Settings.parse(application["args"])
+    settings = ServeConfig.parse(application["args"])
     assert (settings.min_replicas, settings.max_replicas, settings.keys) == (2, 8, "/shared/keys.json")
     (path,) = config["controller_options"]["runtime_env"]["env_vars"].values()
     assert path == "sideplug.cloud.flow_control.middlewares"
     assert text.count(path) == 2
-    (named,) = re.findall(r"\(model, engine, [^)]*\)", text)
-    told = {field.name for field in dataclasses.fields(Settings)}
-    assert set(named[1:-1].replace("\n", " ").split(", ")) < told
 
 
 def test_those_on_one_machine_share_it() -> None:
-    settings = Settings(insecure=True, min_replicas=2)
-    shared = settings.on_one_machine()
+    shared = share_machine(ServeConfig(insecure=True, min_replicas=2))
     assert shared.threads == max(1, cores()[0] // 2)
     assert 0 < shared.kv_memory < 1 << 20
-    asked = Settings(insecure=True, min_replicas=2, threads=3, kv_memory=1.0)
-    assert asked.on_one_machine() == asked
+    asked = ServeConfig(insecure=True, min_replicas=2, threads=3, kv_memory=1.0)
+    assert share_machine(asked) == asked
+
+
+def test_what_the_command_tells_its_replicas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full paths, keys that were found, a number of replicas; on a cluster no part of this machine."""
+    monkeypatch.chdir(tmp_path)
+    Keys(tmp_path / "k.json").add("ada")
+    config = fleet_config(ServeConfig(ray=True, replicas=2, threads=1, port=0), Keys(Path("k.json")))
+    assert (config.min_replicas, config.most_replicas, config.threads) == (2, 2, 1)
+    assert (config.keys, config.insecure, config.model) == (str(tmp_path / "k.json"), False, DEFAULT_MODEL)
+    assert config.kv_memory > 0
+    assert ServeConfig.parse(config.ray_arguments()).keys == config.keys
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    far = fleet_config(ServeConfig(ray=True, max_replicas=8), None)
+    assert (far.min_replicas, far.most_replicas, far.insecure) == (1, 8, True)
+    assert (far.threads, far.kv_memory) == (0, 0.0)
 
 
 def test_what_a_replica_does_not_find_is_said(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no keys file .*missing on this machine"):
-        Settings(model=str(tiny), keys=str(tmp_path / "missing")).service()
+        replica(ServeConfig(model=str(tiny), keys=str(tmp_path / "missing")))
     with pytest.raises(InputError, match="prefix can't be read"):
-        Settings(model=str(tiny), insecure=True, shared_prefix=str(tmp_path / "prefix")).service()
+        replica(ServeConfig(model=str(tiny), insecure=True, shared_prefix=str(tmp_path / "prefix")))
 
 
 def test_a_shared_prefix_is_run_once(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "prefix").write_text("You are a miller, and know the river, the bees and the roads.")
-    service = Settings(
-        model=str(tiny), bits="16", threads=1, insecure=True, shared_prefix=str(tmp_path / "prefix")
-    ).service()
+    prefix = str(tmp_path / "prefix")
+    service = replica(ServeConfig(model=str(tiny), bits="16", threads=1, insecure=True, shared_prefix=prefix))
     assert len(service.thread.engine.prefix_cache) == 1
     service.thread.stop()
 

@@ -18,8 +18,8 @@ import uvicorn
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from sideplug.cloud import asgi, flow_control
-from sideplug.cloud.fleet import Settings
+from sideplug.cloud import asgi, fleet, flow_control
+from sideplug.cloud.config import ServeConfig
 from sideplug.cloud.keys import Keys
 from sideplug.cloud.service import Service
 from sideplug.cloud.session import OUTBOX_FRAMES, Gone
@@ -83,7 +83,7 @@ class Carrier:
 
     def __init__(self, folder: Path, bounded: bool = True, direct: bool = False, **settings: Any) -> None:
         told: dict[str, Any] = {"insecure": True, "bits": "16", "threads": 1, "kv_memory": 0.5, **settings}
-        self.service: Service = Settings(model=str(folder), **told).service()
+        self.service: Service = fleet.replica(ServeConfig(model=str(folder), **told))
         self.app: Any = asgi.app(self.service, queued=not direct)
         self.carried = Carried(self.app)
         app: Any = self.app if direct else flow_control.FlowControl(self.carried) if bounded else self.carried

@@ -130,4 +130,4 @@ def test_a_wheel_with_another_model_in_it_is_refused(tmp_path: Path, monkeypatch
         archive.writestr(store.WHEEL_MEMBER, b"something else")
     monkeypatch.setattr(store, "fetch_wheel", lambda requirement, folder: wheel)
     with pytest.raises(UnknownModel, match="must have sha256"):
-        store.find(store.DEFAULT)
+        store.find(store.DEFAULT_MODEL)

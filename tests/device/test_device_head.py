@@ -97,4 +97,4 @@ def test_a_token_that_does_not_exist_is_refused(
 
 
 def test_the_command_lines_default_is_the_runtimes() -> None:
-    assert next(p for p in generate.params if p.name == "ahead").default == AHEAD == DecodeOptions().ahead
+    assert next(p for p in generate.params if p.name == "window").default == AHEAD == DecodeOptions().ahead

@@ -149,7 +149,7 @@ def sideplug(*arguments: Any) -> dict[str, Any]:
 
 def test_bytes_and_memory_of_generating(served: dict[str, Any], tmp_path: Path) -> None:
     a_plugin(served["fingerprint"], 0).save(tmp_path)
-    how = ["--plugin", tmp_path, "--cloud", served["url"], "--max-tokens", 40, "--ahead", 0]
+    how = ["--plugin", tmp_path, "--cloud", served["url"], "--max-tokens", 40, "--window", 0]
     done = sideplug("generate", "Tell me of rain.", *how)
     usage = done["usage"]
     each_way = (usage["bytes_down"] + usage["bytes_up"]) / usage["reply_tokens"]

@@ -47,10 +47,11 @@ import os, sys, logging
 import ray
 from ray import serve
 from sideplug.cloud import ray_serve
-from sideplug.cloud.fleet import Settings
+from sideplug.cloud.config import ServeConfig
 ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
-settings = Settings(model=sys.argv[1], keys=sys.argv[2], bits="16", threads=1, kv_memory=0.25, min_replicas=2, queue=63)
-serve.run(ray_serve.build(settings), name=ray_serve.NAME)
+replica = {"bits": "16", "threads": 1, "kv_memory": 0.25, "queue": 63}
+config = ServeConfig(model=sys.argv[1], keys=sys.argv[2], min_replicas=2, **replica)
+serve.run(ray_serve.build(config), name=ray_serve.NAME)
 """
 
 REPLICA = """

@@ -1,0 +1,121 @@
+"""Commands that judge a plugin: eval and gate curve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sideplug.cli.common import (
+    FOLDER,
+    cloud_options,
+    command,
+    format_option,
+    group,
+    json_option,
+    limit_option,
+    option,
+    print_json,
+    required_plugin_option,
+)
+from sideplug.cli.session import Cloud, load_plugin
+from sideplug.contract.errors import PluginError
+from sideplug.terminal import progress
+
+if TYPE_CHECKING:
+    from sideplug.plugins import Plugin
+    from sideplug.training.judged import Judged
+
+
+@command("eval", "sideplug eval held-out.txt --plugin my-plugin")
+@click.argument("data", type=FOLDER)
+@required_plugin_option
+@cloud_options
+@format_option
+@limit_option
+@json_option
+def evaluate(data: Path, folder: Path, cloud: Cloud, form: str, limit: int, as_json: bool) -> None:
+    """Measure the loss on DATA, with and without a plugin.
+
+    It tells the loss of the base, with the plugin at every token, and gated: exact, over the whole vocabulary.
+    """
+    import numpy as np
+
+    plugin = load_plugin(folder)
+    judged, examples = judge(plugin, data, cloud, form, limit)
+    gate = plugin.trained.gate
+    opens = gate.opens(gate.scores(judged.z_TD, judged.starts))
+    gated = np.where(opens, judged.plugin, judged.base)
+    logps = {"base": judged.base, "plugin": judged.plugin, "gated": gated}
+    result: dict[str, Any] = {"examples": examples, "tokens": len(judged.base)}
+    result |= {f"{name}_loss": round(float(-logp.mean()), 5) for name, logp in logps.items()}
+    result |= {f"{name}_perplexity": round(float(np.exp(-logp.mean())), 3) for name, logp in logps.items()}
+    result["gate_rate"] = round(float(opens.mean()), 5)
+    if as_json:
+        print_json(result)
+        return
+    base = result["base_loss"]
+    click.echo(
+        f"loss {base:.3f} → {result['plugin_loss']:.3f} nats a token ({result['plugin_loss'] - base:+.3f}), gated "
+        f"{result['gated_loss']:.3f} ({result['gated_loss'] - base:+.3f}) with the gate open for {opens.mean():.1%}; "
+        f"{len(judged.base):,} tokens of {examples} examples"
+    )
+
+
+def judge(plugin: Plugin, data: Path, cloud: Cloud, form: str, limit: int) -> tuple[Judged, int]:
+    """(what the base and the plugin make of the examples, their number). Raises DataError, CloudError and its kin."""
+    from sideplug.readers import read
+    from sideplug.training import recorder
+    from sideplug.training.data import some
+
+    examples = some(read(data, form), limit)
+    with cloud.session(plugin) as session, progress("evaluating", len(examples)) as show:
+        return recorder.score(session, examples, lambda done: show(done, "")), len(examples)
+
+
+@group.group("gate")
+def gate_group() -> None:
+    """Look at a plugin's gate."""
+
+
+@gate_group.command(
+    "curve", epilog="Example:  sideplug gate curve --plugin my-plugin --data held-out.txt --picture curve.png"
+)
+@required_plugin_option
+@option("--data", type=FOLDER, required=True, help="Text that the plugin was not trained on.")
+@cloud_options
+@format_option
+@limit_option
+@option("--picture", type=FOLDER, metavar="FILE", help="Draw the curve: .png, .svg or .pdf.")
+@json_option
+def gate_curve(
+    folder: Path, data: Path, cloud: Cloud, form: str, limit: int, picture: Path | None, as_json: bool
+) -> None:
+    """Show quality against traffic for each setting of the gate.
+
+    A random gate of the same rate stands beside each.
+    """
+    from sideplug.training import gate
+
+    if picture:
+        gate.check_picture(picture)
+    plugin = load_plugin(folder)
+    trained = plugin.trained.gate
+    if trained.kind != "linear":
+        raise PluginError(f"the gate of {folder} is {trained.kind}: it has no dial (train it with a retain set)")
+    judged, examples = judge(plugin, data, cloud, form, limit)
+    points = gate.curve(trained, judged, plugin.tap)
+    rate, loss = gate.at(trained, judged)
+    if picture:
+        gate.draw(points, (rate, loss), f"{folder.name} on {data.name}", picture)
+    if as_json:
+        about = {"examples": examples, "tokens": len(judged.base), "points": gate.to_json(points)}
+        print_json({**about, "default": {"rate": round(rate, 5), "loss": round(loss, 5)}})
+        return
+    click.echo("rate   opened    loss   random   bytes down   up   round trips   (a token, without speculation)")
+    for p in points:
+        losses = f"{p.loss:7.3f}  {p.random_loss:7.3f}"
+        traffic = f"{p.bytes_down:12.0f} {p.bytes_up:4.0f} {p.round_trips:13.2f}"
+        click.echo(f"{p.asked_for:<6g} {p.rate:6.1%} {losses} {traffic}")
+    click.echo(f"default {rate:6.1%} {loss:6.3f}   over {len(judged.base):,} tokens of {examples} examples")

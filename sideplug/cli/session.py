@@ -1,0 +1,216 @@
+"""What the values of shared options become: a session with the cloud, a plugin, a gate, how a reply is decoded.
+
+It imports the one room that a command needs when it needs it. Test: pytest tests/test_cli.py tests/test_cli_device.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sideplug.contract.errors import InputError, PluginError
+from sideplug.terminal import progress, say
+
+if TYPE_CHECKING:
+    from sideplug.contract.gate import Gate
+    from sideplug.contract.sampling import Sampling
+    from sideplug.contract.text import Prompt
+    from sideplug.device.address import Address
+    from sideplug.device.audit import Recorder
+    from sideplug.device.client import Client
+    from sideplug.device.head import DeviceHead
+    from sideplug.device.reply import DecodeOptions
+    from sideplug.device.session import Session
+    from sideplug.plugins import Plugin
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Where the cloud is, and what hears all messages with it (--transcript)."""
+
+    address: Address
+    recorder: Recorder | None = None
+
+    @classmethod
+    def chosen(
+        cls, cloud: str, ca: Path | None, cloud_key: str, pin: str, retry: float, transcript: Path | None
+    ) -> Cloud:
+        """The cloud of the options of common.cloud_options. Raises InputError; Stopped for a transcript that can't be
+        written."""
+        from sideplug.device.address import Address
+        from sideplug.device.audit import Recorder
+
+        address = Address(cloud, ca, cloud_key, pin, retry)
+        return cls(address, Recorder(transcript) if transcript else None)
+
+    @property
+    def client(self) -> Client:
+        """The client that opens sessions; it shows breaks on the error stream."""
+        from sideplug.device.client import Client
+
+        return Client(self.address, self.recorder, say)
+
+    def session(self, plugin: Plugin | None = None, gate: Gate | None = None) -> Session:
+        """An open session, for a `with` statement. Raises CloudError and its kin."""
+        return self.client.connect(plugin, gate)
+
+
+@dataclass(frozen=True)
+class GateChoice:
+    """What --gate and --gate-rate ask for."""
+
+    gate: str | None
+    gate_rate: float | None
+
+    def __post_init__(self) -> None:
+        if self.gate and self.gate_rate is not None:
+            raise InputError("--gate and --gate-rate can't be given together: --gate open is --gate-rate 1")
+
+    def of(self, plugin: Plugin | None) -> Gate | None:
+        """The gate to use; None: the plugin's own. Raises PluginError."""
+        from sideplug.contract.gate import Gate
+
+        if plugin is None:
+            if self.gate == "open" or self.gate_rate:
+                raise PluginError(f"{'--gate open' if self.gate else '--gate-rate'} needs a --plugin to ask")
+            return None
+        if self.gate_rate is not None:
+            return plugin.gate_at_rate(self.gate_rate)
+        return Gate(self.gate) if self.gate else None
+
+
+@dataclass(frozen=True)
+class DecodeChoice:
+    """What --window, --drafts, --answer-deadline-ms and --head ask for."""
+
+    window: int
+    drafts: bool
+    answer_deadline_ms: int
+    head: str
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether tokens are to be picked on the device."""
+        return self.head == "device"
+
+    def options(self, head: DeviceHead | None = None) -> DecodeOptions:
+        """How a reply is decoded: this is the one place that builds DecodeOptions for the commands."""
+        from sideplug.device.reply import DecodeOptions
+
+        return DecodeOptions(self.window, self.drafts, self.answer_deadline_ms, head)
+
+    def options_for(self, session: Session) -> DecodeOptions:
+        """The same for one session; the base's head is fetched if the session has something to answer with."""
+        asked = any(gate.kind != "shut" for gate in session.responder.opening.gates)
+        return self.options(fetch_head(session) if self.needs_head and asked else None)
+
+
+def fetch_head(session: Session) -> DeviceHead:
+    """The base's head on this device, from the cache or the cloud. Raises CloudError and its kin."""
+    from sideplug.device.head import DeviceHead
+    from sideplug.paths import cache_dir
+
+    model = session.model
+    with progress("fetching the base's head, once", model.vocab) as show:
+        return DeviceHead.fetch(
+            session.link, cache_dir() / "heads", model.fingerprint, model.vocab, lambda done: show(done, "")
+        )
+
+
+def sampling(temperature: float, top_k: int, top_p: float, repetition_penalty: float, seed: int) -> Sampling:
+    """The Sampling of the options of common.sampling_options. Raises InputError."""
+    from sideplug.contract.sampling import Sampling
+
+    return Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+
+
+def load_plugin(folder: Path) -> Plugin:
+    """The plugin in a folder; its passphrase is asked for if it is sealed. Raises PluginError."""
+    from sideplug.plugins import Plugin
+
+    return Plugin.load(folder, lambda: passphrase_of(folder.name))
+
+
+def load_plugin_if(folder: Path | None) -> Plugin | None:
+    """The plugin in a folder; None for no folder."""
+    return load_plugin(folder) if folder else None
+
+
+def passphrase_in_environment() -> str:
+    """SIDEPLUG_PASSPHRASE, or ""."""
+    return os.environ.get("SIDEPLUG_PASSPHRASE", "")
+
+
+def passphrase_of(name: str, twice: bool = False) -> str:
+    """SIDEPLUG_PASSPHRASE, or what is typed on the terminal; "" if there is neither."""
+    given = passphrase_in_environment()
+    if given or not sys.stdin.isatty():
+        return given
+    typed: str = click.prompt(f"Passphrase of {name}", hide_input=True, confirmation_prompt=twice, err=True)
+    return typed
+
+
+def check_utf8(text: str) -> str:
+    """The same text. Raises InputError if it isn't UTF-8: Python hands on wrong bytes as lone surrogates, which can't
+    be sent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError("what is given must be UTF-8 text") from error
+    return text
+
+
+def stream_reply(
+    session: Session, prompt: Prompt, max_tokens: int, sampling: Sampling, options: DecodeOptions, show: bool
+) -> tuple[str, list[int], bool]:
+    """(text, ids, whether Ctrl-C interrupted it); with `show` the text appears as it comes."""
+    text, interrupted = [], False
+    with session.generate(prompt, max_tokens, sampling, options) as reply:
+        try:
+            for piece in reply:
+                text.append(piece.text)
+                if show:
+                    click.echo(piece.text, nl=False)
+        except KeyboardInterrupt:
+            interrupted = True
+    return "".join(text), reply.ids, interrupted
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Yields `wants_stop()`: whether Ctrl-C (or SIGTERM) has come. A second one raises KeyboardInterrupt."""
+    signals: list[int] = []
+
+    def remember(number: int, frame: object) -> None:
+        if signals:
+            raise KeyboardInterrupt
+        signals.append(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(signals)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def peak_rss_mb() -> float | None:
+    """The largest resident memory of this process so far, in MB; None where the system does not tell (Windows)."""
+    with contextlib.suppress(OSError):  # Linux: getrusage would also count the process that started this one
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 1024, 1)
+    with contextlib.suppress(ImportError):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
+    return None

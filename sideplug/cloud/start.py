@@ -1,0 +1,61 @@
+"""From a ServeConfig to a service: the one place where a served model's parts are put together.
+
+`sideplug serve` (cli/serve.py) and each replica of a fleet (fleet.py) start here. It does not know sockets.
+Test: pytest tests/cloud/test_fleet.py tests/test_cli.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from sideplug.cloud.config import ServeConfig
+from sideplug.cloud.admission import AdmissionLimits
+from sideplug.cloud.engine import Engine
+from sideplug.cloud.engines import Opened, Wanted, open_engine, read_prefix
+from sideplug.cloud.keys import Keys
+from sideplug.cloud.host import Limits
+from sideplug.cloud.service import Service
+from sideplug.cloud.store import Base
+
+Say = Callable[[str], None]
+S = TypeVar("S", bound=Service)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a service is made of, beside its model and its keys."""
+
+    wanted: Wanted
+    admission: AdmissionLimits
+    limits: Limits
+    step_tokens: int
+    prefix: str  # a system message that many users share; "" for none
+
+    @classmethod
+    def of(cls, config: ServeConfig) -> Parts:
+        """Raises InputError for settings that contradict each other, and for a prefix that can't be read."""
+        return cls(
+            Wanted(config.engine, config.bits, config.device, config.threads, config.kv_bytes),
+            AdmissionLimits(config.queue, keep_s=config.keep_seconds),
+            Limits(sessions=config.max_sessions, drain_s=config.drain_seconds),
+            config.step_tokens,
+            read_prefix(Path(config.shared_prefix) if config.shared_prefix else None),
+        )
+
+    def service(self, kind: type[S], base: Base, keys: Keys | None, say: Say) -> tuple[S, Opened]:
+        """A service (of the class `kind`) that has loaded `base`, and how it runs it.
+
+        keys: who may come in; None: everybody. Raises UnknownModel, InputError, Stopped.
+        """
+        opened: list[Opened] = []
+
+        def make_engine() -> Engine:
+            model, engine = open_engine(base, self.wanted, self.step_tokens, self.admission, self.prefix, say)
+            opened.append(model)
+            return engine
+
+        service = kind(base, make_engine, self.limits, keys)
+        return service, opened[0]
