@@ -243,28 +243,36 @@ def cloud(tiny: Path) -> Iterator[Cloud]:
         yield running
 
 
-@contextmanager
-def a_session(url: str, plugin: Any = None, **settings: Any) -> Iterator[Any]:
+def a_link(url: str, ca: Any = None, record: Any = None, key: str = "", pin: str = "") -> Any:
+    """A connection without a session."""
+    from sideplug.device.address import Address
     from sideplug.device.link import WebSocketLink
-    from sideplug.device.runtime import Session
 
-    link = WebSocketLink.connect(url)
-    try:
-        yield Session.open(link, plugin, **settings)
-    finally:
-        link.close()
+    return WebSocketLink.open(Address(url, ca, key, pin), record)
+
+
+def a_session(
+    link: Any, plugin: Any = None, gate: Any = None, tap: Any = None, connect: Any = None, retry: Any = None
+) -> Any:
+    """A session over a link, or at a URL, that does not connect again unless it is told how."""
+    from sideplug.device.responders import PluginResponder, Silent
+    from sideplug.device.session import Session
+
+    responder = PluginResponder(plugin, gate) if plugin else Silent(tap)
+    return Session(a_link(link) if isinstance(link, str) else link, responder, connect, retry)
 
 
 def a_plugin(base: str, kind: str = "ladder", scale: float = 0.5, seed: int = 3, **tap: Any) -> Any:
     """A plugin for the tiny models whose every parameter is random: its corrections change tokens."""
     from sideplug.contract.tap import Tap
-    from sideplug.device.plugin import Plugin
+    from sideplug.plugins import Plugin
 
     chosen = Tap.raw(2, 64) if kind != "ladder" else Tap(**{"layers": (0, 1, 2), "rank": 16, **tap})
     plugin = Plugin.new(kind, base, "tiny", chosen, 24, 64)
     rng = np.random.default_rng(seed)
-    for name, value in plugin.params.items():
-        plugin.params[name] = (value + rng.normal(0, scale, value.shape)).astype(np.float32)
+    params = plugin.trained.params
+    for name, value in params.items():
+        params[name] = (value + rng.normal(0, scale, value.shape)).astype(np.float32)
     return plugin
 
 

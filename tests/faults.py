@@ -1,7 +1,7 @@
 """A network that fails: a proxy between a WebSocket's two ends that cuts, holds, repeats, swaps and spoils messages.
 
     with faulty(cloud.url, once(Fault("reset", "down", message=3))) as proxy:
-        link = WebSocketLink.connect(proxy.url)
+        link = a_link(proxy.url)
 
 It passes on whole messages (it reads one to its end first) and control frames, as their bytes were. A connection that
 does not become a WebSocket (GET /health) passes untouched and has no number. Several faults at one message strike in

@@ -74,7 +74,7 @@ def generate(
         z, hidden = twin.feed(new)
         score = gate.score(z[0], score) if gate else None
         if plugin is not None and (gate is None or gate.opens(score)):
-            delta = plugin.correct(plugin.tap.decode(*plugin.tap.encode(hidden[:, list(plugin.tap.layers)])))
+            delta = plugin.trained.correct(plugin.tap.decode(*plugin.tap.encode(hidden[:, list(plugin.tap.layers)])))
             delta = unpack(*pack(delta, int8=plugin.tap.codec == "int8"))
             z = z + delta if plugin.merge == "add" else delta
         token = choose(twin.logits(z)[0], sampling, len(ids), ids)

@@ -26,8 +26,8 @@ from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
-from sideplug.device.plugin import Plugin
-from sideplug.device.runtime import DecodeOptions, Usage
+from sideplug.device.reply import DecodeOptions, Usage
+from sideplug.plugins import Plugin
 from tests import naive
 from tests.conftest import EIGHT_BITS, UNQUANTISED, Cloud, a_cloud, a_plugin, a_session, make_folder, twin
 
@@ -138,7 +138,7 @@ def test_c_gate_shut_and_untrained_are_the_base(stage: Stage) -> None:
 
 PACES = {
     "plain": DecodeOptions(0),
-    "run-ahead": DecodeOptions(6, lookahead=False),
+    "run-ahead": DecodeOptions(6, drafts=False),
     "lookahead": DecodeOptions(24),
     "one ahead": DecodeOptions(1),
 }

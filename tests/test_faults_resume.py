@@ -9,10 +9,10 @@ import pytest
 
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
-from sideplug.device.link import WebSocketLink
 from sideplug.device.reconnect import RetryPolicy
-from sideplug.device.runtime import DecodeOptions, Session
-from tests.conftest import Cloud, a_plugin, a_session
+from sideplug.device.reply import DecodeOptions
+from sideplug.device.session import Session
+from tests.conftest import Cloud, a_link, a_plugin, a_session
 from tests.faults import KINDS, Fault, Kind, faulty, once, seeded
 
 PROMPT = Prompt.user("Is it far to the mill?")
@@ -26,8 +26,8 @@ def unbroken(url: str, plugin: Any, sampling: Sampling = SAMPLED) -> str:
 
 
 def through(url: str, plugin: Any, pace: DecodeOptions = DecodeOptions()) -> tuple[str, Session]:
-    connect = lambda: WebSocketLink.connect(url)  # noqa: E731
-    session = Session.open(connect(), plugin, connect=connect, again=RetryPolicy(30.0))
+    connect = lambda: a_link(url)  # noqa: E731
+    session = a_session(connect(), plugin, connect=connect, retry=RetryPolicy(30.0))
     try:
         return "".join(piece.text for piece in session.generate(PROMPT, TOKENS, SAMPLED, pace)), session
     finally:
@@ -60,7 +60,7 @@ def test_seed_after_seed(cloud: Cloud, runs: int) -> None:
     resumed = 0
     for seed in range(runs):
         with faulty(cloud.url, seeded(seed, connections=2, seconds=0.05)) as proxy:
-            text, session = through(proxy.url, plugin, DecodeOptions(ahead=random.Random(seed).choice([0, 4, 24])))
+            text, session = through(proxy.url, plugin, DecodeOptions(window=random.Random(seed).choice([0, 4, 24])))
             for done in proxy.log:
                 if done.fault:
                     struck[done.fault.kind] += 1

@@ -19,10 +19,11 @@ from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Frame, Kind
 from sideplug.device.link import WebSocketLink
 from sideplug.device.reconnect import RetryPolicy
-from sideplug.device.runtime import DecodeOptions, Session
-from sideplug.training.data import Example
-from sideplug.training.tape import record, score
-from tests.conftest import Cloud, a_cloud, a_plugin
+from sideplug.device.reply import DecodeOptions
+from sideplug.device.session import Session
+from sideplug.readers import Example
+from sideplug.training.recorder import record, score
+from tests.conftest import Cloud, a_cloud, a_link, a_plugin, a_session
 
 PROMPT = Prompt.user("Is it far to the mill?")
 SAMPLED = Sampling(temperature=1.2, seed=5)
@@ -54,7 +55,7 @@ def a_session(
         links.append(link)
         return link
 
-    session = Session.open(connect(), plugin, connect=connect, again=RetryPolicy(20.0), **more)
+    session = a_session(connect(), plugin, connect=connect, retry=RetryPolicy(20.0), **more)
     try:
         yield session
     finally:
@@ -68,7 +69,7 @@ def text(
     return "".join(piece.text for piece in session.generate(PROMPT, tokens, sampling, pace))
 
 
-@pytest.mark.parametrize("pace", [DecodeOptions(), DecodeOptions(ahead=0)], ids=["ahead", "in step"])
+@pytest.mark.parametrize("pace", [DecodeOptions(), DecodeOptions(window=0)], ids=["ahead", "in step"])
 @pytest.mark.parametrize("sampling", [Sampling(), SAMPLED, Sampling(0.8, repetition_penalty=1.3, seed=2)])
 def test_a_break_after_any_message_changes_nothing(cloud: Cloud, pace: DecodeOptions, sampling: Sampling) -> None:
     plugin = a_plugin(cloud.base.fingerprint)
@@ -103,11 +104,11 @@ def test_it_is_said_once_a_break_and_given_up_in_the_end(tiny: Path) -> None:
     said: list[str] = []
     with a_cloud(tiny) as cloud:
         links = iter([4, 10**9])
-        session = Session.open(
+        session = a_session(
             Breaking.connect(cloud.url),
             a_plugin(cloud.base.fingerprint),
             connect=lambda: Breaking.connect(cloud.url),
-            again=RetryPolicy(0.4, said.append),
+            retry=RetryPolicy(0.4, said.append),
         )
         session.link.left = next(links)  # type: ignore[attr-defined]
         assert text(session)
@@ -119,7 +120,7 @@ def test_it_is_said_once_a_break_and_given_up_in_the_end(tiny: Path) -> None:
 
 
 def test_without_a_way_back_a_break_is_an_error(cloud: Cloud) -> None:
-    session = Session.open(Breaking.connect(cloud.url), a_plugin(cloud.base.fingerprint))
+    session = a_session(Breaking.connect(cloud.url), a_plugin(cloud.base.fingerprint))
     session.link.left = 5  # type: ignore[attr-defined]
     with pytest.raises(CloudError, match="closed the connection"):
         text(session)
@@ -140,11 +141,11 @@ def test_another_cloud_takes_over(tiny: Path) -> None:
         with a_session(second.url, plugin, iter(())) as session:
             want = text(session)
         urls = iter([first.url])
-        session = Session.open(
-            WebSocketLink.connect(next(urls)),
+        session = a_session(
+            a_link(next(urls)),
             plugin,
-            connect=lambda: WebSocketLink.connect(next(urls, second.url)),
-            again=RetryPolicy(20.0),
+            connect=lambda: a_link(next(urls, second.url)),
+            retry=RetryPolicy(20.0),
         )
         pieces = []
         for piece in session.generate(PROMPT, 24, SAMPLED):
@@ -162,10 +163,10 @@ def test_a_cloud_with_another_base_does_not(tiny: Path, other: Path) -> None:
         urls = iter([first.url])
         for plugin in (a_plugin(first.base.fingerprint), None):
             urls = iter([first.url])
-            connect = lambda: WebSocketLink.connect(next(urls, second.url))  # noqa: B023, E731
+            connect = lambda: a_link(next(urls, second.url))  # noqa: B023, E731
             link = Breaking.connect(next(urls))
             link.left = 4  # type: ignore[attr-defined]
-            session = Session.open(link, plugin, connect=connect, again=RetryPolicy(20.0))
+            session = a_session(link, plugin, connect=connect, retry=RetryPolicy(20.0))
             with pytest.raises(WrongBase):
                 text(session)
             session.link.close()
@@ -176,8 +177,8 @@ def test_a_cloud_with_another_base_does_not(tiny: Path, other: Path) -> None:
 )
 def test_a_text_that_is_not_the_clouds_is_not_gone_on_with(cloud: Cloud, control: dict[str, Any]) -> None:
     """The hash must be of its reading of the prompt and of what is done."""
-    link = WebSocketLink.connect(cloud.url)
-    Session.open(link)
+    link = a_link(cloud.url)
+    a_session(link)
     prompt = {"turn": 1, **PROMPT.to_wire(), "max_tokens": 8, "sampling": Sampling().to_wire()}
     link.send(Frame(Kind.PROMPT, {**prompt, **control}))
     with pytest.raises(Exception, match=r"reads the prompt otherwise|must be at most max_tokens"):

@@ -101,9 +101,7 @@ new_plugin_options = gathered(
         option("--taps", default=9, type=click.IntRange(1, 256), help="The number of layers that are tapped."),
         option("--rank", default=64, type=click.IntRange(1), help="The width of each tapped layer's code."),
         option("--tap", help="A tap by its name, or raw: every layer, unprojected, in fp16."),
-        option(
-            "--width", default=0, type=click.IntRange(0), help="The plugin's width; 0 takes the kind's own."
-        ),
+        option("--width", default=0, type=click.IntRange(0), help="The plugin's width; 0 takes the kind's own."),
         option("--learning-rate", default=1e-3, help="The peak learning rate of AdamW."),
         option("--batch-tokens", default=64, type=click.IntRange(1), help="The approximate number of tokens a step."),
         option(

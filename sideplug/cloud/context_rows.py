@@ -78,7 +78,7 @@ class ContextRows:
         return other
 
     def usable(self, cached: ContextRows | None, length: int) -> int:
-        """How many tokens of a cached text of `length` tokens may be reused without leaving out a row that is needed."""
+        """How many of `length` cached tokens may be reused without leaving out a row that is needed."""
         if length <= self.start:
             return length
         if cached is None or cached.context != self.context or cached.start > self.start:

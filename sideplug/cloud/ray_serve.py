@@ -83,11 +83,11 @@ def app(args: dict[str, Any]) -> Any:
 def build(config: ServeConfig) -> Any:
     """The Ray application of a fleet with these settings."""
     config.check_fleet()
-    how: dict[str, Any] = {"num_replicas": config.min_replicas}
+    scaling: dict[str, Any] = {"num_replicas": config.min_replicas}
     if config.most_replicas > config.min_replicas:
         least, most = config.min_replicas, config.most_replicas
         scale = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": config.target_sessions}
-        how = {"autoscaling_config": scale}
+        scaling = {"autoscaling_config": scale}
     deployment: Any = serve.deployment(serve.ingress()(Replica)).options(
         **scaling,
         name=NAME,

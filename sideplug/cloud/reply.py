@@ -254,11 +254,11 @@ class Reply(Sequence):
     def opens(self, at: int, z_1D: np.ndarray) -> int:
         """Which gates open for position `at`, which z (1, D) predicts: bit p is part p's. Notes the gates' scores."""
         before = self.scores.get(at - 1)
-        scores = tuple(
-            gate.score(z_1D[0], before[part] if before else None) for part, gate in enumerate(self.gates)
-        )
+        scores = tuple(gate.score(z_1D[0], before[part] if before else None) for part, gate in enumerate(self.gates))
         self.scores[at] = scores
-        return sum(bool(gate.opens(score)) << part for part, (gate, score) in enumerate(zip(self.gates, scores, strict=True)))
+        return sum(
+            bool(gate.opens(score)) << part for part, (gate, score) in enumerate(zip(self.gates, scores, strict=True))
+        )
 
     def ask(self, z_1D: np.ndarray, seen: np.ndarray, now_s: float) -> Ask:
         """Open a question about the next position. `seen`: what the device sees of z, as a vector."""

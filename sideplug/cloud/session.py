@@ -380,9 +380,7 @@ class Session:
         def answer() -> None:
             rows, bias = model.head_rows(ids)
             scale, softcap = float(model.logit_scale), float(model.softcap)
-            self._send_from_engine(
-                Head(frame.part, scale, softcap, rows.astype(np.float16), bias.astype(np.float32))
-            )
+            self._send_from_engine(Head(frame.part, scale, softcap, rows.astype(np.float16), bias.astype(np.float32)))
 
         self._in_engine(answer)
 
@@ -421,4 +419,3 @@ class Session:
         seconds = round(time.monotonic() - self._began_s, 3)
         sizes = {"up": self._bytes_up, "down": self._bytes_down}
         event(log, "session ended", session=self._name, key=self._key_name, seconds=seconds, **sizes)
-

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from sideplug.cloud.config import ServeConfig
 from sideplug.cloud.admission import AdmissionLimits
+from sideplug.cloud.config import ServeConfig
 from sideplug.cloud.engine import Engine
 from sideplug.cloud.engines import Opened, Wanted, open_engine, read_prefix
-from sideplug.cloud.keys import Keys
 from sideplug.cloud.host import Limits
+from sideplug.cloud.keys import Keys
 from sideplug.cloud.service import Service
 from sideplug.cloud.store import Base
 

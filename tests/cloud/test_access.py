@@ -23,10 +23,9 @@ from sideplug.cloud.keys import Keys
 from sideplug.contract.errors import Busy, InputError, Unauthorized, Unreachable
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Kind, decode, encode
-from sideplug.device.link import WebSocketLink
-from sideplug.device.runtime import Session
+from sideplug.device.session import Session
 from tests.cloud.test_server import opening
-from tests.conftest import Cloud, a_cloud, a_plugin, eventually
+from tests.conftest import Cloud, a_cloud, a_link, a_plugin, a_session, eventually
 
 PROMPT = Prompt(ids=(5, 6))
 
@@ -88,8 +87,8 @@ def test_with_its_key(guarded: Cloud, ada: str) -> None:
     assert status == 200
     assert json.loads(whole)["status"] == "ok"
     assert get(guarded.url, "/nothing", bearer(ada))[0] == 404
-    link = WebSocketLink.connect(guarded.url, key=ada)
-    assert list(Session.open(link).generate(PROMPT, 3))
+    link = a_link(guarded.url, key=ada)
+    assert list(a_session(link).generate(PROMPT, 3))
     holders = [session.holder for session in guarded.server.sessions]
     assert [(h.name, h.limits.sessions) for h in holders if h] == [("ada", 2)]
     link.close()
@@ -128,24 +127,24 @@ def test_a_key_in_the_address_is_none(guarded: Cloud, ada: str) -> None:
 
 def test_a_key_of_another_file(guarded: Cloud, tmp_path: Path) -> None:
     with pytest.raises(Unauthorized, match="does not know this key, or no longer"):
-        WebSocketLink.connect(guarded.url, key=Keys(tmp_path / "keys.json").add("ada"))
+        a_link(guarded.url, key=Keys(tmp_path / "keys.json").add("ada"))
 
 
 def test_a_key_that_is_made_while_it_serves(guarded: Cloud, keys: Keys) -> None:
     key = keys.add("new")
-    WebSocketLink.connect(guarded.url, key=key).close()
+    a_link(guarded.url, key=key).close()
     keys.revoke("new")
     with pytest.raises(Unauthorized):
-        WebSocketLink.connect(guarded.url, key=key)
+        a_link(guarded.url, key=key)
 
 
 def test_a_revoked_keys_session_ends(guarded: Cloud, keys: Keys, ada: str) -> None:
     """In the middle of a reply, and only that key's."""
     other = keys.add("other")
-    stays = WebSocketLink.connect(guarded.url, key=other)
-    session = Session.open(stays)
-    link = WebSocketLink.connect(guarded.url, key=ada)
-    revoked = Session.open(link, a_plugin(guarded.base.fingerprint))
+    stays = a_link(guarded.url, key=other)
+    session = a_session(stays)
+    link = a_link(guarded.url, key=ada)
+    revoked = a_session(link, a_plugin(guarded.base.fingerprint))
     next(revoked.generate(PROMPT, 200))
     keys.revoke("ada")
     began = time.monotonic()
@@ -196,19 +195,19 @@ def test_a_revoked_device_that_does_not_listen(
 
 
 def test_a_key_has_so_many_sessions(guarded: Cloud, keys: Keys, ada: str) -> None:
-    links = [WebSocketLink.connect(guarded.url, key=ada) for _ in range(2)]
+    links = [a_link(guarded.url, key=ada) for _ in range(2)]
     with pytest.raises(Busy, match="this key has its 2 sessions: end one, or try later"):
-        WebSocketLink.connect(guarded.url, key=ada)
+        a_link(guarded.url, key=ada)
     with pytest.raises(InvalidStatus) as refused:
         connect(guarded.url + "/v1/session", additional_headers=dict([bearer(ada)]))
     assert (refused.value.response.status_code, refused.value.response.headers["Retry-After"]) == (429, "5")
     assert get(guarded.url, "/health", bearer(ada))[0] == 200
     other = keys.add("other")
-    WebSocketLink.connect(guarded.url, key=other).close()
+    a_link(guarded.url, key=other).close()
     keys.revoke("other")
     links.pop().close()
     eventually(lambda: len(guarded.server.sessions) == 1)
-    links.append(WebSocketLink.connect(guarded.url, key=ada))
+    links.append(a_link(guarded.url, key=ada))
     for link in links:
         link.close()
     eventually(lambda: not guarded.server.sessions)
@@ -223,7 +222,7 @@ def test_many_on_their_way_at_once_are_counted_too(guarded: Cloud, ada: str, mon
             look(holder, others)
 
     monkeypatch.setattr(access.AccessControl, "check_room", staticmethod(late))
-    links = [WebSocketLink.connect(guarded.url, key=ada) for _ in range(3)]
+    links = [a_link(guarded.url, key=ada) for _ in range(3)]
     with pytest.raises(Busy, match="this key has its 2 sessions"):
         links[2].receive(10)
     for link in links:
@@ -233,7 +232,7 @@ def test_many_on_their_way_at_once_are_counted_too(guarded: Cloud, ada: str, mon
 
 def test_zero_sessions_is_as_many_as_the_cloud_has(guarded: Cloud, keys: Keys) -> None:
     key = keys.add("many", sessions=0)
-    links = [WebSocketLink.connect(guarded.url, key=key) for _ in range(12)]
+    links = [a_link(guarded.url, key=key) for _ in range(12)]
     for link in links:
         link.close()
     keys.revoke("many")
@@ -241,7 +240,7 @@ def test_zero_sessions_is_as_many_as_the_cloud_has(guarded: Cloud, keys: Keys) -
 
 def test_without_keys_everybody_comes_in(cloud: Cloud, ada: str) -> None:
     assert get(cloud.url, "/health")[0] == 200
-    WebSocketLink.connect(cloud.url, key=ada).close()
+    a_link(cloud.url, key=ada).close()
 
 
 def test_a_certificate_of_its_own(tiny: Path, keys: Keys, ada: str, tmp_path: Path) -> None:
@@ -253,21 +252,21 @@ def test_a_certificate_of_its_own(tiny: Path, keys: Keys, ada: str, tmp_path: Pa
     with a_cloud(tiny, keys=keys, tls=context) as cloud:
         assert cloud.url.startswith("wss://")
         for pin in (own.fingerprint, own.fingerprint.upper().replace("SHA", "sha")):
-            link = WebSocketLink.connect(cloud.url, key=ada, pin=pin)
-            assert list(Session.open(link).generate(PROMPT, 3))
+            link = a_link(cloud.url, key=ada, pin=pin)
+            assert list(a_session(link).generate(PROMPT, 3))
             link.close()
         for key in ("", ada):
             with pytest.raises(Unreachable) as caught:
-                WebSocketLink.connect(cloud.url, key=key, pin=wrong)
+                a_link(cloud.url, key=key, pin=wrong)
             assert own.fingerprint in str(caught.value)
             assert wrong in str(caught.value)
             assert "\n" not in str(caught.value)
         with pytest.raises(Unreachable, match="is not trusted"):
-            WebSocketLink.connect(cloud.url, key=ada)
-        WebSocketLink.connect(cloud.url, own.file, key=ada).close()
+            a_link(cloud.url, key=ada)
+        a_link(cloud.url, own.file, key=ada).close()
         with pytest.raises(Unauthorized, match="does not know this key"):
-            WebSocketLink.connect(cloud.url, key="sp-0-0", pin=own.fingerprint)
-        WebSocketLink.connect(cloud.url.replace("127.0.0.1", "localhost"), key=ada, pin=own.fingerprint).close()
+            a_link(cloud.url, key="sp-0-0", pin=own.fingerprint)
+        a_link(cloud.url.replace("127.0.0.1", "localhost"), key=ada, pin=own.fingerprint).close()
 
 
 def test_what_a_key_may_use_of_a_minute(tiny: Path, tmp_path: Path) -> None:
@@ -275,7 +274,7 @@ def test_what_a_key_may_use_of_a_minute(tiny: Path, tmp_path: Path) -> None:
     keys = Keys(tmp_path / "keys.json")
     anna, bo = keys.add("anna", tokens_per_minute=60), keys.add("bo")
     with a_cloud(tiny, keys=keys) as cloud:
-        links = [WebSocketLink.connect(cloud.url, key=key) for key in (anna, bo)]
+        links = [a_link(cloud.url, key=key) for key in (anna, bo)]
         first, other = map(Session.open, links)
         list(first.generate(Prompt(ids=tuple(range(5, 25))), 30))  # 50, and 10 are left
         with pytest.raises(Busy, match="has used its 60 tokens a minute"):
@@ -292,8 +291,8 @@ def test_a_beginning_is_shared_within_a_key_only(tiny: Path, tmp_path: Path) -> 
     kept = []
     with a_cloud(tiny, keys=keys) as cloud:
         for key in (anna, bo, anna, bo):
-            link = WebSocketLink.connect(cloud.url, key=key)
-            session = Session.open(link)
+            link = a_link(cloud.url, key=key)
+            session = a_session(link)
             list(session.generate(Prompt(ids=tuple(range(5, 45))), 4))
             kept.append(session.usage.kept)
             link.close()

@@ -27,10 +27,8 @@ from sideplug.contract.errors import Busy, CloudError, SideplugError, Unauthoriz
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import PATH, Frame, Kind, encode
-from sideplug.device.link import WebSocketLink
 from sideplug.device.reconnect import RetryPolicy
-from sideplug.device.runtime import Session
-from tests.conftest import Cloud, a_plugin, a_session, eventually
+from tests.conftest import Cloud, a_link, a_plugin, a_session, eventually
 from tests.raw_device import a_raw_device, ask_for_rows
 from tests.test_resume import Breaking
 
@@ -161,9 +159,7 @@ def test_a_session_is_what_it_is_on_a_socket_of_our_own(tiny: Path, cloud: Cloud
         soon(lambda: not carrier.service.sessions)
         left = Breaking.connect(carrier.url)
         left.left = 6  # type: ignore[attr-defined]
-        session = Session.open(
-            left, plugin, connect=lambda: WebSocketLink.connect(carrier.url), again=RetryPolicy(20.0)
-        )
+        session = a_session(left, plugin, connect=lambda: a_link(carrier.url), retry=RetryPolicy(20.0))
         assert "".join(piece.text for piece in session.generate(PROMPT, 40, SAMPLED)) == want
         assert session.usage.resumed == 1
         session.link.close()
@@ -184,13 +180,13 @@ def test_the_doors(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert status(url, "/nothing", ada)[0] == 404
         assert status(url, PATH, ada)[0] == 426
         with pytest.raises(Unauthorized, match="this cloud wants a key"):
-            WebSocketLink.connect(url)
+            a_link(url)
         with pytest.raises(CloudError, match="says HTTP 404"):
-            WebSocketLink.connect(url + "/elsewhere", key=ada)
-        link = WebSocketLink.connect(url, key=ada)
-        Session.open(link)
+            a_link(url + "/elsewhere", key=ada)
+        link = a_link(url, key=ada)
+        a_session(link)
         with pytest.raises(Busy, match="this key has its 1 sessions"):
-            WebSocketLink.connect(url, key=ada)
+            a_link(url, key=ada)
         keys.revoke("ada")
         with pytest.raises(Unauthorized, match="was revoked"):
             link.receive()
@@ -218,14 +214,14 @@ def test_where_http_can_not_refuse_a_websocket_it_is_closed(tiny: Path) -> None:
 
 def test_one_that_goes_down_takes_nobody_new(tiny: Path) -> None:
     with a_carrier(tiny) as carrier:
-        link = WebSocketLink.connect(carrier.url)
-        Session.open(link)
+        link = a_link(carrier.url)
+        a_session(link)
         draining = asyncio.run_coroutine_threadsafe(carrier.service.drain(), carrier.loop)
         with pytest.raises(CloudError, match="closed the connection: the cloud is going down"):
             link.receive()
         draining.result(20)
         with pytest.raises(Busy, match="this part of the cloud is going down") as refused:
-            WebSocketLink.connect(carrier.url)
+            a_link(carrier.url)
         assert refused.value.retry_s
         link.close()
 
@@ -295,8 +291,8 @@ def test_where_nobody_counts_it_is_said_once(tiny: Path, bounded: bool, caplog: 
 
 def test_an_end_in_the_middle_is_an_end(tiny: Path) -> None:
     with a_carrier(tiny) as carrier:
-        link = WebSocketLink.connect(carrier.url)
-        Session.open(link)
+        link = a_link(carrier.url)
+        a_session(link)
         (session,) = carrier.service.sessions
         carrier.loop.call_soon_threadsafe(session._connection.abort)
         with pytest.raises(SideplugError, match="closed the connection"):

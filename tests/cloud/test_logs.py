@@ -12,9 +12,7 @@ from sideplug.cloud.keys import Keys
 from sideplug.cloud.logs import Formatter, event
 from sideplug.contract.errors import Busy
 from sideplug.contract.text import Prompt
-from sideplug.device.link import WebSocketLink
-from sideplug.device.runtime import Session
-from tests.conftest import a_cloud, a_plugin
+from tests.conftest import a_cloud, a_link, a_plugin, a_session
 
 log = logging.getLogger("sideplug.test")
 
@@ -42,8 +40,8 @@ def test_a_session_is_told_without_a_word_of_it(tiny: Path, tmp_path: Path, capl
     keys = Keys(tmp_path / "keys.json")
     key = keys.add("anna", tokens_per_minute=100)
     with a_cloud(tiny, keys=keys) as cloud:
-        link = WebSocketLink.connect(cloud.url, key=key)
-        session = Session.open(link, a_plugin(cloud.base.fingerprint))
+        link = a_link(cloud.url, key=key)
+        session = a_session(link, a_plugin(cloud.base.fingerprint))
         text = "".join(piece.text for piece in session.generate(Prompt.user("Is it far to the mill?"), 20))
         with pytest.raises(Busy, match=r"has used its 100 tokens a minute: try again in \d+ s") as caught:
             list(session.generate(Prompt.user("nails " * 60), 20))
@@ -67,11 +65,11 @@ def test_a_session_is_told_without_a_word_of_it(tiny: Path, tmp_path: Path, capl
 def test_what_a_device_calls_itself_can_forge_no_line(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sideplug")
     with a_cloud(tiny) as cloud:
-        link = WebSocketLink.connect(cloud.url)
-        session = Session.open(link)
+        link = a_link(cloud.url)
+        session = a_session(link)
         again = session.opening
         again.control["client"] = "x\n2026 ERROR forged " + "y" * 1000
-        other = WebSocketLink.connect(cloud.url)
+        other = a_link(cloud.url)
         other.send(again)
         other.receive()
         other.close()

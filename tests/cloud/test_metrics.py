@@ -12,8 +12,8 @@ from sideplug.cloud.counters import Histogram
 from sideplug.contract.errors import WrongBase
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Kind
-from sideplug.training.data import Example
-from sideplug.training.tape import score
+from sideplug.readers import Example
+from sideplug.training.recorder import score
 from tests.conftest import a_cloud, a_plugin, a_session
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

@@ -25,8 +25,7 @@ from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Frame, Kind, encode
 from sideplug.device.link import WebSocketLink
-from sideplug.device.runtime import Session
-from tests.conftest import Cloud, a_cloud, a_plugin, a_session, eventually
+from tests.conftest import Cloud, a_cloud, a_link, a_plugin, a_session, eventually
 
 OPEN = {"base": "", "tap": "l0.1.2-r16-s0-int8", "merge": "add", "gate": {"kind": "open"}, "client": "test"}
 PROMPT = {"turn": 1, "ids": [5, 6, 7], "max_tokens": 4, "sampling": {}}
@@ -34,7 +33,7 @@ PROMPT = {"turn": 1, "ids": [5, 6, 7], "max_tokens": 4, "sampling": {}}
 
 def exchange(cloud: Cloud, *frames: Frame) -> Exception:
     """Send these frames and read until the cloud refuses."""
-    link = WebSocketLink.connect(cloud.url)
+    link = a_link(cloud.url)
     try:
         for frame in frames:
             link.send(frame)
@@ -156,7 +155,7 @@ BAD_CORRECTIONS = {
 
 @pytest.mark.parametrize("tensors", BAD_CORRECTIONS.values(), ids=BAD_CORRECTIONS.keys())
 def test_bad_corrections(cloud: Cloud, tensors: tuple[np.ndarray, np.ndarray]) -> None:
-    link = WebSocketLink.connect(cloud.url)
+    link = a_link(cloud.url)
     link.send(opening())
     link.send(Frame(Kind.PROMPT, PROMPT))
     while link.receive(10).kind is not Kind.ASK:
@@ -169,12 +168,12 @@ def test_bad_corrections(cloud: Cloud, tensors: tuple[np.ndarray, np.ndarray]) -
 
 
 def test_garbage_on_the_socket_ends_that_session_only(cloud: Cloud) -> None:
-    link = WebSocketLink.connect(cloud.url)
+    link = a_link(cloud.url)
     link._connection.send(b"SP\x01garbage" * 9)
     with pytest.raises(ProtocolError):
         link.receive(10)
     link.close()
-    link = WebSocketLink.connect(cloud.url)
+    link = a_link(cloud.url)
     link._connection.send("text")
     with pytest.raises(ProtocolError):
         link.receive(10)
@@ -217,8 +216,8 @@ def test_cancel_frees_the_engine_and_the_session_goes_on(cloud: Cloud) -> None:
 
 
 def test_a_device_that_leaves_is_forgotten(cloud: Cloud) -> None:
-    link = WebSocketLink.connect(cloud.url)
-    session = Session.open(link, a_plugin(cloud.base.fingerprint))
+    link = a_link(cloud.url)
+    session = a_session(link, a_plugin(cloud.base.fingerprint))
     next(session.generate(Prompt(ids=(5, 6)), 200))
     link._connection.socket.close()
     eventually(lambda: not cloud.engine._works)
@@ -229,8 +228,8 @@ def test_a_session_that_was_cut_off_is_free_at_once(cloud: Cloud) -> None:
     gc.collect()
     gc.disable()
     try:
-        link = WebSocketLink.connect(cloud.url)
-        reply = Session.open(link, a_plugin(cloud.base.fingerprint)).generate(Prompt(ids=(5, 6)), 200)
+        link = a_link(cloud.url)
+        reply = a_session(link, a_plugin(cloud.base.fingerprint)).generate(Prompt(ids=(5, 6)), 200)
         next(reply)
         (session,) = map(weakref.ref, cloud.server.sessions)
         socket.socket.shutdown(link._connection.socket, socket.SHUT_RDWR)
@@ -249,7 +248,7 @@ def burst(link: WebSocketLink, *frames: Frame) -> None:
 
 def test_a_prompts_error_ends_no_other(cloud: Cloud) -> None:
     """The second came before the first one's ERROR had left: its reply must not be forgotten, and stay for ever."""
-    link = WebSocketLink.connect(cloud.url)
+    link = a_link(cloud.url)
     link.send(opening())
     burst(link, Frame(Kind.PROMPT, {**PROMPT, "max_tokens": 0}), Frame(Kind.PROMPT, {**PROMPT, "turn": 2}))
     with pytest.raises((InputError, ProtocolError)):
@@ -277,7 +276,7 @@ def test_an_error_that_repeats_much_is_sent(cloud: Cloud) -> None:
 
 
 def test_a_deadline_that_never_comes_holds_nothing(cloud: Cloud) -> None:
-    link = WebSocketLink.connect(cloud.url)
+    link = a_link(cloud.url)
     link.send(opening())
     link.receive(10)
     (session,) = cloud.server.sessions
@@ -291,7 +290,7 @@ def test_a_deadline_that_never_comes_holds_nothing(cloud: Cloud) -> None:
 
 
 def test_a_device_that_never_answers_holds_nobody_up(cloud: Cloud) -> None:
-    silent = WebSocketLink.connect(cloud.url)
+    silent = a_link(cloud.url)
     silent.send(opening())
     silent.send(Frame(Kind.PROMPT, PROMPT))
     while silent.receive(10).kind is not Kind.ASK:
@@ -307,7 +306,7 @@ def test_a_device_that_never_opens_is_sent_away(tiny: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(session, "OPEN_TIMEOUT_S", 0.2)
     with a_cloud(tiny) as cloud:
-        link = WebSocketLink.connect(cloud.url)
+        link = a_link(cloud.url)
         with pytest.raises(CloudError, match="closed the connection"):
             link.receive(10)
         link.close()
@@ -316,7 +315,7 @@ def test_a_device_that_never_opens_is_sent_away(tiny: Path, monkeypatch: pytest.
 
 def test_a_device_that_reads_nothing_makes_the_cloud_hold_little(cloud: Cloud) -> None:
     """It asks for the head's rows for ever, or for replies, and never reads: the second request already waits."""
-    link = WebSocketLink.connect(cloud.url)
+    link = a_link(cloud.url)
     link.send(opening())
     rows = Frame(Kind.ROWS, {"part": 0}, {"ids": np.arange(300, dtype=np.int32)})
     with pytest.raises((ProtocolError, CloudError)):
@@ -330,9 +329,9 @@ def test_a_device_that_reads_nothing_makes_the_cloud_hold_little(cloud: Cloud) -
 
 def test_no_more_sessions_than_allowed(tiny: Path) -> None:
     with a_cloud(tiny, sessions=2) as cloud, a_session(cloud.url), a_session(cloud.url):
-        link = WebSocketLink.connect(cloud.url)
+        link = a_link(cloud.url)
         with pytest.raises((Busy, CloudError), match="2 sessions|try later|busy"):
-            Session.open(link)
+            a_session(link)
         link.close()
 
 

@@ -24,8 +24,7 @@ from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Frame, Kind
 from sideplug.device.link import WebSocketLink
 from sideplug.device.reconnect import RetryPolicy
-from sideplug.device.runtime import Session
-from tests.conftest import Cloud, a_cloud, a_plugin, a_session, eventually, free_port, serving
+from tests.conftest import Cloud, a_cloud, a_link, a_plugin, a_session, eventually, free_port, serving
 from tests.raw_device import a_raw_device, ask_for_rows
 
 PROMPT = Prompt.user("Is it far to the mill?")
@@ -50,8 +49,8 @@ def test_a_silent_device_is_let_go_and_what_it_had_is_kept(tiny: Path, monkeypat
     monkeypatch.setattr(service, "WATCH_S", 0.02)
     with a_cloud(tiny, answer_s=0.1) as cloud:
         plugin = a_plugin(cloud.base.fingerprint)
-        link = WebSocketLink.connect(cloud.url)
-        Session.open(link, plugin)
+        link = a_link(cloud.url)
+        a_session(link, plugin)
         asked(link)
         with pytest.raises(Silent, match="has not answered for 0 s"):
             while True:
@@ -65,8 +64,8 @@ def test_a_device_that_does_not_read_has_its_reply_held(tiny: Path) -> None:
     with a_cloud(tiny) as cloud:
         with a_session(cloud.url, gate=Gate("shut")) as session:
             want = "".join(piece.text for piece in session.generate(PROMPT, 200, SAMPLED))
-        reading, read = threading.Event(), WebSocketLink.connect(cloud.url)
-        Session.open(read, gate=Gate("shut"))
+        reading, read = threading.Event(), a_link(cloud.url)
+        a_session(read, gate=Gate("shut"))
         (held,) = cloud.server.sessions
         sends = held._transmit
 
@@ -121,8 +120,8 @@ def test_a_device_that_reads_slowly_is_not(tiny: Path, monkeypatch: pytest.Monke
 def test_one_that_is_cut_off_with_much_to_send_is_gone_too(tiny: Path) -> None:
     """Its session waited for what it had to send to be read, and says something still."""
     with a_cloud(tiny) as cloud:
-        link = WebSocketLink.connect(cloud.url)
-        Session.open(link)
+        link = a_link(cloud.url)
+        a_session(link)
         (session,) = cloud.server.sessions
         cut = asyncio.Event()
 
@@ -148,10 +147,10 @@ def test_going_down_it_finishes_what_is_under_way(tiny: Path) -> None:
         with a_session(second.url, plugin) as session:
             want = "".join(piece.text for piece in session.generate(PROMPT, 30, SAMPLED))
         urls = iter([cloud.url])
-        connect = lambda: WebSocketLink.connect(next(urls, second.url))  # noqa: E731
-        session = Session.open(connect(), plugin, connect=connect, again=RetryPolicy(20.0))
-        idle = WebSocketLink.connect(cloud.url)
-        Session.open(idle)
+        connect = lambda: a_link(next(urls, second.url))  # noqa: E731
+        session = a_session(connect(), plugin, connect=connect, retry=RetryPolicy(20.0))
+        idle = a_link(cloud.url)
+        a_session(idle)
         pieces = session.generate(PROMPT, 30, SAMPLED)
         text = next(pieces).text
         down = threading.Thread(target=lambda: cloud._call(cloud.server.drain()))
@@ -185,9 +184,9 @@ def test_a_real_process_ends_in_a_reply_and_another_takes_its_port(tiny: Path, c
     with a_session(cloud.url, plugin) as session:
         want = "".join(piece.text for piece in session.generate(PROMPT, 40, SAMPLED))
     port, said = free_port(), list[str]()
-    connect = lambda: WebSocketLink.connect(f"ws://127.0.0.1:{port}")  # noqa: E731
+    connect = lambda: a_link(f"ws://127.0.0.1:{port}")  # noqa: E731
     with serving(port, tiny, "--bits", 16) as first:
-        session = Session.open(connect(), plugin, connect=connect, again=RetryPolicy(60.0, said.append))
+        session = a_session(connect(), plugin, connect=connect, retry=RetryPolicy(60.0, said.append))
         pieces = session.generate(PROMPT, 40, SAMPLED)
         text = next(pieces).text + next(pieces).text
         first.send_signal(number)

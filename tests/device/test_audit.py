@@ -21,11 +21,10 @@ from sideplug.contract.wire import HEADER_BYTES, Frame, Kind, encode, join
 from sideplug.device import audit
 from sideplug.device.audit import Recent, Recorder, Search, report
 from sideplug.device.head import DeviceHead
-from sideplug.device.link import WebSocketLink
-from sideplug.device.runtime import DecodeOptions, Session
-from sideplug.training.data import Example
-from sideplug.training.tape import record, score
-from tests.conftest import Cloud, Run, a_plugin
+from sideplug.device.reply import DecodeOptions
+from sideplug.readers import Example
+from sideplug.training.recorder import record, score
+from tests.conftest import Cloud, Run, a_link, a_plugin, a_session
 from tests.test_cli import sentence
 
 EXAMPLES = [Example(Prompt.user("Is it far?"), "As far as your feet are tired.", "x:1")]
@@ -39,9 +38,9 @@ def all_there_is(cloud: Cloud, folder: Path) -> list[Message]:
     plugin = a_plugin(cloud.base.fingerprint)
     plugin.phrases = np.array(cloud.engine.tokenizer.ids("the bridge had gone, the bees are well"), np.int32)
     heard: list[Message] = []
-    link = WebSocketLink.connect(cloud.url, record=lambda direction, message: heard.append((direction, message)))
+    link = a_link(cloud.url, record=lambda direction, message: heard.append((direction, message)))
     try:
-        session = Session.open(link, plugin)
+        session = a_session(link, plugin)
         list(session.generate(Prompt.user("Is it far?"), 12))
         head = DeviceHead.fetch(link, folder / "heads", session.model.fingerprint, session.model.vocab)
         list(session.generate(Prompt(text="Anna wrote"), 6, pace=DecodeOptions(head=head)))
@@ -175,12 +174,12 @@ def test_what_is_none_is_not_found(message: bytes) -> None:
 def test_runs_of_one_value_tell_nothing() -> None:
     """An untrained plugin's zeros are in every message."""
     from sideplug.contract.tap import Tap
-    from sideplug.device.plugin import Plugin
+    from sideplug.plugins import Plugin
 
     plugin = Plugin.new("ladder", "f" * 64, "tiny", Tap((0, 1, 2), 16), 24, 64)
-    assert not plugin.params["c"].any()
+    assert not plugin.trained.params["c"].any()
     assert Search(plugin).in_message(bytes(1000)) == []
-    for value in plugin.params.values():
+    for value in plugin.trained.params.values():
         value[:] = 0
     assert Search(plugin).in_message(bytes(1000)) == []
 

@@ -13,7 +13,8 @@ from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
 from sideplug.device.head import Bend, DeviceHead
-from sideplug.device.runtime import AHEAD, DecodeOptions, Session
+from sideplug.device.reply import WINDOW, DecodeOptions
+from sideplug.device.session import Session
 from tests.conftest import Cloud, a_plugin, a_session
 
 SAMPLINGS = [Sampling(), Sampling(0.9, top_k=40, top_p=0.95, repetition_penalty=1.3, seed=7)]
@@ -97,4 +98,4 @@ def test_a_token_that_does_not_exist_is_refused(
 
 
 def test_the_command_lines_default_is_the_runtimes() -> None:
-    assert next(p for p in generate.params if p.name == "window").default == AHEAD == DecodeOptions().ahead
+    assert next(p for p in generate.params if p.name == "window").default == WINDOW == DecodeOptions().ahead

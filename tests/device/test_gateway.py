@@ -33,7 +33,7 @@ from sideplug.device.gateway import Gateway, GatewayConfig, GatewayServer
 from sideplug.device.gateway import app as gateway_app
 from sideplug.device.gateway.pool import IDLE_SESSIONS, PAGES
 from sideplug.device.plugin_store import PluginStore
-from sideplug.device.runtime import DecodeOptions
+from sideplug.device.reply import DecodeOptions
 from sideplug.training.job import TrainingJob
 from tests.conftest import Cloud, a_cloud, a_plugin, a_session, eventually
 
@@ -41,7 +41,7 @@ HI = [{"role": "user", "content": "Is it far?"}]
 ASK = {"messages": HI, "max_tokens": 24}
 NAMES = ("anna", "mill")
 soon = partial(eventually, within_s=30.0)
-ONE_BY_ONE = DecodeOptions(ahead=0)  # so that what was answered has come down, when the next is asked
+ONE_BY_ONE = DecodeOptions(window=0)  # so that what was answered has come down, when the next is asked
 
 
 def a_person(base: str, name: str) -> Any:
@@ -268,10 +268,10 @@ def test_the_gate_s_dial(cloud: Cloud, stage: Stage) -> None:
 def test_a_gate_with_a_dial(cloud: Cloud, stage: Stage, root: Path) -> None:
     plugin = a_plugin(cloud.base.fingerprint)
     weight = np.random.default_rng(0).normal(0, 1, 64).astype(np.float32)
-    plugin.gate = Gate("linear", weight, 0.0, 0.0, 0.0, tuple(np.linspace(-6, 6, 11).tolist()))
+    plugin.trained.gate = Gate("linear", weight, 0.0, 0.0, 0.0, tuple(np.linspace(-6, 6, 11).tolist()))
     plugin.save(root / "dialled")
     for rate in (0.3, 0.6):
-        with a_session(cloud.url, plugin, gate=plugin.gate.at_rate(rate)) as session:
+        with a_session(cloud.url, plugin, gate=plugin.trained.gate.at_rate(rate)) as session:
             want = "".join(piece.text for piece in session.generate(Prompt.user("Is it far?"), 24))
         assert stage.text(model="dialled", sideplug={"gate_rate": rate}) == want
 

@@ -25,10 +25,9 @@ from sideplug.contract.errors import Busy, CloudError, InputError, ProtocolError
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import Frame, Kind, decode, encode
 from sideplug.device.address import Address
-from sideplug.device.link import WebSocketLink
-from sideplug.device.runtime import AHEAD, Session
+from sideplug.device.reply import WINDOW
 from sideplug.listen import bind
-from tests.conftest import Cloud, a_session
+from tests.conftest import Cloud, a_link, a_session
 
 
 def closed_port() -> int:
@@ -39,18 +38,18 @@ def closed_port() -> int:
 
 def test_nobody_there() -> None:
     with pytest.raises(Unreachable, match="no cloud answers at .*sideplug serve"):
-        WebSocketLink.connect(f"ws://127.0.0.1:{closed_port()}")
+        a_link(f"ws://127.0.0.1:{closed_port()}")
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8765", "ftp://x", "ws://", "ws://h:99999"])
 def test_bad_addresses(url: str) -> None:
     with pytest.raises(InputError, match="the cloud's address"):
-        WebSocketLink.connect(url)
+        a_link(url)
 
 
 def test_something_else_answers(cloud: Cloud) -> None:
     with pytest.raises(Unreachable, match="is no sideplug cloud"):
-        WebSocketLink.connect(cloud.url + "/elsewhere")
+        a_link(cloud.url + "/elsewhere")
 
 
 def test_one_that_resets_every_connection_is_not_there() -> None:
@@ -68,7 +67,7 @@ def test_one_that_resets_every_connection_is_not_there() -> None:
         threading.Thread(target=reset, daemon=True).start()
         for _ in range(30):
             with pytest.raises(Unreachable):
-                WebSocketLink.connect(f"ws://127.0.0.1:{listener.getsockname()[1]}")
+                a_link(f"ws://127.0.0.1:{listener.getsockname()[1]}")
         listener.shutdown(socket.SHUT_RDWR)
 
 
@@ -78,7 +77,7 @@ def test_bytes_are_counted_by_kind(cloud: Cloud) -> None:
         assert set(session.link.up) == {"OPEN", "PROMPT"}
         assert set(session.link.down) == {"OPENED", "BEGUN", "TOKENS", "DONE"}
         control = {"turn": 1, "ids": [5, 6], "max_tokens": 4, "sampling": session_sampling()}
-        control |= {"ahead": AHEAD, "deadline_ms": 0}
+        control |= {"ahead": WINDOW, "deadline_ms": 0}
         assert session.link.up["PROMPT"] == len(encode(Frame(Kind.PROMPT, control)))
 
 
@@ -150,10 +149,10 @@ OPENED = {
 )
 def test_a_cloud_that_misbehaves(answers: list[bytes | str | None], error: type[Exception]) -> None:
     fake = Fake(answers)
-    link = WebSocketLink.connect(fake.url)
+    link = a_link(fake.url)
     try:
         with pytest.raises(error) as caught:
-            list(Session.open(link).generate(Prompt(text="hi"), 4))
+            list(a_session(link).generate(Prompt(text="hi"), 4))
         assert "\n" not in str(caught.value)
     finally:
         link.close()
@@ -186,12 +185,12 @@ def test_tls(cloud: Cloud, tls: tuple[trustme.CA, Path]) -> None:
     url = cloud._call(cloud.server.start(bind("127.0.0.1", 0), context))
     second, cloud.server._server = cloud.server._server, first
     try:
-        link = WebSocketLink.connect(url, pem)
-        pieces = list(Session.open(link).generate(Prompt(ids=(5, 6)), 3))
+        link = a_link(url, pem)
+        pieces = list(a_session(link).generate(Prompt(ids=(5, 6)), 3))
         assert sum(len(p.ids) for p in pieces) <= 3
         link.close()
         with pytest.raises(Unreachable, match="not trusted"):
-            WebSocketLink.connect(url)
+            a_link(url)
     finally:
         second.close()
         cloud._call(second.wait_closed())
@@ -221,7 +220,7 @@ PIN = "sha256:" + "0" * 64
 )
 def test_bad_keys_and_pins(how: dict[str, str], says: str) -> None:
     with pytest.raises(InputError) as caught:
-        WebSocketLink.connect(**how)  # type: ignore[arg-type]
+        a_link(**how)  # type: ignore[arg-type]
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "sp-a" not in str(caught.value)
@@ -299,7 +298,7 @@ REFUSALS = [
 def test_refusals(status: int, body: bytes, error: type[Exception], says: str) -> None:
     server = Answering(b"HTTP/1.1 %d No\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body)
     with pytest.raises(error) as caught:
-        WebSocketLink.connect(f"ws://127.0.0.1:{server.port}", key="sp-1-secret")
+        a_link(f"ws://127.0.0.1:{server.port}", key="sp-1-secret")
     assert type(caught.value) is error
     found = str(caught.value)
     assert found.endswith(says.replace("PORT", str(server.port)))
@@ -316,7 +315,7 @@ def test_behind_a_wrong_pin_nothing_is_sent(tls: tuple[trustme.CA, Path]) -> Non
     ca.issue_cert("127.0.0.1").configure_cert(context)
     server = Answering(b"", context)
     with pytest.raises(Unreachable, match=f"and not {PIN}, which --pin asks for"):
-        WebSocketLink.connect(f"wss://127.0.0.1:{server.port}", pem, key="sp-1-secret", pin=PIN)
+        a_link(f"wss://127.0.0.1:{server.port}", pem, key="sp-1-secret", pin=PIN)
     server.thread.join(20)
     assert server.got == b""
 

@@ -18,7 +18,7 @@ from sideplug.contract.errors import InputError
 from sideplug.contract.sampling import Sampling
 from sideplug.device.gateway import openai_api
 from sideplug.device.gateway.openai_api import CompletionRequest, Defaults, ResponseShaper, StopTexts, chunks, parse
-from sideplug.device.runtime import Piece, Usage
+from sideplug.device.reply import Piece, Usage
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 

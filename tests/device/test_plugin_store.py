@@ -10,9 +10,9 @@ import pytest
 
 from sideplug.contract.errors import InputError, PluginError, Stopped, UnknownModel
 from sideplug.device import plugin_store as shelves
-from sideplug.plugins import sealed_file
-from sideplug.device.plugin import CONFIG, SEALED, WEIGHTS, Plugin
 from sideplug.device.plugin_store import PluginStore, lock, unlock
+from sideplug.plugins import Plugin, sealed_file
+from sideplug.plugins.file import CONFIG, SEALED, WEIGHTS
 from sideplug.plugins.sealed_file import WrongPassphrase
 from tests.conftest import a_plugin
 

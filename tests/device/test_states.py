@@ -31,7 +31,7 @@ def states(cloud: Cloud, ids: list[int], start: int, layers: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, seed=2)])
 def test_raw_states_as_it_writes(cloud: Cloud, sampling: Sampling) -> None:
-    with hidden.connect(cloud.url, layers=[0, 2]) as stream:
+    with hidden.listen(cloud.url, layers=[0, 2]) as stream:
         steps = list(stream.generate(PROMPT, 12, sampling))
         assert (stream.layers, stream.model.blocks) == ((0, 2), 2)
     assert [step.position for step in steps] == list(range(20, 20 + len(steps)))
@@ -41,10 +41,10 @@ def test_raw_states_as_it_writes(cloud: Cloud, sampling: Sampling) -> None:
 
 
 def test_every_layer_and_projected_ones(cloud: Cloud) -> None:
-    with hidden.connect(cloud.url) as stream:
+    with hidden.listen(cloud.url) as stream:
         steps = list(stream.generate(PROMPT, 6))
     assert steps[0].states.shape == (3, 64)
-    with hidden.connect(cloud.url, rank=8, codec="fp16") as stream:
+    with hidden.listen(cloud.url, rank=8, codec="fp16") as stream:
         projected = list(stream.generate(PROMPT, 6))
     assert [step.token for step in steps] == [step.token for step in projected]
     ids = [*PROMPT.ids, *(step.token for step in steps)]  # type: ignore[misc]
@@ -59,19 +59,19 @@ def test_the_text_is_the_models_own(cloud: Cloud, tmp_path: Path) -> None:
 
     with a_session(cloud.url) as session:
         want = "".join(piece.text for piece in session.generate(Prompt.user("Is it far?"), 20))
-    with hidden.connect(cloud.url, rank=16) as stream:
+    with hidden.listen(cloud.url, rank=16) as stream:
         assert "".join(step.text for step in stream.generate("Is it far?", 20)) == want
 
 
 def test_a_text_that_is_given(cloud: Cloud) -> None:
-    with hidden.connect(cloud.url, layers=[1, 2]) as stream:
+    with hidden.listen(cloud.url, layers=[1, 2]) as stream:
         read = stream.read("Is it far?", "As far as your feet are tired.")
     assert read.states.shape == (len(read.ids), 2, 64)
     np.testing.assert_array_equal(read.states[:, 1], read.z)  # layer N is z
 
 
 def test_what_cannot_be_tapped(cloud: Cloud) -> None:
-    with pytest.raises(InputError, match="layers must be 0 to 2"), hidden.connect(cloud.url, layers=[3]):
+    with pytest.raises(InputError, match="layers must be 0 to 2"), hidden.listen(cloud.url, layers=[3]):
         pass
-    with pytest.raises(InputError, match="give a rank"), hidden.connect(cloud.url, codec="fp16"):
+    with pytest.raises(InputError, match="give a rank"), hidden.listen(cloud.url, codec="fp16"):
         pass

@@ -26,7 +26,7 @@ from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
-from sideplug.device.plugin import Plugin
+from sideplug.plugins import Plugin
 from sideplug_bench.sotu import messages
 from tests import naive
 from tests.conftest import a_session
@@ -78,7 +78,9 @@ def asked() -> list[list[int]]:
 def a_plugin(base: str, seed: int) -> Plugin:
     """Random, and strong enough to change many tokens."""
     plugin = Plugin.new("ladder", base, DEFAULT, Tap.spread(30, 576), 64, 576, seed)
-    plugin.params["c"] = np.random.default_rng(seed).normal(0, 0.1, plugin.params["c"].shape).astype(np.float32)
+    plugin.trained.params["c"] = (
+        np.random.default_rng(seed).normal(0, 0.1, plugin.trained.params["c"].shape).astype(np.float32)
+    )
     return plugin
 
 

@@ -21,7 +21,7 @@ import openai
 import pytest
 
 from sideplug.contract.text import Prompt
-from sideplug.device.plugin import Plugin
+from sideplug.plugins import Plugin
 from tests.conftest import a_session
 from tests.slow.test_135m import a_plugin, serving
 

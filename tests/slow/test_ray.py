@@ -32,8 +32,9 @@ from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
 from sideplug.device.link import WebSocketLink
 from sideplug.device.reconnect import RetryPolicy
-from sideplug.device.runtime import DecodeOptions, Session
-from tests.conftest import Cloud, a_plugin, a_session, eventually
+from sideplug.device.reply import DecodeOptions
+from sideplug.device.session import Session
+from tests.conftest import Cloud, a_link, a_plugin, a_session, eventually
 
 pytestmark = [
     pytest.mark.slow,
@@ -86,10 +87,10 @@ class Fleet:
     errors: Path
 
     def connect(self) -> WebSocketLink:
-        return WebSocketLink.connect(self.url, key=self.key, pin=self.pin)
+        return a_link(self.url, key=self.key, pin=self.pin)
 
     def session(self, plugin: Any, said: list[str]) -> Session:
-        return Session.open(self.connect(), plugin, connect=self.connect, again=RetryPolicy(120.0, said.append))
+        return a_session(self.connect(), plugin, connect=self.connect, retry=RetryPolicy(120.0, said.append))
 
     def health(self) -> dict[str, Any]:
         """Of whichever answers."""
@@ -212,9 +213,9 @@ def together(work: Callable[[int], None]) -> None:
 def test_the_doors(fleet: Fleet) -> None:
     assert fleet.url.startswith("wss://")
     with pytest.raises(Unauthorized, match="this cloud wants a key"):
-        WebSocketLink.connect(fleet.url, pin=fleet.pin)
+        a_link(fleet.url, pin=fleet.pin)
     with pytest.raises(Unauthorized, match="does not know this key"):
-        WebSocketLink.connect(fleet.url, pin=fleet.pin, key="sp-000000000000-x")
+        a_link(fleet.url, pin=fleet.pin, key="sp-000000000000-x")
     with pytest.raises(urllib.error.HTTPError, match="401"):
         fleet.get("/health", {})
     assert fleet.health()["status"] == "ok"
@@ -256,7 +257,7 @@ def test_one_is_killed_in_the_middle_of_replies(fleet: Fleet, wanted: tuple[Any,
         session = fleet.session(plugin, said)
         for number in range(REPLIES):
             text = ""
-            pieces = session.generate(prompt(device), TOKENS, sampling(device), DecodeOptions(ahead=0))
+            pieces = session.generate(prompt(device), TOKENS, sampling(device), DecodeOptions(window=0))
             for heard, piece in enumerate(pieces):
                 if heard == number == 0:
                     begun.wait(60)
@@ -300,7 +301,7 @@ def test_all_are_replaced_while_they_serve(fleet: Fleet, wanted: tuple[Any, list
         session = fleet.session(plugin, said[device])
         while not done.is_set():
             text = "".join(
-                p.text for p in session.generate(prompt(device), TOKENS, sampling(device), DecodeOptions(ahead=0))
+                p.text for p in session.generate(prompt(device), TOKENS, sampling(device), DecodeOptions(window=0))
             )
             assert text == texts[device]
             done.wait(0.5)
@@ -326,8 +327,8 @@ def test_all_are_replaced_while_they_serve(fleet: Fleet, wanted: tuple[Any, list
 def test_it_goes_down_when_the_reply_is_done(fleet: Fleet, wanted: tuple[Any, list[str]]) -> None:
     plugin, texts = wanted
     session, idle = fleet.session(plugin, []), fleet.connect()
-    Session.open(idle)
-    pieces = session.generate(prompt(0), TOKENS, sampling(0), DecodeOptions(ahead=0))
+    a_session(idle)
+    pieces = session.generate(prompt(0), TOKENS, sampling(0), DecodeOptions(window=0))
     text = next(pieces).text
     fleet.process.send_signal(signal.SIGTERM)
     began = time.monotonic()

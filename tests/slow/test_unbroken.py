@@ -15,11 +15,10 @@ import pytest
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
-from sideplug.device.link import WebSocketLink
-from sideplug.device.plugin import Plugin
 from sideplug.device.reconnect import RetryPolicy
-from sideplug.device.runtime import Session
-from tests.conftest import free_port, serving
+from sideplug.device.session import Session
+from sideplug.plugins import Plugin
+from tests.conftest import a_link, a_session, free_port, serving
 from tests.faults import faulty, seeded
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -37,8 +36,8 @@ def port() -> int:
 def plugin(port: int) -> Iterator[Plugin]:
     """Of the default shape; its corrections change some tokens. A cloud is there as long as it is."""
     with serving(port):
-        link = WebSocketLink.connect(f"ws://127.0.0.1:{port}")
-        model = Session.open(link).model
+        link = a_link(f"ws://127.0.0.1:{port}")
+        model = a_session(link).model
         made = Plugin.new(
             "ladder", model.fingerprint, model.name, Tap.spread(model.blocks, model.width), 128, model.width
         )
@@ -50,8 +49,8 @@ def plugin(port: int) -> Iterator[Plugin]:
 
 
 def a_session(url: str, plugin: Plugin) -> Session:
-    connect = lambda: WebSocketLink.connect(url)  # noqa: E731
-    return Session.open(connect(), plugin, connect=connect, again=RetryPolicy(120.0))
+    connect = lambda: a_link(url)  # noqa: E731
+    return a_session(connect(), plugin, connect=connect, retry=RetryPolicy(120.0))
 
 
 def text(session: Session, prompt: Prompt = PROMPT) -> str:

@@ -9,7 +9,7 @@ from sideplug.contract.errors import InputError
 from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
 from sideplug.training import gate
-from sideplug.training.tape import Judged
+from sideplug.training.judged import Judged
 
 RNG = np.random.default_rng(0)
 DIRECTION = RNG.normal(size=32)

@@ -10,8 +10,9 @@ from sideplug.contract.codec import pack, unpack
 from sideplug.contract.errors import CloudError, DataError, TooLong
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
-from sideplug.training.data import Example
-from sideplug.training.tape import Tape, record, score
+from sideplug.readers import Example
+from sideplug.training.recorder import record, score
+from sideplug.training.tape import Tape
 from tests.conftest import Cloud, a_plugin, a_session
 
 TAP = Tap((0, 1, 2), 16)
@@ -129,7 +130,7 @@ def test_score_is_exact(cloud: Cloud, kind: str) -> None:
     for example in EXAMPLES[:4]:
         ids, logits, hidden = plain(cloud, example)
         tapped = hidden[:, list(plugin.tap.layers)]
-        delta = plugin.correct(plugin.tap.decode(*plugin.tap.encode(tapped)))
+        delta = plugin.trained.correct(plugin.tap.decode(*plugin.tap.encode(tapped)))
         delta = unpack(*pack(delta, int8=plugin.tap.codec == "int8"))
         z = hidden[:, 2] + delta if plugin.merge == "add" else delta
         for logits_TV, want in ((logits, want_base), (cloud.engine.model.logits(z.astype(np.float32)), want_ours)):

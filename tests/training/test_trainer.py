@@ -8,10 +8,11 @@ import pytest
 from sideplug.contract.errors import InputError, PluginError, Stopped
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
-from sideplug.device.plugin import Plugin
-from sideplug.training.data import Example
+from sideplug.plugins import Plugin
+from sideplug.readers import Example
 from sideplug.training.head import Head, fetch
-from sideplug.training.tape import Tape, record, score
+from sideplug.training.recorder import record, score
+from sideplug.training.tape import Tape
 from sideplug.training.trainer import CHECKPOINT, GENERAL_HELD, Settings, State, Trainer
 from tests.conftest import Cloud, a_session, twin
 
@@ -107,7 +108,7 @@ def test_early_stop_keeps_the_best_and_never_worse_than_the_base(
     assert result.epochs < 40
     assert result.best_loss <= result.base_loss
     trainer = Trainer(plugin, head, train, held, SETTINGS, tmp_path)
-    assert trainer._held_loss(plugin.params) == pytest.approx(result.best_loss)
+    assert trainer._held_loss(plugin.trained.params) == pytest.approx(result.best_loss)
 
 
 @pytest.mark.twin
@@ -153,7 +154,7 @@ def test_general_text_keeps_it_silent(cloud: Cloud, tmp_path: Path) -> None:
         trainer = Trainer(plugin, head, tapes[0], tapes[1], settings, tmp_path, general)
         result = trainer.run()
         trainer._tapes[GENERAL_HELD] = general[1]
-        found[weight] = trainer._divergence(plugin.params)
+        found[weight] = trainer._divergence(plugin.trained.params)
         assert result.best_loss < result.base_loss * 0.6
         assert result.general_divergence == pytest.approx(found[weight] if weight else 0.0)
     assert found[1.0] < 0.7 * found[0.0]

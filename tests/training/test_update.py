@@ -16,11 +16,12 @@ import pytest
 from sideplug.contract.errors import DataError, InputError, PluginError, Stopped, WrongBase
 from sideplug.contract.text import Prompt
 from sideplug.device.audit import Recorder
-from sideplug.device.plugin import CONFIG, SEALED, WEIGHTS, Plugin
 from sideplug.device.plugin_store import PluginStore, lock
+from sideplug.plugins import Plugin
+from sideplug.plugins.file import CONFIG, SEALED, WEIGHTS
+from sideplug.readers import Example
 from sideplug.training import pipeline, update
-from sideplug.training.data import Example
-from sideplug.training.tape import score
+from sideplug.training.recorder import score
 from sideplug.training.trainer import CHECKPOINT, Result, Settings
 from tests.conftest import Cloud, a_cloud, a_session
 
