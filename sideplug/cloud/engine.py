@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sideplug.cloud import correction_predictor
-from sideplug.cloud.admission import Admission, AdmissionLimits, begun_frame
+from sideplug.cloud import correction_predictor, reply_frames
+from sideplug.cloud.admission import Admission, AdmissionLimits
 from sideplug.cloud.counters import Counters
 from sideplug.cloud.model.base import Chunk, Forward, Model, NoCache
 from sideplug.cloud.prefix_cache import MIN_PREFIX, PrefixCache, Text
@@ -26,9 +26,8 @@ from sideplug.cloud.reply import Answer, Ask, Reply, Sequence, Top
 from sideplug.cloud.scheduler import Budget, Scheduler
 from sideplug.cloud.speculation import SpeculationPolicy
 from sideplug.cloud.tokenizer import Tokenizer
-from sideplug.contract.codec import pack
 from sideplug.contract.sampling import choose
-from sideplug.contract.wire import Frame, Kind, error_frame
+from sideplug.contract.wire import Frame, error_frame
 
 _NO_LOGITS = np.zeros(0, np.float32)  # of a row whose token the device has chosen
 log = logging.getLogger("sideplug.cloud")
@@ -90,7 +89,7 @@ class Engine:
         """Run it when there is memory for it. Raises TooLong if there never will be, Busy if too many wait already."""
         self.admission.check_size(work)
         if isinstance(work, Reply) and work.over:  # resumed, and its device had all of it but the DONE
-            work.send(begun_frame(work, 0))
+            work.send(reply_frames.begun(work, 0))
             self._settle(work)
             return
         self.admission.add(work)
@@ -276,12 +275,7 @@ class Engine:
         codes, scales = reply.spec.tap.encode(hidden_1KD)
         few = codes.size <= correction_predictor.MAX_CODES
         ask = reply.ask(z_1D, reply.spec.tap.decode(codes, scales).ravel() if few else z_1D[0], time.monotonic())
-        start, ids = reply.unsent()
-        control = {"turn": reply.turn, "run": reply.run, "at": [ask.at], "from": start, "ids": ids}
-        tensors = {"codes": codes, "scales": scales}
-        if reply.head == "device":
-            tensors["z"], _ = pack(z_1D, int8=False)
-        reply.send(Frame(Kind.ASK, control, tensors))
+        reply.send(reply_frames.ask(reply, ask, codes, scales))
         self._speculate(reply)
 
     def _speculate(self, reply: Reply) -> None:
@@ -302,20 +296,16 @@ class Engine:
             if part.at == reply.prompt_tokens:
                 self.counters.first_s.add(time.monotonic() - reply.since_s)
             self.counters.tokens["reply"] += len(part.ids)
-            text = reply.text.push(part.ids, reply.over and number == len(parts) - 1)
-            control = {"turn": reply.turn, "at": part.at, "ids": part.ids, "text": text, "by": part.by}
-            reply.send(Frame(Kind.TOKENS, {**control, "top": part.tops} if reply.top else control))
+            reply.send(reply_frames.tokens(reply, part, last=reply.over and number == len(parts) - 1))
         if reply.over:
             self._finish(reply, reply.end)
 
     def _finish(self, reply: Reply, why: str) -> None:
         """Send the text that was held back, and DONE; cache the reply's text."""
-        rest = reply.text.push([], last=True)
-        if rest:
-            at = reply.settled
-            reply.send(Frame(Kind.TOKENS, {"turn": reply.turn, "at": at, "ids": [], "text": rest, "by": "cloud"}))
-        control = {"turn": reply.turn, "why": why, "prompt": reply.prompt_tokens, "reply": reply.reply_tokens}
-        reply.send(Frame(Kind.DONE, {**control, "counts": vars(reply.counts)}))
+        rest = reply_frames.rest(reply)
+        if rest is not None:
+            reply.send(rest)
+        reply.send(reply_frames.done(reply, why))
         self.counters.replies[why] += 1
         self.counters.gate.update(vars(reply.counts))
         self.drop(reply, cache=True)
