@@ -18,13 +18,13 @@ def begun(reply: Reply, cached: int) -> Frame:
     return Frame(Kind.BEGUN, control)
 
 
-def ask(reply: Reply, ask: Ask, codes: np.ndarray, scales: np.ndarray) -> Frame:
+def ask(reply: Reply, question: Ask, codes: np.ndarray, scales: np.ndarray) -> Frame:
     """ASK: a question, what the device may see for it, and the text that it has not been sent in this run."""
     start, ids = reply.unsent()
-    control = {"turn": reply.turn, "run": reply.run, "at": [ask.at], "from": start, "ids": ids}
+    control = {"turn": reply.turn, "run": reply.run, "at": [question.at], "from": start, "ids": ids}
     tensors = {"codes": codes, "scales": scales}
     if reply.head == "device":
-        tensors["z"], _ = pack(ask.z_1D, int8=False)
+        tensors["z"], _ = pack(question.z_1D, int8=False)
     return Frame(Kind.ASK, control, tensors)
 
 
