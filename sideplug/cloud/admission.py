@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sideplug.cloud import reply_frames
 from sideplug.cloud.counters import Counters
 from sideplug.cloud.model.base import Cache, Model
 from sideplug.cloud.prefix_cache import MIN_PREFIX, CachedPrefix, PrefixCache, Text
 from sideplug.cloud.reading import ExampleWork, Fail
 from sideplug.cloud.reply import Reply, Sequence
 from sideplug.contract.errors import Busy, TooLong
-from sideplug.contract.frames import Begun
 from sideplug.contract.wire import error_frame
 
 QUEUE_RETRY_S = 5.0  # what a device that finds the queue full is told to wait
@@ -33,11 +33,6 @@ class AdmissionLimits:
     queue: int = 64
     queue_s: float = 30.0
     keep_s: float = 600.0
-
-
-def begun_frame(reply: Reply, cached: int) -> Begun:
-    """BEGUN: the reply's prompt is taken, and `cached` of its tokens need not be run."""
-    return Begun(reply.turn, reply.prompt_tokens, cached, reply.prompt_hash)
 
 
 def _text(reply: Reply, gate_id: bytes | None = None) -> Text:
@@ -158,7 +153,7 @@ class Admission:
         work.begin(cache, entry.text if entry else _text(donor) if donor else None, length)
         self._counters.tokens["kept"] += length
         self._counters.resumed += bool(work.done)
-        work.send(begun_frame(work, length))
+        work.send(reply_frames.begun(work, length))
         return True
 
     def _new_cache(self, work: Reply | ExampleWork, spare: CachedPrefix | None = None) -> Cache | None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sideplug.cloud import correction_predictor
-from sideplug.cloud.admission import Admission, AdmissionLimits, begun_frame
+from sideplug.cloud import correction_predictor, reply_frames
+from sideplug.cloud.admission import Admission, AdmissionLimits
 from sideplug.cloud.counters import Counters
 from sideplug.cloud.model.base import Chunk, Forward, Model, NoCache
 from sideplug.cloud.prefix_cache import MIN_PREFIX, PrefixCache, Text
@@ -26,11 +26,9 @@ from sideplug.cloud.reply import Answer, Ask, Reply, Sequence
 from sideplug.cloud.scheduler import Budget, Scheduler
 from sideplug.cloud.speculation import SpeculationPolicy
 from sideplug.cloud.tokenizer import Tokenizer
-from sideplug.contract.codec import pack
 from sideplug.contract.correction import mix
 from sideplug.contract.frames import Answer as AnswerFrame
-from sideplug.contract.frames import Ask as AskFrame
-from sideplug.contract.frames import Done, Score, Tokens, Top
+from sideplug.contract.frames import Score, Top
 from sideplug.contract.sampling import choose
 from sideplug.contract.wire import error_frame
 
@@ -94,7 +92,7 @@ class Engine:
         """Run it when there is memory for it. Raises TooLong if there never will be, Busy if too many wait already."""
         self.admission.check_size(work)
         if isinstance(work, Reply) and work.over:  # resumed, and its device had all of it but the DONE
-            work.send(begun_frame(work, 0))
+            work.send(reply_frames.begun(work, 0))
             self._settle(work)
             return
         self.admission.add(work)
@@ -302,13 +300,10 @@ class Engine:
         codes, scales = reply.spec.tap.encode(hidden_1KD)
         few = codes.size <= correction_predictor.MAX_CODES
         ask = reply.ask(z_1D, reply.spec.tap.decode(codes, scales).ravel() if few else z_1D[0], time.monotonic())
-        start, ids = reply.unsent()
         if reply.rows is not None:
             self._send_rows(reply, ask.at - 1)
             reply.rows.mark_sent(ask.at)
-        z = pack(z_1D, int8=False)[0] if reply.head == "device" else None
-        which = [gates] if len(reply.gates) > 1 else []
-        reply.send(AskFrame(reply.turn, reply.run, [ask.at], start, ids, codes, scales, which, z))
+        reply.send(reply_frames.ask(reply, ask, codes, scales, gates))
         self._speculate(reply)
 
     def _speculate(self, reply: Reply) -> None:
@@ -329,17 +324,16 @@ class Engine:
             if part.at == reply.prompt_tokens:
                 self.counters.first_s.add(time.monotonic() - reply.since_s)
             self.counters.tokens["reply"] += len(part.ids)
-            text = reply.text.push(part.ids, reply.over and number == len(parts) - 1)
-            reply.send(Tokens(reply.turn, part.at, part.ids, text, part.by, part.tops if reply.top else []))
+            reply.send(reply_frames.tokens(reply, part, last=reply.over and number == len(parts) - 1))
         if reply.over:
             self._finish(reply, reply.end)
 
     def _finish(self, reply: Reply, why: str) -> None:
         """Send the text that was held back, and DONE; cache the reply's text."""
-        rest = reply.text.push([], last=True)
-        if rest:
-            reply.send(Tokens(reply.turn, reply.settled, [], rest, "cloud"))
-        reply.send(Done(reply.turn, why, reply.prompt_tokens, reply.reply_tokens, dict(vars(reply.counts))))
+        rest = reply_frames.rest(reply)
+        if rest is not None:
+            reply.send(rest)
+        reply.send(reply_frames.done(reply, why))
         self.counters.replies[why] += 1
         self.counters.gate.update(vars(reply.counts))
         self.drop(reply, cache=True)

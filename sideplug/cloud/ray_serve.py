@@ -173,6 +173,7 @@ class _Stops:
         self._first.set()
 
     def wait(self) -> None:
+        """Wait for the first of them."""
         while not self._first.wait(1.0):
             pass
 

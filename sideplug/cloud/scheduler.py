@@ -23,9 +23,13 @@ class Work(Protocol):
     user: str
 
     @property
-    def pending(self) -> int: ...
+    def pending(self) -> int:
+        """Tokens that may be run now."""
+        ...
 
-    def next_ids(self, count: int) -> list[int]: ...
+    def next_ids(self, count: int) -> list[int]:
+        """The next `count` of them."""
+        ...
 
 
 W = TypeVar("W", bound=Work)

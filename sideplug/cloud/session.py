@@ -63,13 +63,17 @@ class Gone(Exception):
 class Connection(Protocol):
     """A WebSocket. `recv` and `send` raise Gone when it has ended."""
 
-    async def recv(self) -> bytes | str: ...
-
-    async def send(self, message: bytes) -> None:
-        """Returns when the device has room for more: a device that does not read makes it wait."""
+    async def recv(self) -> bytes | str:
+        """The next message."""
         ...
 
-    async def close(self, code: int, reason: str) -> None: ...
+    async def send(self, message: bytes) -> None:
+        """Send a message; it waits while the device does not read."""
+        ...
+
+    async def close(self, code: int, reason: str) -> None:
+        """Close it with a WebSocket close code and a reason."""
+        ...
 
     def abort(self) -> None:
         """Cut the connection at once, without a closing handshake."""

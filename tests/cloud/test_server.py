@@ -224,7 +224,7 @@ def test_a_device_that_leaves_is_forgotten(cloud: Cloud) -> None:
 
 
 def test_a_session_that_was_cut_off_is_free_at_once(cloud: Cloud) -> None:
-    """Not when the collector comes by: until then it holds its TLS, its connection and what it foretells from."""
+    """Not when the collector comes by: until then it holds its TLS, its connection and what its predictor knows."""
     gc.collect()
     gc.disable()
     try:
