@@ -250,7 +250,7 @@ class Engine:
 
     def _new_cache(self, work: Reply | Reading, spare: Entry | None = None) -> Cache | None:
         """For its longest end, for which kept texts are let go, but not `spare`; None: there is no room."""
-        promise = self.kept.promise(work.longest, spare)
+        promise = self.kept.reserve(work.longest, spare)
         if promise is None:
             return None
         try:

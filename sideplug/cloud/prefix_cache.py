@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sideplug.cloud.model.memory import KVMemory, Reservation
+from sideplug.cloud.model.memory import Memory, Reservation
 from sideplug.contract.errors import Busy
 
 LEAST = 16  # tokens: fewer are run again as quickly as they are copied
@@ -71,7 +71,7 @@ class Entry:
 class Kept:
     """Texts with their keys and values, the least lately used first; let go after `seconds`, or for want of memory."""
 
-    def __init__(self, memory: KVMemory, seconds: float) -> None:
+    def __init__(self, memory: Memory, seconds: float) -> None:
         self.seconds = seconds
         self._memory = memory
         self._entries: OrderedDict[int, Entry] = OrderedDict()
@@ -89,20 +89,20 @@ class Kept:
             older = entry.text
             if common(text.ids, older.ids) >= older.prompt_tokens <= text.prompt_tokens:  # it is in this one
                 self._forget(entry)
-        promise = self.promise(len(text.ids))
+        promise = self.reserve(len(text.ids))
         if promise is not None:
             entry = Entry(text, states, promise, time.monotonic())
             self._entries[id(entry)] = entry
 
     def declare(self, text: Text, states: Any) -> None:
         """Everybody's, for good. Raises Busy."""
-        self._declared.append(Entry(text, states, self._memory.promise(len(text.ids)), 0.0))
+        self._declared.append(Entry(text, states, self._memory.reserve(len(text.ids)), 0.0))
 
-    def promise(self, tokens: int, spare: Entry | None = None) -> Reservation | None:
+    def reserve(self, tokens: int, spare: Entry | None = None) -> Reservation | None:
         """Memory for `tokens`, for which texts are let go, but not `spare`; None where that does not do."""
         while True:
             try:
-                return self._memory.promise(tokens)
+                return self._memory.reserve(tokens)
             except Busy:
                 oldest = next((e for e in self._entries.values() if e is not spare), None)
                 if oldest is None:
