@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -26,7 +27,10 @@ from sideplug.contract.errors import InputError
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 Rows = Sequence[int] | slice  # rows of a step, numbered through all its chunks in order
-X = TypeVar("X")  # the arrays (T, D) that an engine computes with: NumPy's for ort, torch's tensors for torch
+# The arrays (T, D) that an engine computes with: NumPy's for ort, torch's tensors for torch.
+X = TypeVar("X")
+X_co = TypeVar("X_co", covariant=True)  # of a part that only gives them …
+X_contra = TypeVar("X_contra", contravariant=True)  # … and of one that only takes them
 
 
 class Cache(Protocol):
@@ -178,7 +182,7 @@ class Model(Protocol):
         """Run one packed step. Every chunk's cache grows by its ids. Only `layers` can be tapped afterwards."""
         ...
 
-    def logits(self, z_TD: Floats) -> Floats:
+    def logits(self, z_TD: Floats) -> np.ndarray:
         """Return the logits (T, V) float32 of z (T, D), corrected or not."""
         ...
 
@@ -192,7 +196,7 @@ class Model(Protocol):
         ...
 
 
-class Embedding(Protocol[X]):
+class Embedding(Protocol[X_co]):
     """The first part of a pipeline."""
 
     @property
@@ -200,7 +204,7 @@ class Embedding(Protocol[X]):
         """D, the width of x."""
         ...
 
-    def embed(self, ids: Sequence[int]) -> X:
+    def embed(self, ids: Sequence[int]) -> X_co:
         """Return x (T, D), what the first block gets, of T token ids."""
         ...
 
@@ -262,7 +266,7 @@ class Stage(Protocol[X]):
         ...
 
 
-class Head(Protocol[X]):
+class Head(Protocol[X_contra]):
     """The last part of a pipeline: it takes z back from the engine, corrected or not."""
 
     @property
@@ -280,8 +284,8 @@ class Head(Protocol[X]):
         """The soft cap of the logits (0: none)."""
         ...
 
-    def gather(self, states: Sequence[X], rows: Any) -> Floats:
-        """Return these rows of K states (T, D) as NumPy: (rows, K, D) float32. `rows`: what indexes an X."""
+    def gather(self, states: Sequence[X_contra], rows: Any) -> Floats:
+        """Return these rows of K states (T, D) as NumPy: (rows, K, D) float32. `rows`: what indexes such a state."""
         ...
 
     def logits(self, z_TD: Floats) -> Floats:
@@ -408,6 +412,8 @@ def ranges(blocks: int, cuts: Sequence[int]) -> list[tuple[int, int]]:
     Raises InputError unless the cuts rise from 1 to `blocks` - 1.
     """
     ends = [0, *cuts, blocks]
-    if any(a >= b for a, b in zip(ends, ends[1:], strict=False)):
-        raise InputError(f"a model of {blocks} blocks must be cut before blocks that rise, 1 to {blocks - 1}, got {cuts}")
-    return list(zip(ends, ends[1:], strict=False))
+    if any(a >= b for a, b in pairwise(ends)):
+        raise InputError(
+            f"a model of {blocks} blocks must be cut before blocks that rise, 1 to {blocks - 1}, got {cuts}"
+        )
+    return list(pairwise(ends))

@@ -1,6 +1,6 @@
 """The KV cache of one sequence: per block of the model two growing buffers, appended to in place.
 
-It grows by doubling, so appending is O(1) and a view of what is there is free. It does not know attention or scheduling.
+It grows by doubling, so appending is O(1) and a view of what is there is free. It does not know attention.
 Test: pytest tests/cloud/test_torch_model.py
 """
 

@@ -299,12 +299,12 @@ class _Block(torch.nn.Module):
 
 def _slice(body: Any, first: int, last: int) -> Any:
     """Return a copy of a body that holds only the layers `first` … `last` - 1, no embedding, and, unless these are the
-    last ones, no final norm. The layers are the body's own. Raises UnknownModel where the body has other parts."""
+    last ones, no final norm. The layers are the body's own. Raises ValueError where the body has other parts."""
     config = body.config.get_text_config()
-    layers = getattr(body, "layers", None)
+    layers = list(getattr(body, "layers", None) or ())
     parts = {name for name, module in body.named_children() if next(module.parameters(), None) is not None}
-    if parts != {"embed_tokens", "layers", "norm"} or len(layers or ()) != config.num_hidden_layers:
-        raise UnknownModel(f"{type(body).__name__} has other parts than an embedding, layers and a norm")
+    if parts != {"embed_tokens", "layers", "norm"} or len(layers) != config.num_hidden_layers:
+        raise ValueError(f"{type(body).__name__} has other parts than an embedding, layers and a norm")
     part = copy.copy(body)
     part._modules = dict(body._modules)
     part.embed_tokens = torch.nn.Identity()
@@ -345,7 +345,8 @@ class _Prepacked(torch.nn.Module):
         self._bias = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        return out
 
 
 def _prepack(module: torch.nn.Module) -> dict[tuple[torch.nn.Module, str], torch.nn.Linear]:
@@ -443,6 +444,7 @@ def _attend(
         if window:
             look &= other > where - window
     if softcap:
+        assert look is not None  # see above
         keys, values = (t.repeat_interleave(heads // groups, 0) for t in (keys, values))
         scores = (query @ keys.transpose(1, 2)) * (scaling or size**-0.5)
         scores = (torch.tanh(scores / softcap) * softcap).masked_fill(~look, float("-inf"))

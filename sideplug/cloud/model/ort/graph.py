@@ -52,8 +52,8 @@ class Variant:
         return (["d"] if self.decode else []) + [f"c{i}" for i in range(self.chunks)]
 
     def shape(self, rows: int | str) -> list[int | str]:
-        """Return the shape of `rows` rows without their width: (R, 1) or (1, R), as the attention wants them, when there
-        is one group; else (R,)."""
+        """Return the shape of `rows` rows without their width: with one group (R, 1) or (1, R), as the attention
+        wants them, else (R,)."""
         if len(self.groups) > 1 or self.decode == 2:
             return [rows]
         return [rows, 1] if self.decode else [1, rows]
@@ -140,7 +140,7 @@ def store_matrix(name: str, parts: list[str], weights: Weights, bits: int, store
 
 
 class Builder:
-    """The nodes of one graph, and of the stored tensors those that they use. Methods return the name of their output."""
+    """The nodes of one graph, and of the stored tensors those that they use. Methods return their output's name."""
 
     def __init__(self, tensors: dict[str, TensorProto]) -> None:
         self.tensors = tensors
@@ -187,7 +187,13 @@ class Builder:
         inputs = [x, self.weight(name + ".codes"), self.weight(name + ".scales")]
         if self._biased(name):
             inputs += ["", "", self.weight(name + ".bias")]
-        attributes = {"K": parts * BLOCK, "N": rows, "bits": size * 8 // BLOCK, "block_size": BLOCK, "accuracy_level": 4}
+        attributes = {
+            "K": parts * BLOCK,
+            "N": rows,
+            "bits": size * 8 // BLOCK,
+            "block_size": BLOCK,
+            "accuracy_level": 4,
+        }
         out = self.node("MatMulNBits", inputs, [name], MS, **attributes)
         if name + ".offsets" not in self.tensors:
             return out
@@ -298,7 +304,7 @@ def _attention(g: Builder, b: Blueprint, variant: Variant, i: int, h: str) -> st
 
 
 def _attend(g: Builder, b: Blueprint, i: int, group: str, qkv: str, shaped: bool) -> str:
-    """Return one group's attention: qkv (R, w), or `shaped` for it already, → (B, 1, heads · head size) or (1, T, …)."""
+    """Return one group's attention: qkv (R, w), or `shaped` already, → (B, 1, heads · head size) or (1, T, …)."""
     decode = group == "d"
     kv_shape = ["B" if decode else 1, b.kv_heads, "slot", b.head_size]
     past = []

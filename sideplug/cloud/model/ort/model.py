@@ -1,6 +1,6 @@
-"""A model on a CPU, through ONNX Runtime: its embedding, its head, and `load`, which makes the whole pipeline. No torch.
+"""A model on a CPU, through ONNX Runtime: its embedding, its head, and `load`, which makes the pipeline.
 
-It does not know sessions, plugins or the wire. Test: pytest tests/cloud/test_ort_model.py
+It needs no torch. It does not know sessions, plugins or the wire. Test: pytest tests/cloud/test_ort_model.py
 """
 
 from __future__ import annotations
@@ -50,13 +50,14 @@ class OrtHead:
     def gather(self, states: Sequence[Floats], rows: Any) -> Floats:
         """Return copies of these rows of K states (T, D): (rows, K, D)."""
         if len(states) == 1:
-            return states[0][rows][:, None]
+            one: Floats = states[0][rows]
+            return one[:, None]
         return np.stack([state[rows] for state in states], axis=1)
 
     def logits(self, z_TD: Floats) -> Floats:
         """Return the logits (T, V) float32 of z (T, D)."""
         (logits,) = self._head.run(None, {"z": np.ascontiguousarray(z_TD, np.float32)})
-        return np.asarray(logits)
+        return np.asarray(logits, np.float32)
 
     def read(self, z_TD: Floats, targets: Ints, top: int) -> tuple[Floats, Ints, Floats]:
         """As `model.Model.read`."""

@@ -73,7 +73,7 @@ class PreparedBody:
 
 @dataclass(frozen=True)
 class PreparedEnds:
-    """The kept head and embedding: head.onnx and head.bin; a matrix of its own where the embedding is not the head's."""
+    """The kept head and embedding: head.onnx, head.bin, and embedding.bin where it is not the head's matrix."""
 
     folder: Path
     blueprint: Blueprint
