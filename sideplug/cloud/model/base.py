@@ -343,8 +343,8 @@ class Pipeline(Generic[X]):
         self.head = head
         cuts = [0, *(stage.last for stage in stages)]
         if [stage.first for stage in stages] != cuts[:-1] or {stage.of for stage in stages} != {cuts[-1]}:
-            have = ", ".join(f"{stage.first} to {stage.last} of {stage.of}" for stage in stages) or "none"
-            raise InputError(f"the stages must be all blocks of one model, one behind the other, got {have}")
+            got = ", ".join(f"{stage.first} to {stage.last} of {stage.of}" for stage in stages) or "none"
+            raise InputError(f"the stages must be all blocks of one model, one behind the other, got {got}")
         self.blocks = cuts[-1]
         self.width = embedding.width
         self.vocab = head.vocab

@@ -228,7 +228,7 @@ def pipeline(lm: Any, kv_limit_bytes: int = KV_LIMIT_BYTES, cuts: Sequence[int] 
     size = getattr(config, "head_dim", None) or width // config.num_attention_heads
     token_bytes = 2 * 2 * heads * size * output.weight.element_size()  # the buffers of a cache double
     texts = [np.random.default_rng(n).integers(0, head.vocab, n).tolist() for n in (9, 6)]
-    loose = 1e-3 if output.weight.dtype == torch.float32 else 5e-2
+    tolerance = 1e-3 if output.weight.dtype == torch.float32 else 5e-2
     refusal = f"{name} can't be cut into stages" if cuts else f"{name} can't be run packed"
     parts = ranges(config.num_hidden_layers, cuts)
     limits = divide(kv_limit_bytes, [token_bytes * (last - first) for first, last in parts])
@@ -244,7 +244,7 @@ def pipeline(lm: Any, kv_limit_bytes: int = KV_LIMIT_BYTES, cuts: Sequence[int] 
         raise
     except Exception as fault:  # whatever an architecture does with what it does not know
         raise UnknownModel(f"{refusal}: {_first_line(fault)}") from fault
-    if not error < loose:
+    if not error < tolerance:
         raise UnknownModel(f"{refusal}: its logits would be off by {error:.2g}")
     if output.weight.device.type == "cpu" and output.weight.dtype == torch.float32 and has_mkldnn():
         plain_layers = _prepack(body)
@@ -253,7 +253,7 @@ def pipeline(lm: Any, kv_limit_bytes: int = KV_LIMIT_BYTES, cuts: Sequence[int] 
             error = _error_against(model, plain, texts)
         except Exception:
             error = float("inf")
-        if not error < loose:  # an architecture that looks into its layers: leave them as they were
+        if not error < tolerance:  # an architecture that looks into its layers: leave them as they were
             head.project = output
             for (parent, child), layer in plain_layers.items():
                 setattr(parent, child, layer)

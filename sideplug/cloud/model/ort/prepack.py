@@ -76,15 +76,15 @@ def _try(session: onnxruntime.InferenceSession) -> list[NDArray[Any]]:
     small = {"seen_d": [0], "total_d": [1], "seen_c0": [2], "total_c0": [3], "split": [1, 3]}
     rows, rng = 4, np.random.default_rng(0)
     feed: dict[str, NDArray[Any]] = {}
-    for taken in session.get_inputs():
-        kind = np.dtype({"tensor(float)": "f4", "tensor(int32)": "i4", "tensor(int64)": "i8"}[taken.type])
-        if taken.name in small:
-            feed[taken.name] = np.array(small[taken.name], kind)
+    for entry in session.get_inputs():
+        kind = np.dtype({"tensor(float)": "f4", "tensor(int32)": "i4", "tensor(int64)": "i8"}[entry.type])
+        if entry.name in small:
+            feed[entry.name] = np.array(small[entry.name], kind)
         else:
             sizes = {"R": rows, "B": 1, "slot": 8}
-            shape = [sizes.get(size, size) for size in taken.shape]
-            feed[taken.name] = rng.normal(size=shape).astype(kind)
-    names = [given.name for given in session.get_outputs() if not given.name.startswith("new_")]
+            shape = [sizes.get(size, size) for size in entry.shape]
+            feed[entry.name] = rng.normal(size=shape).astype(kind)
+    names = [entry.name for entry in session.get_outputs() if not entry.name.startswith("new_")]
     return list(session.run(names, feed))
 
 

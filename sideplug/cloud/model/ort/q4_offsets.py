@@ -108,9 +108,9 @@ def places(bits: int, rows: int, columns: int) -> Places | None:
 
 def write_sums(model: onnx.ModelProto, folder: Path, sums: dict[str, tuple[Places, Floats]]) -> None:
     """Write into the prepacked matrices of a graph in `folder` what multiplies each block's sum: see `take_offsets`."""
-    have = _prepacked(model, folder)
+    floats = _prepacked(model, folder)
     for name, (place, values) in sums.items():
-        have[name][place] = values
+        floats[name][place] = values
 
 
 def _prepacked(model: onnx.ModelProto, folder: Path) -> dict[str, Floats]:

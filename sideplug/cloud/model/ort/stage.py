@@ -106,13 +106,13 @@ class OrtStage:
     ) -> tuple[Floats, dict[int, Floats]]:
         """As `run`, with the chunks in the stage's own order: CHUNKS groups of several tokens in each run."""
         x = np.ascontiguousarray(x_TD, np.float32)
-        wanted = tuple(sorted({*layers, self.last} - {0}))
+        outputs = tuple(sorted({*layers, self.last} - {0}))
         decode = [chunk for chunk in chunks if is_decode(chunk)]
         several = chunks[len(decode) :]
         if self._company and len(chunks) == len(decode) == 1:
-            states = self._run_with_company(x, decode[0], wanted)
+            states = self._run_with_company(x, decode[0], outputs)
         else:
-            states = {layer: np.empty_like(x) for layer in wanted}
+            states = {layer: np.empty_like(x) for layer in outputs}
             row = 0
             for at in range(0, max(1, len(several)), CHUNKS):
                 now = several[at : at + CHUNKS]
@@ -127,10 +127,10 @@ class OrtStage:
         tapped = {layer: states[layer] if layer else x for layer in layers}
         return states[self.last], tapped
 
-    def _run_with_company(self, x_1D: Floats, chunk: Chunk, wanted: Iterable[int]) -> dict[int, Floats]:
+    def _run_with_company(self, x_1D: Floats, chunk: Chunk, outputs: Iterable[int]) -> dict[int, Floats]:
         layout = pad_to_two_rows(chunk, self._slots.lengths)
         x = np.repeat(x_1D, 2, 0)
-        states = {layer: np.empty_like(x) for layer in wanted}
+        states = {layer: np.empty_like(x) for layer in outputs}
         self._bind_and_run(layout, x, states)
         return {layer: out[layout.rows] for layer, out in states.items()}
 
@@ -151,12 +151,12 @@ class OrtStage:
         finally:
             self._slots.put_first_rows(layout.idle, kept)
 
-    def _bound(self, layout: Layout, wanted: tuple[int, ...]) -> tuple[Any, Any]:
+    def _bound(self, layout: Layout, outputs: tuple[int, ...]) -> tuple[Any, Any]:
         """Return the graph of a layout, and a binding of its slots' memory for these outputs."""
         session = self._sessions.get(layout.variant)
         if session is None:
             session = self._sessions[layout.variant] = self._prepared.session(layout.variant)
-        key = (layout.variant, layout.slots, wanted)
+        key = (layout.variant, layout.slots, outputs)
         binding = self._bindings.pop(key, None)
         if binding is None:
             binding = session.io_binding()
