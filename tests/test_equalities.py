@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from sideplug.cloud.engines import Wanted
-from sideplug.cloud.model.ort.model import OrtModel
+from sideplug.cloud.model.ort.stage import OrtStage
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
@@ -106,7 +106,7 @@ def test_b_the_wire_equals_one_process(stage: Stage, kind: str, how: str) -> Non
     cloud, plain = stage
     model = cloud.engine.model
     # A code at the edge of rounding makes much of the last bit, and torch's differ from ours: the same engine, then.
-    alone = (lambda: naive.Alone(model)) if isinstance(model, OrtModel) else plain
+    alone = (lambda: naive.Alone(model)) if isinstance(model.stages[0], OrtStage) else plain
     scale = {"ladder": 0.5, "paper": 0.05, "paper-added": 0.2}[kind]
     plugins = [a_plugin(cloud.base.fingerprint, kind, scale, seed) for seed in range(4)]
     asked = prompts(4)

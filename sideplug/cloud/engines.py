@@ -67,12 +67,12 @@ def open_model(base: Base, wanted: Wanted, say: Callable[[str], None] = lambda l
         why = "as asked" if wanted.engine == "torch" else f"the device is {wanted.device}"
         return _torch(base.folder, wanted, count, source, kv_bytes, why)
     from sideplug.cloud.model.ort import blueprint
-    from sideplug.cloud.model.ort.model import OrtModel
+    from sideplug.cloud.model.ort.model import load
 
     try:
         shape = blueprint.read(base.folder)
         bits = {"auto": 0, "4": 4, "8": 8, "16": 16}[wanted.bits]
-        model = OrtModel.load(base, shape, bits, count, cache_dir(), kv_bytes, say)
+        model = load(base, shape, bits, count, cache_dir(), kv_bytes, say)
     except Unfit as error:
         if wanted.engine == "onnx":
             raise UnknownModel(f"the onnx engine can't run {base.name}: {error}") from error
@@ -115,7 +115,7 @@ def _torch(folder: Path, wanted: Wanted, threads: int, source: str, kv_bytes: in
         raise InputError(needs if why == "as asked" else f"{why}; {needs}")
     if wanted.bits not in ("auto", "16"):
         raise InputError(f"the torch engine runs unquantised weights: leave out --bits {wanted.bits} ({why})")
-    from sideplug.cloud.model.torch_model import TorchModel
+    from sideplug.cloud.model.torch_model import load
 
-    model = TorchModel(folder, wanted.device, threads, kv_bytes)
+    model = load(folder, wanted.device, threads, kv_bytes)
     return Opened(model, "torch", f"{why}; {_bits(model.bits)}, {_threads(threads)} ({source})")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from sideplug.cloud.context_rows import ContextRows
-from sideplug.cloud.model.memory import KVMemory, Reservation
+from sideplug.cloud.model.memory import Memory, Reservation
 from sideplug.contract.errors import Busy
 
 MIN_PREFIX = 16  # tokens: running fewer is as quick as copying them
@@ -79,7 +79,7 @@ class CachedPrefix:
 class PrefixCache:
     """Cached texts, the least recently used first; evicted after `seconds` without use, or when memory is needed."""
 
-    def __init__(self, memory: KVMemory, seconds: float) -> None:
+    def __init__(self, memory: Memory, seconds: float) -> None:
         """`seconds` 0 caches nothing but what is declared."""
         self.seconds = seconds
         self._memory = memory
@@ -105,13 +105,13 @@ class PrefixCache:
 
     def declare(self, text: Text, states: Any) -> None:
         """Cache a text for everybody and for good. Raises Busy when there is no memory for it."""
-        self._declared.append(CachedPrefix(text, states, self._memory.promise(len(text.ids)), 0.0))
+        self._declared.append(CachedPrefix(text, states, self._memory.reserve(len(text.ids)), 0.0))
 
     def reserve(self, tokens: int, spare: CachedPrefix | None = None) -> Reservation | None:
         """Memory for `tokens`, evicting entries for it (but never `spare`); None if that is not enough."""
         while True:
             try:
-                return self._memory.promise(tokens)
+                return self._memory.reserve(tokens)
             except Busy:
                 oldest = next((e for e in self._entries.values() if e is not spare), None)
                 if oldest is None:

@@ -15,9 +15,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sideplug.cloud.engines import open_model
-from sideplug.cloud.model.base import Chunk
+from sideplug.cloud.model.base import Chunk, Model
 from sideplug.cloud.model.ort import blueprint, prepack, prepare, q4_offsets
-from sideplug.cloud.model.ort.model import CHUNKS, OrtModel
+from sideplug.cloud.model.ort.model import pipeline
+from sideplug.cloud.model.ort.stage import CHUNKS
 from sideplug.cloud.store import find
 from sideplug.cloud.weights import quantise
 from sideplug.contract.errors import Busy, InputError, UnknownModel
@@ -78,7 +79,7 @@ def test_it_equals_transformers(architecture: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["several", "one by one"])
-def test_how_a_step_is_cut_changes_no_bit(eight: OrtModel, kind: str) -> None:
+def test_how_a_step_is_cut_changes_no_bit(eight: Model, kind: str) -> None:
     """Chunks of two or more, of whatever sizes beside whomever, sum alike; so do single tokens. (The two differ.)"""
     asked = texts(*([30] * (CHUNKS + 2)))
     if kind == "several":
@@ -130,7 +131,7 @@ def test_read_is_the_softmax_over_the_whole_vocabulary(tmp_path: Path, softcap: 
     np.testing.assert_array_equal(top, np.argsort(-logits, 1)[:, :4])
 
 
-def test_a_trimmed_cache_goes_on_as_if_it_had_never_been_longer(eight: OrtModel) -> None:
+def test_a_trimmed_cache_goes_on_as_if_it_had_never_been_longer(eight: Model) -> None:
     (ids,) = texts(30)
     straight, cache = eight.new_cache(64), eight.new_cache(64)
     want = eight.forward([Chunk(ids, straight)]).z([-1])
@@ -139,7 +140,7 @@ def test_a_trimmed_cache_goes_on_as_if_it_had_never_been_longer(eight: OrtModel)
     np.testing.assert_array_equal(eight.forward([Chunk(ids[20:], cache)]).z([-1]), want)
 
 
-def test_layers_that_were_not_asked_for_are_never_written(eight: OrtModel) -> None:
+def test_layers_that_were_not_asked_for_are_never_written(eight: Model) -> None:
     """The same sessions, with and without taps, in turn: a binding of one must not write into the other's memory."""
     (ids,) = texts(40)
     cache = eight.new_cache(64)
@@ -172,7 +173,7 @@ def test_memory_for_next_to_nothing_is_refused(tiny: Path) -> None:
         open_model(find(str(tiny)), Wanted(kv_bytes=1000))
 
 
-def test_the_last_position_of_the_context(eight: OrtModel) -> None:
+def test_the_last_position_of_the_context(eight: Model) -> None:
     """A text that a chunk fills to the brim, between sessions that decode beside it."""
     ids = np.random.default_rng(5).integers(2, 300, 256).tolist()
     want = eight.forward([Chunk(ids, eight.new_cache(256))]).z(slice(250, 256))
@@ -187,11 +188,11 @@ def test_the_second_start_maps_what_the_first_has_made(tiny: Path, tmp_path: Pat
     base, said = find(str(tiny)), []
     shape = blueprint.read(tiny)
     prepack.start_pool(2)
-    first = prepare.prepare(tiny, shape, base.fingerprint, 8, tmp_path, said.append)
+    _, first = prepare.prepare(tiny, shape, base.fingerprint, 8, tmp_path, said.append)
     assert len(said) == 1
     files = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
     assert {path.name for path in files} == {"body.onnx", "body.bin", "head.onnx", "head.bin"}
-    again = prepare.prepare(tiny, shape, base.fingerprint, 8, tmp_path, said.append)
+    _, again = prepare.prepare(tiny, shape, base.fingerprint, 8, tmp_path, said.append)
     assert len(said) == 1
     assert {path: path.stat().st_mtime_ns for path in again.folder.iterdir()} == files
 
@@ -212,12 +213,12 @@ def test_offsets_cost_no_nodes_and_change_nothing(tiny: Path, tmp_path: Path, mo
     if q4_offsets.places(4, 64, 64) is None:
         pytest.skip("the blocks of this CPU, or of this ONNX Runtime, take no offsets")
     fast = prepare.prepare(tiny, shape, base.fingerprint, 4, tmp_path / "fast", lambda line: None)
-    monkeypatch.setattr(prepare, "places", lambda *shape: None)
+    monkeypatch.setattr(q4_offsets, "available", lambda: False)
     slow = prepare.prepare(tiny, shape, base.fingerprint, 4, tmp_path / "slow", lambda line: None)
-    assert not [name for name in fast.tensors if name.endswith(".offsets")]
-    assert len([name for name in slow.tensors if name.endswith(".offsets")]) == 8
+    assert not [name for name in fast[0][0].tensors if name.endswith(".offsets")]
+    assert len([name for name in slow[0][0].tensors if name.endswith(".offsets")]) == 8
     asked = texts(30)
-    (a, _), (b, _) = (in_pieces(OrtModel(made, 1 << 30), asked, (30,))[0] for made in (fast, slow))
+    (a, _), (b, _) = (in_pieces(pipeline(*made, 1 << 30), asked, (30,))[0] for made in (fast, slow))
     assert np.abs(a - b).mean() / np.abs(b).mean() < 0.05, "they differ by how a block's sum of inputs is rounded"
 
 

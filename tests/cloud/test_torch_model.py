@@ -16,7 +16,7 @@ torch = twin("torch")
 pytestmark = pytest.mark.twin
 
 from sideplug.cloud.model.torch_cache import KVCache  # noqa: E402
-from sideplug.cloud.model.torch_model import TorchModel  # noqa: E402
+from sideplug.cloud.model.torch_model import load, pipeline  # noqa: E402
 
 TOLERANCE = 2e-5  # of logits and states of order 1, float32
 
@@ -34,7 +34,7 @@ def test_packed_chunks_equal_the_plain_forward(architecture: str) -> None:
     lengths = (23, 14, 1, 9)
     texts = [rng.integers(0, 90, n).tolist() for n in lengths]
     want = [plain(make_lm(architecture, 90), ids) for ids in texts]
-    model = TorchModel.of(make_lm(architecture, 90))
+    model = pipeline(make_lm(architecture, 90))
     caches = [KVCache() for _ in texts]
     got: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in texts]
     # Prefill and decode rows mixed in one step, in pieces of random sizes.
@@ -45,7 +45,7 @@ def test_packed_chunks_equal_the_plain_forward(architecture: str) -> None:
             if part:
                 chunks.append(Chunk(part, cache))
                 owners.append(i)
-        out = model.forward(chunks)
+        out = model.forward(chunks, range(3))
         row = 0
         for i, chunk in zip(owners, chunks, strict=True):
             rows = slice(row, row + len(chunk.ids))
@@ -57,7 +57,7 @@ def test_packed_chunks_equal_the_plain_forward(architecture: str) -> None:
 
 
 def test_a_trimmed_cache_goes_on_as_if_it_had_never_been_longer() -> None:
-    model = TorchModel.of(make_lm("llama", 90))
+    model = pipeline(make_lm("llama", 90))
     ids = list(range(3, 33))
     straight = KVCache()
     want = model.forward([Chunk(ids, straight)]).z([-1])
@@ -71,7 +71,7 @@ def test_a_cache_grows_past_its_first_block() -> None:
     lm = make_lm("llama", 90)
     ids = np.random.default_rng(1).integers(0, 90, KVCache.FIRST + 40).tolist()
     want, _ = plain(make_lm("llama", 90), ids)
-    model = TorchModel.of(lm)
+    model = pipeline(lm)
     cache = KVCache()
     model.forward([Chunk(ids[:-30], cache)])
     for token in ids[-30:-1]:
@@ -82,7 +82,7 @@ def test_a_cache_grows_past_its_first_block() -> None:
 
 
 def test_read_is_the_softmax_over_the_whole_vocabulary() -> None:
-    model = TorchModel.of(make_lm("gemma2", 90))
+    model = pipeline(make_lm("gemma2", 90))
     z = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
     targets = np.array([1, 2, 3, 4, 89], np.int32)
     logp, top, lse = model.read(z, targets, 4)
@@ -106,7 +106,7 @@ def test_rotary_positions_that_depend_on_the_batch_are_refused() -> None:
         rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
     )
     with pytest.raises(UnknownModel, match="rotary positions"):
-        TorchModel.of(transformers.LlamaForCausalLM(config))
+        pipeline(transformers.LlamaForCausalLM(config))
 
 
 def test_an_architecture_that_ignores_our_attention_is_refused() -> None:
@@ -116,7 +116,7 @@ def test_an_architecture_that_ignores_our_attention_is_refused() -> None:
         vocab_size=90, hidden_size=32, num_hidden_layers=2, state_size=4, intermediate_size=64, time_step_rank=2
     )
     with pytest.raises(UnknownModel, match="can't be run packed"):
-        TorchModel.of(transformers.MambaForCausalLM(config))
+        pipeline(transformers.MambaForCausalLM(config))
 
 
 def test_weights_that_are_missing_are_not_made_up(tiny: Path, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_weights_that_are_missing_are_not_made_up(tiny: Path, tmp_path: Path) ->
     shutil.copytree(tiny, tmp_path / "m")
     save_file(weights, tmp_path / "m" / "model.safetensors", {"format": "pt"})
     with pytest.raises(UnknownModel, match=r"lacks 1 of its weights: model\.norm\.weight"):
-        TorchModel(tmp_path / "m")
+        load(tmp_path / "m")
     write_gguf(tmp_path / "m.gguf", tmp_path / "m")
     with pytest.raises(UnknownModel, match=r"lacks 1 of its weights: model\.norm\.weight"):
-        TorchModel(find(str(tmp_path / "m.gguf")).folder)
+        load(find(str(tmp_path / "m.gguf")).folder)

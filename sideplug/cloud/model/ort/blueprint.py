@@ -1,7 +1,8 @@
 """What a model's config.json says about its graph: sizes, norms, rotary positions, windows.
 
-Llama, Mistral, SmolLM2 and 3, Qwen2 and 2.5, Qwen3, Gemma, Gemma 2 and Gemma 3 fit one shape of block. What does not
-fit raises Unfit with the reason, and the torch engine takes it. It does not read weights.
+Llama, Mistral, SmolLM2 and 3, Qwen2 and 2.5, Qwen3, Gemma, Gemma 2 and Gemma 3 have blocks of one shape. A model of
+another shape raises Unfit with the reason, and the torch engine takes it. It does not read weights.
+Test: pytest tests/cloud/test_ort_model.py
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sideplug.cloud.weights import Unfit
 
 @dataclass(frozen=True)
 class Blueprint:
-    """Sizes and habits of one decoder-only model. Lists have one entry a block."""
+    """The sizes and variations of one decoder-only model. `rope` and `windows` have one entry a block."""
 
     family: str
     blocks: int
@@ -46,12 +47,12 @@ class Blueprint:
 
     @property
     def rotaries(self) -> list[tuple[float, ...]]:
-        """The different frequencies of its blocks."""
+        """The different inverse frequencies of its blocks."""
         return sorted(set(self.rope) - {()})
 
-    @property
-    def kv_bytes_per_token(self) -> int:
-        return 2 * self.blocks * self.kv_heads * self.head_size * 4
+    def kv_bytes_per_token(self, blocks: int) -> int:
+        """Return the bytes that the keys and values of one token take in this many blocks, in float32."""
+        return 2 * blocks * self.kv_heads * self.head_size * 4
 
 
 _FAMILIES = ("llama", "mistral", "smollm3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
@@ -59,7 +60,7 @@ _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu", "g
 
 
 def read(folder: Path) -> Blueprint:
-    """The blueprint of a model folder. Raises Unfit."""
+    """Return the blueprint of a model folder, from its config.json. Raises Unfit when its blocks have another shape."""
     config = json.loads((folder / "config.json").read_text())
     family = config.get("model_type")
     if family not in _FAMILIES:
@@ -81,7 +82,7 @@ def read(folder: Path) -> Blueprint:
         scale = config.get("query_pre_attn_scalar", 256) if family in ("gemma2", "gemma3_text") else head_size
         kinds = _layer_kinds(config, family, blocks)
         window = config.get("sliding_window") or 0
-        print_ = Blueprint(
+        blueprint = Blueprint(
             family=family,
             blocks=blocks,
             width=width,
@@ -106,20 +107,20 @@ def read(folder: Path) -> Blueprint:
         )
     except KeyError as error:
         raise Unfit(f"its config.json lacks {error}") from error
-    if print_.width % 32 or print_.hidden % 32 or (print_.heads * print_.head_size) % 32:
+    if blueprint.width % 32 or blueprint.hidden % 32 or (blueprint.heads * blueprint.head_size) % 32:
         raise Unfit("its widths are no multiples of 32, the block of the weights")
-    if print_.head_size % 8:
-        raise Unfit(f"its heads are {print_.head_size} wide, not a multiple of 8")
-    return print_
+    if blueprint.head_size % 8:
+        raise Unfit(f"its heads are {blueprint.head_size} wide, not a multiple of 8")
+    return blueprint
 
 
 def _number(config: dict[str, Any], name: str, default: float) -> float:
-    """A config's number; null means none of it."""
+    """Return a number of a config; null means 0."""
     return float(config.get(name, default) or 0.0)
 
 
 def _layer_kinds(config: dict[str, Any], family: str, blocks: int) -> list[str]:
-    """full_attention or sliding_attention of each block: as said, or as the family's older configs mean it."""
+    """Return full_attention or sliding_attention for each block, as said, or as the family's older configs mean it."""
     said = config.get("layer_types")
     full, sliding = "full_attention", "sliding_attention"
     if family == "mistral":
@@ -141,7 +142,7 @@ def _layer_kinds(config: dict[str, Any], family: str, blocks: int) -> list[str]:
 
 
 def _rope(config: dict[str, Any], family: str, kinds: Sequence[str], head_size: int) -> tuple[tuple[float, ...], ...]:
-    """Inverse frequencies of each block."""
+    """Return the inverse frequencies of each block; () for a block without positions."""
     parameters = config.get("rope_parameters") or {}
     old = {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
 
@@ -162,7 +163,7 @@ def _rope(config: dict[str, Any], family: str, kinds: Sequence[str], head_size: 
 
 
 def _inverse_frequencies(parameters: dict[str, Any], theta: float, head_size: int) -> tuple[float, ...]:
-    """RoPE (arXiv 2104.09864): theta^(-2i/d), and what its variants make of it."""
+    """Return RoPE's inverse frequencies (arXiv 2104.09864), theta^(-2i/d), as changed by its variants."""
     plain = theta ** -(np.arange(0, head_size, 2, dtype=np.float64) / head_size)
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind == "default":

@@ -1,11 +1,18 @@
-"""Offsets of 4-bit blocks for nothing: where ONNX Runtime keeps what it multiplies a block's sum of inputs with.
+"""Optional: offsets of 4-bit blocks at no cost, through a private detail of ONNX Runtime 1.31.
 
 Q4_1's weight is scale · code + minimum, with a minimum of its own for every block, but MatMulNBits takes only whole
 zero points. Its kernel for 8-bit inputs, though, adds `sum of a block's inputs · (-scale · zero point)`, and keeps that
-product, a float for each block, in the matrix that it has arranged for the CPU. So we let it arrange a matrix whose
-products are recognised, note where they went, and write our own floats there. The layout is the library's secret and
-may change: it is found anew for every shape and proven with a product that must be exact; where that fails, the graph
-adds the offsets itself (`Builder.linear`), which costs three more nodes a matrix.
+product, a float for each block, in the matrix that it has prepacked. So we let it prepack a matrix whose products can
+be recognised, note where they went, and write our own floats there. That layout is private and may change: it is found
+anew for every shape, and proven with a product that must be exact.
+
+Without this module everything works: where `available` or the proof says no, the graph adds the offsets itself
+(`Builder.linear`), which costs three more nodes a matrix.
+
+When to delete this module, with its two calls in `prepare`: as soon as pyproject.toml allows an ONNX Runtime above
+`ONLY` (1.32 packs anew at every start and compares, so the proof fails), or MatMulNBits takes a float zero point a
+block at accuracy level 4. To be looked at again with every release of ONNX Runtime, by June 2027 at the latest.
+Test: pytest tests/cloud/test_ort_model.py -k offsets
 """
 
 from __future__ import annotations
@@ -15,19 +22,52 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
+from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from sideplug.cloud.model.ort.graph import Builder
-from sideplug.cloud.model.ort.prepack import arrange, arranged, open_session
+from sideplug.cloud.model.base import Floats
+from sideplug.cloud.model.ort.graph import Builder, mapped
+from sideplug.cloud.model.ort.prepack import PREPACKED, open_session, prepack
 from sideplug.cloud.weights import BLOCK, Blocks
 
+ONLY = "1.31."  # the versions of ONNX Runtime whose layout this knows
 _NAME = "one.codes"
 
+Places = NDArray[np.int64]
 
-def places(bits: int, rows: int, columns: int) -> np.ndarray | None:
-    """Of a matrix (rows, columns): which float32 of its arranged bytes belongs to each block, (rows, columns/32).
 
-    None: not found, refused, or the proof failed.
+def available() -> bool:
+    """Return whether this ONNX Runtime is one whose private layout is known here."""
+    return str(onnxruntime.__version__).startswith(ONLY)
+
+
+def take_offsets(tensors: dict[str, TensorProto], folder: Path) -> dict[str, tuple[Places, Floats]]:
+    """Take the offsets that the kernel can add by itself out of the stored `tensors` of `folder`.
+
+    Returns what `write_sums` takes, once the graph of the other tensors is prepacked: by the name of a matrix's codes,
+    the places and what multiplies each block's sum of inputs, both (rows, columns/32). Empty where not `available`.
+    """
+    place_of: dict[tuple[int, int, int], Places | None] = {}
+    sums: dict[str, tuple[Places, Floats]] = {}
+    for name in [name for name in tensors if name.endswith(".offsets") and available()]:
+        codes, scales = name.replace(".offsets", ".codes"), name.replace(".offsets", ".scales")
+        rows, parts, size = tensors[codes].dims
+        bits = size * 8 // BLOCK
+        shape = (bits, rows, parts * BLOCK)
+        if shape not in place_of:
+            place_of[shape] = places(*shape)
+        place = place_of[shape]
+        if place is not None:
+            offsets = mapped(tensors.pop(name), folder).T
+            sums[codes] = (place, offsets - np.float32(1 << (bits - 1)) * mapped(tensors[scales], folder))
+    return sums
+
+
+def places(bits: int, rows: int, columns: int) -> Places | None:
+    """Find which float32 of the prepacked bytes of a matrix (rows, columns) belongs to each block: (rows, columns/32).
+
+    Returns None when they are not found, when ONNX Runtime refuses, or when the proof fails.
     """
     parts = columns // BLOCK
     rng = np.random.default_rng(0)
@@ -37,8 +77,8 @@ def places(bits: int, rows: int, columns: int) -> np.ndarray | None:
         zero = 1 << (bits - 1)
         marks = np.arange(1, rows * parts + 1, dtype=np.float32).reshape(rows, parts)
         marked = Blocks(bits, np.full((rows, parts, 4 * bits), 0x88 if bits == 4 else 0x80, np.uint8), marks)
-        (found,) = arranged(arrange(_matmul(marked), folder, "marked"), folder).values()
-        number = found / -zero
+        (floats,) = _prepacked(prepack(_matmul(marked), folder, "marked"), folder).values()
+        number = floats / -zero
         with np.errstate(invalid="ignore"):
             at = np.flatnonzero((number >= 1) & (number <= marks.size) & (number == np.rint(number)))
         if len(at) != marks.size or len(np.unique(number[at])) != marks.size:
@@ -50,7 +90,7 @@ def places(bits: int, rows: int, columns: int) -> np.ndarray | None:
         codes = rng.integers(0, 256, marked.codes.shape, dtype=np.uint8)
         scales, offsets = (rng.normal(1, 0.1, (2, rows, parts)) * [[[0.01]], [[0.1]]]).astype(np.float32)
         blocks = Blocks(bits, codes, scales, offsets)
-        model = arrange(_matmul(blocks), folder, "proof")
+        model = prepack(_matmul(blocks), folder, "proof")
         write_sums(model, folder, {_NAME: (place, offsets - zero * scales)})
         x = rng.integers(-126, 127, (5, columns)).astype(np.float32)
         x[:, ::BLOCK] = 127
@@ -66,15 +106,28 @@ def places(bits: int, rows: int, columns: int) -> np.ndarray | None:
     return place
 
 
-def write_sums(model: onnx.ModelProto, folder: Path, sums: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Into matrices, by the name of their codes: places, and what multiplies each block's sum, (rows, columns/32)."""
-    have = arranged(model, folder)
+def write_sums(model: onnx.ModelProto, folder: Path, sums: dict[str, tuple[Places, Floats]]) -> None:
+    """Write into the prepacked matrices of a graph in `folder` what multiplies each block's sum: see `take_offsets`."""
+    floats = _prepacked(model, folder)
     for name, (place, values) in sums.items():
-        have[name][place] = values
+        floats[name][place] = values
+
+
+def _prepacked(model: onnx.ModelProto, folder: Path) -> dict[str, Floats]:
+    """Return the prepacked bytes of each matrix of a graph as float32 (n,), mapped from `folder` to be written."""
+    floats: dict[str, Floats] = {}
+    for tensor in model.graph.initializer:
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        for key, value in where.items():
+            if key.startswith(PREPACKED):
+                offset, length, _ = value.split("|")[1].split(";")
+                file = folder / where["location"]
+                floats[tensor.name] = np.memmap(file, np.float32, "r+", int(offset), (int(length) // 4,))
+    return floats
 
 
 def _matmul(blocks: Blocks) -> onnx.ModelProto:
-    """x (R, K) → y (R, N) through this matrix alone, as the model's own graph has it."""
+    """Return the graph x (R, K) → y (R, N) through this matrix alone, as the model's own graph has it."""
     rows, columns = blocks.shape
     g = Builder(
         {
