@@ -40,7 +40,8 @@ class CorrectionPredictor:
         if self._fit is None:
             return 0.0
         mean_C, mean_D, codes_HC, weight_HD = self._fit
-        return mean_D + (codes_C - mean_C) @ codes_HC.T @ weight_HD
+        predicted: np.ndarray = mean_D + (codes_C - mean_C) @ codes_HC.T @ weight_HD
+        return predicted
 
     def _refit(self) -> None:
         codes_HC, delta_HD = (np.stack(column) for column in zip(*self._past, strict=True))

@@ -45,10 +45,17 @@ CHARACTERS_PER_TOKEN = 100  # no tokenizer has longer tokens on average, so a te
 class Shape(Protocol):
     """What a request is checked against: the sizes of the served model."""
 
-    blocks: int
-    width: int
-    vocab: int
-    context: int
+    @property
+    def blocks(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def vocab(self) -> int: ...
+
+    @property
+    def context(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -214,8 +214,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     import transformers
     from safetensors.torch import save_file
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet: Any = transformers.logging
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
     load: Any = transformers.AutoModelForCausalLM.from_pretrained
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:

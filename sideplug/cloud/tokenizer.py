@@ -164,7 +164,8 @@ def _compile(source: str) -> jinja2.Template:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        settings: dict[str, Any] = json.loads(path.read_text())
+        return settings
     except FileNotFoundError:
         return {}
     except ValueError as error:

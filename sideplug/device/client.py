@@ -12,11 +12,12 @@ from functools import partial
 
 import msgspec
 
+from sideplug.contract.defaults import DEFAULT_URL
 from sideplug.contract.errors import CloudError
 from sideplug.contract.frames import ModelInfo
 from sideplug.contract.gate import Gate
 from sideplug.contract.wire import MODEL_PATH
-from sideplug.device.address import DEFAULT_URL, Address, get
+from sideplug.device.address import Address, get
 from sideplug.device.link import Link, Record, WebSocketLink
 from sideplug.device.reconnect import RetryPolicy
 from sideplug.device.responders import PluginResponder, Responder

@@ -50,7 +50,8 @@ class Link(Protocol):
 
 def _refusal(url: str, response: Response) -> CloudError:
     """What a server that gave no session says, in its own sentence where it has one."""
-    kind = {401: Unauthorized, 429: Busy, 503: Busy}.get(response.status_code)
+    kinds: dict[int, type[CloudError]] = {401: Unauthorized, 429: Busy, 503: Busy}
+    kind = kinds.get(response.status_code)
     if kind is None:
         return Unreachable(f"{url} answers, but is no sideplug cloud: it says HTTP {response.status_code}")
     error = kind(sentence(bytes(response.body or b"")) or f"{url} says HTTP {response.status_code}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypedDict
+from typing import Protocol, TypedDict, cast
 
 import numpy as np
 
@@ -182,7 +182,7 @@ class Listener(_NoAnswer):
             self.heard.update(zip(ask.at, self._tap.decode(ask.codes, ask.scales), strict=True))
         zero = Correction(np.zeros(self._width, np.float32))
         count = sum(len(ask.at) for ask in asks)
-        return AnswerFields(**pack_corrections([zero] * count, self._width, self._tap.codec == "int8"))
+        return cast(AnswerFields, pack_corrections([zero] * count, self._width, self._tap.codec == "int8"))
 
     def score(self, example: Example) -> Packed:
         """Raises ProtocolError: a listener corrects nothing."""
@@ -312,8 +312,7 @@ class PluginAnswering:
     def answer(self, asks: Sequence[Ask]) -> AnswerFields:
         """See Answering."""
         corrections = [each for ask in asks for each in self.corrections(ask)]
-        packed = pack_corrections(corrections, self._width, self._tap.codec == "int8")
-        return AnswerFields(**packed)
+        return cast(AnswerFields, pack_corrections(corrections, self._width, self._tap.codec == "int8"))
 
     def skip(self, ask: Ask) -> None:
         """See Answering."""

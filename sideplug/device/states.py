@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sideplug.contract.defaults import DEFAULT_URL
 from sideplug.contract.errors import InputError, ProtocolError
 from sideplug.contract.frames import Example, ModelInfo, Read
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
-from sideplug.device.address import DEFAULT_URL, Address
+from sideplug.device.address import Address
 from sideplug.device.client import Client
 from sideplug.device.responders import Listener
 from sideplug.device.session import Session

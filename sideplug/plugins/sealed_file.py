@@ -21,6 +21,7 @@ import hmac
 import importlib.util
 import os
 import struct
+from typing import Any
 
 from sideplug.contract.errors import InputError, PluginError
 
@@ -96,7 +97,7 @@ def _keys(passphrase: str, salt: bytes) -> tuple[bytes, bytes]:
     return key[:32], key[32:]
 
 
-def _cipher():  # type: ignore[no-untyped-def]
+def _cipher() -> Any:
     if importlib.util.find_spec("cryptography") is None:
         raise InputError("a passphrase needs the package cryptography: pip install 'sideplug[seal]'")
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM

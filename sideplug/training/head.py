@@ -46,7 +46,8 @@ class Head:
     def _logits(self, z_TD: np.ndarray) -> np.ndarray:
         """(T, S + n) float32."""
         raw = (z_TD @ self.rows_CD.T + self.bias_C) * np.float32(self.scale)
-        return np.tanh(raw / self.softcap) * np.float32(self.softcap) if self.softcap else raw
+        logits: np.ndarray = np.tanh(raw / self.softcap) * np.float32(self.softcap) if self.softcap else raw
+        return logits
 
     def log_weight(self, z_TD: np.ndarray, lse: np.ndarray) -> np.ndarray:
         """(T,) log of what each sampled token counts: log rest − log Σ_n exp(base l_n), from the base's z and lse."""
@@ -57,7 +58,8 @@ class Head:
         inside = _logsumexp(logits[:, :count])
         # Rounding may find all mass inside: then the rest counts as a millionth, never as nothing.
         share = np.clip(-np.expm1(np.minimum(inside - lse, 0.0)), 1e-6, 1.0)
-        return (lse + np.log(share) - _logsumexp(logits[:, count:])).astype(np.float32)
+        weight: np.ndarray = (lse + np.log(share) - _logsumexp(logits[:, count:])).astype(np.float32)
+        return weight
 
     def _weighted(self, z_TD: np.ndarray, log_weight: np.ndarray) -> np.ndarray:
         logits = self._logits(z_TD)
@@ -67,7 +69,8 @@ class Head:
     def loss(self, z_TD: np.ndarray, columns: np.ndarray, log_weight: np.ndarray) -> np.ndarray:
         """(T,) −log p of each target."""
         logits = self._weighted(z_TD, log_weight)
-        return _logsumexp(logits) - logits[np.arange(len(columns)), columns]
+        losses: np.ndarray = _logsumexp(logits) - logits[np.arange(len(columns)), columns]
+        return losses
 
     def loss_and_gradient(
         self, z_TD: np.ndarray, columns: np.ndarray, log_weight: np.ndarray
@@ -109,5 +112,6 @@ def fetch(session: Session, ids: np.ndarray, sample: int = SAMPLE, seed: int = 0
 
 
 def _logsumexp(x: np.ndarray) -> np.ndarray:
-    peak = x.max(axis=-1)
-    return peak + np.log(np.exp(x - peak[:, None]).sum(axis=-1))
+    peak: np.ndarray = x.max(axis=-1)
+    total: np.ndarray = peak + np.log(np.exp(x - peak[:, None]).sum(axis=-1))
+    return total

@@ -26,8 +26,8 @@ from sideplug.device.session import Session
 from sideplug.paths import cache_dir, write_aside
 from sideplug.plugins import Plugin
 from sideplug.plugins.base import trained_kind
+from sideplug.readers import Example
 from sideplug.training import data, gate, head, recorder, tape
-from sideplug.training.data import Example
 from sideplug.training.fit import TrainConfig
 from sideplug.training.tape import Tape
 from sideplug.training.trainer import Progress, Result, Trainer

@@ -23,7 +23,7 @@ from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.contract.wire import VERSION, encode
 from sideplug.device.session import Session
 from sideplug.paths import write_aside
-from sideplug.training.data import Example
+from sideplug.readers import Example
 from sideplug.training.judged import Judged
 from sideplug.training.tape import Tape, digest, frame_spans, read_identity
 

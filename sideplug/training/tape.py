@@ -24,7 +24,7 @@ from sideplug.contract.errors import DataError, ProtocolError
 from sideplug.contract.frames import Example as Frame
 from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.contract.wire import HEADER_BYTES, decode, frame_size
-from sideplug.training.data import Example
+from sideplug.readers import Example
 
 
 @dataclass

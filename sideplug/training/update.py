@@ -19,8 +19,8 @@ from sideplug.device.responders import Silent
 from sideplug.paths import write_aside
 from sideplug.plugins import Plugin
 from sideplug.plugins.file import is_sealed
+from sideplug.readers import Example
 from sideplug.training import pipeline
-from sideplug.training.data import Example
 from sideplug.training.fit import TrainConfig
 from sideplug.training.tape import Tape
 from sideplug.training.trainer import Trainer
