@@ -187,8 +187,8 @@ def _parts(frame: Frame, message: bytes) -> dict[str, int]:
     tensors = tensors_of(frame)
     listing = [[name, t.dtype.str[1:], list(t.shape)] for name, t in tensors.items()]
     shapes = _size("t") + _size(listing) if listing else 0
-    count = len(fields) + bool(listing)
-    envelope = HEADER_BYTES + (1 if count < 16 else 3)  # the map's own bytes
+    fixed = message[HEADER_BYTES] >> 4 == 8  # else a map with room for more fields than it has: two bytes longer
+    envelope = HEADER_BYTES + (1 if fixed else 3)  # the map's own bytes
     sizes = {f"{name} (numbers)": tensor.nbytes for name, tensor in tensors.items()}
     return {**fields, **sizes, "shapes": shapes, "header": envelope}
 
