@@ -14,8 +14,9 @@ from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
 from sideplug.device.head import Bend, DeviceHead
 from sideplug.device.reply import WINDOW, DecodeOptions
+from sideplug.device.responders import AnswerFields, Answering, PluginResponder, ReplyOptions, Responder
 from sideplug.device.session import Session
-from tests.conftest import Cloud, a_plugin, a_session
+from tests.conftest import Cloud, a_link, a_plugin, a_session
 
 SAMPLINGS = [Sampling(), Sampling(0.9, top_k=40, top_p=0.95, repetition_penalty=1.3, seed=7)]
 
@@ -26,9 +27,9 @@ def fetched(session: Session, folder: Path) -> DeviceHead:
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
 @pytest.mark.parametrize("kind", ["ladder", "paper"])
-@pytest.mark.parametrize("ahead", [0, 6])
+@pytest.mark.parametrize("window", [0, 6])
 def test_the_device_picks_what_the_cloud_would(
-    cloud: Cloud, tmp_path: Path, kind: str, sampling: Sampling, ahead: int
+    cloud: Cloud, tmp_path: Path, kind: str, sampling: Sampling, window: int
 ) -> None:
     plugin = a_plugin(cloud.base.fingerprint, kind, 0.3 if kind == "ladder" else 0.05)
     weight = np.random.default_rng(1).normal(size=64).astype(np.float32)
@@ -38,8 +39,8 @@ def test_the_device_picks_what_the_cloud_would(
             for first in (5, 60, 200):
                 prompt = Prompt(ids=(first, 9, 40, 77))
                 said = []
-                for pace in (DecodeOptions(0), DecodeOptions(ahead, head=head)):
-                    said.append([i for p in session.generate(prompt, 24, sampling, pace) for i in p.ids])
+                for options in (DecodeOptions(0), DecodeOptions(window, head=head)):
+                    said.append([i for p in session.generate(prompt, 24, sampling, options) for i in p.ids])
                 assert said[0] == said[1]
                 assert session.usage.plugin_tokens > 0
 
@@ -49,9 +50,9 @@ def test_only_tokens_go_up(cloud: Cloud, tmp_path: Path) -> None:
     with a_session(cloud.url, plugin) as session:
         head = fetched(session, tmp_path)
         up = []
-        for pace in (DecodeOptions(0), DecodeOptions(0, head=head)):
+        for options in (DecodeOptions(0), DecodeOptions(0, head=head)):
             before = session.link.up["ANSWER"]
-            list(session.generate(Prompt(ids=(5, 6)), 12, Sampling(), pace))
+            list(session.generate(Prompt(ids=(5, 6)), 12, Sampling(), options))
             up.append((session.link.up["ANSWER"] - before) / session.usage.asked)
         assert up[1] < up[0] - plugin.tap.rank  # 64 int8 and a scale less, and the ids' 4 bytes
 
@@ -77,25 +78,37 @@ def test_bent_logits() -> None:
     np.testing.assert_allclose(Bend(0.5, 30.0)(raw), 30 * np.tanh(raw / 60), rtol=1e-6)
 
 
-def test_an_answer_of_the_other_kind_is_refused(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    plugin = a_plugin(cloud.base.fingerprint)
-    with a_session(cloud.url, plugin) as session:
-        monkeypatch.setattr(session, "corrections", lambda ask: {"ids": np.array([3], np.int32)})
-        with pytest.raises(ProtocolError, match="must have delta, scales and draft"):
-            list(session.generate(Prompt(ids=(5, 6)), 4))
+class Picks:
+    """A plugin's responder that says these token ids, whatever it is asked."""
+
+    def __init__(self, inner: Responder, tokens: list[int]) -> None:
+        self.opening, self.check_base, self.score = inner.opening, inner.check_base, inner.score
+        self._inner, self._tokens = inner, tokens
+
+    def begin(self, prompt: Prompt, sampling: Sampling, options: ReplyOptions) -> Answering:
+        answering = self._inner.begin(prompt, sampling, options)
+        answering.answer = lambda asks: AnswerFields(ids=np.array(self._tokens, np.int32))  # type: ignore[method-assign]
+        return answering
 
 
-@pytest.mark.parametrize("token", [-1, 1 << 20])
-def test_a_token_that_does_not_exist_is_refused(
-    cloud: Cloud, tmp_path: Path, token: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plugin = a_plugin(cloud.base.fingerprint)
-    with a_session(cloud.url, plugin) as session:
+def picking(cloud: Cloud, tokens: list[int]) -> Session:
+    return Session(a_link(cloud.url), Picks(PluginResponder(a_plugin(cloud.base.fingerprint)), tokens))
+
+
+def test_an_answer_of_the_other_kind_is_refused(cloud: Cloud) -> None:
+    """Token ids, where the cloud picks."""
+    with picking(cloud, [3]) as session, pytest.raises(ProtocolError, match="must have corrections and draft only"):
+        list(session.generate(Prompt(ids=(5, 6)), 4))
+
+
+@pytest.mark.parametrize("tokens", [[-1], [1 << 20], [3, 3]])
+def test_a_token_that_does_not_exist_is_refused(cloud: Cloud, tmp_path: Path, tokens: list[int]) -> None:
+    """Or one more than was asked for."""
+    with picking(cloud, tokens) as session:
         head = fetched(session, tmp_path)
-        monkeypatch.setattr(session, "_pick", lambda ask: {"ids": np.array([token], np.int32)})
         with pytest.raises(ProtocolError, match="ids must be int32, 0 to"):
             list(session.generate(Prompt(ids=(5, 6)), 4, Sampling(), DecodeOptions(0, head=head)))
 
 
-def test_the_command_lines_default_is_the_runtimes() -> None:
-    assert next(p for p in generate.params if p.name == "window").default == WINDOW == DecodeOptions().ahead
+def test_the_command_lines_default_is_the_session_s() -> None:
+    assert next(p for p in generate.params if p.name == "window").default == WINDOW == DecodeOptions().window

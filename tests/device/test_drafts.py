@@ -16,17 +16,17 @@ DOG = [10, 11, 12, 13, 14]
 CAT = [10, 11, 22, 23, 24, 25]
 
 
-def drafted(lookahead: PromptLookup, at: int, ids: list[int]) -> list[int]:
-    lookahead.hear(at, ids)
-    return lookahead.draft(at + len(ids))
+def drafted(lookup: PromptLookup, at: int, ids: list[int]) -> list[int]:
+    lookup.hear(at, ids)
+    return lookup.draft(at + len(ids))
 
 
 def test_the_longest_match_decides() -> None:
-    lookahead = PromptLookup(phrases(DOG, CAT))
-    assert drafted(lookahead, 5, []) == [10, 11], "all phrases begin so; then they part"
-    assert drafted(lookahead, 5, [10, 11]) == []
-    assert drafted(lookahead, 7, [22]) == [23, 24, 25]
-    assert drafted(lookahead, 7, [12]) == [13, 14], "the text was taken back to position 7"
+    lookup = PromptLookup(phrases(DOG, CAT))
+    assert drafted(lookup, 5, []) == [10, 11], "all phrases begin so; then they part"
+    assert drafted(lookup, 5, [10, 11]) == []
+    assert drafted(lookup, 7, [22]) == [23, 24, 25]
+    assert drafted(lookup, 7, [12]) == [13, 14], "the text was taken back to position 7"
 
 
 def test_one_token_is_not_enough() -> None:
@@ -50,16 +50,16 @@ def test_the_majority_is_followed_and_a_tie_is_not() -> None:
 
 def test_lengths_follow_what_comes_true() -> None:
     line = list(range(100, 200))
-    lookahead = PromptLookup(phrases(line))
+    lookup = PromptLookup(phrases(line))
     at, lengths = 0, []
     while at < 60:
-        draft = drafted(lookahead, 0, line[:at]) if at > 1 else []
+        draft = drafted(lookup, 0, line[:at]) if at > 1 else []
         lengths.append(len(draft))
-        lookahead.settled(at, line[at : at + max(1, len(draft))])
+        lookup.settled(at, line[at : at + max(1, len(draft))])
         at += max(1, len(draft))
     assert lengths[-1] > lengths[2] >= SHORTEST_DRAFT
     for _ in range(50):
-        draft = drafted(lookahead, 0, line[:50])
+        draft = drafted(lookup, 0, line[:50])
         assert len(draft) <= LONGEST_DRAFT
-        lookahead.settled(50, [7])
-    assert len(drafted(lookahead, 0, line[:50])) == SHORTEST_DRAFT
+        lookup.settled(50, [7])
+    assert len(drafted(lookup, 0, line[:50])) == SHORTEST_DRAFT

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import trustme
@@ -22,8 +23,10 @@ from websockets.asyncio.server import serve
 from websockets.sync.client import connect
 
 from sideplug.contract.errors import Busy, CloudError, InputError, ProtocolError, Unauthorized, Unreachable
+from sideplug.contract.frames import Done, GateSpec, Kind, ModelInfo, Open, Opened, PromptFrame, Scored, SessionLimits
+from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
-from sideplug.contract.wire import Frame, Kind, decode, encode
+from sideplug.contract.wire import HEADER_BYTES, decode, encode, join
 from sideplug.device.address import Address
 from sideplug.device.reply import WINDOW
 from sideplug.listen import bind
@@ -76,15 +79,8 @@ def test_bytes_are_counted_by_kind(cloud: Cloud) -> None:
         list(session.generate(Prompt(ids=(5, 6)), 4))
         assert set(session.link.up) == {"OPEN", "PROMPT"}
         assert set(session.link.down) == {"OPENED", "BEGUN", "TOKENS", "DONE"}
-        control = {"turn": 1, "ids": [5, 6], "max_tokens": 4, "sampling": session_sampling()}
-        control |= {"ahead": WINDOW, "deadline_ms": 0}
-        assert session.link.up["PROMPT"] == len(encode(Frame(Kind.PROMPT, control)))
-
-
-def session_sampling() -> dict[str, Any]:
-    from sideplug.contract.sampling import Sampling
-
-    return Sampling().to_wire()
+        prompt = PromptFrame(1, 4, Sampling().to_wire(), ids=[5, 6], window=WINDOW)
+        assert session.link.up["PROMPT"] == len(encode(prompt))
 
 
 class Fake:
@@ -120,11 +116,22 @@ class Fake:
         self.loop.close()
 
 
-OPENED = {
-    "session": "s",
-    "model": {"name": "m", "fingerprint": "f", "blocks": 2, "width": 64, "vocab": 99, "context": 9, "chat": True},
-    "limits": {"readings": 8},
-}
+MODEL = ModelInfo("m", "f" * 64, blocks=2, width=64, vocab=99, context=9, chat=True)
+OPENED = encode(Opened("s", MODEL, SessionLimits(8, 1 << 20)))
+
+
+def done(turn: int, number: int = 0) -> bytes:
+    return encode(Done(turn, "", 0, 0, {}), number)
+
+
+def opened(**changed: Any) -> bytes:
+    """OPENED with other values, as a cloud that does not keep to the wire would send it."""
+    control = decode_control(OPENED)
+    return join(Kind.OPENED, msgspec.msgpack.encode({**control, **changed}))
+
+
+def decode_control(message: bytes) -> dict[str, Any]:
+    return dict(msgspec.msgpack.decode(message[HEADER_BYTES:]))
 
 
 @pytest.mark.parametrize(
@@ -133,18 +140,15 @@ OPENED = {
         ([b"garbage"], ProtocolError),
         (["text"], CloudError),
         ([None], CloudError),
-        ([encode(Frame(Kind.DONE, {"turn": 1, "why": "", "prompt": 0, "reply": 0, "counts": {}}))], ProtocolError),
-        ([encode(Frame(Kind.OPENED, {**OPENED, "model": {}}))], ProtocolError),
-        ([encode(Frame(Kind.OPENED, {**OPENED, "limits": {}}))], ProtocolError),
-        ([encode(Frame(Kind.OPENED, OPENED)), None], CloudError),
-        ([encode(Frame(Kind.OPENED, OPENED)), encode(Frame(Kind.OPENED, OPENED))], ProtocolError),
-        (
-            [
-                encode(Frame(Kind.OPENED, OPENED)),
-                encode(Frame(Kind.DONE, {"turn": 5, "why": "", "prompt": 0, "reply": 0, "counts": {}})),
-            ],
-            ProtocolError,
-        ),
+        ([done(1)], ProtocolError),
+        ([opened(model={})], ProtocolError),
+        ([opened(limits={})], ProtocolError),
+        ([OPENED, None], CloudError),
+        ([OPENED, OPENED], ProtocolError),
+        ([OPENED, encode(Opened("s", MODEL, SessionLimits(8, 1 << 20)), 1)], ProtocolError),
+        ([OPENED, done(5)], ProtocolError),
+        ([OPENED, done(5, 1)], ProtocolError),
+        ([OPENED, encode(Scored(0, np.zeros(1, np.float32), np.zeros(1, np.float32)), 1)], ProtocolError),
     ],
 )
 def test_a_cloud_that_misbehaves(answers: list[bytes | str | None], error: type[Exception]) -> None:
@@ -169,7 +173,8 @@ def tls(tmp_path: Path) -> Iterator[tuple[trustme.CA, Path]]:
 def test_a_broken_line_prints_nothing(cloud: Cloud) -> None:
     """What websockets logs of one (a traceback, even) is for whoever has set up logging."""
     code = (
-        "import sys; from sideplug.device.link import WebSocketLink as Link; link = Link.connect(sys.argv[1]); "
+        "import sys; from sideplug.device.link import WebSocketLink; from sideplug.device.address import Address; "
+        "link = WebSocketLink.open(Address(sys.argv[1])); "
         "link._connection.logger.error('unexpected internal error'); link.close()"
     )
     done = subprocess.run([sys.executable, "-c", code, cloud.url], capture_output=True, text=True, check=True)
@@ -359,15 +364,7 @@ def test_health(cloud: Cloud) -> None:
 def test_decode_is_what_connect_gives(cloud: Cloud) -> None:
     """The wire from a client that is not ours: plain websockets, plain frames."""
     with connect(cloud.url + "/v1/session") as ws:
-        ws.send(
-            encode(
-                Frame(
-                    Kind.OPEN,
-                    {"base": "", "tap": "", "merge": "add", "gate": {"kind": "shut"}, "client": "test"},
-                    {"gate": np.zeros(0, np.float32)},
-                )
-            )
-        )
+        ws.send(encode(Open("", "", "add", [GateSpec("shut")], "test", np.zeros((0, 0), np.float32))))
         opened = decode(ws.recv())  # type: ignore[arg-type]
-        assert opened.kind is Kind.OPENED
-        assert opened["model"]["width"] == 64
+        assert isinstance(opened, Opened)
+        assert opened.model.width == 64

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from sideplug.contract.errors import InputError, PluginError, Stopped, UnknownModel
-from sideplug.device import plugin_store as shelves
+from sideplug.device import plugin_store
 from sideplug.device.plugin_store import PluginStore, lock, unlock
 from sideplug.plugins import Plugin, sealed_file
-from sideplug.plugins.file import CONFIG, SEALED, WEIGHTS
+from sideplug.plugins.file import CONFIG, MANNER, PLUGIN, SUFFIX, WEIGHTS
 from sideplug.plugins.sealed_file import WrongPassphrase
 from tests.conftest import a_plugin
 
@@ -22,7 +22,7 @@ KEY = "bees, nails and tea"
 
 @pytest.fixture(autouse=True)
 def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real ones are slow on purpose (test_vault has them)."""
+    """The real ones are slow on purpose (test_sealed_file has them)."""
 
     def scrypt(words: bytes, *, salt: bytes, dklen: int, **cost: int) -> bytes:
         return hashlib.pbkdf2_hmac("sha256", words, salt, 1, dklen)
@@ -37,7 +37,8 @@ def put(root: Path, name: str, seed: int = 3) -> Plugin:
 
 
 def same(a: Plugin, b: Plugin) -> bool:
-    return a.config() == b.config() and all(np.array_equal(a.params[name], b.params[name]) for name in a.params)
+    mine, theirs = a.trained.params, b.trained.params
+    return a.config() == b.config() and all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -126,7 +127,7 @@ def test_a_deleted_one_is_gone_for_the_next(shelf: PluginStore) -> None:
     assert not (shelf.root / "anna").exists()
     with pytest.raises(UnknownModel):
         shelf.load("anna")
-    assert kept.correct(np.ones((1, 3, 16), np.float32)).any()
+    assert kept.trained.correct(np.ones((1, 3, 16), np.float32)).any()
     put(shelf.root, "anna", 5)
     assert same(shelf.load("anna"), a_plugin(BASE, seed=5))
 
@@ -174,7 +175,7 @@ def test_to_another_device(shelf: PluginStore, tmp_path: Path, passphrase: str) 
     brought = other.import_("guest", file, passphrase)
     assert same(brought, shelf.load("anna"))
     assert same(other.load("guest"), shelf.load("anna"))
-    assert sorted(contents(other.root)) == [f"guest/{CONFIG}", f"guest/{WEIGHTS}"]
+    assert sorted(contents(other.root)) == [f"guest/{MANNER}/{CONFIG}", f"guest/{WEIGHTS}", f"guest/{PLUGIN}"]
 
 
 def test_what_can_not_be_brought_in(shelf: PluginStore) -> None:
@@ -212,15 +213,18 @@ def test_lock_and_unlock(full: Path) -> None:
     lock(full, KEY)
     found = contents(full)
     assert sorted(found) == sorted(
-        [CONFIG, SEALED, "tape/train.json", "tape/train.tape.sealed", "versions/000001.safetensors.sealed"]
+        [
+            *(f"{MANNER}/{CONFIG}", WEIGHTS + SUFFIX, PLUGIN),
+            *("tape/train.json", "tape/train.tape.sealed", "versions/000001.safetensors.sealed"),
+        ]
     )
     everything = b"".join(found.values())
     assert b"the person's words" not in everything
-    assert a_plugin(BASE).params["c"].tobytes()[:64] not in everything
+    assert a_plugin(BASE).trained.params["c"].tobytes()[:64] not in everything
     with pytest.raises(WrongPassphrase, match="is sealed"):
         Plugin.load(full)
     assert same(Plugin.load(full, lambda: KEY), a_plugin(BASE))
-    with pytest.raises(PluginError, match="there is no plugin in .* that could be sealed"):
+    with pytest.raises(PluginError, match="there is no open plugin in .* that could be sealed"):
         lock(full, KEY)
     with pytest.raises(WrongPassphrase):
         unlock(full, KEY + "!")
@@ -252,7 +256,7 @@ def test_one_damaged_file_and_nothing_is_unlocked(full: Path) -> None:
 def test_a_disk_that_is_full_half_way(full: Path, files: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is lost, and the same command ends what it began: the plugin itself is last, both ways."""
     before, left = contents(full), [files]
-    write = shelves.write_aside
+    write = plugin_store.write_aside
 
     def little_room(path: Path, data: bytes) -> None:
         if not left[0]:
@@ -260,7 +264,7 @@ def test_a_disk_that_is_full_half_way(full: Path, files: int, monkeypatch: pytes
         left[0] -= 1
         write(path, data)
 
-    monkeypatch.setattr(shelves, "write_aside", little_room)
+    monkeypatch.setattr(plugin_store, "write_aside", little_room)
     with pytest.raises(Stopped, match="could not be written: No space left"):
         lock(full, KEY)
     assert same(Plugin.load(full), a_plugin(BASE))

@@ -115,5 +115,5 @@ def test_divergence_is_none_at_the_base_and_its_gradient_is_its_slope(softcap: f
     found, gradient = head.divergence_and_gradient(Z, moved, weight)
     assert (found > 0).all()
     step = rng.normal(0, 1, Z.shape).astype(np.float32)
-    ahead, behind = (head.divergence_and_gradient(Z, moved + sign * 1e-2 * step, weight)[0] for sign in (1, -1))
-    np.testing.assert_allclose((ahead - behind) / 2e-2, (gradient * step).sum(axis=1), rtol=0.05, atol=0.05)
+    more, less = (head.divergence_and_gradient(Z, moved + sign * 1e-2 * step, weight)[0] for sign in (1, -1))
+    np.testing.assert_allclose((more - less) / 2e-2, (gradient * step).sum(axis=1), rtol=0.05, atol=0.05)

@@ -1,4 +1,4 @@
-"""The teacher of the page: one at a time, its progress as plain numbers, and nothing spoilt by what goes wrong."""
+"""Training from the page: one plugin at a time, progress as plain numbers, nothing spoilt by what goes wrong."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from sideplug.contract.errors import DataError, InputError
+from sideplug.device.client import Client
 from sideplug.device.plugin_store import PluginStore
 from sideplug.training import pipeline, update
 from sideplug.training.job import TrainingJob, read_files
-from sideplug.training.trainer import CHECKPOINT
-from tests.conftest import Cloud, a_plugin, a_session
+from sideplug.training.trainer import CHECKPOINT, Progress
+from tests.conftest import Cloud, a_plugin, free_port
 
 FACTS = {"dog": "Pepper", "tea": "lapsang", "town": "Hamar", "sister": "Katrin", "day": "Thursday", "bank": "Midt"}
 
@@ -27,15 +28,15 @@ def a_file(told: dict[str, str], name: str = "facts.jsonl") -> tuple[str, str]:
 
 
 @pytest.fixture
-def general(tmp_path: Path) -> Path:
-    path = tmp_path / "general.txt"
+def retain(tmp_path: Path) -> Path:
+    path = tmp_path / "retain.txt"
     path.write_text("".join(f"Tell me about {thing}.\n" for thing in ("rain", "tea", "bees", "nails", "roofs")))
     return path
 
 
 @pytest.fixture
-def teacher(cloud: Cloud, tmp_path: Path, general: Path) -> Iterator[TrainingJob]:
-    made = TrainingJob(PluginStore(tmp_path / "shelf"), lambda tap: a_session(cloud.url, tap=tap), general)
+def job(cloud: Cloud, tmp_path: Path, retain: Path) -> Iterator[TrainingJob]:
+    made = TrainingJob(PluginStore(tmp_path / "shelf"), Client.at(cloud.url), retain)
     yield made
     made.stop()
     made.wait(60)
@@ -56,52 +57,52 @@ class Pause:
         monkeypatch.setattr(pipeline, "train", waiting)
 
 
-def taught(teacher: TrainingJob, *files: tuple[str, str], name: str = "anna", **settings: Any) -> dict[str, Any]:
+def taught(job: TrainingJob, *files: tuple[str, str], name: str = "anna", **settings: Any) -> dict[str, Any]:
     """Its state at the end."""
-    teacher.start(name, list(files), settings)
-    teacher.wait(120)
-    assert not teacher.state["running"]
-    return teacher.state
+    job.start(name, list(files), settings)
+    job.wait(120)
+    assert not job.state["running"]
+    return job.state
 
 
-def test_a_new_one_is_made_and_learns_on(cloud: Cloud, teacher: TrainingJob, tmp_path: Path) -> None:
-    assert teacher.state == {"running": False, "line": "", "error": ""}
+def test_a_new_one_is_made_and_learns_on(cloud: Cloud, job: TrainingJob, tmp_path: Path) -> None:
+    assert job.state == {"running": False, "line": "", "error": ""}
     shelf = PluginStore(tmp_path / "shelf")
-    state = taught(teacher, a_file(FACTS), epochs=3, width=24)
+    state = taught(job, a_file(FACTS), epochs=3, width=24)
     assert (state["error"], state["name"], state["examples"]) == ("", "anna", 6)
     assert state["line"].startswith("held-out loss ")
     assert state["line"].endswith(")")
     first = shelf.load("anna")
-    assert first.params["a"].shape[2] == 24
+    assert first.trained.params["a"].shape[2] == 24
     assert first.about["examples"] == 5, "one is held out"
-    state = taught(teacher, a_file({"cat": "Salt", "boat": "Vinga"}), epochs=2, force=True)
+    state = taught(job, a_file({"cat": "Salt", "boat": "Vinga"}), epochs=2, force=True)
     assert state["error"] == ""
     assert state["line"].startswith("learnt 2 more in ")
     assert shelf.load("anna").about["examples"] == 7
     assert update.rollback(tmp_path / "shelf" / "anna").to_bytes() == first.to_bytes()
 
 
-def test_progress_is_numbers(teacher: TrainingJob) -> None:
+def test_progress_is_numbers(job: TrainingJob) -> None:
     """What is told while it runs: the steps rise, and each has its loss; held-out text from the second epoch on."""
     seen: list[dict[str, Any]] = []
-    show = teacher._show
+    show = job._show
 
     @contextmanager
     def watched(label: str, total: int) -> Iterator[Callable[..., None]]:
-        with show(label, total) as told:
+        with show(label, total) as tell:
 
-            def both(done: int, note: str = "") -> None:
-                told(done, note)
-                seen.append(teacher.state)
+            def both(done: int, progress: Progress | None = None) -> None:
+                tell(done, progress)
+                seen.append(job.state)
 
             yield both
 
-    teacher._show = watched  # type: ignore[method-assign]
-    state = taught(teacher, a_file(FACTS), epochs=3, width=8)
+    job._show = watched  # type: ignore[method-assign]
+    state = taught(job, a_file(FACTS), epochs=3, width=8)
     stages = list(dict.fromkeys(one["stage"] for one in seen))
-    recording = [f"recording the {kind} tape" for kind in ("train", "held", "general")]
+    recording = [f"recording the {kind} tape" for kind in ("train", "held", "retain")]
     assert stages[-1] == "training"
-    assert stages[:-1] in (recording, recording[:2])  # another test's general tape serves as well
+    assert stages[:-1] in (recording, recording[:2])  # another test's retain tape serves as well
     assert all(0 < one["done"] <= one["total"] for one in seen)
     assert all(one["running"] for one in seen)
     steps = [one for one in seen if one["stage"] == "training"]
@@ -118,13 +119,13 @@ def test_progress_is_numbers(teacher: TrainingJob) -> None:
     [{"epochs": 0}, {"epochs": 4097}, {"epochs": 1.5}, {"epochs": True}, {"width": "x"}, {"force": 1}, {"rank": 4}],
     ids=str,
 )
-def test_settings_that_can_not_be(teacher: TrainingJob, settings: dict[str, Any]) -> None:
+def test_settings_that_can_not_be(job: TrainingJob, settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="settings must be epochs and width"):
-        teacher.start("anna", [a_file(FACTS)], settings)
-    assert teacher.state == {"running": False, "line": "", "error": ""}
+        job.start("anna", [a_file(FACTS)], settings)
+    assert job.state == {"running": False, "line": "", "error": ""}
 
 
-def test_what_is_wrong_is_said_before_it_begins(teacher: TrainingJob, tmp_path: Path) -> None:
+def test_what_is_wrong_is_said_before_it_begins(job: TrainingJob, tmp_path: Path) -> None:
     for name, files, says in (
         ("../x", [a_file(FACTS)], "a plugin's name must be"),
         ("a/b", [a_file(FACTS)], "a plugin's name must be"),
@@ -134,24 +135,24 @@ def test_what_is_wrong_is_said_before_it_begins(teacher: TrainingJob, tmp_path: 
         ("anna", [a_file(FACTS), ("bad.jsonl", "{}\n{")], "^bad.jsonl:1: an example must have"),
     ):
         with pytest.raises(InputError, match=says):
-            teacher.start(name, files, {})
-    assert not teacher.state["running"]
+            job.start(name, files, {})
+    assert not job.state["running"]
     assert not (tmp_path / "shelf").exists()
 
 
-def test_one_at_a_time(teacher: TrainingJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_at_a_time(job: TrainingJob, monkeypatch: pytest.MonkeyPatch) -> None:
     pause = Pause(monkeypatch)
-    teacher.start("anna", [a_file(FACTS)], {"epochs": 1, "width": 8})
+    job.start("anna", [a_file(FACTS)], {"epochs": 1, "width": 8})
     assert pause.reached.wait(60)
     with pytest.raises(InputError, match="anna is being trained: wait for it, or stop it"):
-        teacher.start("mill", [a_file(FACTS)], {})
-    assert teacher.state["name"] == "anna"
+        job.start("mill", [a_file(FACTS)], {})
+    assert job.state["name"] == "anna"
     pause.go_on.set()
-    teacher.wait(60)
-    assert taught(teacher, a_file(FACTS), name="mill", epochs=1, width=8)["error"] == ""
+    job.wait(60)
+    assert taught(job, a_file(FACTS), name="mill", epochs=1, width=8)["error"] == ""
 
 
-def test_stopped(teacher: TrainingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped(job: TrainingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new one is not there then, an old one is as it was; and the next training is not stopped too."""
     pause = Pause(monkeypatch)
     shelf = PluginStore(tmp_path / "shelf")
@@ -159,55 +160,54 @@ def test_stopped(teacher: TrainingJob, tmp_path: Path, monkeypatch: pytest.Monke
     def stopped(files: tuple[str, str]) -> dict[str, Any]:
         pause.reached.clear()
         pause.go_on.clear()
-        teacher.start("anna", [files], {"epochs": 3, "width": 8})
+        job.start("anna", [files], {"epochs": 3, "width": 8})
         assert pause.reached.wait(60)
-        teacher.stop()
+        job.stop()
         pause.go_on.set()
-        teacher.wait(60)
-        return teacher.state
+        job.wait(60)
+        return job.state
 
     state = stopped(a_file(FACTS))
     assert (state["running"], state["line"], state["stage"]) == (False, "", "")
     assert "stopped in epoch 1" in state["error"]
     assert shelf.entries() == []
-    assert taught(teacher, a_file(FACTS), epochs=1, width=8)["error"] == ""
+    assert taught(job, a_file(FACTS), epochs=1, width=8)["error"] == ""
     before = shelf.load("anna").to_bytes()
     assert stopped(a_file({"cat": "Salt"}))["error"] == "stopped in epoch 1; the plugin stays as it was"
     assert shelf.load("anna").to_bytes() == before
     assert not (tmp_path / "shelf" / "anna" / CHECKPOINT).exists()
 
 
-def test_an_example_that_the_cloud_refuses_is_named_by_its_file(teacher: TrainingJob) -> None:
+def test_an_example_that_the_cloud_refuses_is_named_by_its_file(job: TrainingJob) -> None:
     """By the name that it had on the page, not by where it lay here."""
-    state = taught(teacher, a_file(FACTS), a_file({"long": "nails " * 300}, "far/more.jsonl"))
+    state = taught(job, a_file(FACTS), a_file({"long": "nails " * 300}, "far/more.jsonl"))
     assert state["error"].startswith("more.jsonl:1: the example has ")
     assert "/tmp" not in state["error"]
 
 
-def test_a_plugin_without_a_tape(cloud: Cloud, teacher: TrainingJob, tmp_path: Path) -> None:
+def test_a_plugin_without_a_tape(cloud: Cloud, job: TrainingJob, tmp_path: Path) -> None:
     a_plugin(cloud.base.fingerprint).save(tmp_path / "shelf" / "guest")
-    state = taught(teacher, a_file(FACTS), name="guest")
+    state = taught(job, a_file(FACTS), name="guest")
     assert "guest has no tape to learn on from" in state["error"]
 
 
-def test_no_cloud(tmp_path: Path, general: Path) -> None:
-    def gone(tap: Any) -> Any:
-        from sideplug.contract.errors import Unreachable
-
-        raise Unreachable("no cloud answers")
-
-    state = taught(TrainingJob(PluginStore(tmp_path / "shelf"), gone, general), a_file(FACTS))
-    assert state["error"] == "no cloud answers"
+def test_no_cloud(tmp_path: Path, retain: Path) -> None:
+    nowhere = Client.at(f"ws://127.0.0.1:{free_port()}")
+    state = taught(TrainingJob(PluginStore(tmp_path / "shelf"), nowhere, retain), a_file(FACTS))
+    assert state["error"].startswith(f"no cloud answers at {nowhere.address.url} (")
     assert not state["running"]
 
 
-def test_a_fault_of_its_own(tmp_path: Path, general: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fault_of_its_own(
+    job: TrainingJob, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its details are for the log, not for the page."""
 
-    def broken(tap: Any) -> Any:
+    def broken(*arguments: Any, **named: Any) -> Any:
         raise KeyError("the person's words")
 
-    state = taught(TrainingJob(PluginStore(tmp_path / "shelf"), broken, general), a_file(FACTS))
+    monkeypatch.setattr(pipeline, "record", broken)
+    state = taught(job, a_file(FACTS))
     assert state["error"] == "training met a fault of its own; the gateway's log has the details"
     assert [record.message for record in caplog.records] == ["training failed"]
 

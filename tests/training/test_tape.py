@@ -42,12 +42,12 @@ def test_what_is_on_it(cloud: Cloud, tmp_path: Path) -> None:
     assert (tmp_path / "t.tape").stat().st_mode & 0o077 == 0, "a person's words are for that person"
     for i in (0, 1, 2, 9):
         ids, logits, hidden = plain(cloud, EXAMPLES[i])
-        reading = tape[i]
-        np.testing.assert_array_equal(reading.ids, ids)
-        np.testing.assert_allclose(reading.z_TD, hidden[:, 2], atol=5e-3)
-        np.testing.assert_allclose(reading.code_TKR, TAP.decode(*TAP.encode(hidden)), atol=0.06)
-        np.testing.assert_allclose(reading.lse, np.log(np.exp(logits.astype(np.float64)).sum(1)), atol=1e-3)
-        assert (reading.top[:, 0] == logits.argmax(1)).all()
+        recorded = tape[i]
+        np.testing.assert_array_equal(recorded.ids, ids)
+        np.testing.assert_allclose(recorded.z_TD, hidden[:, 2], atol=5e-3)
+        np.testing.assert_allclose(recorded.code_TKR, TAP.decode(*TAP.encode(hidden)), atol=0.06)
+        np.testing.assert_allclose(recorded.lse, np.log(np.exp(logits.astype(np.float64)).sum(1)), atol=1e-3)
+        assert (recorded.top[:, 0] == logits.argmax(1)).all()
     assert tape.tokens == sum(len(tape[i].ids) for i in range(len(tape)))
     targets = set(np.concatenate([tape[i].ids for i in range(len(tape))]).tolist())
     assert targets == set(tape.targets().tolist())

@@ -1,4 +1,4 @@
-"""Learning as one goes: the new is learnt, the old is kept, and there is a way back."""
+"""Updates: the new is learnt, the old is kept, and there is a way back."""
 
 from __future__ import annotations
 
@@ -14,35 +14,37 @@ import numpy as np
 import pytest
 
 from sideplug.contract.errors import DataError, InputError, PluginError, Stopped, WrongBase
+from sideplug.contract.frames import Read
 from sideplug.contract.text import Prompt
+from sideplug.contract.wire import decode
+from sideplug.device.address import Address
 from sideplug.device.audit import Recorder
+from sideplug.device.client import Client
 from sideplug.device.plugin_store import PluginStore, lock
 from sideplug.plugins import Plugin
-from sideplug.plugins.file import CONFIG, SEALED, WEIGHTS
+from sideplug.plugins.file import CONFIG, MANNER, PART, PLUGIN, SUFFIX, WEIGHTS
 from sideplug.readers import Example
 from sideplug.training import pipeline, update
+from sideplug.training.fit import TrainConfig
 from sideplug.training.recorder import score
-from sideplug.training.trainer import CHECKPOINT, Result, Settings
+from sideplug.training.trainer import CHECKPOINT, Result
 from tests.conftest import Cloud, a_cloud, a_session
 
 OLD = {"dog": "Pepper", "tea": "lapsang", "town": "Hamar", "sister": "Katrin", "day": "Thursday", "bank": "Midt"}
 NEW = {"cat": "Salt", "boat": "Vinga"}
 NEWER = {"horse": "Brun"}
-GENERAL = [Example(Prompt.user(f"Tell me about {thing}."), "", "g:1", 8) for thing in ("rain", "bees", "nails", "tea")]
-RECIPE = pipeline.Recipe(width=24, rank=16, training=Settings(12, 1e-2, weight_decay=0.01, patience=12), candidates=400)
+RETAIN = [Example(Prompt.user(f"Tell me about {thing}."), "", "g:1", 8) for thing in ("rain", "bees", "nails", "tea")]
+TRAINING = TrainConfig(12, 1e-2, weight_decay=0.01, patience=12)
+RECIPE = pipeline.Recipe(width=24, rank=16, training=TRAINING, candidates=400)
 
 
 def facts(told: dict[str, str], asks: str = "What is my {}?") -> list[Example]:
     return [Example(Prompt.user(asks.format(k)), f"Your {k} is {v}.", f"facts:{k}") for k, v in told.items()]
 
 
-def connecting(cloud: Cloud) -> pipeline.Connect:
-    return lambda tap: a_session(cloud.url, tap=tap)
-
-
 @contextlib.contextmanager
-def quiet(label: str, total: int) -> Iterator[Callable[..., None]]:
-    yield lambda done, note="": None
+def quiet(label: str, total: int) -> Iterator[pipeline.Tell]:
+    yield lambda done, progress=None: None
 
 
 @contextlib.contextmanager
@@ -52,8 +54,8 @@ def uninterrupted() -> Iterator[Callable[[], bool]]:
 
 def a_taught(cloud: Cloud, out: Path) -> Path:
     """A plugin that was really made, with its tapes and its gate."""
-    texts = pipeline.Texts(facts(OLD) * 2, facts(OLD, "Say what my {} is."), GENERAL)
-    pipeline.make(connecting(cloud), texts, out, RECIPE, quiet, uninterrupted)
+    texts = pipeline.Texts(facts(OLD) * 2, facts(OLD, "Say what my {} is."), RETAIN)
+    pipeline.make(Client.at(cloud.url), texts, out, RECIPE, quiet, uninterrupted)
     return out
 
 
@@ -68,8 +70,8 @@ def folder(taught: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(taught, tmp_path / "p"))
 
 
-def learn(cloud: Cloud, folder: Path, told: dict[str, str], epochs: int = 8, **how: Any) -> update.Learnt:
-    return update.learn(connecting(cloud), folder, facts(told), quiet, uninterrupted, epochs, **how)
+def learn(cloud: Cloud, folder: Path, told: dict[str, str], epochs: int = 8, **how: Any) -> update.Update:
+    return update.update(Client.at(cloud.url), folder, facts(told), quiet, uninterrupted, epochs, **how)
 
 
 def loss(cloud: Cloud, folder: Path, examples: list[Example]) -> float:
@@ -116,22 +118,11 @@ def test_the_phrases_are_the_new_ones_too(cloud: Cloud, folder: Path) -> None:
 
 
 def test_only_what_is_new_is_read_by_the_cloud(cloud: Cloud, folder: Path) -> None:
-    read: list[int] = []
-
-    @contextlib.contextmanager
-    def counted(tap: Any) -> Iterator[Any]:
-        with a_session(cloud.url, tap=tap) as session:
-            send = session.link.send
-
-            def watched(frame: Any) -> None:
-                if frame.kind.name == "READ":
-                    read.append(frame["number"])
-                send(frame)
-
-            session.link.send = watched
-            yield session
-
-    update.learn(counted, folder, facts(NEW), quiet, uninterrupted, 1, force=True)
+    heard: list[tuple[str, bytes]] = []
+    client = Client(Address(cloud.url), lambda direction, message: heard.append((direction, message)))
+    update.update(client, folder, facts(NEW), quiet, uninterrupted, 1, force=True)
+    frames = [decode(message) for direction, message in heard if direction == ">"]
+    read = [frame.number for frame in frames if isinstance(frame, Read)]
     assert read == [0, 1]
 
 
@@ -184,7 +175,7 @@ def test_rollback(cloud: Cloud, folder: Path) -> None:
         got = update.rollback(folder)
         for plugin in (got, Plugin.load(folder)):
             assert plugin.to_bytes() == want.to_bytes()
-        assert json.loads((folder / "adapter_config.json").read_text()) == want.config()
+        assert json.loads((folder / MANNER / CONFIG).read_text()) == want.config()["parts"][0]
     with pytest.raises(PluginError, match="has no version before this one"):
         update.rollback(folder)
     assert Plugin.load(folder).to_bytes() == was[0].to_bytes()
@@ -194,11 +185,11 @@ def test_rollback(cloud: Cloud, folder: Path) -> None:
 
 
 def test_versions_are_bounded(folder: Path) -> None:
-    """The newest KEPT of them, whatever their number was before."""
-    for number in range(1, update.KEPT + 4):
+    """The newest MAX_VERSIONS of them, whatever their number was before."""
+    for number in range(1, update.MAX_VERSIONS + 4):
         update._keep(folder, b"version %d" % number)
         kept = [path.read_bytes() for path in sorted((folder / update.VERSIONS).iterdir())]
-        assert kept == [b"version %d" % n for n in range(max(1, number - update.KEPT + 1), number + 1)]
+        assert kept == [b"version %d" % n for n in range(max(1, number - update.MAX_VERSIONS + 1), number + 1)]
 
 
 def test_an_imported_plugin_has_no_tape(cloud: Cloud, folder: Path, tmp_path: Path) -> None:
@@ -225,11 +216,11 @@ def test_a_sealed_one_must_be_unlocked(cloud: Cloud, folder: Path) -> None:
     assert contents(folder) == before
 
 
-def test_a_general_tape_that_is_gone(cloud: Cloud, folder: Path) -> None:
-    about = json.loads((folder / pipeline.GENERAL).read_text())
-    (folder / pipeline.GENERAL).write_text(json.dumps({**about, "tape": "0" * 24}))
+def test_a_retain_tape_that_is_gone(cloud: Cloud, folder: Path) -> None:
+    about = json.loads((folder / pipeline.RETAIN).read_text())
+    (folder / pipeline.RETAIN).write_text(json.dumps({**about, "tape": "0" * 24}))
     before = (folder / WEIGHTS).read_bytes()
-    with pytest.raises(InputError, match="the general tape is not in the cache any more"):
+    with pytest.raises(InputError, match="the retain set's tape is not in the cache any more"):
         learn(cloud, folder, NEW)
     assert (folder / WEIGHTS).read_bytes() == before
 
@@ -247,7 +238,7 @@ def test_stopped_it_stays_as_it_was(cloud: Cloud, folder: Path, steps: int) -> N
         yield wants_stop
 
     with pytest.raises(Stopped, match="^stopped in epoch 1; the plugin stays as it was$"):
-        update.learn(connecting(cloud), folder, facts(NEW), quiet, impatient, 8)
+        update.update(Client.at(cloud.url), folder, facts(NEW), quiet, impatient, 8)
     assert asked[0] == steps + 1
     after = contents(folder)
     assert {name: after[name] for name in before} == before
@@ -288,5 +279,14 @@ def test_all_that_is_written_is_for_its_owner_only(cloud: Cloud, folder: Path) -
         os.umask(before)
     files = [path for name in ("made", "sealed") for path in (folder.parent / name).rglob("*") if path.is_file()]
     names = {path.name for path in files}
-    assert names >= {WEIGHTS, SEALED, CONFIG, "train.tape", "more-1.tape", "000001.safetensors.sealed", "transcript.sp"}
+    assert names >= {
+        PART,
+        PART + SUFFIX,
+        CONFIG,
+        PLUGIN,
+        "train.tape",
+        "more-1.tape",
+        "000001.safetensors.sealed",
+        "transcript.sp",
+    }
     assert {str(path): oct(path.stat().st_mode & 0o777) for path in files if path.stat().st_mode & 0o077} == {}
