@@ -198,7 +198,7 @@ class Reply:
                 except (CloudError, ProtocolError) as error:
                     self._channel.reconnect(error)
                     usage.resumed += 1
-                    self._answering.resume(self._next or 0)
+                    self._answering.resume(self._next or 0, usage.prompt_tokens)
         except SideplugError:
             self._running = False  # the cloud has ended it: there is nothing to cancel
             raise
@@ -237,6 +237,7 @@ class Reply:
                         asks = self._answer(asks)  # which never waits for whoever reads the text
                     finally:  # nor is a text that came lost with its connection
                         if new:
+                            self._answering.settled(frame.at, frame.ids)  # after the asks that came before it
                             yield Piece(frame.ids, frame.text, frame.by, frame.top)
                 elif isinstance(frame, Begun):
                     self._begin(frame)
@@ -273,7 +274,6 @@ class Reply:
         self._text.append(tokens.text)
         self._hash = running_hash(tokens.ids, self._hash)
         self._channel.progressed()
-        self._answering.settled(tokens.at, tokens.ids)
         return True
 
     def _answer(self, asks: list[Ask]) -> list[Ask]:

@@ -80,8 +80,8 @@ class Answering(Protocol):
         """The tokens from position `at` on are final."""
         ...
 
-    def resume(self, length: int) -> None:
-        """The connection broke: of the text only the first `length` positions are settled."""
+    def resume(self, settled: int, prompt: int) -> None:
+        """The connection broke: the first `settled` positions of the text are final, `prompt` of them the prompt's."""
         ...
 
 
@@ -152,7 +152,7 @@ class _NoAnswer:
     def settled(self, at: int, ids: list[int]) -> None:
         return
 
-    def resume(self, length: int) -> None:
+    def resume(self, settled: int, prompt: int) -> None:
         return
 
 
@@ -244,6 +244,8 @@ class PluginAnswering:
         context = plugin.context
         self._context = context if any(reply.wants_context for reply, _ in self._parts) else None
         self._rows = 0
+        self._text: dict[int, int] = {}  # position → the token that its row stands behind, as asks told it
+        self._told = 0  # the position behind the last of these
         self.gates = [reply.gate for reply, _ in self._parts]
         if not any(self.gates):
             self.gates = []
@@ -303,6 +305,7 @@ class PluginAnswering:
 
     def corrections(self, ask: Ask) -> list[Correction]:
         """The corrections of an ask's positions."""
+        self._hear(ask)
         for reply, _ in self._parts:
             reply.hear(ask.start, ask.ids)
         codes_TKR = self._tap.decode(ask.codes, ask.scales)
@@ -317,6 +320,7 @@ class PluginAnswering:
     def skip(self, ask: Ask) -> None:
         """See Answering."""
         if self._context is not None:
+            self._hear(ask)
             for at, code_KR in zip(ask.at, self._tap.decode(ask.codes, ask.scales), strict=True):
                 self.add_rows(at - 1, code_KR[None])
 
@@ -335,9 +339,21 @@ class PluginAnswering:
         """See Answering."""
         if self._lookup is not None:
             self._lookup.settled(at, ids)
+        if self._context is None:
+            return
+        for position, token in enumerate(ids, at):
+            if position < self._rows and self._text.get(position, token) != token:
+                self._go_to(position)  # these rows stand behind a token that was rolled back
+                return
 
-    def resume(self, length: int) -> None:
-        """See Answering."""
+    def _hear(self, ask: Ask) -> None:
+        if self._context is not None:
+            self._text.update(enumerate(ask.ids, ask.start))
+            self._told = ask.start + len(ask.ids)
+
+    def resume(self, settled: int, prompt: int) -> None:
+        """See Answering. Rows count where it is known which token they stand behind."""
+        length = min(self._rows, settled, max(self._told, prompt))
         if length < self._rows:
             self._go_to(length)
 
@@ -353,7 +369,7 @@ class HeadAnswering:
         self.skip: Callable[[Ask], None] = inner.skip
         self.drafts: Callable[[Ask], list[int]] = inner.drafts
         self.settled: Callable[[int, list[int]], None] = inner.settled
-        self.resume: Callable[[int], None] = inner.resume
+        self.resume: Callable[[int, int], None] = inner.resume
 
     @property
     def rows(self) -> int | None:
