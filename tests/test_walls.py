@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "cloud": {"cloud", "contract", "paths", "listen"},
     "device": {"device", "contract", "paths", "listen"},
     "training": {"training", "device", "contract", "paths"},
+    "bench": {"bench", "training", "device", "cloud", "contract", "paths", "terminal", "__version__"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

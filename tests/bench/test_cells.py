@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from sideplug.bench.cells import Cells
 from sideplug.contract.errors import InputError
-from sideplug_bench.cells import Cells
 
 
 def test_a_cell_is_measured_once(tmp_path: Path) -> None:

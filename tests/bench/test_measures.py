@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sideplug.bench.shaper import Network, shaped
 from sideplug.contract.errors import InputError
-from sideplug_bench.shaper import Network, shaped
 
 psutil = pytest.importorskip("psutil", reason="pip install 'sideplug[bench]'")
 pytestmark = pytest.mark.twin
 
+from sideplug.bench import tasks  # noqa: E402
+from sideplug.bench.meters import Energy  # noqa: E402
+from sideplug.bench.run import limit, pace, says  # noqa: E402
+from sideplug.bench.spreads import bootstrap, spread  # noqa: E402
 from sideplug.training import data  # noqa: E402
-from sideplug_bench import tasks  # noqa: E402
-from sideplug_bench.meters import Energy  # noqa: E402
-from sideplug_bench.run import limit, pace, says  # noqa: E402
-from sideplug_bench.spreads import bootstrap, spread  # noqa: E402
 
 
 def test_every_byte_is_counted_by_its_direction() -> None:

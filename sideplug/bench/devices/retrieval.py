@@ -1,0 +1,48 @@
+"""No training: the person's nearest examples (BM25) stand in the prompt of the base, as its user would put them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import bm25s
+
+from sideplug.bench.devices.ours import Device
+from sideplug.contract.gate import Gate
+from sideplug.contract.text import Prompt
+from sideplug.device.runtime import DecodeOptions
+from sideplug.training import data
+
+
+def words(example: data.Example) -> str:
+    """What an example is found by: its prompt and its reply."""
+    said = [message["content"] for message in example.prompt.messages or ()]
+    return " ".join([*said, example.prompt.text or "", example.reply])
+
+
+class Retrieval(Device):
+    def __init__(self, url: str, examples: list[data.Example], nearest: int) -> None:
+        super().__init__(url, None, Gate("shut"), DecodeOptions(0))
+        self._examples, self._nearest = examples, min(nearest, len(examples))
+        self._index = bm25s.BM25()
+        self._index.index(
+            bm25s.tokenize([words(example) for example in examples], show_progress=False), show_progress=False
+        )
+
+    def prompt(self, wire: dict[str, Any]) -> Prompt:
+        """The nearest last, as turns before the question, or as text before the text."""
+        asked = Prompt.from_wire(wire)
+        text = asked.text if asked.messages is None else asked.messages[-1]["content"]
+        found, _ = self._index.retrieve(bm25s.tokenize(text, show_progress=False), k=self._nearest, show_progress=False)
+        near = [self._examples[int(i)] for i in reversed(found[0])]
+        if asked.messages is None:
+            return Prompt(text="".join(f"{example.reply}\n\n" for example in near) + (asked.text or ""))
+        turns: list[dict[str, str]] = []
+        for example in near:
+            turns += [*(example.prompt.messages or ())[-1:], {"role": "assistant", "content": example.reply}]
+        system = [message for message in asked.messages if message["role"] == "system"]
+        return Prompt(messages=(*system, *turns, *asked.messages[len(system) :]))
+
+
+def make(url: str, examples: str, nearest: int) -> Retrieval:
+    return Retrieval(url, data.read(Path(examples)), nearest)

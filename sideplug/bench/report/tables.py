@@ -1,0 +1,438 @@
+"""The tables of a run. What a rival wins is said first; a figure without its spread is not printed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sideplug.bench.spreads import bootstrap
+
+NONE = "—"
+LOWER = {"exact": "exact, share", "rouge": "ROUGE-L, F1", "loss": "loss, nats a token"}
+
+
+@dataclass
+class Table:
+    """`note` says what the figures are of."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+def label(result: dict[str, Any], name: str) -> str:
+    return result["systems"][name]["label"]
+
+
+def quality(result: dict[str, Any], task: str, system: str) -> list[dict[str, Any]]:
+    """Of each user; of the system whose texts are the same, where it has none of its own."""
+    wanted = result["systems"][system]["like"] or system
+    return [cell for cell in result["quality"] if cell["task"] == task and cell["system"] == wanted]
+
+
+def measure(result: dict[str, Any], task: str, system: str, name: str) -> dict[str, float] | None:
+    """Over all users' examples, with its 95 % interval; None where it was not measured."""
+    pairs = [pair for found in judged(result, task, system, name).values() for pair in found]
+    return bootstrap(pairs) if pairs else None
+
+
+def judged(result: dict[str, Any], task: str, system: str, name: str) -> dict[str, list[tuple[float, float]]]:
+    """By user, of each example its figure and what it is over."""
+    cells = quality(result, task, system)
+    return {cell["user"]: cell[name] for cell in cells if isinstance(cell.get(name), list)}
+
+
+def gain(result: dict[str, Any], task: str, system: str) -> dict[str, float] | None:
+    """Its loss less that of the base of the same engine on the same examples, with its 95 % interval."""
+    base = result["systems"][system]["base"]
+    if system == base or base not in result["systems"]:
+        return None
+    mine, theirs = (judged(result, task, name, "loss") for name in (system, base))
+    users = [user for user in mine if len(mine[user]) == len(theirs.get(user, ()))]
+    if not users:
+        return None
+    pairs, others = ([pair for user in users for pair in found[user]] for found in (mine, theirs))
+    return bootstrap(pairs, others)
+
+
+def untouched(result: dict[str, Any], task: str, system: str) -> float | None:
+    """Share of general prompts that are answered as by the base of the same engine."""
+    base = result["systems"][system]["base"]
+    if base not in result["systems"]:
+        return None
+    mine, theirs = (
+        [text for cell in quality(result, task, name) for text in cell.get("general", [])] for name in (system, base)
+    )
+    if not result["systems"][system]["personal"] or not mine or len(mine) != len(theirs):
+        return None
+    return statistics.mean(float(a == b) for a, b in zip(mine, theirs, strict=True))
+
+
+def speeds(result: dict[str, Any], task: str, system: str) -> dict[tuple[float, float], dict[str, Any]]:
+    """By (RTT, Mbit/s)."""
+    cells = [c for c in result["speed"] if c["task"] == task and c["system"] == system and "tokens_s" in c]
+    return {(cell["rtt_ms"], cell["mbit"]): cell for cell in cells}
+
+
+def usual(result: dict[str, Any]) -> tuple[float, float]:
+    """The network that tables of one network show: 50 ms and 10 Mbit/s, or the one measured that is nearest."""
+    networks = {(cell["rtt_ms"], cell["mbit"]) for cell in result["speed"]}
+    return min(networks, key=lambda n: (abs(n[0] - 50), abs(n[1] - 10))) if networks else (50.0, 10.0)
+
+
+def usual_speed(result: dict[str, Any], task: str, system: str) -> dict[str, Any] | None:
+    """At the usual network; as it is, for a system that has no network."""
+    by_network = speeds(result, task, system)
+    alone = next(iter(by_network.values()), None) if len(by_network) == 1 else None
+    return by_network.get(usual(result)) or alone
+
+
+def spread_text(found: dict[str, float] | None, digits: int = 1) -> str:
+    if not found or found.get("runs", 0) < 2:
+        return NONE
+    return f"{found['median']:.{digits}f} ({found['min']:.{digits}f}–{found['max']:.{digits}f})"
+
+
+def interval_text(found: dict[str, float] | None, percent: bool = False, signed: bool = False) -> str:
+    if not found:
+        return NONE
+    scale, digits, unit = (100, 0, " %") if percent else (1, 3, "")
+    sign, to = ("+", " to ") if signed else ("", "–")
+    mean, low, high = (f"{scale * found[key]:{sign}.{digits}f}".replace("-", "−") for key in ("mean", "low", "high"))
+    return f"{mean} ({low}{to}{high}){unit}"
+
+
+def share_text(share: float | None) -> str:
+    return NONE if share is None else f"{100 * share:.0f} %"
+
+
+def tables(result: dict[str, Any]) -> Iterator[Table]:
+    yield _glance(result)
+    for task in result["tasks"]:
+        yield _quality(result, task)
+        yield _speed(result, task)
+    yield _networks(result)
+    yield _resources(result)
+    yield _training(result)
+    if result["bits"]:
+        yield _bits(result)
+    if "tokens_per_s" in (result.get("users") or {}):
+        yield _users(result)
+
+
+def judged_by(result: dict[str, Any], task: str) -> list[str]:
+    """The measures of a task, the first of them first."""
+    cells = [cell for cell in result["quality"] if cell["task"] == task]
+    return [name for name in LOWER if any(name in cell for cell in cells)]
+
+
+def with_general(result: dict[str, Any]) -> list[str]:
+    """Tasks that have prompts whose replies must be untouched."""
+    return list(dict.fromkeys(cell["task"] for cell in result["quality"] if cell.get("general")))
+
+
+def _glance(result: dict[str, Any]) -> Table:
+    """One line a system: how well it knows the person, what it does to others' questions, how fast, at what cost."""
+    tasks, general = list(result["tasks"]), with_general(result)
+    first = {task: judged_by(result, task)[:1] for task in tasks}
+    rows = []
+    for system in result["systems"]:
+        row = [label(result, system)]
+        for task in tasks:
+            for name in first[task]:
+                row.append(
+                    interval_text(gain(result, task, system), signed=True)
+                    if name == "loss"
+                    else interval_text(measure(result, task, system, name), percent=True)
+                )
+        row += [share_text(untouched(result, task, system)) for task in general]
+        cells = [usual_speed(result, task, system) or {} for task in tasks]
+        row += [spread_text(cell.get("tokens_s")) for cell in cells]
+        row += [spread_text(cells[0].get(name), 0) for name in ("bytes_down", "bytes_up")] if cells else []
+        rows.append([*row, _peak(result, system)])
+    of = [f"{task}: {'loss less base' if name == 'loss' else LOWER[name]}" for task in tasks for name in first[task]]
+    columns = ["system", *of, *("general prompts untouched" for _ in general), *(f"{task}: tokens/s" for task in tasks)]
+    columns += [f"{tasks[0]}: bytes down a token", "bytes up", "device, peak MB"]
+    network = usual(result)
+    note = (
+        f"Speed at {network[0]:.0f} ms round trip and {network[1]:.0f} Mbit/s. Every column again below, with what it "
+        "is of."
+    )
+    return Table("At a glance", columns, rows, note)
+
+
+def _quality(result: dict[str, Any], task: str) -> Table:
+    names = judged_by(result, task)
+    has_general = task in with_general(result)
+    rows = []
+    for system in result["systems"]:
+        found = [measure(result, task, system, name) for name in names]
+        texts = [interval_text(value, name != "loss") for name, value in zip(names, found, strict=True)]
+        general = [share_text(untouched(result, task, system))] if has_general else []
+        texts += [interval_text(gain(result, task, system), signed=True)]
+        best = next((value for value in found if value), None)
+        order = float("inf") if best is None else best["mean"] if names[0] == "loss" else -best["mean"]
+        rows.append((order, [label(result, system), *texts, *general]))
+    rows.sort(key=lambda row: row[0])
+    about, pairs = result["tasks"][task], prefers(result, task)
+    general = ["general prompts untouched"] if has_general else []
+    return Table(
+        f"Quality: {task}",
+        ["system, best first", *(LOWER[name] for name in names), "loss less its engine's base", *general],
+        [row for _, row in rows],
+        f"{about['title']}; mean of {len(about['users'])} user(s), 95 % bootstrap intervals over examples (of the "
+        "difference: over pairs, each of one example by both)."
+        + (f" A plugin prefers its own user's text to another's in {pairs}." if pairs else ""),
+    )
+
+
+def prefers(result: dict[str, Any], task: str) -> str:
+    """In how many pairs a user's plugin gains more on its own user's held-out text than on another's; "" for none."""
+    rows = {row["user"]: row for row in result["matrix"] if row["task"] == task and "unavailable" not in row}
+    gain = {(a, b): row[b][1] - row[b][0] for a, row in rows.items() for b in rows}
+    pairs = [gain[a, a] > gain[a, b] for a in rows for b in rows if a != b]
+    return f"{sum(pairs)} of {len(pairs)} pairs" if pairs else ""
+
+
+def _speed(result: dict[str, Any], task: str) -> Table:
+    network = usual(result)
+    rows = []
+    for system in result["systems"]:
+        cell = usual_speed(result, task, system)
+        if cell is None:
+            continue
+        rows.append(
+            (
+                -cell["tokens_s"]["median"],
+                [
+                    label(result, system),
+                    spread_text(cell["tokens_s"]),
+                    spread_text(cell["token_ms"]),
+                    spread_text(cell["first_token_ms"], 0),
+                    spread_text(cell["round_trips"], 2),
+                    spread_text(cell["bytes_down"], 0),
+                    spread_text(cell["bytes_up"], 0),
+                    over_base(result, task, system),
+                    f"{cell['limit_tokens_s']:,.1f}" if cell["limit_tokens_s"] else NONE,
+                ],
+            )
+        )
+    rows.sort(key=lambda row: row[0])
+    columns = ["system, fastest first", "tokens/s", "ms a token", "first token, ms", "round trips a token"]
+    columns += ["bytes down a token", "bytes up", "of its engine's base", "the line's own limit, tokens/s"]
+    where = f"At {network[0]:.0f} ms round trip and {network[1]:.0f} Mbit/s; systems without a network as they are."
+    note = f"{where} Median (least–most)."
+    return Table(f"Speed: {task}", columns, [row for _, row in rows], note)
+
+
+def over_base(result: dict[str, Any], task: str, system: str) -> str:
+    """Its speed over that of the base alone on the same engine: what the way of splitting costs, not the engine."""
+    base = result["systems"][system]["base"]
+    if system == base or base not in result["systems"]:
+        return NONE
+    mine, theirs = (usual_speed(result, task, name) for name in (system, base))
+    if not mine or not theirs:
+        return NONE
+    return f"{mine['tokens_s']['median'] / theirs['tokens_s']['median']:.2f}×"
+
+
+def _networks(result: dict[str, Any]) -> Table:
+    task = next(iter(result["tasks"]))
+    networks = sorted({network for system in result["systems"] for network in speeds(result, task, system)})
+    rows = []
+    for system in result["systems"]:
+        by_network = speeds(result, task, system)
+        if len(by_network) > 1:
+            texts = [spread_text(by_network.get(n, {}).get("tokens_s")) for n in networks]
+            rows.append([label(result, system), *texts])
+    columns = ["tokens/s", *(f"{rtt:.0f} ms, {mbit:.0f} Mbit/s" for rtt, mbit in networks)]
+    return Table(f"Every network: {task}", columns, rows, "Median (least–most) of a reply's tokens a second.")
+
+
+def peaks(result: dict[str, Any], system: str) -> list[float]:
+    """MB of the device's memory at most, over each network of the first task."""
+    return [cell["peak_rss_mb"] for cell in speeds(result, next(iter(result["tasks"])), system).values()]
+
+
+def _peak(result: dict[str, Any], system: str) -> str:
+    found = peaks(result, system)
+    return f"{statistics.median(found):.0f} ({min(found):.0f}–{max(found):.0f})" if found else NONE
+
+
+def _resources(result: dict[str, Any]) -> Table:
+    task = next(iter(result["tasks"]))
+    rows = []
+    for system in result["systems"]:
+        cells = list(speeds(result, task, system).values())
+        if not cells:
+            continue
+        cpu = [cell["cpu_ms"]["median"] for cell in cells]
+        alone = cells[0]["cloud_bytes"]
+        rows.append(
+            [
+                label(result, system),
+                _peak(result, system),
+                f"{statistics.median(cpu):.1f} ({min(cpu):.1f}–{max(cpu):.1f})",
+                _disk(result, task, system),
+                f"{alone / 1e6:.1f}" if alone else "0" if any(cell["limit_tokens_s"] for cell in cells) else NONE,
+            ]
+        )
+    note = (
+        "Over all networks: median (least–most); on disk what the system keeps there, without software. Every text in "
+        "work has its keys and values in the cloud besides; the last column is a gateway's whole process, an adapter's "
+        "file, and for ours nothing but an open connection."
+    )
+    columns = ["system", "device, peak MB", "device, CPU ms a token", "device, MB on disk", "cloud, MB a further user"]
+    return Table("What it takes", columns, rows, note)
+
+
+def _disk(result: dict[str, Any], task: str, system: str) -> str:
+    """MB on the device's disk: the model, or what is trained for a user (the median of them)."""
+    kept = result["systems"][system].get("kept")
+    if kept is None:  # of a run before it was told
+        return NONE
+    if kept == "model":
+        return f"{result['floor']['weights_bytes'] / 1e6:.0f}"
+    cells = [cell for cell in result["training"] if cell["task"] == task and cell["made"] == kept]
+    sizes = [cell["disk_bytes"] for cell in cells if "disk_bytes" in cell]
+    return f"{statistics.median(sizes) / 1e6:.1f}" if sizes else "the examples" if kept == "examples" else "0"
+
+
+def _training(result: dict[str, Any]) -> Table:
+    rows = []
+    for task in result["tasks"]:
+        for made in dict.fromkeys(cell["made"] for cell in result["training"]):
+            cells = [cell for cell in result["training"] if cell["task"] == task and cell["made"] == made]
+            cells = [cell for cell in cells if "seconds" in cell]
+            if not cells:
+                continue
+            each = lambda name, scale=1.0, cells=cells: [cell[name] / scale for cell in cells if name in cell]  # noqa: E731
+            over = lambda values, digits=0: (  # noqa: E731
+                f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
+                if values
+                else NONE
+            )
+            seconds = [cell["seconds"] + cell.get("recording_s", 0.0) for cell in cells]
+            rows.append(
+                [
+                    f"{task}: {made}",
+                    over(seconds),
+                    over(each("peak_rss_mb")),
+                    over(each("backward_bytes_a_token", 1e3), 1),
+                    over(each("parameters", 1e6), 2),
+                    over(each("disk_bytes", 1e6), 1),
+                    str(len(cells)),
+                ]
+            )
+    columns = [
+        "what is made",
+        "seconds, tape included",
+        "peak MB",
+        "KB a token kept for the backward pass",
+        "M parameters",
+        "MB on disk",
+    ]
+    note = (
+        "Over users: median (least–most). A plugin's peak is the device's; LoRA's is the process's that has the LLM, "
+        "with 8 examples a step. The general tape is recorded once for a base and tap, and counted where it was."
+    )
+    return Table("Training", [*columns, "users"], rows, note)
+
+
+def _bits(result: dict[str, Any]) -> Table:
+    rows = []
+    cells = sorted((cell for cell in result["bits"] if "loss" in cell), key=lambda cell: -cell["bits"])
+    for cell in cells:
+        loss = interval_text(bootstrap(cell["loss"]))
+        less = interval_text(bootstrap(cell["loss"], cells[0]["loss"]), signed=True) if cell is not cells[0] else NONE
+        rows.append([f"{cell['bits']:.0f}", loss, less, f"{cell['pss_mb']:.0f}", spread_text(cell["tokens_s"])])
+    columns = ["bits of the weights", "loss, nats a token", "less that of the most bits", "cloud, MB", "tokens/s"]
+    size = result["floor"]["weights_bytes"] / 1e6
+    note = (
+        "Weight-only; the base alone, on the first user's held-out text. The weights are as the model's file has them "
+        f"({size:.0f} MB): one that is quantised, as most GGUF files are, gives 16 bits no more than it holds, and the "
+        "rows below say what is lost on top of that."
+    )
+    return Table("Quantised bases", columns, rows, note)
+
+
+def _users(result: dict[str, Any]) -> Table:
+    rates = result["users"]["tokens_per_s"]
+    counts = list(next(iter(rates.values())))
+    rows = [[name, *(spread_text(by.get(count), 0) for count in counts)] for name, by in rates.items()]
+    note = "Tokens a second of all users together, each with a plugin or a LoRA of their own unless it says otherwise."
+    return Table("Many users", ["tokens/s", *(f"{count} at once" for count in counts)], rows, note)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    lines = [
+        f"# sideplug bench: {result['model']}, {result['date']} ({result['scale']['name']})",
+        "",
+        *wins(result),
+        "",
+    ]
+    for table in tables(result):
+        lines += [f"## {table.title}", "", "| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+        lines += ["| " + " | ".join(row) + " |" for row in table.rows]
+        lines += ["", table.note, ""]
+    lines += ["## Settings", ""]
+    lines += [f"- **{system['label']}**: {system['how']}." for system in result["systems"].values()]
+    lines += [f"- {name} is not here: {why}." for name, why in result["absent"].items()]
+    lines += ["", about(result), ""]
+    return "\n".join(lines)
+
+
+def about(result: dict[str, Any]) -> str:
+    energy = [cell for cell in result["energy"] if cell.get("joules")]
+    joules = (
+        f"{sum(c['joules'] for c in energy):,.0f} J by the processor's meter" if energy else "unavailable (no meter)"
+    )
+    floor = result["floor"]
+    machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    drifts = [check["tokens_s"] for check in result["drift"]]
+    return (
+        f"Machine: {machine}. Energy: {joules}. Memory is read at {floor['read_gb_s']} GB/s, so a single text can't be "
+        f"decoded faster than {floor['tokens_s']:.0f} tokens/s (the floor). Drift: the plain cloud gave {drifts[0]:.1f}"
+        f" tokens/s at the start and {drifts[-1]:.1f} at the end ({min(drifts):.1f}–{max(drifts):.1f} over "
+        f"{len(drifts)} checks)."
+    )
+
+
+OURS = ("ungated", "gated", "gated, lookahead")
+
+
+def ahead(result: dict[str, Any], what: str, found: dict[str, float], better: int, digits: int) -> list[str]:
+    """A line with the rivals that are ahead of the best of ours, if any are. better: 1 for more, −1 for less."""
+    ours = [better * value for system, value in found.items() if system in OURS]
+    rivals = {s: v for s, v in found.items() if s not in OURS and ours and better * v > max(ours)}
+    if not rivals:
+        return []
+    told = (f"{label(result, s)} {v:.{digits}f}" for s, v in sorted(rivals.items(), key=lambda x: -better * x[1]))
+    return [f"- {what}: **{', '.join(told)}**, ours {better * max(ours):.{digits}f}"]
+
+
+def wins(result: dict[str, Any]) -> list[str]:
+    """Where a rival is better than the best of ours: said before anything else."""
+    lines = []
+    network = usual(result)
+    for task in result["tasks"]:
+        for name, better in (("exact", 1), ("rouge", 1), ("loss", -1)):
+            found = {s: m["mean"] for s in result["systems"] if (m := measure(result, task, s, name))}
+            found = {s: value for s, value in found.items() if not result["systems"][s]["like"] or s in OURS}
+            lines += ahead(result, f"{task}, {LOWER[name]}", found, better, 3)
+        for what, name, better in (("tokens/s", "tokens_s", 1), ("ms to the first token", "first_token_ms", -1)):
+            found = {
+                s: cell[name]["median"]
+                for s in result["systems"]
+                for n, cell in speeds(result, task, s).items()
+                if n == network or not cell["limit_tokens_s"]
+            }
+            lines += ahead(result, f"{task}, {what} at {network[0]:.0f} ms", found, better, 1)
+    if not any(name in OURS for name in result["systems"]):
+        return ["Ours was not measured."]
+    if not lines:
+        return ["No rival is better than ours in quality, tokens/s or time to the first token."]
+    return ["Where a rival is better than ours:", "", *lines]

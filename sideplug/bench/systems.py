@@ -1,0 +1,214 @@
+"""Who is compared. A system is what is trained for a person, what runs far away, and what runs on the device.
+
+Its settings stand in `how`, which the report prints: rivals get their best reasonable ones.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sideplug.bench.processes import Child, child
+from sideplug.contract.gate import Gate
+from sideplug.device.plugin import Plugin
+
+LORA_RANK = 8
+EXCHANGE_RANK = 8
+NEAREST = 3
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a system finds: the model, the URL of what it has far away ("" for nothing), what was trained (or "")."""
+
+    model: str
+    url: str
+    made: str = ""
+    examples: str = ""
+
+
+Settings = tuple[str, dict[str, Any]]  # of the device: see devices/
+
+
+@dataclass(frozen=True)
+class System:
+    """made: what is trained: "ladder", "paper", "paper-added", "lora" or nothing. far: what runs beyond the network.
+
+    like: the system whose quality this one has, because its texts are the same. base: whose replies are untouched ones.
+    """
+
+    name: str
+    label: str
+    how: str
+    device: Callable[[Place], Settings]
+    made: str = ""
+    far: str = "sideplug"  # or "gateway", "transformers", "per layer", or "" for none
+    like: str = ""
+    base: str = "cloud only"
+    tells_losses: bool = True
+    needs: tuple[str, ...] = ()  # packages
+
+    @property
+    def personal(self) -> bool:
+        """Does it know whose text it is?"""
+        return bool(self.made) or self.name == "retrieval"
+
+    @property
+    def kept(self) -> str:
+        """What the device has on its disk: the model, the person's examples, what is trained for them, or nothing."""
+        if not self.far:
+            return "model"
+        if self.name == "retrieval":
+            return "examples"
+        return self.made if self.far == "sideplug" else ""
+
+    def missing(self, folder: Path) -> str:
+        """Why it can't run the model of this folder here, or ""."""
+        absent = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        if absent:
+            return f"needs {', '.join(absent)} (pip install 'sideplug[bench]')"
+        if "xllamacpp" in self.needs and not (folder / "model.gguf").exists():
+            return "needs the model as a GGUF file"
+        return ""
+
+
+def ours(gate: str, ahead: int = 0, lookahead: bool = False) -> Callable[[Place], Settings]:
+    more = {"gate": gate, "ahead": ahead, "lookahead": lookahead}
+    return lambda place: ("ours", {"url": place.url, "plugin": place.made, **more})
+
+
+HF = ("torch", "transformers")
+SYSTEMS = (
+    System("cloud only", "cloud only", "sideplug serve, nobody's plugin: the ceiling of speed", ours("shut")),
+    System(
+        "retrieval",
+        "nearest examples in the prompt",
+        f"sideplug serve, nobody's plugin; the person's {NEAREST} nearest examples (BM25) before each prompt",
+        lambda p: ("retrieval", {"url": p.url, "examples": p.examples, "nearest": NEAREST}),
+        needs=("bm25s",),
+    ),
+    System(
+        "cloud LoRA",
+        "cloud LoRA per user",
+        f"PEFT, r={LORA_RANK} on q and v, alpha 16, AdamW at 1e-3 with a linear decay, the epoch that is best on "
+        "held-out examples, the person's text alone; transformers, float32",
+        lambda p: ("far", {"url": p.url}),
+        made="lora",
+        far="transformers",
+        base="device, transformers",
+        needs=(*HF, "peft"),
+    ),
+    System(
+        "device, llama.cpp",
+        "device only, llama.cpp",
+        "the very GGUF that the cloud serves, by xllamacpp, all cores",
+        lambda p: ("gguf", {"model": p.model}),
+        far="",
+        tells_losses=False,
+        needs=("xllamacpp",),
+    ),
+    System(
+        "device, transformers",
+        "device only, transformers",
+        "the same weights in float32, all cores",
+        lambda p: ("hf", {"model": p.model}),
+        far="",
+        base="device, transformers",
+        needs=HF,
+    ),
+    System(
+        "SPA as in the paper",
+        "SPA as in the paper",
+        "the paper's ladder (width 32), every hidden state as fp16, every token, its output in place of z; trained on "
+        "the person's text alone",
+        ours("open"),
+        made="paper",
+    ),
+    System(
+        "SPA, added to z",
+        "SPA as in the paper, added to z",
+        "the same, but its output is added to z",
+        ours("open"),
+        made="paper-added",
+    ),
+    System(
+        "ungated",
+        "ours, ungated",
+        "9 taps of 64 int8 numbers; asked for every token; trained with general prompts, which the base answers",
+        ours("open"),
+        made="ladder",
+    ),
+    System("gated", "ours, gated", "the same plugin at its calibrated gate", ours(""), made="ladder"),
+    System(
+        "gated, lookahead",
+        "ours, gated, with lookahead",
+        "the same, run ahead with up to 24 open asks, drafts from the person's phrases",
+        ours("", 24, True),
+        made="ladder",
+        like="gated",
+    ),
+    System(
+        "per layer",
+        "a round trip a layer",
+        f"the traffic pattern of PrivateLoRA: q, k and v of rank {EXCHANGE_RANK} there and back in each layer; M is "
+        "zero, so its text is the base's; transformers, float32",
+        lambda p: ("far", {"url": p.url, "rank": EXCHANGE_RANK}),
+        far="per layer",
+        like="device, transformers",
+        base="device, transformers",
+        needs=HF,
+    ),
+    System(
+        "plugin in the cloud",
+        "ladder side-tuning, plugin in the cloud",
+        "the ungated plugin in a gateway beside the cloud; only text passes the network",
+        lambda p: ("gateway", {"url": p.url, "model": f"{Path(p.made).name}-open"}),
+        made="ladder",
+        far="gateway",
+        like="ungated",
+    ),
+)
+BY_NAME = {system.name: system for system in SYSTEMS}
+
+
+class Device:
+    """A device's process, asked line by line. Raises Stopped where it has ended."""
+
+    def __init__(self, process: Child) -> None:
+        self._process = process
+
+    def ask(self, request: str, **arguments: Any) -> Any:
+        """Return its answer to "reply", "losses" or "cost" (see devices/)."""
+        self._process.write({"do": request, **arguments})
+        return self._process.read()
+
+
+@contextmanager
+def device(kind: str, settings: dict[str, Any]) -> Iterator[Device]:
+    """A device of this kind (a module of devices/) with these settings, in a process of its own."""
+    with child("-m", "sideplug.bench.devices", kind, json.dumps(settings)) as process:
+        yield Device(process)
+
+
+@contextmanager
+def far_side(system: System, model: str, cloud: str, made: str, scratch: Path) -> Iterator[tuple[str, int]]:
+    """(URL of what the device of this system talks to, bytes that it takes for this person alone beside KV caches)."""
+    if system.far == "gateway":
+        always = scratch / f"{Path(made).name}-open"
+        shutil.rmtree(always, ignore_errors=True)
+        replace(Plugin.load(Path(made)), gate=Gate("open")).save(always)
+        gateway = ["-m", "sideplug", "gateway", "--plugin", always, "--cloud", cloud, "--port", 0, "--json"]
+        with child(*gateway) as process:
+            yield process.ready["url"], process.process.memory_full_info().pss
+    elif system.far in ("transformers", "per layer"):
+        more = ["--adapter", made] if made else ["--per-layer", EXCHANGE_RANK] if system.far == "per layer" else []
+        with child("-m", "sideplug.bench.rivals.hf_cloud", model, *more) as process:
+            yield process.ready["url"], Path(made, "adapter_model.safetensors").stat().st_size if made else 0
+    else:
+        yield cloud if system.far else "", 0
