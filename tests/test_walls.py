@@ -42,6 +42,15 @@ def test_doors(room: str) -> None:
                 assert parts[1] in MAY_IMPORT[room], f"{file} imports {name}"
 
 
+def test_only_its_command_imports_the_benchmark() -> None:
+    command = ROOT / "cli" / "bench.py"
+    for file in FILES:
+        if not file.is_relative_to(ROOT / "bench") and file != command:
+            assert not [name for name in imports(file) if name.startswith("sideplug.bench")], file
+    at_once = [node for node in ast.parse(command.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not [line for node in at_once if "sideplug.bench" in (line := ast.unparse(node))], "not before it is run"
+
+
 def test_no_pickle_anywhere() -> None:
     forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     for file in FILES:

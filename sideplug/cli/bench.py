@@ -26,7 +26,7 @@ from sideplug.terminal import say
 )
 @option("--data", type=FOLDER, metavar="FILE", help="A task of your own, in any format that training takes.")
 @option("--system", "systems", multiple=True, metavar="NAME", help="Only these systems; may be repeated.")
-@option("--part", metavar="NAME", help="Run one part alone instead: decode, lora, network, person or users.")
+@option("--part", metavar="NAME", help="Run one part alone, e.g. decode; a wrong name lists them.")
 @option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting of the part; may be repeated.")
 @option(
     "--out",

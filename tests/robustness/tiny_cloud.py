@@ -1,4 +1,7 @@
-"""A cloud that serves a tiny model, and plugins for it: what the load test and the fuzzer need, without a download."""
+"""A cloud that serves a tiny model, and plugins for it: what the load test and the fuzzer need, without a download.
+
+Test: pytest -m slow tests/robustness
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
 from sideplug.device.address import Address, get
 from sideplug.device.plugin import Plugin
-from tiny_model import TEXT, make_llama
+from tests.tiny_model import TEXT, make_llama
 
 WIDTH, BLOCKS, CONTEXT = 64, 2, 1024
 KV_TOKEN_BYTES = BLOCKS * 2 * 2 * 16 * 4  # keys and values of two heads of 16 float32

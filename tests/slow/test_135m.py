@@ -162,7 +162,7 @@ def test_the_person(tmp_path: Path) -> None:
     bench = [sys.executable, "-m", "sideplug", "bench", "--part", "person", "--out", tmp_path]
     bench += ["--set", "facts=20", "--set", "widths=256"]
     subprocess.run(bench, stdout=subprocess.DEVNULL, check=True)
-    (found,) = json.loads((tmp_path / "p").read_text())["runs"]
+    (found,) = json.loads((tmp_path / "person.json").read_text())["runs"]
     assert found["facts_right"] >= 0.85
     assert found["gain_kept"] >= 0.95
     assert found["general_same"] >= 0.96
