@@ -1,4 +1,7 @@
-"""What `sideplug bench` does: plans, measures, writes a result and its report."""
+"""The comparison, as `sideplug bench` runs it: plans, measures, writes a result and its report.
+
+Test: pytest -m slow tests/slow/test_bench.py
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,12 @@ from typing import Any
 from sideplug import __version__
 from sideplug.bench import tasks
 from sideplug.bench.cells import Cells
+from sideplug.bench.measures import short
 from sideplug.bench.meters import machine
 from sideplug.bench.report.page import page
 from sideplug.bench.report.pictures import draw
 from sideplug.bench.report.tables import markdown
-from sideplug.bench.run import SCALES, Run, Scale, short
+from sideplug.bench.run import SCALES, Run, Scale
 from sideplug.bench.systems import BY_NAME
 from sideplug.bench.tasks import Task
 from sideplug.cloud.store import find
@@ -34,7 +38,7 @@ NEEDED = {"systems", "speed", "quality", "training", "matrix", "bits", "drift", 
 def bench(
     model: str, scale: str, chosen: Sequence[str], systems: Sequence[str], data: Path | None, out: Path
 ) -> tuple[Path, dict[str, Any]]:
-    """Measure, or go on measuring: (the result's file, the result). Raises InputError, Stopped."""
+    """Measure, or go on measuring, and return (the result's file, the result). Raises InputError, Stopped."""
     unknown = [name for name in systems if name not in BY_NAME]
     if unknown:
         raise InputError(f"there is no system {unknown[0]!r}; there are {'; '.join(BY_NAME)}")
@@ -60,8 +64,8 @@ def bench(
     except OSError as error:
         raise Stopped(f"{error.filename} can't be made: {error.strerror}") from error
     cells = Cells(out / f"{name}_{where}_{scale}-{mark}.cells.jsonl", settings)
-    made = make_tasks(size, chosen, data, folder)
-    result = Run(model, size, cells, folder, tuple(systems)).measure(made)
+    chosen_tasks = make_tasks(size, chosen, data, folder)
+    result = Run(model, size, cells, folder, tuple(systems)).measure(chosen_tasks)
     part = "" if (*chosen,) == TASKS and not systems and not data else f"_{mark}"
     path = out / f"{name}_{where}_{time.strftime('%Y-%m-%d')}{'' if scale == 'full' else f'_{scale}'}{part}.json"
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
@@ -71,34 +75,34 @@ def bench(
 
 
 def make_tasks(size: Scale, chosen: Sequence[str], data: Path | None, folder: Path) -> list[Task]:
-    """Raises InputError where none is chosen, or for data that can't be used."""
-    made = []
+    """Return the chosen tasks. Raises InputError where none is chosen, or for data that can't be used."""
+    made: list[Task] = []
     if "authors" in chosen:
         made.append(tasks.authors(size.authors, size.passages, size.tested, folder))
     if "facts" in chosen:
-        made.append(tasks.facts(size.facts, size.examples, size.asked, size.general, folder))
+        made.append(tasks.facts(size.facts, size.examples, size.questions, size.general, folder))
     if data:
-        made.append(tasks.own(data, size.asked, folder))
+        made.append(tasks.from_file(data, size.questions, folder))
     if not made:
         raise InputError(f"there must be a task: --task {' or '.join(TASKS)}, or --data FILE")
     return made
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Raises InputError for what is not the result of a run."""
+    """Return a written result. Raises InputError for what is not the result of a run."""
     try:
-        found = json.loads(path.read_text())
+        result = json.loads(path.read_text())
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"{path} must be the JSON of a run: {error}") from error
-    if not isinstance(found, dict) or not found.keys() >= NEEDED:
+    if not isinstance(result, dict) or not result.keys() >= NEEDED:
         raise InputError(f"{path} is not the result of a run of this version of sideplug bench")
-    return found
+    return result
 
 
 def report(result: dict[str, Any], path: Path) -> list[Path]:
-    """The result's tables (.md), page (.html) and pictures (-NAME.svg) beside it."""
+    """Write the result's tables (.md), page (.html) and pictures (-NAME.svg) beside it. Raises Stopped."""
     pictures = draw(result)
     files = {path.with_suffix(".md"): markdown(result), path.with_suffix(".html"): page(result, pictures)}
     files |= {path.with_name(f"{path.stem}-{name}.svg"): svg for name, svg in pictures.items()}

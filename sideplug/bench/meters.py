@@ -1,4 +1,7 @@
-"""What figures stand with: the machine, its memory's speed, its energy meter."""
+"""The meters, and what figures stand with: the machine, its memory's speed, its energy meter.
+
+Test: pytest tests/bench/test_measures.py
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,21 @@ RAPL = Path("/sys/class/powercap")
 
 
 def machine() -> dict[str, Any]:
-    """Cores, memory, versions: what a figure stands with."""
+    """Return cores, memory and versions: what a figure stands with."""
     packages = ("onnxruntime", "torch", "transformers", "peft", "xllamacpp", "numpy", "sideplug")
     return {
-        "cpu": next(
-            (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
-            platform.processor(),
-        ),
+        "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
         **{name: version for name in packages if (version := _version(name))},
     }
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def _version(package: str) -> str:
@@ -40,7 +46,7 @@ def _version(package: str) -> str:
 
 
 def read_gb_s(threads: int) -> float:
-    """Memory's read rate: 1 GB by so many threads, the best of five."""
+    """Return memory's read rate in GB/s: 1 GB by so many threads, the best of five."""
     parts = np.array_split(np.ones(1 << 27), threads)
     best = 0.0
     for _ in range(5):
@@ -66,6 +72,7 @@ class Energy:
 
     @property
     def joules(self) -> float | None:
+        """Since the start; None where there is no meter."""
         if not self._meters:
             return None
         wraps = [int((path / "max_energy_range_uj").read_text()) for path in self._meters]

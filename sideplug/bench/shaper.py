@@ -4,7 +4,7 @@
 
 A piece that is read waits for the line (its bytes over the bandwidth), then for the delay; nothing overtakes, nothing
 is lost. It prints the port to connect to, and for every line that it is given, the bytes that came by so far: down, up.
-It does not know what passes.
+It does not know what passes. Test: pytest tests/bench/test_measures.py
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ class Network:
 
     @property
     def up(self) -> Network:
+        """The way up."""
         return replace(self, mbit=self.up_mbit or self.mbit)
 
 
 class Way:
-    """One direction of one connection."""
+    """One direction of one connection: what it reads is delivered when the network would have."""
 
     def __init__(
         self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, network: Network, by: Counter[str]
@@ -49,6 +50,7 @@ class Way:
         self._sent: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(4096)
 
     async def run(self) -> None:
+        """Pass everything on, until the reader ends."""
         deliver = asyncio.create_task(self._deliver())
         clock = asyncio.get_running_loop().time
         free = due = 0.0
@@ -78,7 +80,7 @@ class Way:
 
 
 async def shape(host: str, port: int, network: Network) -> None:
-    """Pass on to host:port until standard input ends; the own port is printed."""
+    """Pass connections on to host:port until standard input ends; print the port to connect to."""
     passed: Counter[str] = Counter()
     over = asyncio.Event()
 
@@ -115,7 +117,7 @@ class Shaped:
         self._process = process
 
     def passed(self) -> tuple[int, int]:
-        """Bytes that came by so far: down, up."""
+        """Return the bytes that came by so far: down, up."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("\n")
@@ -143,6 +145,7 @@ def shaped(url: str, network: Network) -> Iterator[Shaped]:
 
 
 def main() -> None:
+    """Be a network until standard input ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("to", metavar="HOST:PORT")
     parser.add_argument("--rtt-ms", type=float, default=0.0)

@@ -1,4 +1,7 @@
-"""Figures with their spread: several runs' median with the least and most, a mean with its bootstrap interval."""
+"""Figures with their spread: several runs' median with the least and most, a mean with its bootstrap interval.
+
+Test: pytest tests/bench/test_measures.py
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and most of several runs."""
+    """Return the median, least and most of several runs."""
     return {
         "median": round(statistics.median(values), 3),
         "min": round(min(values), 3),
@@ -22,7 +25,7 @@ Pairs = Sequence[Sequence[float]]  # of each example its sum and what it is over
 
 
 def bootstrap(pairs: Pairs, less: Pairs | None = None, draws: int = 2000, seed: int = 0) -> dict[str, float]:
-    """Mean Σ sums / Σ counts over examples, and its 95 % interval (percentiles of resampled examples).
+    """Return the mean Σ sums / Σ counts over examples, and its 95 % interval (percentiles of resampled examples).
 
     With `less`, of the same examples by another system: the difference of the two means, of the same draws. Most of the
     spread of a loss is that of the texts, which both have read; the difference is without it.

@@ -1,6 +1,6 @@
 """Who is compared. A system is what is trained for a person, what runs far away, and what runs on the device.
 
-Its settings stand in `how`, which the report prints: rivals get their best reasonable ones.
+Its settings stand in `settings`, which the report prints: rivals get their best reasonable ones.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ NEAREST = 3
 
 @dataclass(frozen=True)
 class Place:
-    """What a system finds: the model, the URL of what it has far away ("" for nothing), what was trained (or "")."""
+    """What a device is started with: the model, the remote side's URL, the folder of what was trained ("": none)."""
 
     model: str
     url: str
-    made: str = ""
+    trained: str = ""
     examples: str = ""
 
 
@@ -38,35 +38,49 @@ Settings = tuple[str, dict[str, Any]]  # of the device: see devices/
 
 @dataclass(frozen=True)
 class System:
-    """made: what is trained: "ladder", "paper", "paper-added", "lora" or nothing. far: what runs beyond the network.
+    """A way to split and personalise a model.
 
-    like: the system whose quality this one has, because its texts are the same. base: whose replies are untouched ones.
+    settings: as the report tells them. device: what its device is started with.
+    trains: what is made for a person: "ladder", "paper", "paper-added", "lora" or nothing.
+    remote: what runs beyond the network. base: the system whose replies are the untouched ones.
+    same_texts_as: the system whose quality this one has, because its texts are the same.
     """
 
     name: str
     label: str
-    how: str
+    settings: str
     device: Callable[[Place], Settings]
-    made: str = ""
-    far: str = "sideplug"  # or "gateway", "transformers", "per layer", or "" for none
-    like: str = ""
+    trains: str = ""
+    remote: str = "sideplug"  # or "gateway", "transformers", "per layer", or "" for none
+    same_texts_as: str = ""
     base: str = "cloud only"
     tells_losses: bool = True
     needs: tuple[str, ...] = ()  # packages
 
     @property
     def personal(self) -> bool:
-        """Does it know whose text it is?"""
-        return bool(self.made) or self.name == "retrieval"
+        """Whether it knows whose text it is."""
+        return bool(self.trains) or self.name == "retrieval"
 
     @property
     def kept(self) -> str:
         """What the device has on its disk: the model, the person's examples, what is trained for them, or nothing."""
-        if not self.far:
+        if not self.remote:
             return "model"
         if self.name == "retrieval":
             return "examples"
-        return self.made if self.far == "sideplug" else ""
+        return self.trains if self.remote == "sideplug" else ""
+
+    def for_report(self) -> dict[str, Any]:
+        """Return what a result says of the system."""
+        return {
+            "label": self.label,
+            "how": self.settings,
+            "like": self.same_texts_as,
+            "base": self.base,
+            "personal": self.personal,
+            "kept": self.kept,
+        }
 
     def missing(self, folder: Path) -> str:
         """Why it can't run the model of this folder here, or ""."""
@@ -80,7 +94,7 @@ class System:
 
 def ours(gate: str, ahead: int = 0, lookahead: bool = False) -> Callable[[Place], Settings]:
     more = {"gate": gate, "ahead": ahead, "lookahead": lookahead}
-    return lambda place: ("ours", {"url": place.url, "plugin": place.made, **more})
+    return lambda place: ("ours", {"url": place.url, "plugin": place.trained, **more})
 
 
 HF = ("torch", "transformers")
@@ -99,8 +113,8 @@ SYSTEMS = (
         f"PEFT, r={LORA_RANK} on q and v, alpha 16, AdamW at 1e-3 with a linear decay, the epoch that is best on "
         "held-out examples, the person's text alone; transformers, float32",
         lambda p: ("far", {"url": p.url}),
-        made="lora",
-        far="transformers",
+        trains="lora",
+        remote="transformers",
         base="device, transformers",
         needs=(*HF, "peft"),
     ),
@@ -109,7 +123,7 @@ SYSTEMS = (
         "device only, llama.cpp",
         "the very GGUF that the cloud serves, by xllamacpp, all cores",
         lambda p: ("gguf", {"model": p.model}),
-        far="",
+        remote="",
         tells_losses=False,
         needs=("xllamacpp",),
     ),
@@ -118,7 +132,7 @@ SYSTEMS = (
         "device only, transformers",
         "the same weights in float32, all cores",
         lambda p: ("hf", {"model": p.model}),
-        far="",
+        remote="",
         base="device, transformers",
         needs=HF,
     ),
@@ -128,30 +142,30 @@ SYSTEMS = (
         "the paper's ladder (width 32), every hidden state as fp16, every token, its output in place of z; trained on "
         "the person's text alone",
         ours("open"),
-        made="paper",
+        trains="paper",
     ),
     System(
         "SPA, added to z",
         "SPA as in the paper, added to z",
         "the same, but its output is added to z",
         ours("open"),
-        made="paper-added",
+        trains="paper-added",
     ),
     System(
         "ungated",
         "ours, ungated",
         "9 taps of 64 int8 numbers; asked for every token; trained with general prompts, which the base answers",
         ours("open"),
-        made="ladder",
+        trains="ladder",
     ),
-    System("gated", "ours, gated", "the same plugin at its calibrated gate", ours(""), made="ladder"),
+    System("gated", "ours, gated", "the same plugin at its calibrated gate", ours(""), trains="ladder"),
     System(
         "gated, lookahead",
         "ours, gated, with lookahead",
         "the same, run ahead with up to 24 open asks, drafts from the person's phrases",
         ours("", 24, True),
-        made="ladder",
-        like="gated",
+        trains="ladder",
+        same_texts_as="gated",
     ),
     System(
         "per layer",
@@ -159,8 +173,8 @@ SYSTEMS = (
         f"the traffic pattern of PrivateLoRA: q, k and v of rank {EXCHANGE_RANK} there and back in each layer; M is "
         "zero, so its text is the base's; transformers, float32",
         lambda p: ("far", {"url": p.url, "rank": EXCHANGE_RANK}),
-        far="per layer",
-        like="device, transformers",
+        remote="per layer",
+        same_texts_as="device, transformers",
         base="device, transformers",
         needs=HF,
     ),
@@ -168,10 +182,10 @@ SYSTEMS = (
         "plugin in the cloud",
         "ladder side-tuning, plugin in the cloud",
         "the ungated plugin in a gateway beside the cloud; only text passes the network",
-        lambda p: ("gateway", {"url": p.url, "model": f"{Path(p.made).name}-open"}),
-        made="ladder",
-        far="gateway",
-        like="ungated",
+        lambda p: ("gateway", {"url": p.url, "model": f"{Path(p.trained).name}-open"}),
+        trains="ladder",
+        remote="gateway",
+        same_texts_as="ungated",
     ),
 )
 BY_NAME = {system.name: system for system in SYSTEMS}
@@ -197,18 +211,19 @@ def device(kind: str, settings: dict[str, Any]) -> Iterator[Device]:
 
 
 @contextmanager
-def far_side(system: System, model: str, cloud: str, made: str, scratch: Path) -> Iterator[tuple[str, int]]:
+def remote_side(system: System, model: str, cloud: str, trained: str, scratch: Path) -> Iterator[tuple[str, int]]:
     """(URL of what the device of this system talks to, bytes that it takes for this person alone beside KV caches)."""
-    if system.far == "gateway":
-        always = scratch / f"{Path(made).name}-open"
+    if system.remote == "gateway":
+        always = scratch / f"{Path(trained).name}-open"
         shutil.rmtree(always, ignore_errors=True)
-        replace(Plugin.load(Path(made)), gate=Gate("open")).save(always)
+        replace(Plugin.load(Path(trained)), gate=Gate("open")).save(always)
         gateway = ["-m", "sideplug", "gateway", "--plugin", always, "--cloud", cloud, "--port", 0, "--json"]
         with child(*gateway) as process:
             yield process.ready["url"], process.process.memory_full_info().pss
-    elif system.far in ("transformers", "per layer"):
-        more = ["--adapter", made] if made else ["--per-layer", EXCHANGE_RANK] if system.far == "per layer" else []
+    elif system.remote in ("transformers", "per layer"):
+        exchange = ["--per-layer", EXCHANGE_RANK] if system.remote == "per layer" else []
+        more = ["--adapter", trained] if trained else exchange
         with child("-m", "sideplug.bench.rivals.hf_cloud", model, *more) as process:
-            yield process.ready["url"], Path(made, "adapter_model.safetensors").stat().st_size if made else 0
+            yield process.ready["url"], Path(trained, "adapter_model.safetensors").stat().st_size if trained else 0
     else:
-        yield cloud if system.far else "", 0
+        yield cloud if system.remote else "", 0

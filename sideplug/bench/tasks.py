@@ -1,4 +1,7 @@
-"""What is asked: real text, split by time or by person, with fixed seeds."""
+"""The tasks: real text, split by time or by person, with fixed seeds.
+
+It does not know who is compared. Test: pytest tests/bench/test_measures.py
+"""
 
 from __future__ import annotations
 
@@ -49,14 +52,14 @@ class Task:
     """Users, and what they ask for.
 
     measures: of "loss" (nats a token), "exact" (the target stands in the reply, word for word), "rouge" (ROUGE-L's F1).
-    asked: prompts and tokens of the replies that speed is measured on. general: prompts that must be untouched.
+    prompts, reply_tokens: of the replies that speed is measured on. general: prompts whose replies must be the base's.
     """
 
     name: str
     title: str
     users: list[User]
     measures: tuple[str, ...]
-    asked: list[Prompt]
+    prompts: list[Prompt]
     reply_tokens: int
     temperature: float = 0.0
     epochs: int = 6
@@ -81,14 +84,14 @@ def _record(example: Example) -> dict[str, Any]:
 
 
 def continued(example: Example) -> Example:
-    """A passage as its opening words, which everybody is given, and the rest, which is judged."""
+    """Return a passage as its opening words, which everybody is given, and the rest, which is judged."""
     words = example.reply.split(" ")
     opening, rest = " ".join(words[:OPENING_WORDS]), " ".join(words[OPENING_WORDS:])
     return Example(Prompt(text=opening), f" {rest}", example.where) if rest else example
 
 
 def authors(count: int, passages: int, tested: int, scratch: Path) -> Task:
-    """So many presidents: passages of their messages but the last, and of the last."""
+    """Return the task of so many presidents: passages of their messages but the last, and of the last."""
     people = []
     for who, folder in sotu.messages(*PRESIDENTS[:count]).items():
         train = data.some(data.read(folder / "train"), passages)
@@ -113,7 +116,7 @@ def make_person(facts: int, folder: Path) -> None:
 
 
 def facts(count: int, examples: int, tested: int, general: int, scratch: Path) -> Task:
-    """The made-up person of examples/person: so many facts, asked in phrasings that training has not seen."""
+    """Return the task of the made-up person of examples/person: its facts, asked in phrasings that are not trained."""
     folder = scratch / "facts"
     make_person(count, folder)
     test = data.some(data.read(folder / "test.jsonl"), tested)
@@ -132,8 +135,11 @@ def facts(count: int, examples: int, tested: int, general: int, scratch: Path) -
     )
 
 
-def own(path: Path, tested: int, scratch: Path) -> Task:
-    """Any file or folder that training takes; the last tenth is held out. Raises InputError where that is nothing."""
+def from_file(path: Path, tested: int, scratch: Path) -> Task:
+    """Return the task of any file or folder that training takes; the last tenth is held out.
+
+    Raises InputError where that is nothing.
+    """
     examples = data.read(path)
     held = max(1, min(tested, len(examples) // 10))
     train, test = examples[:-held], examples[-held:]

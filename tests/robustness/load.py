@@ -7,7 +7,7 @@
 `sideplug serve` runs a tiny model (tiny_cloud) in a process of its own, with memory for 30 % of what all sessions would
 need. Each session is a person (people) with a key (of 8), a plugin and conversations of their own; what each reply must
 be is found beforehand, alone on the same cloud. Then all talk at once, with random paces and pauses, while lines are
-cut in the middle of replies, devices read or answer late or cancel, and strangers never answer, never read or send garbage.
+cut in the middle of replies, devices read or answer late or cancel, and strangers never answer or read, or send junk.
 
 It fails (exit code 1, one sentence) where a text is wrong, a session gets an error other than "busy", something is left
 of a session that is gone (sessions, texts, their memory, file descriptors), or the cloud's memory grows.

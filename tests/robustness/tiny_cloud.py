@@ -125,6 +125,7 @@ def a_cloud(folder: Path, *options: str, keys: Path | None = None, key: str = ""
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        process.stdout.close()
 
 
 class Watch(threading.Thread):

@@ -166,7 +166,9 @@ def test_a_worse_one_does_not_replace_a_better(cloud: Cloud, folder: Path, monke
 
 
 def test_what_taught_nothing_is_said(cloud: Cloud, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "train", lambda *args, **more: Result(0, 0, 0, 0, 0, 0))  # no epoch
+    monkeypatch.setattr(
+        pipeline, "train", lambda *args, **more: Result(0, 0, 0, 0, 0, 0)
+    )  # no epoch
     before = (folder / WEIGHTS).read_bytes()
     learnt = learn(cloud, folder, NEW)
     assert (learnt.kept, learnt.why) == (False, "it learnt nothing")

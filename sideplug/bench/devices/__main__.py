@@ -1,3 +1,5 @@
+"""A device's process: see the package."""
+
 from __future__ import annotations
 
 import importlib
@@ -12,25 +14,29 @@ from sideplug.terminal import say
 
 
 def peak_mb() -> float:
-    """Of this program: getrusage's peak would be that of whoever started it, if that is larger."""
+    """Return this program's peak memory. getrusage's would be that of whoever started it, if that is larger."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def main() -> None:
+    """Answer requests until standard input ends."""
     kind, settings = sys.argv[1], json.loads(sys.argv[2])
     answers = sys.stdout
     sys.stdout = sys.stderr  # whoever prints must not be taken for an answer
     device = importlib.import_module(f"sideplug.bench.devices.{kind}").make(**settings)
-    tell: Any = lambda answer: print(json.dumps(answer), file=answers, flush=True)  # noqa: E731
+
+    def tell(answer: Any) -> None:
+        print(json.dumps(answer), file=answers, flush=True)
+
     tell("ready")
     for line in sys.stdin:
-        asked = json.loads(line)
-        what = asked.pop("do")
-        if what == "cost":
+        request = json.loads(line)
+        method = request.pop("do")
+        if method == "cost":
             tell({"peak_rss_mb": round(peak_mb(), 1), "cpu_s": time.process_time()})
         else:
-            tell(getattr(device, what)(**asked))
+            tell(getattr(device, method)(**request))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,15 @@ from urllib.parse import urlsplit
 
 
 class App:
+    """An app that asks this model of the gateway at this URL."""
+
     def __init__(self, url: str, model: str) -> None:
         parts = urlsplit(url)
         self._model = model
         self._line = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=600)
 
     def reply(self, prompt: dict[str, Any], max_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
+        """Return a reply and the seconds at which its tokens came (see ours.Reply)."""
         start = time.perf_counter()
         body = {
             "model": self._model,
@@ -39,9 +42,9 @@ class App:
             for line in answer:
                 if not line.startswith(b"data: {"):
                     continue
-                told = json.loads(line[6:])
-                tokens = (told.get("usage") or {}).get("completion_tokens", tokens)
-                for choice in told["choices"]:
+                event = json.loads(line[6:])
+                tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+                for choice in event["choices"]:
                     text = choice["delta"].get("content") if "delta" in choice else choice.get("text")
                     if text:
                         texts.append(text)
@@ -50,4 +53,5 @@ class App:
 
 
 def make(url: str, model: str) -> App:
+    """Return the app."""
     return App(url, model)

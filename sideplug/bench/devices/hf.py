@@ -16,7 +16,7 @@ from sideplug.cloud.store import find
 from sideplug.cloud.tokenizer import TextStream, Tokenizer
 from sideplug.contract.text import Prompt
 
-Tell = Callable[[str], None]
+Receive = Callable[[str], None]
 
 
 class Transformers:
@@ -37,8 +37,8 @@ class Transformers:
             self.lm = PeftModel.from_pretrained(self.lm, adapter)
         self.lm.eval()
 
-    def stream(self, prompt: dict[str, Any], max_tokens: int, temperature: float, seed: int, tell: Tell) -> None:
-        """`tell(text)` for each token."""
+    def stream(self, prompt: dict[str, Any], max_tokens: int, temperature: float, seed: int, receive: Receive) -> None:
+        """Write a reply, and call `receive(text)` for each token."""
         ids = self.tokenizer.encode(Prompt.from_wire(prompt))
         text = TextStream(self.tokenizer)
         noise = torch.Generator().manual_seed(seed)
@@ -53,31 +53,34 @@ class Transformers:
                     token = int(logits.argmax())
                 if token in self.tokenizer.stop_ids:
                     break
-                tell(text.push([token]))
+                receive(text.push([token]))
                 given = torch.tensor([[token]])
 
     def reply(self, prompt: dict[str, Any], max_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
+        """Return a reply and the seconds at which its tokens came (see ours.Reply)."""
         start = time.perf_counter()
         texts, times = [], []
 
-        def tell(text: str) -> None:
+        def receive(text: str) -> None:
             texts.append(text)
             times.append(time.perf_counter() - start)
 
-        self.stream(prompt, max_tokens, temperature, seed, tell)
+        self.stream(prompt, max_tokens, temperature, seed, receive)
         return {"text": "".join(texts), "tokens": len(times), "round_trips": 0, "times_s": times}
 
     def losses(self, examples: list[dict[str, Any]]) -> list[list[float]]:
-        found = []
+        """Return [nats, tokens] of each example\'s reply."""
+        losses = []
         with torch.inference_mode():
             for example in examples:
                 prompt, reply = self.tokenizer.encode_example(Prompt.from_wire(example["prompt"]), example["reply"])
                 ids = torch.tensor([prompt + reply])
                 logits = self.lm(input_ids=ids).logits[0, len(prompt) - 1 : -1]
                 nats = torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :], reduction="sum")
-                found.append([float(nats), len(reply)])
-        return found
+                losses.append([float(nats), len(reply)])
+        return losses
 
 
 def make(model: str, adapter: str = "") -> Transformers:
+    """Return the device that runs this model, with the LoRA adapter of a folder or none."""
     return Transformers(model, adapter)

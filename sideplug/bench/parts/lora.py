@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sideplug.bench.measures import to_wire
 from sideplug.bench.meters import machine
 from sideplug.bench.parts import Result, Save
 from sideplug.bench.processes import child, command, served
-from sideplug.bench.run import wire
 from sideplug.bench.sotu import LINCOLN, messages
 from sideplug.bench.systems import device
 from sideplug.terminal import say
@@ -47,7 +47,7 @@ def train_lora(
     with child("-m", "sideplug.bench.rivals.lora_training", model, examples, out, *options) as training:
         costs = training.ready
     with device("hf", {"model": model, "adapter": str(out)}) as adapted:
-        losses = adapted.ask("losses", examples=[wire(example) for example in test])
+        losses = adapted.ask("losses", examples=[to_wire(example) for example in test])
     return {**costs, "rate": rate, "loss": round(sum(n for n, _ in losses) / sum(n for _, n in losses), 4)}
 
 

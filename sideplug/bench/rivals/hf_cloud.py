@@ -57,6 +57,7 @@ class Exchange:
 
 
 def main() -> None:
+    """Serve one device at a time until the process is ended."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--adapter", default="")
@@ -70,11 +71,11 @@ def main() -> None:
             exchange.line = line
         with suppress(ConnectionClosed):
             for message in line:
-                asked = json.loads(message)
-                if asked.pop("do") == "losses":
-                    line.send(json.dumps({"losses": model.losses(**asked)}))
+                request = json.loads(message)
+                if request.pop("do") == "losses":
+                    line.send(json.dumps({"losses": model.losses(**request)}))
                 else:
-                    model.stream(**asked, tell=lambda text: line.send(json.dumps({"text": text})))
+                    model.stream(**request, receive=lambda text: line.send(json.dumps({"text": text})))
                     line.send(json.dumps({"done": True}))
 
     with serve(talk, "127.0.0.1", 0, compression=None, max_size=None) as server:

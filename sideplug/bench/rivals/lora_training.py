@@ -33,7 +33,7 @@ Encoded = list[tuple[list[int], list[int]]]
 
 
 def loss_of(model: Any, batch: Encoded) -> tuple[torch.Tensor, int]:
-    """Mean loss of the replies' tokens, and how many these are."""
+    """Return the mean loss of the replies' tokens, and how many these are."""
     longest = max(len(p) + len(r) for p, r in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -46,15 +46,16 @@ def loss_of(model: Any, batch: Encoded) -> tuple[torch.Tensor, int]:
 
 
 def mean_loss(model: Any, examples: Encoded) -> float:
+    """Return the mean loss over all the examples\' tokens."""
     model.eval()
     with torch.inference_mode():
-        found = [loss_of(model, [example]) for example in examples]
+        losses = [loss_of(model, [example]) for example in examples]
     model.train()
-    return sum(float(loss) * n for loss, n in found) / sum(n for _, n in found)
+    return sum(float(loss) * n for loss, n in losses) / sum(n for _, n in losses)
 
 
 def kept_bytes(model: Any, batch: Encoded) -> int:
-    """Bytes a token of the tensors that autograd keeps of one step, weights not counted."""
+    """Return the bytes a token of the tensors that autograd keeps of one step, weights not counted."""
     weights = {parameter.data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -69,6 +70,7 @@ def kept_bytes(model: Any, batch: Encoded) -> int:
 
 
 def train(model: str, examples: Path, out: Path, epochs: int, rate: float) -> dict[str, Any]:
+    """Train an adapter into `out`, and return what it took."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     base = find(model)
@@ -110,14 +112,15 @@ def train(model: str, examples: Path, out: Path, epochs: int, rate: float) -> di
 
 
 def main() -> None:
+    """Train one adapter."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("examples", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rate", type=float, default=1e-3)
-    o = parser.parse_args()
-    print(json.dumps(train(o.model, o.examples, o.out, o.epochs, o.rate)))
+    options = parser.parse_args()
+    print(json.dumps(train(options.model, options.examples, options.out, options.epochs, options.rate)))
 
 
 if __name__ == "__main__":
