@@ -93,6 +93,7 @@ class System:
 
 
 def ours(gate: str, ahead: int = 0, lookahead: bool = False) -> Callable[[Place], Settings]:
+    """Return how our device is started: with this gate ("": the plugin's own), window and drafts."""
     more = {"gate": gate, "ahead": ahead, "lookahead": lookahead}
     return lambda place: ("ours", {"url": place.url, "plugin": place.trained, **more})
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sideplug.bench.report.tables import NONE, interval_text, markdown, measure, spread_text, tables, wins
+from sideplug.bench.report.figures import NONE, interval_text, measure, spread_text
+from sideplug.bench.report.tables import markdown, tables, wins
 
 
 def spread(middle: float) -> dict[str, float]:

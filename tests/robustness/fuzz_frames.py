@@ -34,7 +34,7 @@ def corpus(rng: np.random.Generator) -> list[tuple[Frame, bytes]]:
         dict: [{}, {"kind": "linear", "bias": 0.5}, {"temperature": 1.0, "seed": 3}],
     }
     dtypes = ["<i1", "<i4", "<f2", "<f4"]
-    found = []
+    frames = []
     for kind, row in SCHEMA.items():
         for n in range(12):
             optional = n % 2 == 0
@@ -49,8 +49,8 @@ def corpus(rng: np.random.Generator) -> list[tuple[Frame, bytes]]:
                 if optional or not name.endswith("?")
             }
             frame = Frame(kind, control, tensors)
-            found.append((frame, wire.encode(frame, n)))
-    return found
+            frames.append((frame, wire.encode(frame, n)))
+    return frames
 
 
 def damaged(rng: random.Random, data: bytes) -> bytes:
@@ -58,16 +58,16 @@ def damaged(rng: random.Random, data: bytes) -> bytes:
     out = bytearray(data)
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
         at = rng.randrange(len(out) + 1)
-        how = rng.randrange(6)
-        if how == 0 and at < len(out):
+        mutation = rng.randrange(6)
+        if mutation == 0 and at < len(out):
             out[at] = rng.randrange(256)
-        elif how == 1 and at < len(out):
+        elif mutation == 1 and at < len(out):
             out[at] ^= 1 << rng.randrange(8)
-        elif how == 2:
+        elif mutation == 2:
             del out[at : at + rng.choice([1, 1, 2, 5])]
-        elif how == 3:
+        elif mutation == 3:
             out[at:at] = rng.randbytes(rng.choice([1, 1, 2, 8]))
-        elif how == 4:
+        elif mutation == 4:
             piece = out[at : at + rng.randint(1, 20)]
             out[at:at] = piece
         else:
@@ -87,34 +87,34 @@ def mutate(rng: random.Random, frame: Frame, data: bytes, others: list[tuple[Fra
     size = int.from_bytes(data[8:12], "little")
     packed, payload = data[wire.HEADER_BYTES :][:size], data[wire.HEADER_BYTES + size :]
     kind = frame.kind if rng.random() < 0.9 else rng.randrange(256)
-    how = rng.choices(
+    mutation = rng.choices(
         ["bytes", "control bytes", "payload", "control map", "tensors", "random map", "cut", "joined", "sizes", "huge"],
         [6, 20, 6, 30, 20, 8, 3, 3, 4, 0.005],
     )[0]
-    if how == "bytes":
-        return how, damaged(rng, data)
-    if how == "control bytes":
-        return how, wire.join(kind, damaged(rng, packed), payload)
-    if how == "payload":
-        return how, wire.join(kind, packed, damaged(rng, payload))
-    if how in ("control map", "tensors"):
+    if mutation == "bytes":
+        return mutation, damaged(rng, data)
+    if mutation == "control bytes":
+        return mutation, wire.join(kind, damaged(rng, packed), payload)
+    if mutation == "payload":
+        return mutation, wire.join(kind, packed, damaged(rng, payload))
+    if mutation in ("control map", "tensors"):
         control = msgpack.unpackb(packed)
-        if how == "tensors":
+        if mutation == "tensors":
             control["t"] = rearranged(rng, control.get("t", [["delta", "i1", [1, 2]]]))
         else:
             control = rearranged(rng, control)
-        return how, wire.join(kind, msgpack.packb(control), payload)
-    if how == "random map":
-        return how, wire.join(kind, msgpack.packb(anything(rng, 4)), payload)
-    if how == "cut":
-        return how, data[: rng.randrange(len(data))]
-    if how == "joined":
-        return how, data + rng.choice(others)[1]
-    if how == "huge":
-        return how, wire.join(Kind.PROMPT, huge(rng))
+        return mutation, wire.join(kind, msgpack.packb(control), payload)
+    if mutation == "random map":
+        return mutation, wire.join(kind, msgpack.packb(anything(rng, 4)), payload)
+    if mutation == "cut":
+        return mutation, data[: rng.randrange(len(data))]
+    if mutation == "joined":
+        return mutation, data + rng.choice(others)[1]
+    if mutation == "huge":
+        return mutation, wire.join(Kind.PROMPT, huge(rng))
     sizes = [rng.choice([0, 1, size, len(payload), 1 << 20, (1 << 32) - 1, rng.getrandbits(32)]) for _ in range(2)]
     header = wire.HEADER.pack(wire.MAGIC, wire.VERSION, kind & 255, 0, *sizes)
-    return how, header + wire.CHECKSUM.pack(wire._checksum(header, packed, payload)) + packed + payload
+    return mutation, header + wire.CHECKSUM.pack(wire._checksum(header, packed, payload)) + packed + payload
 
 
 def sentence(error: Exception) -> str:

@@ -47,6 +47,7 @@ class Pulse(threading.Thread):
         super().__init__(daemon=True)
 
     def run(self) -> None:
+        """Ask until `stopped`; `slow` keeps the five longest waits and what was played meanwhile."""
         while not self.stopped.wait(0.1):
             started = time.monotonic()
             with suppress(OSError):

@@ -77,6 +77,8 @@ WEIGHTS += [np.full(WIDTH, 127, np.int8), np.full(WIDTH, 1 << 30, np.int32)]
 
 
 def openings() -> Iterator[Input]:
+    """OPEN, with each of its fields, the gate, the tap and the weights at their edges."""
+
     def opened(**changes: Any) -> Play:
         def play(raw: Raw, rng: random.Random) -> None:
             raw.open(**changes)
@@ -112,6 +114,7 @@ def prompted(*prompts: dict[str, Any], **opening: Any) -> Play:
 
 
 def prompts() -> Iterator[Input]:
+    """PROMPT, with each of its fields, samplings, messages, ids and tokens that are done already."""
     for name, types in SCHEMA[Kind.PROMPT].control.items():
         key = name.rstrip("?")
         for value in numbers_of(types):
@@ -207,6 +210,7 @@ def answers() -> Iterator[Input]:
 
 
 def readings() -> Iterator[Input]:
+    """READ, SCORE and ROWS, with each of their fields and tensors at their edges."""
     base = {"number": 1, "text": "Anna", "reply": " wrote to her brother", "score": True}
     scored: Tensors = {"delta": np.ones((1, WIDTH), np.int8), "scales": np.ones(1, np.float32)}
 

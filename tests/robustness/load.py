@@ -254,6 +254,7 @@ def _plugin(rng: random.Random, cloud: Cloud, number: int) -> Plugin:
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
+    """Return the 50th, 95th and 99th percentile."""
     values = values or [0.0]
     return {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (50, 95, 99)}
 

@@ -55,6 +55,7 @@ class Script:
 
     @property
     def words(self) -> str:
+        """All that the user says."""
         return " ".join([self.system, *self.said])
 
 
@@ -107,25 +108,30 @@ class RoughLink:
 
     @property
     def closed(self) -> bool:
+        """Whether the link is closed."""
         return self._link.closed
 
     def send(self, frame: Frame) -> None:
+        """Send a frame; an answer perhaps late."""
         if frame.kind is Kind.ANSWER:
             self._happen("answer late")
         self._link.send(frame)
 
     def receive(self, timeout_s: float = REPLY_TIMEOUT_S) -> Frame:
+        """Return the next frame, perhaps late, or cut the line."""
         frame = self._link.receive(timeout_s)
         self._count()
         return frame
 
     def arrived(self) -> Frame | None:
+        """Return a frame that is there already, or None."""
         frame = self._link.arrived()
         if frame is not None:
             self._count()
         return frame
 
     def close(self) -> None:
+        """Close the link."""
         self._link.close()
 
     def _count(self) -> None:
@@ -159,6 +165,7 @@ class Person:
         self._until = 0.0
 
     def open(self) -> Session:
+        """Return a session that comes back where its line is cut."""
         return Session.open(self._link(), self.plugin, connect=self._link)
 
     def _link(self) -> RoughLink:
@@ -181,6 +188,7 @@ class Person:
         self.plugin.phrases = np.array(texts[: self.rng.choice([0, len(texts)])], np.int32)
 
     def start(self, until: float) -> None:
+        """Talk until that time of the monotonic clock, in a thread."""
         self._until = until
         self.thread.start()
 
@@ -244,10 +252,12 @@ class Person:
 
 
 def scripts_of(rng: random.Random, count: int, systems: list[str]) -> list[Script]:
+    """Return so many conversations of random words."""
+
     def text(least: int, most: int) -> str:
         return " ".join(rng.choices(WORDS, k=rng.randint(least, most)))
 
-    found = []
+    scripts = []
     for _ in range(count):
         turns = rng.randint(1, 4)
         system = rng.choice([*systems, text(3, 8), ""])
@@ -262,5 +272,5 @@ def scripts_of(rng: random.Random, count: int, systems: list[str]) -> list[Scrip
             for _ in range(turns)
         ]
         said = [text(2, rng.choice([6, 36])) for _ in range(turns)]
-        found.append(Script(system, said, [rng.choice([4, 16, 32, 64]) for _ in range(turns)], samplings))
-    return found
+        scripts.append(Script(system, said, [rng.choice([4, 16, 32, 64]) for _ in range(turns)], samplings))
+    return scripts

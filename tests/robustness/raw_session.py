@@ -35,13 +35,14 @@ class Silence(Exception):
 
 
 def short(control: dict[str, Any], tensors: Tensors) -> str:
+    """Return a frame's contents as a line of text."""
     shown = {name: repr(value)[:60] for name, value in control.items()}
     shown |= {name: f"{value.dtype}{list(value.shape)} {value.ravel()[:3]!s}" for name, value in tensors.items()}
     return "{" + ", ".join(f"{name}: {value}" for name, value in shown.items()) + "}"
 
 
 class Raw:
-    """A session's end of the wire that sends whatever it is told to; `sent`: what that was."""
+    """A session's end of the wire that sends any message; `sent`: all of them, as text."""
 
     def __init__(self, cloud: Cloud, stack: ExitStack) -> None:
         endpoint, options = cloud.address().endpoint, {"compression": None, "ping_interval": None, "close_timeout": 2}
@@ -64,6 +65,7 @@ class Raw:
         return wire.join(kind, packed, payload, self.number - 1)
 
     def send(self, kind: int, control: dict[str, Any], tensors: Tensors | None = None) -> None:
+        """Send a frame as `message` makes it."""
         self.connection.send(self.message(kind, control, tensors))
 
     def burst(self, messages: list[bytes]) -> None:
@@ -131,7 +133,7 @@ Play = Callable[[Raw, random.Random], None]
 
 @dataclass
 class Input:
-    """`ends`: it may end without an ERROR (it is the WebSocket's, or the device leaves)."""
+    """A session to play. `ends`: it may end without an ERROR (it is the WebSocket's, or the device leaves)."""
 
     name: str
     play: Play
@@ -140,6 +142,8 @@ class Input:
 
 @dataclass
 class Outcome:
+    """What a session came to."""
+
     name: str
     sent: list[str]
     errors: list[str]
@@ -148,7 +152,7 @@ class Outcome:
 
 
 def play(cloud: Cloud, case: Input, seed: int) -> Outcome:
-    """One session, to its end."""
+    """Play a session to its end, and return what it came to."""
     with ExitStack() as stack:
         raw = Raw(cloud, stack)
         try:

@@ -39,6 +39,7 @@ class Stranger(threading.Thread):
         self.outcomes: Counter[str] = Counter()
 
     def run(self) -> None:
+        """Act until the end."""
         while time.monotonic() < self._end:
             try:
                 outcome = self._act(self._rng)
@@ -73,6 +74,7 @@ class Strangers:
         ]
 
     def start(self) -> None:
+        """Let all of them act, each in a thread."""
         for thread in self._threads:
             thread.start()
 

@@ -63,9 +63,11 @@ class Cloud:
 
     @property
     def port(self) -> int:
+        """Where it listens."""
         return int(self.url.rsplit(":", 1)[1])
 
     def address(self, key: str = "") -> Address:
+        """Return its address, with this key or the one that any request may bear."""
         return Address(self.url, key=key or self.key, pin=self.pin)
 
     def metrics(self) -> dict[str, float]:
@@ -77,24 +79,24 @@ class Cloud:
         """/metrics as soon as all of these are 0, or as they are after so many seconds."""
         last = time.monotonic() + seconds
         while True:
-            found = self.metrics()
-            if time.monotonic() > last or not any(found[name] for name in names):
-                return found
+            metrics = self.metrics()
+            if time.monotonic() > last or not any(metrics[name] for name in names):
+                return metrics
             time.sleep(0.2)
 
     @property
     def complaints(self) -> list[str]:
         """Lines of its log that are errors, and the last line of each traceback."""
-        found, inside = [], False
+        lines, inside = [], False
         for line in self.log.read_text(errors="replace").splitlines():
             if " ERROR " in line:
-                found.append(line.split(" ", 1)[1])
+                lines.append(line.split(" ", 1)[1])
             if line.startswith("Traceback"):
                 inside = True
             elif inside and line[:1] not in ("", " "):
-                found.append(line)
+                lines.append(line)
                 inside = False
-        return found
+        return lines
 
 
 @contextmanager
@@ -115,9 +117,11 @@ def a_cloud(folder: Path, *options: str, keys: Path | None = None, key: str = ""
     line = process.stdout.readline()
     if not line:
         sys.exit(f"the cloud did not start: {log.read_text().strip()}")
-    about = json.loads(line)
+    started = json.loads(line)
     try:
-        yield Cloud(about["url"], about.get("pin", ""), about["fingerprint"], key, psutil.Process(process.pid), log)
+        yield Cloud(
+            started["url"], started.get("pin", ""), started["fingerprint"], key, psutil.Process(process.pid), log
+        )
     finally:
         process.terminate()
         try:
@@ -138,6 +142,7 @@ class Watch(threading.Thread):
         self.rss_mb: list[float] = []
 
     def run(self) -> None:
+        """Sample until `stop`."""
         while not self._stopped.is_set():
             try:
                 self.rss_mb.append(self._process.memory_info().rss / 2**20)
@@ -146,5 +151,6 @@ class Watch(threading.Thread):
             self._stopped.wait(1)
 
     def stop(self) -> None:
+        """End the sampling."""
         self._stopped.set()
         self.join()

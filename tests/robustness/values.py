@@ -48,10 +48,10 @@ def rearranged(rng: random.Random, control: Any) -> Any:
     if isinstance(control, dict) and control and rng.random() < 0.85:
         control = dict(control)
         name = rng.choice(list(control))
-        how = rng.randrange(5)
-        if how == 0:
+        mutation = rng.randrange(5)
+        if mutation == 0:
             del control[name]
-        elif how == 1:
+        elif mutation == 1:
             control[rng.choice(["x", "t", "turn", "number", name + "?"])] = anything(rng)
         else:
             control[name] = rearranged(rng, control[name])

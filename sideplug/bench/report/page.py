@@ -1,4 +1,7 @@
-"""The run as one HTML file, with its tables and pictures inside: nothing is loaded from anywhere."""
+"""The run as one HTML file, with its tables and pictures inside: nothing is loaded from anywhere.
+
+Test: pytest tests/bench/test_report.py
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment
 
-from sideplug.bench.report.tables import about, tables, wins
+from sideplug.bench.report.tables import circumstances, tables, wins
 
 TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -37,16 +40,18 @@ svg { width: 100%; height: auto } .wins { background: #fdf6e7; border-left: 4px 
 <p class="note">{{ table.note }}</p>{% endfor %}
 <h2>Settings</h2><ul>{% for system in result.systems.values() %}<li><b>{{ system.label }}</b>: {{ system.how }}.</li>
 {% endfor %}{% for name, why in result.absent.items() %}<li>{{ name }} is not here: {{ why }}.</li>{% endfor %}</ul>
-<footer>{{ about }}<br>sideplug {{ result.machine.sideplug }}: a frozen LLM in the cloud, a person's side plugin on the
+<footer>{{ footer }}<br>sideplug {{ result.machine.sideplug }}: a frozen LLM in the cloud, a person's side plugin on the
 device. Run it yourself: <code>pip install 'sideplug[bench]' &amp;&amp; sideplug bench</code></footer>
 </body></html>
 """
 
 
 def page(result: dict[str, Any], pictures: dict[str, str]) -> str:
+    """Return the page of a result and its pictures (name → SVG)."""
     shown = {name: re.sub(r"^.*?(?=<svg)", "", svg, flags=re.DOTALL) for name, svg in pictures.items()}
     # Several SVGs in one page must not share ids.
     shown = {name: re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg) for name, svg in shown.items()}
     plain = [line.removeprefix("- ").replace("**", "") for line in wins(result)]
     template = Environment(autoescape=True).from_string(TEMPLATE)
-    return template.render(result=result, wins=plain, tables=list(tables(result)), pictures=shown, about=about(result))
+    shown_tables = list(tables(result))
+    return template.render(result=result, wins=plain, tables=shown_tables, pictures=shown, footer=circumstances(result))

@@ -1,4 +1,4 @@
-"""The pictures of a run, as SVG."""
+"""The pictures of a run, as SVG. Test: pytest tests/bench/test_report.py"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ matplotlib.rcParams["svg.hashsalt"] = "sideplug"  # the same run gives the same 
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
-from sideplug.bench.report.tables import OURS, gain, label, peaks, speeds, usual, usual_speed  # noqa: E402
+from sideplug.bench.report.figures import OURS, gain, label, peaks, speeds, usual, usual_speed  # noqa: E402
 
 COLOURS = {
     "gated, lookahead": "#0b6e4f",
@@ -28,6 +28,7 @@ Draw = Callable[[dict[str, Any], Axes], bool]  # False: there is nothing to draw
 
 
 def colour(result: dict[str, Any], system: str) -> str:
+    """Return a system's colour, the same in every picture."""
     others = [name for name in result["systems"] if name not in COLOURS]
     return COLOURS[system] if system in COLOURS else OTHERS[others.index(system) % len(OTHERS)]
 
@@ -75,25 +76,25 @@ def against_bytes(result: dict[str, Any], axes: Axes) -> bool:
     base = {"mean": 0.0, "low": 0.0, "high": 0.0}
     points = {}
     for system in result["systems"]:
-        found = base if result["systems"][system]["base"] == system else gain(result, task, system)
+        gained = base if result["systems"][system]["base"] == system else gain(result, task, system)
         cell = usual_speed(result, task, system)
-        if found and cell:
-            points[system] = found, cell["bytes_down"]["median"] + cell["bytes_up"]["median"]
-    near = [found for found, _ in points.values() if found["mean"] <= WORSE]
-    highest = max((found["high"] for found in near), default=0.0)
-    lowest = min((found["low"] for found in near), default=0.0)
+        if gained and cell:
+            points[system] = gained, cell["bytes_down"]["median"] + cell["bytes_up"]["median"]
+    near = [gained for gained, _ in points.values() if gained["mean"] <= WORSE]
+    highest = max((gained["high"] for gained in near), default=0.0)
+    lowest = min((gained["low"] for gained in near), default=0.0)
     top = highest + 0.15 * max(highest - lowest, 0.01)
-    for system, (found, size) in points.items():
-        if found["mean"] > WORSE:  # far off: it would press all others into a line
+    for system, (gained, size) in points.items():
+        if gained["mean"] > WORSE:  # far off: it would press all others into a line
             axes.plot([max(size, 1)], [top], "^", color=colour(result, system), label=label(result, system))
             axes.annotate(
-                f"{found['mean']:+.1f}", (max(size, 1), top), (0, -14), textcoords="offset points", ha="center"
+                f"{gained['mean']:+.1f}", (max(size, 1), top), (0, -14), textcoords="offset points", ha="center"
             )
             continue
-        low, high = found["mean"] - found["low"], found["high"] - found["mean"]
+        low, high = gained["mean"] - gained["low"], gained["high"] - gained["mean"]
         kind: dict[str, Any] = {"color": colour(result, system), "label": label(result, system), "capsize": 2}
         axes.errorbar(
-            [max(size, 1)], [found["mean"]], yerr=[[low], [high]], marker="s" if system in OURS else "o", **kind
+            [max(size, 1)], [gained["mean"]], yerr=[[low], [high]], marker="s" if system in OURS else "o", **kind
         )
     axes.set(
         xlabel="bytes a token, both ways (1: none)",
@@ -107,10 +108,11 @@ def against_bytes(result: dict[str, Any], axes: Axes) -> bool:
 
 
 def gate_curve(result: dict[str, Any], axes: Axes) -> bool:
-    found = result.get("gate_curve")
-    if not found or "points" not in found:
+    """Loss against how often the device is asked, beside a random gate."""
+    curve = result.get("gate_curve")
+    if not curve or "points" not in curve:
         return False
-    points = found["points"]
+    points = curve["points"]
     rates = [100 * point["rate"] for point in points]
     axes.plot(rates, [point["random_loss"] for point in points], "--", color="0.6", label="random gate, same rate")
     axes.plot(rates, [point["loss"] for point in points], "o-", color=COLOURS["gated, lookahead"], label="trained gate")
@@ -122,15 +124,16 @@ def gate_curve(result: dict[str, Any], axes: Axes) -> bool:
 
 
 def users(result: dict[str, Any], axes: Axes) -> bool:
-    found = result.get("users")
-    if not found or "tokens_per_s" not in found:
+    """Tokens a second of all users together against how many they are."""
+    measured = result.get("users")
+    if not measured or "tokens_per_s" not in measured:
         return False
-    for number, (name, by) in enumerate(found["tokens_per_s"].items()):
+    for number, (name, by) in enumerate(measured["tokens_per_s"].items()):
         counts = [int(count) for count in by]
         middles = [cell["median"] for cell in by.values()]
         errors = [[c["median"] - c["min"] for c in by.values()], [c["max"] - c["median"] for c in by.values()]]
-        how = ("#0b6e4f", "#2ca25f", "#333333", "#c0504d", "#e08214")[number % 5]
-        axes.errorbar(counts, middles, yerr=errors, marker="o", ms=4, capsize=2, label=name, color=how)
+        color = ("#0b6e4f", "#2ca25f", "#333333", "#c0504d", "#e08214")[number % 5]
+        axes.errorbar(counts, middles, yerr=errors, marker="o", ms=4, capsize=2, label=name, color=color)
     axes.set(
         xlabel="users at once", ylabel="tokens a second, all together", title="One base model, many users", xscale="log"
     )
@@ -141,11 +144,12 @@ def users(result: dict[str, Any], axes: Axes) -> bool:
 
 
 def memory(result: dict[str, Any], axes: Axes) -> bool:
+    """The device's peak memory, by system."""
     rows = []
     for system in result["systems"]:
-        found = peaks(result, system)
-        if found:
-            rows.append((statistics.median(found), label(result, system), colour(result, system)))
+        mb = peaks(result, system)
+        if mb:
+            rows.append((statistics.median(mb), label(result, system), colour(result, system)))
     rows.sort(reverse=True)
     axes.barh([row[1] for row in rows], [row[0] for row in rows], color=[row[2] for row in rows])
     axes.set(xlabel="MB", title="Device: peak memory while generating")
@@ -184,8 +188,8 @@ PICTURES: dict[str, Draw] = {
 
 
 def draw(result: dict[str, Any]) -> dict[str, str]:
-    """Name → SVG."""
-    found = {}
+    """Return the pictures that there is something to draw of: name → SVG."""
+    pictures = {}
     for name, picture in PICTURES.items():
         figure, axes = pyplot.subplots(
             figsize=(9, 4.6) if name in ("speed", "quality") else (6.4, 4.6), layout="constrained"
@@ -193,6 +197,6 @@ def draw(result: dict[str, Any]) -> dict[str, str]:
         if picture(result, axes):
             text = io.StringIO()
             figure.savefig(text, format="svg", metadata={"Date": None})
-            found[name] = text.getvalue()
+            pictures[name] = text.getvalue()
         pyplot.close(figure)
-    return found
+    return pictures

@@ -7,10 +7,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sideplug.bench.report.figures import (
+    LOWER,
+    NONE,
+    OURS,
+    gain,
+    interval_text,
+    judged_by,
+    label,
+    measure,
+    over_base,
+    peaks,
+    prefers,
+    share_text,
+    speeds,
+    spread_text,
+    untouched,
+    usual,
+    usual_speed,
+    with_general,
+)
 from sideplug.bench.spreads import bootstrap
-
-NONE = "—"
-LOWER = {"exact": "exact, share", "rouge": "ROUGE-L, F1", "loss": "loss, nats a token"}
 
 
 @dataclass
@@ -23,93 +40,8 @@ class Table:
     note: str = ""
 
 
-def label(result: dict[str, Any], name: str) -> str:
-    return result["systems"][name]["label"]
-
-
-def quality(result: dict[str, Any], task: str, system: str) -> list[dict[str, Any]]:
-    """Of each user; of the system whose texts are the same, where it has none of its own."""
-    wanted = result["systems"][system]["like"] or system
-    return [cell for cell in result["quality"] if cell["task"] == task and cell["system"] == wanted]
-
-
-def measure(result: dict[str, Any], task: str, system: str, name: str) -> dict[str, float] | None:
-    """Over all users' examples, with its 95 % interval; None where it was not measured."""
-    pairs = [pair for found in judged(result, task, system, name).values() for pair in found]
-    return bootstrap(pairs) if pairs else None
-
-
-def judged(result: dict[str, Any], task: str, system: str, name: str) -> dict[str, list[tuple[float, float]]]:
-    """By user, of each example its figure and what it is over."""
-    cells = quality(result, task, system)
-    return {cell["user"]: cell[name] for cell in cells if isinstance(cell.get(name), list)}
-
-
-def gain(result: dict[str, Any], task: str, system: str) -> dict[str, float] | None:
-    """Its loss less that of the base of the same engine on the same examples, with its 95 % interval."""
-    base = result["systems"][system]["base"]
-    if system == base or base not in result["systems"]:
-        return None
-    mine, theirs = (judged(result, task, name, "loss") for name in (system, base))
-    users = [user for user in mine if len(mine[user]) == len(theirs.get(user, ()))]
-    if not users:
-        return None
-    pairs, others = ([pair for user in users for pair in found[user]] for found in (mine, theirs))
-    return bootstrap(pairs, others)
-
-
-def untouched(result: dict[str, Any], task: str, system: str) -> float | None:
-    """Share of general prompts that are answered as by the base of the same engine."""
-    base = result["systems"][system]["base"]
-    if base not in result["systems"]:
-        return None
-    mine, theirs = (
-        [text for cell in quality(result, task, name) for text in cell.get("general", [])] for name in (system, base)
-    )
-    if not result["systems"][system]["personal"] or not mine or len(mine) != len(theirs):
-        return None
-    return statistics.mean(float(a == b) for a, b in zip(mine, theirs, strict=True))
-
-
-def speeds(result: dict[str, Any], task: str, system: str) -> dict[tuple[float, float], dict[str, Any]]:
-    """By (RTT, Mbit/s)."""
-    cells = [c for c in result["speed"] if c["task"] == task and c["system"] == system and "tokens_s" in c]
-    return {(cell["rtt_ms"], cell["mbit"]): cell for cell in cells}
-
-
-def usual(result: dict[str, Any]) -> tuple[float, float]:
-    """The network that tables of one network show: 50 ms and 10 Mbit/s, or the one measured that is nearest."""
-    networks = {(cell["rtt_ms"], cell["mbit"]) for cell in result["speed"]}
-    return min(networks, key=lambda n: (abs(n[0] - 50), abs(n[1] - 10))) if networks else (50.0, 10.0)
-
-
-def usual_speed(result: dict[str, Any], task: str, system: str) -> dict[str, Any] | None:
-    """At the usual network; as it is, for a system that has no network."""
-    by_network = speeds(result, task, system)
-    alone = next(iter(by_network.values()), None) if len(by_network) == 1 else None
-    return by_network.get(usual(result)) or alone
-
-
-def spread_text(found: dict[str, float] | None, digits: int = 1) -> str:
-    if not found or found.get("runs", 0) < 2:
-        return NONE
-    return f"{found['median']:.{digits}f} ({found['min']:.{digits}f}–{found['max']:.{digits}f})"
-
-
-def interval_text(found: dict[str, float] | None, percent: bool = False, signed: bool = False) -> str:
-    if not found:
-        return NONE
-    scale, digits, unit = (100, 0, " %") if percent else (1, 3, "")
-    sign, to = ("+", " to ") if signed else ("", "–")
-    mean, low, high = (f"{scale * found[key]:{sign}.{digits}f}".replace("-", "−") for key in ("mean", "low", "high"))
-    return f"{mean} ({low}{to}{high}){unit}"
-
-
-def share_text(share: float | None) -> str:
-    return NONE if share is None else f"{100 * share:.0f} %"
-
-
 def tables(result: dict[str, Any]) -> Iterator[Table]:
+    """Yield the tables of a result, the one that says it all first."""
     yield _glance(result)
     for task in result["tasks"]:
         yield _quality(result, task)
@@ -121,17 +53,6 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
         yield _bits(result)
     if "tokens_per_s" in (result.get("users") or {}):
         yield _users(result)
-
-
-def judged_by(result: dict[str, Any], task: str) -> list[str]:
-    """The measures of a task, the first of them first."""
-    cells = [cell for cell in result["quality"] if cell["task"] == task]
-    return [name for name in LOWER if any(name in cell for cell in cells)]
-
-
-def with_general(result: dict[str, Any]) -> list[str]:
-    """Tasks that have prompts whose replies must be untouched."""
-    return list(dict.fromkeys(cell["task"] for cell in result["quality"] if cell.get("general")))
 
 
 def _glance(result: dict[str, Any]) -> Table:
@@ -169,32 +90,24 @@ def _quality(result: dict[str, Any], task: str) -> Table:
     has_general = task in with_general(result)
     rows = []
     for system in result["systems"]:
-        found = [measure(result, task, system, name) for name in names]
-        texts = [interval_text(value, name != "loss") for name, value in zip(names, found, strict=True)]
+        values = [measure(result, task, system, name) for name in names]
+        texts = [interval_text(value, name != "loss") for name, value in zip(names, values, strict=True)]
         general = [share_text(untouched(result, task, system))] if has_general else []
         texts += [interval_text(gain(result, task, system), signed=True)]
-        best = next((value for value in found if value), None)
+        best = next((value for value in values if value), None)
         order = float("inf") if best is None else best["mean"] if names[0] == "loss" else -best["mean"]
         rows.append((order, [label(result, system), *texts, *general]))
     rows.sort(key=lambda row: row[0])
-    about, pairs = result["tasks"][task], prefers(result, task)
+    task_of, pairs = result["tasks"][task], prefers(result, task)
     general = ["general prompts untouched"] if has_general else []
     return Table(
         f"Quality: {task}",
         ["system, best first", *(LOWER[name] for name in names), "loss less its engine's base", *general],
         [row for _, row in rows],
-        f"{about['title']}; mean of {len(about['users'])} user(s), 95 % bootstrap intervals over examples (of the "
+        f"{task_of['title']}; mean of {len(task_of['users'])} user(s), 95 % bootstrap intervals over examples (of the "
         "difference: over pairs, each of one example by both)."
         + (f" A plugin prefers its own user's text to another's in {pairs}." if pairs else ""),
     )
-
-
-def prefers(result: dict[str, Any], task: str) -> str:
-    """In how many pairs a user's plugin gains more on its own user's held-out text than on another's; "" for none."""
-    rows = {row["user"]: row for row in result["matrix"] if row["task"] == task and "unavailable" not in row}
-    gain = {(a, b): row[b][1] - row[b][0] for a, row in rows.items() for b in rows}
-    pairs = [gain[a, a] > gain[a, b] for a in rows for b in rows if a != b]
-    return f"{sum(pairs)} of {len(pairs)} pairs" if pairs else ""
 
 
 def _speed(result: dict[str, Any], task: str) -> Table:
@@ -228,17 +141,6 @@ def _speed(result: dict[str, Any], task: str) -> Table:
     return Table(f"Speed: {task}", columns, [row for _, row in rows], note)
 
 
-def over_base(result: dict[str, Any], task: str, system: str) -> str:
-    """Its speed over that of the base alone on the same engine: what the way of splitting costs, not the engine."""
-    base = result["systems"][system]["base"]
-    if system == base or base not in result["systems"]:
-        return NONE
-    mine, theirs = (usual_speed(result, task, name) for name in (system, base))
-    if not mine or not theirs:
-        return NONE
-    return f"{mine['tokens_s']['median'] / theirs['tokens_s']['median']:.2f}×"
-
-
 def _networks(result: dict[str, Any]) -> Table:
     task = next(iter(result["tasks"]))
     networks = sorted({network for system in result["systems"] for network in speeds(result, task, system)})
@@ -252,14 +154,9 @@ def _networks(result: dict[str, Any]) -> Table:
     return Table(f"Every network: {task}", columns, rows, "Median (least–most) of a reply's tokens a second.")
 
 
-def peaks(result: dict[str, Any], system: str) -> list[float]:
-    """MB of the device's memory at most, over each network of the first task."""
-    return [cell["peak_rss_mb"] for cell in speeds(result, next(iter(result["tasks"])), system).values()]
-
-
 def _peak(result: dict[str, Any], system: str) -> str:
-    found = peaks(result, system)
-    return f"{statistics.median(found):.0f} ({min(found):.0f}–{max(found):.0f})" if found else NONE
+    mb = peaks(result, system)
+    return f"{statistics.median(mb):.0f} ({min(mb):.0f}–{max(mb):.0f})" if mb else NONE
 
 
 def _resources(result: dict[str, Any]) -> Table:
@@ -301,6 +198,16 @@ def _disk(result: dict[str, Any], task: str, system: str) -> str:
     return f"{statistics.median(sizes) / 1e6:.1f}" if sizes else "the examples" if kept == "examples" else "0"
 
 
+def _each(cells: list[dict[str, Any]], name: str, unit: float = 1.0) -> list[float]:
+    return [cell[name] / unit for cell in cells if name in cell]
+
+
+def _over_users(values: list[float], digits: int = 0) -> str:
+    if not values:
+        return NONE
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
+
+
 def _training(result: dict[str, Any]) -> Table:
     rows = []
     for task in result["tasks"]:
@@ -309,21 +216,15 @@ def _training(result: dict[str, Any]) -> Table:
             cells = [cell for cell in cells if "seconds" in cell]
             if not cells:
                 continue
-            each = lambda name, scale=1.0, cells=cells: [cell[name] / scale for cell in cells if name in cell]  # noqa: E731
-            over = lambda values, digits=0: (  # noqa: E731
-                f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
-                if values
-                else NONE
-            )
             seconds = [cell["seconds"] + cell.get("recording_s", 0.0) for cell in cells]
             rows.append(
                 [
                     f"{task}: {made}",
-                    over(seconds),
-                    over(each("peak_rss_mb")),
-                    over(each("backward_bytes_a_token", 1e3), 1),
-                    over(each("parameters", 1e6), 2),
-                    over(each("disk_bytes", 1e6), 1),
+                    _over_users(seconds),
+                    _over_users(_each(cells, "peak_rss_mb")),
+                    _over_users(_each(cells, "backward_bytes_a_token", 1e3), 1),
+                    _over_users(_each(cells, "parameters", 1e6), 2),
+                    _over_users(_each(cells, "disk_bytes", 1e6), 1),
                     str(len(cells)),
                 ]
             )
@@ -368,6 +269,7 @@ def _users(result: dict[str, Any]) -> Table:
 
 
 def markdown(result: dict[str, Any]) -> str:
+    """Return the report as Markdown."""
     lines = [
         f"# sideplug bench: {result['model']}, {result['date']} ({result['scale']['name']})",
         "",
@@ -381,11 +283,12 @@ def markdown(result: dict[str, Any]) -> str:
     lines += ["## Settings", ""]
     lines += [f"- **{system['label']}**: {system['how']}." for system in result["systems"].values()]
     lines += [f"- {name} is not here: {why}." for name, why in result["absent"].items()]
-    lines += ["", about(result), ""]
+    lines += ["", circumstances(result), ""]
     return "\n".join(lines)
 
 
-def about(result: dict[str, Any]) -> str:
+def circumstances(result: dict[str, Any]) -> str:
+    """Return what the figures stand with: the machine, its energy, the floor, its drift."""
     energy = [cell for cell in result["energy"] if cell.get("joules")]
     joules = (
         f"{sum(c['joules'] for c in energy):,.0f} J by the processor's meter" if energy else "unavailable (no meter)"
@@ -401,36 +304,33 @@ def about(result: dict[str, Any]) -> str:
     )
 
 
-OURS = ("ungated", "gated", "gated, lookahead")
-
-
-def ahead(result: dict[str, Any], what: str, found: dict[str, float], better: int, digits: int) -> list[str]:
-    """A line with the rivals that are ahead of the best of ours, if any are. better: 1 for more, −1 for less."""
-    ours = [better * value for system, value in found.items() if system in OURS]
-    rivals = {s: v for s, v in found.items() if s not in OURS and ours and better * v > max(ours)}
+def rivals_ahead(result: dict[str, Any], title: str, figures: dict[str, float], better: int, digits: int) -> list[str]:
+    """Return a line with the rivals that are ahead of the best of ours, if any are. better: 1 for more, −1 for less."""
+    ours = [better * value for system, value in figures.items() if system in OURS]
+    rivals = {s: v for s, v in figures.items() if s not in OURS and ours and better * v > max(ours)}
     if not rivals:
         return []
-    told = (f"{label(result, s)} {v:.{digits}f}" for s, v in sorted(rivals.items(), key=lambda x: -better * x[1]))
-    return [f"- {what}: **{', '.join(told)}**, ours {better * max(ours):.{digits}f}"]
+    lines = (f"{label(result, s)} {v:.{digits}f}" for s, v in sorted(rivals.items(), key=lambda x: -better * x[1]))
+    return [f"- {title}: **{', '.join(lines)}**, ours {better * max(ours):.{digits}f}"]
 
 
 def wins(result: dict[str, Any]) -> list[str]:
-    """Where a rival is better than the best of ours: said before anything else."""
+    """Return where a rival is better than the best of ours: lines that are read before anything else."""
     lines = []
     network = usual(result)
     for task in result["tasks"]:
         for name, better in (("exact", 1), ("rouge", 1), ("loss", -1)):
-            found = {s: m["mean"] for s in result["systems"] if (m := measure(result, task, s, name))}
-            found = {s: value for s, value in found.items() if not result["systems"][s]["like"] or s in OURS}
-            lines += ahead(result, f"{task}, {LOWER[name]}", found, better, 3)
-        for what, name, better in (("tokens/s", "tokens_s", 1), ("ms to the first token", "first_token_ms", -1)):
-            found = {
+            figures = {s: m["mean"] for s in result["systems"] if (m := measure(result, task, s, name))}
+            figures = {s: value for s, value in figures.items() if not result["systems"][s]["like"] or s in OURS}
+            lines += rivals_ahead(result, f"{task}, {LOWER[name]}", figures, better, 3)
+        for title, name, better in (("tokens/s", "tokens_s", 1), ("ms to the first token", "first_token_ms", -1)):
+            figures = {
                 s: cell[name]["median"]
                 for s in result["systems"]
                 for n, cell in speeds(result, task, s).items()
                 if n == network or not cell["limit_tokens_s"]
             }
-            lines += ahead(result, f"{task}, {what} at {network[0]:.0f} ms", found, better, 1)
+            lines += rivals_ahead(result, f"{task}, {title} at {network[0]:.0f} ms", figures, better, 1)
     if not any(name in OURS for name in result["systems"]):
         return ["Ours was not measured."]
     if not lines:
