@@ -2,7 +2,7 @@
 
 Nobody's adapter is in our cloud, so its steps should not notice whose plugin corrects whom: the first two curves must
 coincide. PEFT has one LoRA (r=8, q and v) a person, all in one batch, and beside it the same batch without any. Then
-the memory that a further person costs the cloud, and what TLS and /metrics cost a token.
+the memory that a further person costs the cloud, and what TLS, keys and /metrics cost a token.
 
 Every round times every system at every count (PEFT in the first rounds); ratios are taken round by round. The devices
 are threads of one process on the same cores as the cloud, for our curves alike.
@@ -224,7 +224,7 @@ def scraped(address: Address) -> Iterator[None]:
 
 
 def overhead(model: str, rounds: int, tokens: int) -> dict[str, Any]:
-    """Return the microseconds a token that TLS and a /metrics read every second add, with the gate always open."""
+    """Return the microseconds a token that TLS, keys and a /metrics read every second add, the gate always open."""
     rates: dict[str, list[float]] = {"plain": [], "guarded": []}
     with ExitStack() as stack:
         plain_url, _ = stack.enter_context(served(model, "--insecure"))
@@ -261,4 +261,4 @@ def summary(result: dict[str, Any]) -> list[str]:
         for count, value in result.get(name, {}).items()
     ]
     lines += [f"memory: {name} {value:,.0f}" for name, value in result["memory"].items()]
-    return [*lines, f"TLS and /metrics: {result['overhead']['added_us_a_token']['median']:.0f} µs a token"]
+    return [*lines, f"TLS, keys and /metrics: {result['overhead']['added_us_a_token']['median']:.0f} µs a token"]
