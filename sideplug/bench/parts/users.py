@@ -195,13 +195,14 @@ def memory(model: str, most: int) -> dict[str, float]:
         time.sleep(1)
         working = used()
         metrics = get(Address(url), "/metrics").splitlines()
-        promised = float(next(line for line in metrics if line.startswith("sideplug_kv_promised")).split()[1])
+        gauge = next(line for line in metrics if line.startswith("sideplug_kv_reserved_bytes"))
+        reserved = float(gauge.split()[1])
     return {
         "sessions": most,
         "idle_bytes_each": round((idle - before) / most),
         "working_bytes_each": round((working - half) / (most - most // 2)),
         "kv_bytes_of_its_text": 256 * KV_BYTES,
-        "kv_promised_bytes_each": round(promised / most),
+        "kv_reserved_bytes_each": round(reserved / most),
     }
 
 
