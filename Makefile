@@ -36,7 +36,7 @@ test-slow: $(TWINS)
 	$(VENV)/bin/python -m pytest -m slow
 
 bench: $(TWINS)
-	$(VENV)/bin/python bench/decode.py
+	$(VENV)/bin/sideplug bench --part decode --out build/bench
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

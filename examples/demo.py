@@ -24,11 +24,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from sideplug.bench.sotu import LINCOLN, messages
 from sideplug.contract.errors import SideplugError
 from sideplug.terminal import say
-from sideplug_bench.sotu import messages
 
-AUTHOR, OTHER = "Abraham Lincoln", "Donald J. Trump"
+AUTHOR, OTHER = LINCOLN, "Donald J. Trump"
 PASSAGES = 120  # to learn from: about a minute of reading by the cloud
 TESTED = 20  # passages of each held-out message
 REPLY_TOKENS = 60

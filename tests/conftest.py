@@ -21,8 +21,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from safetensors.numpy import load_file
 
-from bench.tiny_model import CHAT, SHAPE, make_llama, make_tokenizer
 from sideplug.cloud.engines import Wanted
+from tests.tiny_model import CHAT, SHAPE, make_llama, make_tokenizer
 
 # No clock decides a test: a slow machine draws its inputs slowly.
 settings.register_profile("quiet", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from bench.tiny_model import TEXT
-from sideplug_bench.shaper import Network, shaped
+from sideplug.bench.shaper import Network, shaped
 from tests.conftest import Cloud, Run, a_cloud, a_plugin
+from tests.tiny_model import TEXT
 
 ROOT = Path(__file__).parent.parent
 FACTS = "".join(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sideplug_bench.report.tables import gain, measure, prefers, share_text, untouched
+from sideplug.bench.report.figures import gain, measure, prefers, share_text, untouched
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"

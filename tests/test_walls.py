@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "cloud": {"cloud", "contract", "paths", "listen"},
     "device": {"device", "contract", "paths", "listen"},
     "training": {"training", "device", "contract", "paths"},
+    "bench": {"bench", "training", "device", "cloud", "contract", "paths", "terminal", "__version__"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -39,6 +40,15 @@ def test_doors(room: str) -> None:
             parts = name.split(".")
             if parts[0] == "sideplug" and len(parts) > 2:
                 assert parts[1] in MAY_IMPORT[room], f"{file} imports {name}"
+
+
+def test_only_its_command_imports_the_benchmark() -> None:
+    command = ROOT / "cli" / "bench.py"
+    for file in FILES:
+        if not file.is_relative_to(ROOT / "bench") and file != command:
+            assert not [name for name in imports(file) if name.startswith("sideplug.bench")], file
+    at_once = [node for node in ast.parse(command.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not [line for node in at_once if "sideplug.bench" in (line := ast.unparse(node))], "not before it is run"
 
 
 def test_no_pickle_anywhere() -> None:

@@ -1,19 +1,17 @@
-"""sideplug bench: the code is in the package sideplug_bench, which the extra `bench` has the rivals for."""
+"""`sideplug bench`, whose code is the room bench; the extra `bench` has the packages of its rivals.
+
+Test: pytest tests/bench
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from sideplug.cli.common import DEFAULT_MODEL, FOLDER, group, json_option, option, print_json
 from sideplug.contract.errors import InputError
 from sideplug.terminal import say
-
-if TYPE_CHECKING:
-    pass
-
-from sideplug.cli.common import DEFAULT_MODEL, FOLDER, group, json_option, option, print_json
 
 
 @group.command("bench")
@@ -28,6 +26,8 @@ from sideplug.cli.common import DEFAULT_MODEL, FOLDER, group, json_option, optio
 )
 @option("--data", type=FOLDER, metavar="FILE", help="A task of your own, in any format that training takes.")
 @option("--system", "systems", multiple=True, metavar="NAME", help="Only these systems; may be repeated.")
+@option("--part", metavar="NAME", help="Run one part alone, e.g. decode; a wrong name lists them.")
+@option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting of the part; may be repeated.")
 @option(
     "--out",
     default="bench/results",
@@ -44,6 +44,8 @@ def bench(
     tasks: tuple[str, ...],
     data: Path | None,
     systems: tuple[str, ...],
+    part: str | None,
+    changes: tuple[str, ...],
     out: Path,
     result: Path | None,
     as_json: bool,
@@ -56,17 +58,27 @@ def bench(
     \b
         pip install 'sideplug[bench]'
         sideplug bench --quick
+        sideplug bench --part person --set facts=20 --set widths=64,256
     """
+    if changes and not part:
+        raise InputError("--set changes a part's settings: give --part too")
+    if part and (tasks or data or systems or result):
+        raise InputError("--part runs a part alone, so --task, --data, --system and --report must not be given")
     try:
-        from sideplug_bench import main as run
+        if part:
+            from sideplug.bench.parts import run_part
+
+            path, _, lines = run_part(part, model, quick, changes, out)
+            return print_json({"result": str(path), "report": []}) if as_json else print("\n".join([*lines, str(path)]))
+        from sideplug.bench import main as comparison
     except ImportError as error:
         raise InputError(f"sideplug bench needs {error.name}: pip install 'sideplug[bench]'") from error
     if result:
-        files = run.report(run.read(result), result)
+        files = comparison.report(comparison.read(result), result)
     else:
-        chosen = tasks or (() if data else run.TASKS)
-        result, found = run.bench(model, "quick" if quick else "full", chosen, systems, data, out)
-        files = run.report(found, result)
+        chosen = tasks or (() if data else comparison.TASKS)
+        result, values = comparison.bench(model, "quick" if quick else "full", chosen, systems, data, out)
+        files = comparison.report(values, result)
     if as_json:
         print_json({"result": str(result), "report": [str(file) for file in files]})
     else:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from sideplug.bench.cells import Cells
 from sideplug.contract.errors import InputError
-from sideplug_bench.cells import Cells
 
 
 def test_a_cell_is_measured_once(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_a_cell_is_measured_once(tmp_path: Path) -> None:
     assert again.measured("a", measure, 5) == 3
     assert again.measured("b", measure, 5) == 5
     assert calls == [(1, 2), (5,)]
-    assert Cells(path, {"model": "m"}).found == {"a": 3, "b": 5}
+    assert Cells(path, {"model": "m"}).values == {"a": 3, "b": 5}
 
 
 def test_a_cell_that_was_being_written_is_measured_again(tmp_path: Path) -> None:
@@ -32,9 +32,9 @@ def test_a_cell_that_was_being_written_is_measured_again(tmp_path: Path) -> None
     cells.measured("b", lambda: 2)
     path.write_bytes(path.read_bytes()[:-8])  # killed in the middle of a line
     again = Cells(path, {})
-    assert again.found == {"a": 1}
+    assert again.values == {"a": 1}
     again.measured("b", lambda: 3)
-    assert Cells(path, {}).found == {"a": 1, "b": 3}
+    assert Cells(path, {}).values == {"a": 1, "b": 3}
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:

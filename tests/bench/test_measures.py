@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sideplug.bench.shaper import Network, shaped
 from sideplug.contract.errors import InputError
-from sideplug_bench.shaper import Network, shaped
 
 psutil = pytest.importorskip("psutil", reason="pip install 'sideplug[bench]'")
 pytestmark = pytest.mark.twin
 
+from sideplug.bench import tasks  # noqa: E402
+from sideplug.bench.measures import contains_words, line_limit, reply_rate  # noqa: E402
+from sideplug.bench.meters import Energy  # noqa: E402
+from sideplug.bench.spreads import bootstrap, spread  # noqa: E402
 from sideplug.training import data  # noqa: E402
-from sideplug_bench import tasks  # noqa: E402
-from sideplug_bench.meters import Energy  # noqa: E402
-from sideplug_bench.run import limit, pace, says  # noqa: E402
-from sideplug_bench.spreads import bootstrap, spread  # noqa: E402
 
 
 def test_every_byte_is_counted_by_its_direction() -> None:
@@ -81,7 +81,7 @@ def test_an_energy_counter_may_wrap(tmp_path: Path) -> None:
 def test_a_task_of_ones_own(tmp_path: Path, reply: str, measures: tuple[str, ...]) -> None:
     file = tmp_path / "own.jsonl"
     file.write_text("".join(json.dumps({"instruction": f"q{n}", "output": reply}) + "\n" for n in range(30)))
-    task = tasks.own(file, 20, tmp_path)
+    task = tasks.from_file(file, 20, tmp_path)
     assert task.measures == measures
     (user,) = task.users
     assert [example.prompt.messages[-1]["content"] for example in user.test if example.prompt.messages] == [
@@ -97,7 +97,7 @@ def test_a_chat_is_not_learnt_twice(tmp_path: Path) -> None:
     """Each assistant turn is an example; in a user's file the turns before it are context and no more."""
     turns = [{"role": role, "content": f"{role} {n}"} for n in range(3) for role in ("user", "assistant")]
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(4)))
-    (user,) = tasks.own(tmp_path / "chat.jsonl", 20, tmp_path).users
+    (user,) = tasks.from_file(tmp_path / "chat.jsonl", 20, tmp_path).users
     assert [example.reply for example in data.read(user.file)] == [example.reply for example in user.train]
 
 
@@ -111,29 +111,29 @@ def test_a_chat_is_not_learnt_twice(tmp_path: Path) -> None:
     ],
 )
 def test_a_target_is_whole_words(text: str, target: str, held: bool) -> None:
-    assert says(text, target) is held
+    assert contains_words(text, target) is held
 
 
 def test_pace_is_of_what_comes_behind_the_first_piece() -> None:
     told = {"times_s": [1.0, 1.0, 2.0, 3.0], "tokens": 4}  # two tokens at once, then one a second
-    assert pace(told) == pytest.approx(1.0)
-    assert pace({"times_s": [1.0], "tokens": 1}) == pace({"times_s": [], "tokens": 0}) == 0.0
+    assert reply_rate(told) == pytest.approx(1.0)
+    assert reply_rate({"times_s": [1.0], "tokens": 1}) == reply_rate({"times_s": [], "tokens": 0}) == 0.0
 
 
 def test_the_lines_own_limit() -> None:
-    assert limit(1.0, 500, 500, Network(100, 0, 1)) == pytest.approx(1 / (0.1 + 0.008), rel=0.01)
-    assert limit(0.0, 1000, 10, Network(100, 0, 1)) == pytest.approx(1 / 0.008, rel=0.01)
-    assert limit(0.0, 0, 0, Network(0)) is None
+    assert line_limit(1.0, 500, 500, Network(100, 0, 1)) == pytest.approx(1 / (0.1 + 0.008), rel=0.01)
+    assert line_limit(0.0, 1000, 10, Network(100, 0, 1)) == pytest.approx(1 / 0.008, rel=0.01)
+    assert line_limit(0.0, 0, 0, Network(0)) is None
 
 
 def test_plain_text_of_ones_own_is_continued(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("\n\n".join(f"Day {n}. " + "The mill stood still. " * 20 for n in range(12)))
-    task = tasks.own(tmp_path / "notes.txt", 20, tmp_path)
+    task = tasks.from_file(tmp_path / "notes.txt", 20, tmp_path)
     assert task.measures == ("loss",)
-    assert task.asked[0].text
+    assert task.prompts[0].text
     with pytest.raises(InputError, match="at least 3 examples"):
         (tmp_path / "one.txt").write_text("A single line.")
-        tasks.own(tmp_path / "one.txt", 20, tmp_path)
+        tasks.from_file(tmp_path / "one.txt", 20, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sideplug_bench.report.tables import NONE, interval_text, markdown, measure, spread_text, tables, wins
+from sideplug.bench.report.figures import NONE, interval_text, measure, spread_text
+from sideplug.bench.report.tables import markdown, tables, wins
 
 
 def spread(middle: float) -> dict[str, float]:
@@ -185,8 +186,8 @@ def test_no_figure_without_its_spread() -> None:
 
 
 def test_the_page_holds_all_it_shows(result: dict[str, Any]) -> None:
-    from sideplug_bench.report.page import page
-    from sideplug_bench.report.pictures import draw
+    from sideplug.bench.report.page import page
+    from sideplug.bench.report.pictures import draw
 
     pictures = draw(result)
     assert set(pictures) == {"speed", "quality", "gate", "users", "memory", "matrix"}
@@ -200,7 +201,7 @@ def test_the_page_holds_all_it_shows(result: dict[str, Any]) -> None:
 
 
 def test_a_run_without_the_extras_still_has_a_report(result: dict[str, Any]) -> None:
-    from sideplug_bench.report.pictures import draw
+    from sideplug.bench.report.pictures import draw
 
     result |= {"matrix": [], "bits": [], "gate_curve": None, "users": None}
     assert set(draw(result)) == {"speed", "quality", "memory"}

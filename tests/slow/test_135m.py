@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sideplug.bench.sotu import messages
 from sideplug.cloud.engines import Wanted, open_model
 from sideplug.cloud.model.base import Chunk, Model
 from sideplug.cloud.store import DEFAULT, find
@@ -27,7 +28,6 @@ from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
 from sideplug.plugins import Plugin
-from sideplug_bench.sotu import messages
 from tests import naive
 from tests.conftest import a_session
 
@@ -161,9 +161,10 @@ def test_bytes_and_memory_of_generating(served: dict[str, Any], tmp_path: Path) 
 
 def test_the_person(tmp_path: Path) -> None:
     """Twenty facts on phrasings that training did not have, and silence everywhere else, at the calibrated gate."""
-    bench = [sys.executable, ROOT / "bench" / "person.py", "--facts", "20", "--widths", "256", "--out", tmp_path / "p"]
+    bench = [sys.executable, "-m", "sideplug", "bench", "--part", "person", "--out", tmp_path]
+    bench += ["--set", "facts=20", "--set", "widths=256"]
     subprocess.run(bench, stdout=subprocess.DEVNULL, check=True)
-    (found,) = json.loads((tmp_path / "p").read_text())["runs"]
+    (found,) = json.loads((tmp_path / "person.json").read_text())["runs"]
     assert found["facts_right"] >= 0.85
     assert found["gain_kept"] >= 0.95
     assert found["general_same"] >= 0.96

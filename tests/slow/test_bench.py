@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from bench.tiny_model import make_llama
 from tests.conftest import eventually
+from tests.tiny_model import make_llama
 
 psutil = pytest.importorskip("psutil", reason="pip install 'sideplug[bench]'")
 pytestmark = [

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from bench.tiny_model import TEXT
 from tests.conftest import make_folder
+from tests.tiny_model import TEXT
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page is driven by the package playwright")
 expect, Page = playwright.expect, Any

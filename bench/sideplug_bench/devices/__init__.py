@@ -1,6 +1,0 @@
-"""What runs on a person's device, a process of its own for each system: python -m sideplug_bench.devices KIND SETTINGS.
-
-It reads a request a line (JSON) and answers each with a line. A kind is a module with `make(settings)`; what that gives
-has `reply(prompt, max_tokens, temperature, seed)` → Told as a dict, and `losses(examples)` → [nats, tokens] of each.
-Only what a kind needs is imported, so that a process's memory is the system's.
-"""

@@ -1,0 +1,159 @@
+"""The tasks: real text, split by time or by person, with fixed seeds.
+
+It does not know who is compared. Test: pytest tests/bench/test_measures.py
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sideplug.bench import sotu
+from sideplug.contract.errors import InputError
+from sideplug.contract.text import Prompt
+from sideplug.training import data
+from sideplug.training.data import Example
+
+PRESIDENTS = (
+    sotu.LINCOLN,
+    "George Washington",
+    "Thomas Jefferson",
+    "Andrew Jackson",
+    "Ulysses S. Grant",
+    "Grover Cleveland",
+    "Theodore Roosevelt",
+    "Franklin D. Roosevelt",
+    "Ronald Reagan",
+    "Barack Obama",
+)
+HERE = Path(__file__).parent
+PLACES = (HERE / "person", HERE.parents[1] / "examples" / "person")  # in a wheel, in a clone
+PERSON = next((path for path in PLACES if path.is_dir()), PLACES[-1])
+SHORT_WORDS = 8  # a target of no more is compared exactly
+OPENING_WORDS = 40  # of a passage that is continued
+
+
+@dataclass
+class User:
+    """A person: examples to learn from (also in a file, for the commands) and later ones that are held out."""
+
+    name: str
+    train: list[Example]
+    test: list[Example]
+    file: Path
+
+
+@dataclass
+class Task:
+    """Users, and what they ask for.
+
+    measures: of "loss" (nats a token), "exact" (the target stands in the reply, word for word), "rouge" (ROUGE-L's F1).
+    prompts, reply_tokens: of the replies that speed is measured on. general: prompts whose replies must be the base's.
+    """
+
+    name: str
+    title: str
+    users: list[User]
+    measures: tuple[str, ...]
+    prompts: list[Prompt]
+    reply_tokens: int
+    temperature: float = 0.0
+    epochs: int = 6
+    width: int = 0
+    general: list[Prompt] = field(default_factory=list)
+    targets: dict[str, str] = field(default_factory=dict)  # what must be in a reply, where that is not all of it
+
+
+def _user(name: str, train: list[Example], test: list[Example], folder: Path) -> User:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name.replace(' ', '-').replace('.', '')}.jsonl"
+    file.write_text("".join(json.dumps(_record(example), ensure_ascii=False) + "\n" for example in train))
+    return User(name, train, test, file)
+
+
+def _record(example: Example) -> dict[str, Any]:
+    if example.prompt.messages is None:
+        return {"text": (example.prompt.text or "") + example.reply}
+    # The turns before are context: each is an example of its own.
+    before = [turn | ({"weight": 0} if turn["role"] == "assistant" else {}) for turn in example.prompt.messages]
+    return {"messages": [*before, {"role": "assistant", "content": example.reply}]}
+
+
+def continued(example: Example) -> Example:
+    """Return a passage as its opening words, which everybody is given, and the rest, which is judged."""
+    words = example.reply.split(" ")
+    opening, rest = " ".join(words[:OPENING_WORDS]), " ".join(words[OPENING_WORDS:])
+    return Example(Prompt(text=opening), f" {rest}", example.where) if rest else example
+
+
+def authors(count: int, passages: int, tested: int, scratch: Path) -> Task:
+    """Return the task of so many presidents: passages of their messages but the last, and of the last."""
+    people = []
+    for who, folder in sotu.messages(*PRESIDENTS[:count]).items():
+        train = data.some(data.read(folder / "train"), passages)
+        test = [continued(example) for example in data.some(data.read(folder / "last.txt"), tested)]
+        people.append(_user(who, train, test, scratch / "authors"))
+    return Task(
+        "authors",
+        f"{count} presidents, their last annual message held out",
+        people,
+        ("loss",),
+        [example.prompt for example in people[0].test],
+        40,
+        temperature=0.7,
+    )
+
+
+def make_person(facts: int, folder: Path) -> None:
+    """Write the made-up person of examples/person with so many facts into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    make = [sys.executable, str(PERSON / "make.py"), "--facts", str(facts), "--out", str(folder)]
+    subprocess.run(make, check=True)
+
+
+def facts(count: int, examples: int, tested: int, general: int, scratch: Path) -> Task:
+    """Return the task of the made-up person of examples/person: its facts, asked in phrasings that are not trained."""
+    folder = scratch / "facts"
+    make_person(count, folder)
+    test = data.some(data.read(folder / "test.jsonl"), tested)
+    user = _user("Mara", data.some(data.read(folder / "train.jsonl"), examples), test, folder)
+    return Task(
+        "facts",
+        f"{count} facts of a made-up person, in unseen phrasings",
+        [user],
+        ("exact", "loss"),
+        [example.prompt for example in test],
+        24,
+        epochs=24 if count <= 100 else 6,
+        width=256,
+        general=[example.prompt for example in data.general(PERSON / "general-test.txt")][:general],
+        targets={example.reply: example.reply.split(" is ", 1)[1].split(".\n")[0] for example in test},
+    )
+
+
+def from_file(path: Path, tested: int, scratch: Path) -> Task:
+    """Return the task of any file or folder that training takes; the last tenth is held out.
+
+    Raises InputError where that is nothing.
+    """
+    examples = data.read(path)
+    held = max(1, min(tested, len(examples) // 10))
+    train, test = examples[:-held], examples[-held:]
+    if len(train) < 2:
+        raise InputError(f"{path} must have at least 3 examples, got {len(examples)}")
+    prose = all(example.prompt.messages is None for example in test)
+    user = _user(path.stem, train, [continued(e) for e in test] if prose else test, scratch / "own")
+    short = not prose and all(len(example.reply.split()) <= SHORT_WORDS for example in test)
+    measures = ("loss",) if prose else ("exact", "loss") if short else ("rouge", "loss")
+    return Task(
+        "own",
+        f"{path.name}, the last {held} held out",
+        [user],
+        measures,
+        [e.prompt for e in user.test],
+        40 if not short else 16,
+    )
