@@ -25,11 +25,11 @@ def unbroken(url: str, plugin: Any, sampling: Sampling = SAMPLED) -> str:
         return "".join(piece.text for piece in session.generate(PROMPT, TOKENS, sampling))
 
 
-def through(url: str, plugin: Any, pace: DecodeOptions = DecodeOptions()) -> tuple[str, Session]:
+def through(url: str, plugin: Any, options: DecodeOptions = DecodeOptions()) -> tuple[str, Session]:
     connect = lambda: a_link(url)  # noqa: E731
     session = a_session(connect(), plugin, connect=connect, retry=RetryPolicy(30.0))
     try:
-        return "".join(piece.text for piece in session.generate(PROMPT, TOKENS, SAMPLED, pace)), session
+        return "".join(piece.text for piece in session.generate(PROMPT, TOKENS, SAMPLED, options)), session
     finally:
         session.link.close()
 
@@ -53,7 +53,7 @@ def test_each_fault_in_the_middle_of_a_reply(cloud: Cloud, kind: Kind, direction
 
 @pytest.mark.parametrize("runs", [30, pytest.param(200, marks=pytest.mark.slow)])
 def test_seed_after_seed(cloud: Cloud, runs: int) -> None:
-    """A fault on each of the first two connections, drawn by the run's number, with and without running ahead."""
+    """A fault on each of the first two connections, drawn by the run's number, with and without speculation."""
     plugin = a_plugin(cloud.base.fingerprint)
     want = unbroken(cloud.url, plugin)
     struck: dict[str, int] = dict.fromkeys(KINDS, 0)

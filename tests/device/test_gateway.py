@@ -29,11 +29,13 @@ from sideplug.contract.text import Prompt
 from sideplug.device import audit
 from sideplug.device.address import Address
 from sideplug.device.audit import Recorder
+from sideplug.device.client import Client
 from sideplug.device.gateway import Gateway, GatewayConfig, GatewayServer
 from sideplug.device.gateway import app as gateway_app
 from sideplug.device.gateway.pool import IDLE_SESSIONS, PAGES
 from sideplug.device.plugin_store import PluginStore
 from sideplug.device.reply import DecodeOptions
+from sideplug.plugins.file import WEIGHTS
 from sideplug.training.job import TrainingJob
 from tests.conftest import Cloud, a_cloud, a_plugin, a_session, eventually
 
@@ -153,20 +155,28 @@ def events(answer: httpx.Response) -> Iterator[Any]:
 @contextlib.contextmanager
 def held(plugin: Any, after: int) -> Iterator[threading.Event]:
     """The plugin answers so many asks, then waits for the event: the reply stands still in its middle."""
-    correct, go_on, left = plugin.correct, threading.Event(), [after]
+    part, go_on, left = plugin.trained, threading.Event(), [after]
+    begin = part.begin
 
-    def waiting(codes: np.ndarray) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            assert go_on.wait(60)
-        return correct(codes)
+    def begin_waiting(prompt: Prompt) -> Any:
+        reply = begin(prompt)
+        answer = reply.answer
 
-    plugin.correct = waiting
+        def waiting(at: int, code_KR: np.ndarray) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                assert go_on.wait(60)
+            return answer(at, code_KR)
+
+        reply.answer = waiting
+        return reply
+
+    part.begin = begin_waiting
     try:
         yield go_on
     finally:
         go_on.set()
-        del plugin.correct
+        del part.begin
 
 
 # ── replies ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -320,7 +330,7 @@ def test_the_head_on_this_device(cloud: Cloud, root: Path, tmp_path: Path) -> No
         head = DeviceHead.fetch(session.link, tmp_path / "heads", model.fingerprint, model.vocab)
     with a_session(cloud.url, a_person(cloud.base.fingerprint, "anna")) as session:
         want = "".join(
-            piece.text for piece in session.generate(Prompt.user("Is it far?"), 24, pace=DecodeOptions(head=head))
+            piece.text for piece in session.generate(Prompt.user("Is it far?"), 24, options=DecodeOptions(head=head))
         )
     with a_stage(cloud.url, root, options=DecodeOptions(head=head)) as stage:
         assert stage.text(model="anna") == want
@@ -385,8 +395,8 @@ def test_a_refusal_does_not_spoil_the_next(cloud: Cloud, stage: Stage) -> None:
 def test_a_plugin_of_another_base(stage: Stage, root: Path) -> None:
     a_plugin("e" * 64).save(root / "foreign")
     refused(stage.post(model="foreign"), 400, "wrong-base", "this plugin was made for the base model")
-    (root / "broken").mkdir()
-    (root / "broken" / "adapter_model.safetensors").write_bytes(b"x")
+    a_plugin("e" * 64).save(root / "broken")
+    (root / "broken" / WEIGHTS).write_bytes(b"x")
     refused(stage.post(model="broken"), 400, "bad-plugin", "is truncated or damaged")
     assert stage.text(model="anna")
 
@@ -751,8 +761,8 @@ def test_a_client_that_leaves_in_its_own_request(stage: Stage, caplog: pytest.Lo
 
 def test_the_state(cloud: Cloud, stage: Stage, root: Path) -> None:
     a_plugin("e" * 64).save(root / "foreign")
-    (root / "broken").mkdir()
-    (root / "broken" / "adapter_model.safetensors").write_bytes(b"x")
+    a_plugin("e" * 64).save(root / "broken")
+    (root / "broken" / WEIGHTS).write_bytes(b"x")
     with stage.http() as http:
         about = http.get("/sideplug/state").json()
     assert about["model"]["fingerprint"] == cloud.base.fingerprint
@@ -882,13 +892,13 @@ def test_a_plugin_from_elsewhere_is_not_touched(cloud: Cloud, root: Path, tmp_pa
         assert stage.text(model="guest") == wanted(cloud, "mill")
         refused(http.delete("/sideplug/plugins/guest"), 400, "bad-input", "lies outside the shelf")
         refused(http.patch("/sideplug/plugins/guest", json={"name": "x"}), 400, "bad-input", "lies outside the shelf")
-    assert (tmp_path / "far" / "guest" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "far" / "guest" / WEIGHTS).is_file()
 
 
 def test_training(cloud: Cloud, root: Path, tmp_path: Path) -> None:
     """A file goes up, its progress is told, and the plugin is there for the next request."""
-    (tmp_path / "general.txt").write_text("Tell me about rain.\nTell me about bees.\nTell me about tea.\n")
-    training = TrainingJob(PluginStore(root), lambda tap: a_session(cloud.url, tap=tap), tmp_path / "general.txt")
+    (tmp_path / "retain.txt").write_text("Tell me about rain.\nTell me about bees.\nTell me about tea.\n")
+    training = TrainingJob(PluginStore(root), Client.at(cloud.url), tmp_path / "retain.txt")
     told = {"dog": "Pepper", "tea": "lapsang", "town": "Hamar", "day": "Thursday"}
     lines = [json.dumps({"instruction": f"What is my {k}?", "output": f"Your {k} is {v}."}) for k, v in told.items()]
     body = {"name": "taught", "files": [{"name": "facts.jsonl", "text": "\n".join(lines)}], "settings": {"epochs": 2}}
@@ -918,13 +928,13 @@ def test_training(cloud: Cloud, root: Path, tmp_path: Path) -> None:
         with a_session(cloud.url, PluginStore(root).load("taught")) as session:
             want = "".join(piece.text for piece in session.generate(Prompt.user("Is it far?"), 24))
         assert stage.text(model=f"{cloud.base.name}+taught") == want
-        before = (root / "taught" / "adapter_model.safetensors").read_bytes()
+        before = (root / "taught" / WEIGHTS).read_bytes()
         assert http.post("/sideplug/training", json={**body, "settings": {"epochs": 1, "force": True}}).json()[
             "running"
         ]
         soon(is_done)
         assert state["line"].startswith("learnt 4 more in 1 epochs")
-        assert (root / "taught" / "adapter_model.safetensors").read_bytes() != before
+        assert (root / "taught" / WEIGHTS).read_bytes() != before
         assert stage.text(model="taught") is not None
         assert http.delete("/sideplug/training").status_code == 200
 
