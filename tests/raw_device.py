@@ -11,7 +11,8 @@ import numpy as np
 from websockets.sync.client import connect
 
 from sideplug.cloud.counters import Counters
-from sideplug.contract.wire import PATH, ROWS_PER_FRAME, Frame, Kind, encode
+from sideplug.contract.frames import ROWS_PER_FRAME, GateSpec, Open, Rows
+from sideplug.contract.wire import PATH, encode
 from tests.conftest import eventually
 
 
@@ -22,10 +23,10 @@ def a_raw_device(url: str) -> Iterator[Any]:
     with socket.socket() as line:
         line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         line.connect((host, int(port)))
-        how: dict[str, Any] = {"compression": None, "max_size": None, "max_queue": 1, "ping_interval": None}
-        with connect(url + PATH, sock=line, close_timeout=0.5, **how) as connection:
-            control = {"base": "", "tap": "", "merge": "add", "gate": {"kind": "shut"}, "client": "x"}
-            connection.send(encode(Frame(Kind.OPEN, control, {"gate": np.zeros(0, np.float32)}), 0))
+        options: dict[str, Any] = {"compression": None, "max_size": None, "max_queue": 1, "ping_interval": None}
+        with connect(url + PATH, sock=line, close_timeout=0.5, **options) as connection:
+            opening = Open("", "", "add", [GateSpec("shut")], "x", np.zeros((0, 0), np.float32))
+            connection.send(encode(opening, 0))
             yield connection
 
 
@@ -33,7 +34,7 @@ def ask_for_rows(connection: Any, counters: Counters, count: int = 80) -> None:
     """Ask for parts of the head again and again, reading nothing, until the server sends no more of them."""
     ids = np.arange(ROWS_PER_FRAME, dtype=np.int32) % 300
     for number in range(count):
-        connection.send(encode(Frame(Kind.ROWS, {"part": 0}, {"ids": ids}), number + 1))
+        connection.send(encode(Rows(0, ids), number + 1))
         try:
             eventually(lambda: counters.frames["down", "head"] > number, within_s=2.0)  # noqa: B023
         except AssertionError:

@@ -21,9 +21,9 @@ from sideplug.cloud import access, certificate
 from sideplug.cloud import session as sessions
 from sideplug.cloud.keys import Keys
 from sideplug.contract.errors import Busy, InputError, Unauthorized, Unreachable
+from sideplug.contract.frames import Error, Opened
 from sideplug.contract.text import Prompt
-from sideplug.contract.wire import Kind, decode, encode
-from sideplug.device.session import Session
+from sideplug.contract.wire import decode, encode
 from tests.cloud.test_server import opening
 from tests.conftest import Cloud, a_cloud, a_link, a_plugin, a_session, eventually
 
@@ -164,10 +164,11 @@ def test_a_revoked_keys_session_ends(guarded: Cloud, keys: Keys, ada: str) -> No
 def test_how_a_revoked_session_is_closed(guarded: Cloud, keys: Keys, ada: str) -> None:
     with connect(guarded.url + "/v1/session", additional_headers=dict([bearer(ada)])) as ws:
         ws.send(encode(opening()))
-        assert decode(ws.recv(10)).kind is Kind.OPENED  # type: ignore[arg-type]
+        assert isinstance(decode(ws.recv(10)), Opened)  # type: ignore[arg-type]
         keys.revoke("ada")
         error = decode(ws.recv(10))  # type: ignore[arg-type]
-        assert (error.kind, error["code"]) == (Kind.ERROR, "unauthorized")
+        assert isinstance(error, Error)
+        assert error.code == "unauthorized"
         with pytest.raises(ConnectionClosed) as closed:
             ws.recv(10)
         assert closed.value.rcvd is not None
@@ -275,7 +276,7 @@ def test_what_a_key_may_use_of_a_minute(tiny: Path, tmp_path: Path) -> None:
     anna, bo = keys.add("anna", tokens_per_minute=60), keys.add("bo")
     with a_cloud(tiny, keys=keys) as cloud:
         links = [a_link(cloud.url, key=key) for key in (anna, bo)]
-        first, other = map(Session.open, links)
+        first, other = map(a_session, links)
         list(first.generate(Prompt(ids=tuple(range(5, 25))), 30))  # 50, and 10 are left
         with pytest.raises(Busy, match="has used its 60 tokens a minute"):
             list(first.generate(Prompt(ids=tuple(range(5, 25))), 30))
@@ -288,12 +289,12 @@ def test_what_a_key_may_use_of_a_minute(tiny: Path, tmp_path: Path) -> None:
 def test_a_beginning_is_shared_within_a_key_only(tiny: Path, tmp_path: Path) -> None:
     keys = Keys(tmp_path / "keys.json")
     anna, bo = keys.add("anna"), keys.add("bo")
-    kept = []
+    cached = []
     with a_cloud(tiny, keys=keys) as cloud:
         for key in (anna, bo, anna, bo):
             link = a_link(cloud.url, key=key)
             session = a_session(link)
             list(session.generate(Prompt(ids=tuple(range(5, 45))), 4))
-            kept.append(session.usage.kept)
+            cached.append(session.usage.cached)
             link.close()
-    assert kept == [0, 0, 38, 38]
+    assert cached == [0, 0, 38, 38]

@@ -1,7 +1,8 @@
 """The engine without sockets: what shares a step, what is parked, and whose fault ends whose work."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ from sideplug.cloud.scheduler import Budget
 from sideplug.cloud.store import find
 from sideplug.cloud.tokenizer import TextStream, Tokenizer
 from sideplug.contract.errors import ProtocolError
+from sideplug.contract.frames import Answer, Ask, Done, Error, Example, Frame, Kind, Score, Scored, Tokens
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
-from sideplug.contract.wire import Frame, Kind
 from tests.conftest import UNQUANTISED
 
 TAP = Tap((0, 1, 2), 16)
@@ -48,7 +49,7 @@ def a_reply(
         ids=ids,
         send=hear,
         turn=1,
-        spec=SessionSpec(TAP, Gate(gate)),
+        spec=SessionSpec(TAP, (Gate(gate),)),
         text=TextStream(engine.tokenizer),
         sampling=Sampling(**sampling),
         max_tokens=tokens,
@@ -62,7 +63,7 @@ def a_reply(
 
 def an_example(engine: Engine, ids: list[int], number: int = 7, **more: Any) -> tuple[ExampleWork, list[Frame]]:
     heard: list[Frame] = []
-    spec = SessionSpec(TAP, Gate("open"))
+    spec = SessionSpec(TAP, (Gate("open"),))
     example = ExampleWork(ids=ids, send=heard.append, number=number, spec=spec, prompt_tokens=3, **more)
     engine.add(example)
     return example, heard
@@ -73,15 +74,27 @@ def a_reading(engine: Engine, count: int, score: bool = False) -> tuple[ExampleW
     return an_example(engine, ids, score=score)
 
 
-def answer(*at: int, turn: int = 1, run: int = 0, delta: float = 0.0) -> Frame:
+def answer(*at: int, turn: int = 1, run: int = 0, delta: float = 0.0) -> Answer:
     """Corrections that change nothing, or much."""
     codes = np.random.default_rng(0).integers(-127, 127, 64).astype(np.int8)
-    tensors = {"delta": np.tile(codes, (len(at), 1)), "scales": np.full(len(at), delta, np.float32)}
-    tensors["draft"] = np.zeros((len(at), 0), np.int32)
-    return Frame(Kind.ANSWER, {"turn": turn, "run": run, "at": list(at)}, tensors)
+    delta_TD, scales = np.tile(codes, (len(at), 1)), np.full(len(at), delta, np.float32)
+    return Answer(turn, run, list(at), np.zeros((len(at), 0), np.int32), delta_TD, scales)
 
 
-def kinds(frames: list[Frame]) -> list[str]:
+F = TypeVar("F", bound=Frame)
+
+
+def of(kind: type[F], frames: Sequence[Frame]) -> list[F]:
+    """Those frames that are of one kind."""
+    return [frame for frame in frames if isinstance(frame, kind)]
+
+
+def said(frames: Sequence[Frame]) -> list[int]:
+    """The token ids of all TOKENS."""
+    return [token for frame in of(Tokens, frames) for token in frame.ids]
+
+
+def kinds(frames: Sequence[Frame]) -> list[str]:
     return [frame.kind.name for frame in frames]
 
 
@@ -104,7 +117,7 @@ def test_parked_until_answered_once_and_for_its_own_position(engine: Engine) -> 
     reply, heard = a_reply(engine, [5, 6, 7], "open", 2)
     drain(engine)
     assert kinds(heard) == ["ASK"]
-    assert heard[0]["at"] == [3]
+    assert of(Ask, heard)[0].at == [3]
     assert not engine.step()
     for wrong in (answer(4), answer(3, turn=2)):
         with pytest.raises(ProtocolError, match=r"turn 1, run 0, positions \[3\]"):
@@ -120,26 +133,29 @@ def test_parked_until_answered_once_and_for_its_own_position(engine: Engine) -> 
     engine.answer(reply, answer(5))  # late, for a reply that is over: nothing happens
 
 
-def test_it_runs_ahead_and_rolls_back(engine: Engine) -> None:
+def test_it_speculates_and_rolls_back(engine: Engine) -> None:
     reply, heard = a_reply(engine, [5, 6, 7], "open", 12, window=4)
     drain(engine)
-    assert [frame["at"] for frame in heard] == [[3], [4], [5], [6], [7]], "four speculative tokens, and one that waits"
-    speculated = [frame["ids"] for frame in heard]
-    assert [frame["from"] for frame in heard] == [3, 3, 4, 5, 6]
+    asks = of(Ask, heard)
+    assert kinds(heard) == ["ASK"] * 5
+    assert [ask.at for ask in asks] == [[3], [4], [5], [6], [7]], "four speculative tokens, and one that waits"
+    speculated = [ask.ids for ask in asks]
+    assert [ask.start for ask in asks] == [3, 3, 4, 5, 6]
     engine.answer(reply, answer(3, 4))  # what the base says itself
     drain(engine)
-    tokens = [frame for frame in heard if frame.kind is Kind.TOKENS]
-    assert [token for frame in tokens for token in frame["ids"]] == speculated[1] + speculated[2]
-    assert [frame["by"] for frame in tokens] == ["plugin"]
-    assert [frame["at"] for frame in heard if frame.kind is Kind.ASK][5:] == [[8], [9]], "two more"
+    assert said(heard) == speculated[1] + speculated[2]
+    assert [frame.by for frame in of(Tokens, heard)] == ["plugin"]
+    assert [ask.at for ask in of(Ask, heard)][5:] == [[8], [9]], "two more"
     before = len(heard)
     engine.answer(reply, answer(5, delta=9.0))  # another token: all behind it is rolled back
     engine.answer(reply, answer(6))  # was on its way
     drain(engine)
-    assert heard[before]["ids"] != speculated[3]
-    asks = [frame for frame in heard[before:] if frame.kind is Kind.ASK]
-    assert {frame["run"] for frame in asks} == {1}
-    assert (asks[0]["at"], asks[0]["from"], asks[0]["ids"]) == ([6], 5, heard[before]["ids"])
+    changed = heard[before]
+    assert isinstance(changed, Tokens)
+    assert changed.ids != speculated[3]
+    asks = of(Ask, heard[before:])
+    assert {ask.run for ask in asks} == {1}
+    assert (asks[0].at, asks[0].start, asks[0].ids) == ([6], 5, changed.ids)
     assert (reply.counts.rolled_back, reply.counts.wasted) == (1, 4)
     with pytest.raises(ProtocolError, match="run 1"):
         engine.answer(reply, answer(7, run=1))
@@ -150,7 +166,7 @@ def test_a_full_batch_leaves_no_room_for_speculation(engine: Engine) -> None:
     others = [a_reply(engine, [i, 6, 7], tokens=30)[0] for i in range(16)]
     for _ in range(10):
         engine.step()
-    assert len([frame for frame in heard if frame.kind is Kind.ASK]) == 1
+    assert len(of(Ask, heard)) == 1
     engine.drop(*others)
 
 
@@ -166,10 +182,11 @@ def test_a_late_answer_is_dropped_and_the_base_goes_on(engine: Engine) -> None:
         engine.answer(reply, answer(3, delta=9.0))  # late
         engine.answer(reply, answer(4))
         drain(engine)
-        tokens = [frame for frame in heard if frame.kind is Kind.TOKENS]
-        assert [frame["by"] for frame in tokens] == ["fallback", "plugin"]
-        assert [frame["ids"] for frame in tokens] == [frame["ids"] for frame in want if frame.kind is Kind.TOKENS]
-        assert heard[-1]["counts"]["fallback"] == 1
+        tokens = of(Tokens, heard)
+        assert [frame.by for frame in tokens] == ["fallback", "plugin"]
+        assert [frame.ids for frame in tokens] == [frame.ids for frame in of(Tokens, want)]
+        assert kinds(heard)[-1] == "DONE"
+        assert of(Done, heard)[0].counts["fallback"] == 1
 
 
 def test_the_base_writes_for_the_tape_what_it_says(engine: Engine) -> None:
@@ -178,14 +195,14 @@ def test_the_base_writes_for_the_tape_what_it_says(engine: Engine) -> None:
     _, first = an_example(engine, [5, 6, 7], 7, score=False, greedy_tokens=9)
     _, second = an_example(engine, [9, 6, 7], 8, score=False, greedy_tokens=4)
     drain(engine)
-    heard = first + second
-    assert sorted(frame["number"] for frame in heard) == [7, 8]
-    written = next(frame for frame in heard if frame["number"] == 7).tensors
-    said = [token for frame in want if frame.kind is Kind.TOKENS for token in frame["ids"]]
-    ids = [token for token in written["ids"].tolist() if token not in engine.tokenizer.stop_ids]
-    assert ids == said
-    assert len(written["z"]) == len(written["ids"]) == len(written["codes"])
-    np.testing.assert_array_equal(written["top"][:, 0], written["ids"])
+    heard = of(Example, first + second)
+    assert len(heard) == len(first) + len(second)
+    assert sorted(frame.number for frame in heard) == [7, 8]
+    (written,) = of(Example, first)
+    ids = [token for token in written.ids.tolist() if token not in engine.tokenizer.stop_ids]
+    assert ids == said(want)
+    assert len(written.z) == len(written.ids) == len(written.codes)
+    np.testing.assert_array_equal(written.top[:, 0], written.ids)
 
 
 def test_a_long_prompt_is_prefilled_in_chunks_beside_others(engine: Engine) -> None:
@@ -214,7 +231,7 @@ def test_one_works_fault_ends_that_work_only(engine: Engine, monkeypatch: pytest
     _, fine = a_reply(engine, [5, 6, 7])
     drain(engine)
     assert kinds(bad) == ["ERROR"]
-    assert bad[0]["code"] == "internal"
+    assert of(Error, bad)[0].code == "internal"
     assert fine[-1].kind is Kind.DONE
 
 
@@ -235,24 +252,23 @@ def test_a_step_that_fails_ends_its_batch_and_the_engine_goes_on(
 
 
 def test_a_reading_is_the_same_in_one_chunk_and_in_many(parts: tuple[Model, Tokenizer]) -> None:
-    got = []
+    got: list[Example] = []
     for budget in (Budget(512), Budget(7)):
         engine = Engine(*parts, budget)
         _, heard = a_reading(engine, 3 + 2 * HEAD_ROWS + 5)
         drain(engine)
         assert kinds(heard) == ["EXAMPLE"]
-        got.append(heard[0].tensors)
-    np.testing.assert_array_equal(got[0]["ids"], got[1]["ids"])
-    np.testing.assert_allclose(got[0]["lse"], got[1]["lse"], atol=1e-4)
-    np.testing.assert_allclose(got[0]["z"].astype(np.float32), got[1]["z"].astype(np.float32), atol=5e-3)
-    assert len(got[0]["ids"]) == 2 * HEAD_ROWS + 5
+        got += of(Example, heard)
+    np.testing.assert_array_equal(got[0].ids, got[1].ids)
+    np.testing.assert_allclose(got[0].lse, got[1].lse, atol=1e-4)
+    np.testing.assert_allclose(got[0].z.astype(np.float32), got[1].z.astype(np.float32), atol=5e-3)
+    assert len(got[0].ids) == 2 * HEAD_ROWS + 5
 
 
 def test_a_score_shares_its_steps_and_comes_once(engine: Engine) -> None:
     reading, heard = a_reading(engine, 3 + 2 * HEAD_ROWS + 5, score=True)
     count = 2 * HEAD_ROWS + 5
-    tensors = {"delta": np.zeros((count, 64), np.int8), "scales": np.zeros(count, np.float32)}
-    frame = Frame(Kind.SCORE, {"number": 7}, tensors)
+    frame = Score(7, np.zeros((count, 64), np.int8), np.zeros(count, np.float32))
     with pytest.raises(ProtocolError, match="read before"):
         engine.score(reading, frame)
     drain(engine)
@@ -266,15 +282,15 @@ def test_a_score_shares_its_steps_and_comes_once(engine: Engine) -> None:
     assert kinds(heard) == ["EXAMPLE"]
     drain(engine)
     assert kinds(heard) == ["EXAMPLE", "SCORED"]
-    np.testing.assert_allclose(heard[1].tensors["base"], heard[1].tensors["plugin"], atol=1e-5)
+    (scored,) = of(Scored, heard)
+    np.testing.assert_allclose(scored.base, scored.plugin, atol=1e-5)
 
 
 def test_what_is_dropped_leaves_nothing(engine: Engine) -> None:
     reply, _ = a_reply(engine, [5, 6, 7], "open")
     reading, _ = a_reading(engine, 20, score=True)
     drain(engine)
-    tensors = {"delta": np.zeros((17, 64), np.int8), "scales": np.zeros(17, np.float32)}
-    engine.score(reading, Frame(Kind.SCORE, {"number": 7}, tensors))
+    engine.score(reading, Score(7, np.zeros((17, 64), np.int8), np.zeros(17, np.float32)))
     engine.answer(reply, answer(3))
     engine.drop(reply, reading)
     assert not engine._works

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from sideplug.cloud.exchange import MAY_COME, Exchange, State
@@ -12,12 +13,13 @@ from sideplug.cloud.reading import ExampleWork
 from sideplug.cloud.reply import Reply, SessionSpec
 from sideplug.cloud.tokenizer import TextStream
 from sideplug.contract.errors import Busy, ProtocolError
+from sideplug.contract.frames import FRAMES, Frame, Kind
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
-from sideplug.contract.wire import Frame, Kind, error_frame
+from sideplug.contract.wire import error_frame
 
-SPEC = SessionSpec(Tap((0, 1), 2), Gate("shut"))
+SPEC = SessionSpec(Tap((0, 1), 2), (Gate("shut"),))
 FROM_A_DEVICE = {Kind.OPEN, Kind.PROMPT, Kind.ANSWER, Kind.CANCEL, Kind.READ, Kind.SCORE, Kind.ROWS}
 
 
@@ -35,11 +37,12 @@ def an_example(number: int, score: bool = False) -> ExampleWork:
     return ExampleWork(ids=[5, 6], send=lambda frame: None, number=number, spec=SPEC, prompt_tokens=1, score=score)
 
 
-def frame(kind: Kind, number: int = 0, **tensors: np.ndarray) -> Frame:
+def frame(kind: Kind, number: int = 0) -> Frame:
     """A frame as far as an Exchange looks at it."""
-    return Frame(
-        kind, {"number": number} if kind in (Kind.READ, Kind.SCORE, Kind.EXAMPLE, Kind.SCORED) else {}, tensors
-    )
+    cls: Any = FRAMES[kind]
+    needed = (each for each in fields(cls) if each.default is MISSING and each.default_factory is MISSING)
+    made: Frame = cls(**{each.name: number if each.name == "number" else None for each in needed})
+    return made
 
 
 def opened() -> Exchange:
@@ -64,9 +67,17 @@ def test_what_may_come_in_which_state(kind: Kind) -> None:
 
 
 def test_every_frame_of_a_device_has_its_handler() -> None:
-    from sideplug.cloud.session import HANDLERS
+    from sideplug.cloud.session import Session
 
-    assert set(HANDLERS) == MAY_COME[State.OPEN]
+    handled: list[Frame] = []
+    session: Any = Session.__new__(Session)
+    session._exchange, session._opened = opened(), SimpleNamespace(spec=SPEC)
+    for name in ("prompt", "answer", "cancel", "read", "score", "rows"):
+        setattr(session, f"_{name}", handled.append)
+    frames = [frame(kind) for kind in MAY_COME[State.OPEN]]
+    for each in frames:
+        session._handle(each)
+    assert handled == frames
 
 
 @pytest.mark.parametrize("completes", [frame(Kind.DONE), error_frame(Busy("try later"))], ids=["done", "error"])

@@ -24,13 +24,14 @@ from sideplug.cloud.keys import Keys
 from sideplug.cloud.service import Service
 from sideplug.cloud.session import OUTBOX_FRAMES, Gone
 from sideplug.contract.errors import Busy, CloudError, SideplugError, Unauthorized
+from sideplug.contract.frames import Cancel, Frame, PromptFrame, SamplingSpec
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
-from sideplug.contract.wire import PATH, Frame, Kind, encode
+from sideplug.contract.wire import PATH, encode
 from sideplug.device.reconnect import RetryPolicy
 from tests.conftest import Cloud, a_link, a_plugin, a_session, eventually
 from tests.raw_device import a_raw_device, ask_for_rows
-from tests.test_resume import Breaking
+from tests.test_resume import breaking
 
 PROMPT = Prompt.user("Is it far to the mill?")
 SAMPLED = Sampling(temperature=1.2, seed=5)
@@ -157,9 +158,9 @@ def test_a_session_is_what_it_is_on_a_socket_of_our_own(tiny: Path, cloud: Cloud
             for _ in range(2):
                 assert "".join(piece.text for piece in session.generate(PROMPT, 40, SAMPLED)) == want
         soon(lambda: not carrier.service.sessions)
-        left = Breaking.connect(carrier.url)
-        left.left = 6  # type: ignore[attr-defined]
-        session = a_session(left, plugin, connect=lambda: a_link(carrier.url), retry=RetryPolicy(20.0))
+        session = a_session(
+            breaking(carrier.url, 6), plugin, connect=lambda: a_link(carrier.url), retry=RetryPolicy(20.0)
+        )
         assert "".join(piece.text for piece in session.generate(PROMPT, 40, SAMPLED)) == want
         assert session.usage.resumed == 1
         session.link.close()
@@ -250,9 +251,9 @@ def test_what_a_session_does_not_read_does_not_either(tiny: Path, bounded: bool)
             raise Gone
 
         session._transmit = hold  # type: ignore[method-assign]
-        cancel = Frame(Kind.CANCEL, {"turn": 1})
+        cancel = Cancel(1)
         carrier.loop.call_soon_threadsafe(lambda: [session._put(cancel) for _ in range(2 * OUTBOX_FRAMES)])
-        prompt = Frame(Kind.PROMPT, {"turn": 1, "text": "x" * 100_000, "max_tokens": 1, "sampling": {}})
+        prompt = PromptFrame(1, 1, SamplingSpec(), text="x" * 100_000)
 
         def talk() -> None:
             with contextlib.suppress(ConnectionClosed, OSError):

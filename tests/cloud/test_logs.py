@@ -12,6 +12,7 @@ from sideplug.cloud.keys import Keys
 from sideplug.cloud.logs import Formatter, event
 from sideplug.contract.errors import Busy
 from sideplug.contract.text import Prompt
+from tests.cloud.test_server import opening
 from tests.conftest import a_cloud, a_link, a_plugin, a_session
 
 log = logging.getLogger("sideplug.test")
@@ -66,11 +67,9 @@ def test_what_a_device_calls_itself_can_forge_no_line(tiny: Path, caplog: pytest
     caplog.set_level(logging.INFO, "sideplug")
     with a_cloud(tiny) as cloud:
         link = a_link(cloud.url)
-        session = a_session(link)
-        again = session.opening
-        again.control["client"] = "x\n2026 ERROR forged " + "y" * 1000
+        a_session(link)
         other = a_link(cloud.url)
-        other.send(again)
+        other.send(opening(client="x\n2026 ERROR forged " + "y" * 200))
         other.receive()
         other.close()
         link.close()

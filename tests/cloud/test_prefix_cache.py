@@ -21,11 +21,11 @@ from sideplug.cloud.scheduler import Budget
 from sideplug.cloud.store import find
 from sideplug.cloud.tokenizer import TextStream, Tokenizer
 from sideplug.contract.errors import Busy, TooLong
+from sideplug.contract.frames import Ask, Begun, Done, Error, Frame, Kind, Tokens
 from sideplug.contract.gate import Gate
 from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
-from sideplug.contract.wire import Frame, Kind
 from tests.conftest import UNQUANTISED
 
 TAP = Tap((0, 1, 2), 16)
@@ -54,7 +54,7 @@ def test_a_prompt_takes_over_what_was_run_as_a_prompt() -> None:
 
 
 def test_a_reply_goes_on_from_its_own_tokens_only() -> None:
-    scores = dict.fromkeys(range(30, 41), 0.1)
+    scores = dict.fromkeys(range(30, 41), (0.1,))
     first = Text("anna", CONVERSATION, 30, b"gate", scores)
     assert first.shared(Text("anna", [*range(40), 90], 30, b"gate")) == 40
     assert first.shared(Text("anna", list(range(36)), 30, b"gate")) == 35  # one is left, for what follows it
@@ -129,7 +129,7 @@ class Heard:
             ids=list(ids),
             send=self.frames.append,
             turn=1,
-            spec=more.pop("spec", SessionSpec(TAP, Gate("shut"))),
+            spec=more.pop("spec", SessionSpec(TAP, (Gate("shut"),))),
             text=TextStream(engine.tokenizer),
             sampling=more.pop("sampling", Sampling()),
             max_tokens=tokens,
@@ -149,11 +149,18 @@ class Heard:
 
     @property
     def ids(self) -> list[int]:
-        return [token for frame in self.frames if frame.kind is Kind.TOKENS for token in frame["ids"]]
+        return [token for frame in self.frames if isinstance(frame, Tokens) for token in frame.ids]
 
     @property
-    def begun(self) -> Frame:
-        (begun,) = (frame for frame in self.frames if frame.kind is Kind.BEGUN)
+    def asked_at(self) -> int:
+        """The position of the ASK that it waits for."""
+        ask = self.frames[-1]
+        assert isinstance(ask, Ask)
+        return ask.at[0]
+
+    @property
+    def begun(self) -> Begun:
+        (begun,) = (frame for frame in self.frames if isinstance(frame, Begun))
         return begun
 
 
@@ -168,12 +175,12 @@ def some(count: int, seed: int = 0) -> list[int]:
 def test_the_next_turn_runs_only_what_is_new(parts: tuple[Model, Tokenizer]) -> None:
     engine, forgetful = an_engine(parts), an_engine(parts, keep_s=0)
     first = Heard(engine, some(60)).run()
-    assert (first.begun["prompt"], first.begun["kept"]) == (60, 0)
-    assert first.begun["hash"] == running_hash(some(60))
+    assert (first.begun.prompt, first.begun.cached) == (60, 0)
+    assert first.begun.hash == running_hash(some(60))
     next_turn = [*some(60), *first.ids, *some(10, 1)]
     before = engine.counters.tokens["prompt"]
     second = Heard(engine, next_turn).run()
-    assert second.begun["kept"] == 60
+    assert second.begun.cached == 60
     assert engine.counters.tokens["prompt"] - before == len(next_turn) - 60
     assert second.ids == Heard(forgetful, next_turn).run().ids
     assert len(engine.prefix_cache) == 1  # the conversation, as it is now
@@ -186,7 +193,7 @@ def test_a_beginning_that_many_share_is_run_once(parts: tuple[Model, Tokenizer])
     prompts = [[*system, *some(5 + n, n + 1)] for n in range(6)]
     replies = [Heard(engine, prompt, user="anna") for prompt in prompts]
     replies[0].run()
-    assert [reply.begun["kept"] for reply in replies] == [0] + [100] * 5
+    assert [reply.begun.cached for reply in replies] == [0] + [100] * 5
     assert engine.counters.tokens["prompt"] == 100 + sum(len(prompt) - 100 for prompt in prompts)
     for prompt, reply in zip(prompts, replies, strict=True):
         assert reply.ids == Heard(an_engine(parts, keep_s=0), prompt).run().ids
@@ -195,10 +202,10 @@ def test_a_beginning_that_many_share_is_run_once(parts: tuple[Model, Tokenizer])
 def test_another_keys_text_is_run_anew(parts: tuple[Model, Tokenizer]) -> None:
     engine = an_engine(parts)
     Heard(engine, some(60), user="anna").run()
-    assert Heard(engine, some(60), user="bo").run().begun["kept"] == 0
-    assert Heard(engine, some(60), user="bo").run().begun["kept"] == 58
+    assert Heard(engine, some(60), user="bo").run().begun.cached == 0
+    assert Heard(engine, some(60), user="bo").run().begun.cached == 58
     engine.declare(some(50, 3))
-    assert Heard(engine, [*some(50, 3), 9, 8, 7], user="cy").run().begun["kept"] == 50
+    assert Heard(engine, [*some(50, 3), 9, 8, 7], user="cy").run().begun.cached == 50
 
 
 def test_who_leaves_before_the_others_copied_leaves_nobody_waiting(parts: tuple[Model, Tokenizer]) -> None:
@@ -208,7 +215,7 @@ def test_who_leaves_before_the_others_copied_leaves_nobody_waiting(parts: tuple[
     assert (engine.working, engine.waiting) == (1, 1)
     engine.drop(first.reply)
     second.run()
-    assert second.begun["kept"] == 0
+    assert second.begun.cached == 0
     assert len(second.ids) == 12
 
 
@@ -219,7 +226,7 @@ LINEAR = Gate("linear", np.random.default_rng(0).normal(0, 0.1, 64).astype(np.fl
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.5, seed=3)])
 def test_a_reply_that_was_cut_off_goes_on(parts: tuple[Model, Tokenizer], keep_s: float, sampling: Sampling) -> None:
     """At every position, with what was kept of it or with nothing, and the gate opens where it would have."""
-    spec = SessionSpec(TAP, LINEAR)
+    spec = SessionSpec(TAP, (LINEAR,))
 
     def until_ask(engine: Engine, **more: Any) -> tuple[list[int], list[int]]:
         """The ids of a reply and where the device was asked; nobody answers, so the base's token is used."""
@@ -227,7 +234,7 @@ def test_a_reply_that_was_cut_off_goes_on(parts: tuple[Model, Tokenizer], keep_s
         asked = []
         while heard.frames[-1:] == [] or heard.frames[-1].kind is not Kind.DONE:
             if not engine.step():
-                at = heard.frames[-1]["at"][0]
+                at = heard.asked_at
                 asked.append(at)
                 engine.expire(heard.reply, 0, at)
         return heard.ids, asked
@@ -239,7 +246,7 @@ def test_a_reply_that_was_cut_off_goes_on(parts: tuple[Model, Tokenizer], keep_s
         broken = Heard(engine, some(40), sampling=sampling, spec=spec)
         while len(broken.ids) < cut:
             if not engine.step():
-                engine.expire(broken.reply, 0, broken.frames[-1]["at"][0])
+                engine.expire(broken.reply, 0, broken.asked_at)
         engine.leave(broken.reply)
         rest, asked_then = until_ask(engine, done=whole[:cut])
         assert whole[:cut] + rest == whole
@@ -251,7 +258,9 @@ def test_what_was_told_but_for_its_end_is_not_run_again(parts: tuple[Model, Toke
     engine = an_engine(parts)
     again = Heard(engine, some(40), done=whole)
     assert [frame.kind.name for frame in again.frames] == ["BEGUN", "DONE"]
-    assert (again.frames[-1]["why"], again.frames[-1]["reply"], engine.counters.steps) == ("length", 12, 0)
+    done = again.frames[-1]
+    assert isinstance(done, Done)
+    assert (done.why, done.reply, engine.counters.steps) == ("length", 12, 0)
 
 
 # ── the door ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -282,7 +291,7 @@ def test_what_never_fits_is_said_at_once(narrow: tuple[Model, Tokenizer]) -> Non
 
 def test_the_queue_has_an_end_and_waiting_too(narrow: tuple[Model, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = an_engine(narrow, queue=2, queue_s=5)
-    first = Heard(engine, some(80), tokens=10, spec=SessionSpec(TAP, Gate("open")))
+    first = Heard(engine, some(80), tokens=10, spec=SessionSpec(TAP, (Gate("open"),)))
     engine.step()
     waiting = [Heard(engine, some(80, n), tokens=10) for n in (1, 2)]
     with pytest.raises(Busy, match="2 texts wait for the cloud already: try later") as caught:
@@ -294,7 +303,8 @@ def test_the_queue_has_an_end_and_waiting_too(narrow: tuple[Model, Tokenizer], m
         heard.reply.since_s -= 6
     engine.tick()
     assert engine.waiting == 0
-    assert [heard.frames[-1]["code"] for heard in waiting] == ["busy", "busy"]
+    errors = [heard.frames[-1] for heard in waiting]
+    assert [error.code for error in errors if isinstance(error, Error)] == ["busy", "busy"]
     engine.leave(first.reply)
     assert len(Heard(engine, some(80, 4), tokens=10).run().ids) == 10  # what was kept makes room
 

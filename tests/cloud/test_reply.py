@@ -11,15 +11,18 @@ import pytest
 from sideplug.cloud.reply import Counts, Reply, SessionSpec, check_answer
 from sideplug.cloud.speculation import AcceptanceStats
 from sideplug.cloud.tokenizer import TextStream
+from sideplug.contract.capabilities import MIXTURE, MixtureSettings
+from sideplug.contract.correction import Mixture
 from sideplug.contract.errors import ProtocolError
+from sideplug.contract.frames import Answer
 from sideplug.contract.gate import Gate
 from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
-from sideplug.contract.wire import Frame, Kind
 
 WIDTH, VOCAB, STOP = 4, 50, 0
 PROMPT = [11, 12, 13]
+SPEC = SessionSpec(Tap((0, 1), 2), (Gate("open"),))
 
 
 class Letters:
@@ -40,12 +43,11 @@ class Row:
 
 def a_reply(**more: Any) -> Reply:
     """A reply to three tokens, with its cache; nothing limits it before ten."""
-    given: dict[str, Any] = {"max_tokens": 10, "window": 4, "sampling": Sampling(), **more}
+    given: dict[str, Any] = {"max_tokens": 10, "window": 4, "sampling": Sampling(), "spec": SPEC, **more}
     reply = Reply(
         ids=list(PROMPT),
         send=lambda frame: None,
         turn=1,
-        spec=SessionSpec(Tap((0, 1), 2), Gate("open")),
         text=TextStream(Letters()),  # type: ignore[arg-type]
         context=100,
         stop_ids={STOP},
@@ -59,13 +61,12 @@ def z(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(1, WIDTH)).astype(np.float32)
 
 
-def answer(*at: Any, run: int = 0, turn: int = 1, drafts: Any = None, **tensors: Any) -> Frame:
-    """Corrections that change nothing."""
+def answer(*at: int, run: int = 0, turn: int = 1, drafts: Any = None, **tensors: Any) -> Answer:
+    """Corrections that change nothing, or what `tensors` say."""
     if not tensors:
         tensors = {"delta": np.zeros((len(at), WIDTH), np.int8), "scales": np.zeros(len(at), np.float32)}
-    tensors = {name: np.asarray(tensor) for name, tensor in tensors.items()}
-    tensors["draft"] = np.zeros((len(at), 0), np.int32) if drafts is None else np.asarray(drafts, np.int32)
-    return Frame(Kind.ANSWER, {"turn": turn, "run": run, "at": list(at)}, tensors)
+    draft = np.zeros((len(at), 0), np.int32) if drafts is None else np.asarray(drafts, np.int32)
+    return Answer(turn, run, list(at), draft, **{name: np.asarray(tensor) for name, tensor in tensors.items()})
 
 
 def follow(reply: Reply, script: str) -> list[tuple[int, list[int], str]]:
@@ -97,6 +98,15 @@ def follow(reply: Reply, script: str) -> list[tuple[int, list[int], str]]:
             reply.confirm(*numbers)
         settled += [(part.at, part.ids, part.by) for part in reply.settle()]
     return settled
+
+
+def mixture(weight: float, ids: list[int], weights: list[float]) -> dict[str, np.ndarray]:
+    """The tensors of one position's mixture."""
+    return {
+        "mix": np.array([weight], np.float32),
+        "mix_ids": np.array([ids], np.int32),
+        "mix_weights": np.array([weights], np.float32),
+    }
 
 
 Settled = list[tuple[int, list[int], str]]
@@ -191,7 +201,7 @@ def test_scripts(script: tuple[str, list[int], Settled, dict[str, int]]) -> None
     assert asdict(reply.counts) == {**asdict(Counts()), **counts}
 
 
-def test_a_rollback_begins_a_run_and_sends_what_changed() -> None:
+def test_a_roll_back_begins_a_run_and_sends_what_changed() -> None:
     reply = a_reply()
     follow(reply, "ask")
     assert reply.unsent() == (3, [])
@@ -225,19 +235,18 @@ def test_a_late_answer_is_ignored_and_only_once() -> None:
     assert not reply.expire(0, 5), "it is over"
 
 
-WRONG_ANSWERS: dict[str, tuple[Frame, str]] = {
+WRONG_ANSWERS: dict[str, tuple[Answer, str]] = {
     "another position": (answer(4), r"an answer must be for turn 1, run 0, positions \[3\]…, each asked once; got .*4"),
     "one too many": (answer(3, 4), r"positions \[3\]"),
     "another turn": (answer(3, turn=2), "got turn 2, run 0"),
     "a run to come": (answer(3, run=1), "got turn 1, run 1"),
-    "a position that is no number": (answer("3"), "an answer's positions must be whole numbers"),
     "tokens where the cloud has the head": (
         answer(3, ids=np.zeros(1, np.int32)),
-        "in the cloud must have delta, ",
+        "head in the cloud must have corrections and draft only",
     ),
     "a draft past the vocabulary": (answer(3, drafts=[[VOCAB]]), "a draft's ids must be below 50, and -1 behind"),
     "a draft below none": (answer(3, drafts=[[-2]]), "a draft's ids must be below 50"),
-    "a draft too long": (answer(3, drafts=[[1] * 33]), "a correction and a draft of at most 32 ids a position"),
+    "a draft too long": (answer(3, drafts=[[1] * 33]), "an answer must have a draft of at most 32 ids a position"),
     "a draft for two": (answer(3, drafts=[[1], [1]]), "a draft of at most 32 ids a position"),
     "another width": (
         answer(3, delta=np.zeros((1, 5), np.int8), scales=np.zeros(1, np.float32)),
@@ -247,6 +256,11 @@ WRONG_ANSWERS: dict[str, tuple[Frame, str]] = {
         answer(3, delta=np.zeros((1, 4), np.int8), scales=np.zeros(0, np.float32)),
         "a correction's scales must be one float32 a vector for int8",
     ),
+    "a correction without its scales": (
+        answer(3, delta=np.zeros((1, 4), np.int8)),
+        "a correction must bring delta and scales together",
+    ),
+    "a mixture that was not granted": (answer(3, **mixture(0.5, [7], [1.0])), "must not bring mixtures: the session"),
     "not finite": (
         answer(3, delta=np.full((1, 4), np.nan, np.float16), scales=np.zeros(0, np.float32)),
         "a correction must be finite and at most 1e",
@@ -255,7 +269,7 @@ WRONG_ANSWERS: dict[str, tuple[Frame, str]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG_ANSWERS.values(), ids=WRONG_ANSWERS.keys())
-def test_a_wrong_answer_changes_nothing(wrong: tuple[Frame, str]) -> None:
+def test_a_wrong_answer_changes_nothing(wrong: tuple[Answer, str]) -> None:
     frame, sentence = wrong
     reply = a_reply()
     follow(reply, "ask")
@@ -285,13 +299,96 @@ def test_what_an_answer_says_is_found_without_a_change() -> None:
     np.testing.assert_allclose(rows.corrected_TD, want[1:], rtol=1e-6)
 
 
+MIXING = SessionSpec(SPEC.tap, SPEC.gates, granted={MIXTURE.name: MixtureSettings()})
+
+
+def test_an_answer_brings_a_mixture_where_that_was_granted() -> None:
+    """Alone, beside a correction, or with a weight of 0, which is none; pairs behind the end (id −1) are left out."""
+    reply = a_reply(spec=MIXING)
+    follow(reply, "ask, spec 7, ask, spec 8, ask")
+    frame = Answer(
+        1,
+        0,
+        [3, 4, 5],
+        np.zeros((3, 0), np.int32),
+        mix=np.array([0.25, 0.0, 1.0], np.float32),
+        mix_ids=np.array([[7, 9], [-1, -1], [5, -1]], np.int32),
+        mix_weights=np.array([[0.75, 0.25], [0, 0], [1, 0]], np.float32),
+    )
+    reply.receive(frame, VOCAB, 0.0)
+    first, second, third = (each.mixture for each in reply.answers)
+    assert isinstance(first, Mixture)
+    assert (first.weight, first.ids.tolist(), first.weights.tolist()) == (0.25, [7, 9], [0.75, 0.25])
+    assert second is None
+    assert isinstance(third, Mixture)
+    assert (third.weight, third.ids.tolist(), third.weights.tolist()) == (1.0, [5], [1.0])
+    np.testing.assert_array_equal(reply.answers[0].z_1D, z(3))  # without a correction z stays
+    alone = a_reply(spec=MIXING)
+    follow(alone, "ask")
+    both = {"delta": np.ones((1, WIDTH), np.int8), "scales": np.ones(1, np.float32), **mixture(0.5, [7], [1.0])}
+    alone.receive(answer(3, **both), VOCAB, 0.0)
+    np.testing.assert_allclose(alone.answers[0].z_1D, z(3) + 1, rtol=1e-6)
+    assert alone.answers[0].mixture is not None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (mixture(1.5, [7], [1.0]), "a mixture's weight must be 0 to 1"),
+        (mixture(float("nan"), [7], [1.0]), "a mixture's weight must be 0 to 1"),
+        (mixture(0.5, [VOCAB], [1.0]), "a mixture's ids must be below 50"),
+        (mixture(0.5, [7, 7], [0.5, 0.5]), "a mixture's ids must differ"),
+        (mixture(0.5, [7, 8], [0.5, 0.4]), "a mixture's weights must sum to 1"),
+        (mixture(0.5, [7, 8], [1.5, -0.5]), "a mixture's weights must be 0 or more"),
+        (mixture(0.5, list(range(VOCAB)) + [-1] * 15, [1.0] + [0.0] * 64), "a mixture must have at most 64 pairs"),
+        ({"mix": np.ones(1, np.float32)}, "must bring mix, mix_ids and mix_weights together"),
+    ],
+)
+def test_a_wrong_mixture_changes_nothing(wrong: dict[str, np.ndarray], sentence: str) -> None:
+    reply = a_reply(spec=MIXING)
+    follow(reply, "ask")
+    with pytest.raises(ProtocolError, match=sentence):
+        reply.receive(answer(3, **wrong), VOCAB, 1.0)
+    assert [ask.at for ask in reply.asks] == [3]
+    assert not reply.answers
+
+
+def test_each_part_has_a_gate_of_its_own() -> None:
+    """The mask says whose gates are open; a linear gate's memory goes on from its own score."""
+    weight = np.array([1, 0, 0, 0], np.float32)
+    gates = (Gate("shut"), Gate("open"), Gate("linear", weight, threshold=0.5, memory=0.5), Gate("linear", -weight))
+    reply = a_reply(spec=SessionSpec(SPEC.tap, gates))
+    assert reply.opens(3, np.array([[2.0, 0, 0, 0]], np.float32)) == 0b0110
+    assert reply.opens(4, np.array([[-2.0, 0, 0, 0]], np.float32)) == 0b1010  # 0.5 · 2 + 0.5 · (−2) = 0, and 2
+    assert reply.opens(5, np.array([[1.5, 0, 0, 0]], np.float32)) == 0b0110  # 0.75
+    assert reply.scores[5] == (0.0, 0.0, 0.75, -1.5)
+    other = a_reply(spec=SessionSpec(SPEC.tap, gates), gates=(Gate("open"), *gates[1:]))
+    assert other.opens(3, np.array([[2.0, 0, 0, 0]], np.float32)) == 0b0111
+    assert other.gate_id != reply.gate_id, "scores of one gate must not be continued with another"
+    shut = a_reply(spec=SessionSpec(SPEC.tap, gates), gates=(Gate("shut"),) * 4)
+    assert (shut.layers, reply.layers) == ((), SPEC.tap.layers)
+
+
+def test_a_first_draft_is_what_the_reply_is_expected_to_begin_with() -> None:
+    reply = a_reply(first_draft=[5, 6, 7])
+    settled = follow(reply, "ask, spec 9, ask, spec 9, ask, spec 9, answer 5, answer 6, answer 8")
+    assert settled == [(3, [5], "draft"), (4, [6], "draft"), (5, [8], "plugin")]
+    assert (reply.counts.drafted, reply.counts.accepted, reply.counts.rolled_back) == (3, 2, 1)
+    left = a_reply(first_draft=[5, 6, 7])
+    follow(left, "own 4, ask, spec 9")
+    assert (left.ids[3:], left.counts.drafted) == ([4, 9], 0), "the text has left the draft"
+    resumed = a_reply(first_draft=[5, 6, 7], done=[5])
+    follow(resumed, "ask, spec 9")
+    assert (resumed.ids[3:], resumed.counts.drafted) == ([5, 9], 0), "it is of the reply's beginning only"
+
+
 def test_the_device_picks_where_it_has_the_head() -> None:
     reply = a_reply(head="device")
     follow(reply, "ask, spec 7, ask")
     for ids in ([VOCAB, 1], [-1, 1]):
         with pytest.raises(ProtocolError, match="an answer's ids must be int32, 0 to 49"):
             reply.receive(answer(3, 4, ids=np.array(ids, np.int32)), VOCAB, 0.0)
-    with pytest.raises(ProtocolError, match="an answer must have a token and a draft"):
+    with pytest.raises(ProtocolError, match="an answer's ids must be int32, 0 to 49, one a position"):
         reply.receive(answer(3, 4, ids=np.array([7], np.int32)), VOCAB, 0.0)
     with pytest.raises(ProtocolError, match="head in the device must have ids and draft"):
         reply.receive(answer(3, 4), VOCAB, 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,27 @@ import pytest
 from sideplug.cloud import requests
 from sideplug.cloud.reading import ExampleWork
 from sideplug.cloud.reply import Reply, SessionSpec
-from sideplug.cloud.requests import Opened
+from sideplug.cloud.requests import Terms
 from sideplug.cloud.store import Base
 from sideplug.cloud.tokenizer import Tokenizer
+from sideplug.contract.capabilities import CONTEXT, MIXTURE, ContextSettings, MixtureSettings, want
 from sideplug.contract.errors import InputError, ProtocolError, SideplugError, TooLong, WrongBase
+from sideplug.contract.frames import (
+    ROWS_PER_FRAME,
+    Frame,
+    GateSpec,
+    Open,
+    PromptFrame,
+    Read,
+    Rows,
+    SamplingSpec,
+    Wanted,
+)
 from sideplug.contract.gate import Gate
 from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import Sampling
-from sideplug.contract.tap import Tap
-from sideplug.contract.wire import MAX_PAYLOAD_BYTES, ROWS_PER_FRAME, Frame, Kind
+from sideplug.contract.tap import ContextSlice, Tap
+from sideplug.contract.wire import MAX_PAYLOAD_BYTES
 
 
 @dataclass(frozen=True)
@@ -33,10 +45,11 @@ class Sizes:
 
 
 SHAPE = Sizes()
+LINEAR = Gate("linear", np.ones(64, np.float32))
 BASE = Base("tiny", Path("tiny"), "a" * 64)
-OPEN = {"base": "", "tap": "l0.1.2-r16-s0-int8", "merge": "add", "gate": {"kind": "open"}, "client": "test"}
-PROMPT = {"turn": 1, "ids": [5, 6, 7], "max_tokens": 4, "sampling": {}}
-READ = {"number": 1, "text": "Anna", "reply": " wrote to her brother", "score": False}
+OPEN = Open("", "l0.1.2-r16-s0-int8", "add", [GateSpec("open")], "test", np.zeros((0, 0), np.float32))
+PROMPT = PromptFrame(1, 4, SamplingSpec(), ids=[5, 6, 7])
+READ = Read(1, " wrote to her brother", False, text="Anna")
 Refused = tuple[dict[str, Any], type[SideplugError], str]
 
 
@@ -45,17 +58,19 @@ def ignore(frame: Frame) -> None:
 
 
 @pytest.fixture(scope="module")
-def opened(tiny: Path) -> Opened:
-    return Opened(SessionSpec(Tap((0, 1, 2), 16), Gate("open")), SHAPE, Tokenizer(tiny), "ada", "ada's")
+def opened(tiny: Path) -> Terms:
+    return Terms(SessionSpec(Tap((0, 1, 2), 16), (Gate("open"),)), SHAPE, Tokenizer(tiny), "ada", "ada's")
 
 
-def read_open(weights: int = 0, **changed: Any) -> SessionSpec:
-    frame = Frame(Kind.OPEN, {**OPEN, **changed}, {"gate": np.zeros(weights, np.float32)})
-    return requests.read_open(frame, BASE, SHAPE)
+@pytest.fixture(scope="module")
+def two_parts(opened: Terms) -> Terms:
+    """A session of a plugin with two parts that needs the context."""
+    tap = opened.spec.tap
+    return replace(opened, spec=SessionSpec(tap, (LINEAR, Gate("shut")), context=ContextSlice(tap, (1,), 8)))
 
 
-def without(control: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in control.items() if name not in names}
+def read_open(**changed: Any) -> SessionSpec:
+    return requests.read_open(replace(OPEN, **changed), BASE, SHAPE)
 
 
 # ── OPEN ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -63,7 +78,9 @@ def without(control: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def test_an_open() -> None:
     spec = read_open(base=BASE.fingerprint, merge="replace")
-    assert (spec.tap, spec.gate.kind, spec.merge) == (Tap((0, 1, 2), 16), "open", "replace")
+    assert (spec.tap, spec.merge) == (Tap((0, 1, 2), 16), "replace")
+    assert [gate.kind for gate in spec.gates] == ["open"]
+    assert (spec.context, spec.granted, spec.mixtures) == (None, {}, False)
     assert read_open(tap="").tap == Tap.spread(SHAPE.blocks, SHAPE.width), "whoever has no plugin"
 
 
@@ -75,19 +92,49 @@ OPENS: dict[str, Refused] = {
     ),
     "no tap": ({"tap": "x"}, InputError, "tap"),
     "a tap past the model": ({"tap": "l0.9-r16-s0-int8"}, InputError, "layers must be 0 to 2 for this model, got 9"),
-    "a gate of no kind": ({"gate": {"kind": "x"}}, InputError, "a gate must be one of open, shut, linear, got 'x'"),
+    "no gate": ({"gates": []}, InputError, "a session must have at least one gate"),
+    "a gate of no kind": ({"gates": [GateSpec("x")]}, InputError, "a gate must be one of open, shut, linear, got 'x'"),
     "a gate of another width": (
-        {"gate": {"kind": "linear"}, "weights": 63},
+        {"gates": [GateSpec("linear")], "gate": np.zeros((1, 63), np.float32)},
         InputError,
-        "a linear gate has 63 weights, z has 64 numbers",
+        "1 linear gates must have weights of (1, 64), got (1, 63)",
     ),
-    "an open gate with weights": ({"weights": 64}, InputError, "a open gate has 64 weights"),
+    "an open gate with weights": (
+        {"gate": np.zeros((1, 64), np.float32)},
+        InputError,
+        "0 linear gates must have weights of (0, 64), got (1, 64)",
+    ),
+    "weights of another type": (
+        {"gates": [GateSpec("linear")], "gate": np.zeros((1, 64), np.float16)},
+        InputError,
+        "1 linear gates must have weights of (1, 64)",
+    ),
     "a gate that is not finite": (
-        {"gate": {"kind": "linear", "bias": float("nan")}, "weights": 64},
+        {"gates": [GateSpec("linear", bias=float("nan"))], "gate": np.zeros((1, 64), np.float32)},
         InputError,
         "a gate's numbers must be finite",
     ),
     "no merge": ({"merge": "x"}, InputError, "merge must be add or replace, got 'x'"),
+    "a capability that is needed and not here": (
+        {"capabilities": {"flight": Wanted(want(MixtureSettings()).settings, required=True)}},
+        InputError,
+        "this cloud does not have 'flight', which the session needs: use a newer cloud",
+    ),
+    "malformed settings": (
+        {"capabilities": {"context": want(MixtureSettings(3))}},
+        ProtocolError,
+        "context is malformed",
+    ),
+    "a context of a layer that is not tapped": (
+        {"tap": "l0.2-r16-s0-int8", "capabilities": {"context": want(ContextSettings([1], 8))}},
+        InputError,
+        "a context's layers must be among the tap's [0, 2]",
+    ),
+    "a context wider than its tap": (
+        {"capabilities": {"context": want(ContextSettings([1], 17))}},
+        InputError,
+        "a context's rank must be 1 to 16, got 17",
+    ),
 }
 
 
@@ -99,42 +146,80 @@ def test_an_open_is_refused(refused: Refused) -> None:
     assert type(caught.value) is error
 
 
-def test_a_session_begins_with_open() -> None:
-    with pytest.raises(ProtocolError, match="a session must begin with OPEN, got PROMPT"):
-        requests.read_open(Frame(Kind.PROMPT, PROMPT), BASE, SHAPE)
+def test_an_open_with_capabilities_and_a_gate_for_each_part() -> None:
+    wanted = {
+        "context": want(ContextSettings([0, 2], 8)),
+        "mixture": want(MixtureSettings(4)),
+        "flight": Wanted(want(MixtureSettings()).settings, required=False),  # left out: nobody offers it
+    }
+    gates = [GateSpec("shut"), GateSpec("linear", 0.5, 0.25, 0.75), GateSpec("linear")]
+    weights = np.arange(128, dtype=np.float32).reshape(2, 64)
+    spec = read_open(capabilities=wanted, gates=gates, gate=weights)
+    assert spec.context == ContextSlice(spec.tap, (0, 2), 8)
+    assert set(spec.granted) == {CONTEXT.name, MIXTURE.name}
+    assert spec.mixtures
+    assert [gate.kind for gate in spec.gates] == ["shut", "linear", "linear"]
+    assert (spec.gates[1].bias, spec.gates[1].threshold, spec.gates[1].memory) == (0.5, 0.25, 0.75)
+    np.testing.assert_array_equal([gate.weight_D for gate in spec.gates[1:]], weights)
 
 
 # ── PROMPT ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_prompt(opened: Opened, control: dict[str, Any]) -> Reply:
-    return requests.read_prompt(Frame(Kind.PROMPT, control), opened, ignore)
+def read_prompt(opened: Terms, **changed: Any) -> Reply:
+    return requests.read_prompt(replace(PROMPT, **changed), opened, ignore)
 
 
-def test_a_prompt(opened: Opened) -> None:
-    more = {"ahead": 3, "deadline_ms": 250, "head": "device", "top": 2, "sampling": {"temperature": 0.5, "seed": 9}}
-    reply = read_prompt(opened, {**PROMPT, **more})
+def test_a_prompt(opened: Terms) -> None:
+    sampling = SamplingSpec(temperature=0.5, seed=9)
+    reply = read_prompt(opened, window=3, deadline_ms=250, head="device", top=2, sampling=sampling, draft=[8, 9])
     assert (reply.ids, reply.prompt_tokens, reply.turn, reply.max_tokens) == ([5, 6, 7], 3, 1, 4)
     assert (reply.window, reply.deadline_s, reply.head, reply.top) == (3, 0.25, "device", 2)
     assert (reply.sampling, reply.context) == (Sampling(0.5, seed=9), 256)
     assert (reply.user, reply.scope, reply.spec, reply.stats) == ("ada", "ada's", opened.spec, opened.stats)
-    plain = read_prompt(opened, PROMPT)
+    assert reply.draft == {3: 8, 4: 9}
+    plain = read_prompt(opened)
     assert (plain.window, plain.deadline_s, plain.head, plain.top, plain.done) == (0, 0.0, "cloud", 0, [])
-    words = read_prompt(opened, {**without(PROMPT, "ids"), "text": "Anna wrote"})
+    assert (plain.draft, plain.gates, plain.rows) == ({}, opened.spec.gates, None)
+    words = read_prompt(opened, ids=None, text="Anna wrote")
     assert words.ids == opened.tokenizer.ids("Anna wrote", special=True)
 
 
-def test_a_prompt_that_goes_on(opened: Opened) -> None:
+def test_a_prompt_that_goes_on(opened: Terms) -> None:
     done = [8, 9]
     whole = running_hash(done, running_hash([5, 6, 7]))
-    reply = read_prompt(opened, {**PROMPT, "done": done, "hash": whole})
+    reply = read_prompt(opened, done=done, hash=whole)
     assert (reply.ids, reply.prompt_tokens, reply.settled, reply.done) == ([5, 6, 7, 8, 9], 3, 5, done)
+
+
+def test_a_prompt_opens_and_shuts_the_gates_of_parts(two_parts: Terms) -> None:
+    spec = two_parts.spec
+    assert read_prompt(two_parts).gates == spec.gates
+    reply = read_prompt(two_parts, gates=["", "open"])
+    assert (reply.gates[0], reply.gates[1].kind) == (spec.gates[0], "open")
+    assert [gate.kind for gate in read_prompt(two_parts, gates=["shut", ""]).gates] == ["shut", "shut"]
+
+
+def test_a_prompt_that_asks_for_the_context(two_parts: Terms) -> None:
+    assert read_prompt(two_parts).rows is None, "its parts do not need it for this reply"
+    for have in (0, 3):
+        rows = read_prompt(two_parts, context=have).rows
+        assert rows is not None
+        assert (rows.start, rows.context) == (have, two_parts.spec.context)
+    done = {"done": [8], "hash": running_hash([8], running_hash([5, 6, 7]))}
+    rows = read_prompt(two_parts, context=4, **done).rows
+    assert rows is not None
+    assert rows.start == 4
+    with pytest.raises(InputError, match="a device can have at most 4 rows of this text, got 5"):
+        read_prompt(two_parts, context=5, **done)
+    for gates in (["open"], ["open", "linear"], ["", "", ""]):
+        with pytest.raises(InputError, match='gates must be "open", "shut" or "" for each of 2 parts'):
+            read_prompt(two_parts, gates=gates)
 
 
 PROMPTS: dict[str, Refused] = {
     "nothing": ({"ids": []}, InputError, "the prompt is empty: give at least one word"),
     "two prompts": ({"text": "Anna"}, InputError, "a prompt must be one of messages, text or ids, got text and ids"),
-    "an id that is none": ({"ids": [5, -1]}, InputError, "a prompt's ids must be whole numbers, 0 or more"),
     "an id past the vocabulary": ({"ids": [5, 400]}, InputError, "a prompt's ids must be below 400, got 400"),
     "too many tokens": (
         {"ids": [5] * 256},
@@ -147,18 +232,27 @@ PROMPTS: dict[str, Refused] = {
         "the text has 25,601 characters, the base model takes at most 256 tokens",
     ),
     "no tokens": ({"max_tokens": 0}, InputError, "max_tokens must be 1 or more, got 0"),
-    "too far ahead": ({"ahead": 33}, InputError, "the cloud runs 0 to 32 asks ahead, got 33"),
-    "ahead of nothing": ({"ahead": -1}, InputError, "the cloud runs 0 to 32 asks ahead, got -1"),
+    "a window too wide": ({"window": 33}, InputError, "the speculation window must be 0 to 32 asks, got 33"),
+    "a window below none": ({"window": -1}, InputError, "the speculation window must be 0 to 32 asks, got -1"),
+    "a draft past the vocabulary": ({"draft": [5, 400]}, InputError, "a draft's ids must be below 400, got 400"),
+    "a context that was not granted": (
+        {"context": 0},
+        InputError,
+        "a prompt must not ask for context rows: the session did not ask for that capability",
+    ),
     "a deadline below none": ({"deadline_ms": -1}, InputError, "an answer's deadline must be 0 (none) or more"),
     "a deadline too far": ({"deadline_ms": (1 << 31) + 1}, InputError, "milliseconds, got 2147483649"),
     "no place for the head": (
         {"head": "x" * 50},
         InputError,
-        f"the head must be in the cloud or the device, got '{'x' * 40}'",
+        f"the head must be in the cloud or the device, got '{'x' * 50}'",
     ),
     "too many alternatives": ({"top": 21}, InputError, "0 to 20 alternatives are told of a token, got 21"),
-    "no sampling": ({"sampling": {"heat": 1}}, InputError, "sampling must be numbers named temperature, "),
-    "too cold": ({"sampling": {"temperature": -1}}, InputError, "temperature must be 0, or 0.001 to 10, got -1"),
+    "too cold": (
+        {"sampling": SamplingSpec(temperature=-1)},
+        InputError,
+        "temperature must be 0, or 0.001 to 10, got -1",
+    ),
     "more done than asked": (
         {"done": [5] * 5},
         InputError,
@@ -166,7 +260,6 @@ PROMPTS: dict[str, Refused] = {
     ),
     "more done than fits": ({"done": [5] * 300, "max_tokens": 10**9}, InputError, "and fit the context (253)"),
     "done past the vocabulary": ({"done": [400]}, InputError, "ids below 400"),
-    "done that is no number": ({"done": [True]}, InputError, "ids below 400"),
     "done without its hash": (
         {"done": [5]},
         InputError,
@@ -181,24 +274,23 @@ PROMPTS: dict[str, Refused] = {
 
 
 @pytest.mark.parametrize("refused", PROMPTS.values(), ids=PROMPTS.keys())
-def test_a_prompt_is_refused(opened: Opened, refused: Refused) -> None:
+def test_a_prompt_is_refused(opened: Terms, refused: Refused) -> None:
     changed, error, sentence = refused
-    control = {name: value for name, value in {**PROMPT, **changed}.items() if value is not None}
     with pytest.raises(error, match=re.escape(sentence)) as caught:
-        read_prompt(opened, control)
+        read_prompt(opened, **changed)
     assert type(caught.value) is error
 
 
 # ── READ ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_example(opened: Opened, control: dict[str, Any]) -> ExampleWork:
-    return requests.read_example(Frame(Kind.READ, control), opened, ignore)
+def read_example(opened: Terms, **changed: Any) -> ExampleWork:
+    return requests.read_example(replace(READ, **changed), opened, ignore)
 
 
-def test_an_example(opened: Opened) -> None:
-    example = read_example(opened, {**READ, "score": True})
-    start, reply = opened.tokenizer.encode_example(requests.Prompt(text="Anna"), READ["reply"])
+def test_an_example(opened: Terms) -> None:
+    example = read_example(opened, score=True)
+    start, reply = opened.tokenizer.encode_example(requests.Prompt(text="Anna"), READ.reply)
     assert (example.ids, example.prompt_tokens, example.targets.tolist()) == (start + reply, len(start), reply)
     assert (example.number, example.score, example.greedy_tokens, example.max_length) == (
         1,
@@ -207,15 +299,23 @@ def test_an_example(opened: Opened) -> None:
         len(start + reply),
     )
     assert (example.user, example.scope, example.spec) == ("ada", "ada's", opened.spec)
-    written = read_example(opened, {**READ, "reply": "", "write": 9})
+    written = read_example(opened, reply="", greedy_tokens=9)
     assert (written.greedy_tokens, written.max_length) == (9, len(written.ids) + 9)
 
 
 READS: dict[str, Refused] = {
-    "written and given": ({"write": 4}, InputError, "the base writes 1 to 512 tokens, and no reply is given then"),
-    "written and scored": ({"write": 4, "reply": "", "score": True}, InputError, "the base writes 1 to 512 tokens"),
-    "too much written": ({"write": 513, "reply": ""}, InputError, "the base writes 1 to 512 tokens"),
-    "less than nothing written": ({"write": -1, "reply": ""}, InputError, "the base writes 1 to 512 tokens"),
+    "written and given": (
+        {"greedy_tokens": 4},
+        InputError,
+        "the base writes 1 to 512 tokens, and no reply is given then",
+    ),
+    "written and scored": (
+        {"greedy_tokens": 4, "reply": "", "score": True},
+        InputError,
+        "the base writes 1 to 512 tokens",
+    ),
+    "too much written": ({"greedy_tokens": 513, "reply": ""}, InputError, "the base writes 1 to 512 tokens"),
+    "less than nothing written": ({"greedy_tokens": -1, "reply": ""}, InputError, "the base writes 1 to 512 tokens"),
     "nothing to learn": (
         {"text": "", "reply": ""},
         InputError,
@@ -223,29 +323,34 @@ READS: dict[str, Refused] = {
     ),
     "too many tokens": ({"reply": " x" * 400}, TooLong, "tokens with its reply, the base model takes at most 256"),
     "too many written": (
-        {"reply": "", "write": 256},
+        {"reply": "", "greedy_tokens": 256},
         TooLong,
         "tokens with its reply, the base model takes at most 256",
+    ),
+    "a context that was not granted": (
+        {"context": True},
+        InputError,
+        "an example must not ask for context rows: the session did not ask for that capability",
     ),
     "too many letters": ({"reply": "a" * 25_600}, TooLong, "the text has 25,604 characters"),
 }
 
 
 @pytest.mark.parametrize("refused", READS.values(), ids=READS.keys())
-def test_an_example_is_refused(opened: Opened, refused: Refused) -> None:
+def test_an_example_is_refused(opened: Terms, refused: Refused) -> None:
     changed, error, sentence = refused
     with pytest.raises(error, match=re.escape(sentence)) as caught:
-        read_example(opened, {**READ, **changed})
+        read_example(opened, **changed)
     assert type(caught.value) is error
 
 
-def test_an_example_that_no_frame_could_hold(opened: Opened) -> None:
+def test_an_example_that_no_frame_could_hold(opened: Terms) -> None:
     """Of a very wide model: what comes back of each token are 2 bytes for each of its numbers, and some more."""
     wide = Sizes(width=MAX_PAYLOAD_BYTES // 8)
     reply = " wrote to her brother about the mill"
     assert len(opened.tokenizer.ids(reply)) > 3
     with pytest.raises(TooLong, match="with this tap it may have at most 3"):
-        read_example(Opened(opened.spec, wide, opened.tokenizer), {**READ, "reply": reply})
+        read_example(Terms(opened.spec, wide, opened.tokenizer), reply=reply)
 
 
 # ── ROWS ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -253,7 +358,7 @@ def test_an_example_that_no_frame_could_hold(opened: Opened) -> None:
 
 def test_rows() -> None:
     ids = np.array([0, 399, 5], np.int32)
-    assert requests.read_rows(Frame(Kind.ROWS, {"part": 0}, {"ids": ids}), SHAPE) is ids
+    assert requests.read_rows(Rows(0, ids), SHAPE) is ids
 
 
 @pytest.mark.parametrize(
@@ -269,4 +374,4 @@ def test_rows() -> None:
 )
 def test_rows_are_refused(ids: np.ndarray) -> None:
     with pytest.raises(ProtocolError, match=f"ROWS must ask for 1 to {ROWS_PER_FRAME} ids below 400"):
-        requests.read_rows(Frame(Kind.ROWS, {"part": 0}, {"ids": ids}), SHAPE)
+        requests.read_rows(Rows(0, ids), SHAPE)

@@ -3,9 +3,11 @@
 import gc
 import socket
 import weakref
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from websockets.frames import Frame as Written
@@ -20,23 +22,70 @@ from sideplug.contract.errors import (
     TooLong,
     WrongBase,
 )
+from sideplug.contract.frames import (
+    MAX_SENTENCE,
+    Answer,
+    Ask,
+    Context,
+    Done,
+    Frame,
+    GateSpec,
+    Kind,
+    Open,
+    PromptFrame,
+    Read,
+    Rows,
+    SamplingSpec,
+    Score,
+    Wanted,
+    control_of,
+    tensors_of,
+)
 from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
-from sideplug.contract.wire import Frame, Kind, encode
+from sideplug.contract.wire import DTYPES, decode, encode, join
 from sideplug.device.link import WebSocketLink
 from tests.conftest import Cloud, a_cloud, a_link, a_plugin, a_session, eventually
 
-OPEN = {"base": "", "tap": "l0.1.2-r16-s0-int8", "merge": "add", "gate": {"kind": "open"}, "client": "test"}
-PROMPT = {"turn": 1, "ids": [5, 6, 7], "max_tokens": 4, "sampling": {}}
+OPEN = Open("", "l0.1.2-r16-s0-int8", "add", [GateSpec("open")], "test", np.zeros((0, 0), np.float32))
+PROMPT = PromptFrame(1, 4, SamplingSpec(), ids=[5, 6, 7])
+READ = Read(1, "Anna wrote to her brother", True, text="")
 
 
-def exchange(cloud: Cloud, *frames: Frame) -> Exception:
+@dataclass(frozen=True)
+class Malformed:
+    """A frame with fields that its class does not allow, as no device of ours would send it."""
+
+    frame: Frame
+    changed: dict[str, Any]
+
+    def encode(self, number: int) -> bytes:
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors_of(self.frame).items()}
+        names = {dtype: name for name, dtype in DTYPES.items()}
+        listing = [(name, names[tensor.dtype], tensor.shape) for name, tensor in tensors.items()]
+        packed = msgspec.msgpack.encode({**control_of(self.frame), "t": listing, **self.changed})
+        return join(self.frame.kind, packed, b"".join(tensor.tobytes() for tensor in tensors.values()), number)
+
+
+def test_a_frame_is_malformed_by_what_was_changed_alone() -> None:
+    for frame in (OPEN, PROMPT, answer(**MIXTURE)):
+        assert encode(decode(Malformed(frame, {}).encode(0))) == encode(frame)
+
+
+Sent = Frame | Malformed
+
+
+def exchange(cloud: Cloud, *frames: Sent) -> Exception:
     """Send these frames and read until the cloud refuses."""
     link = a_link(cloud.url)
     try:
         for frame in frames:
-            link.send(frame)
+            if isinstance(frame, Malformed):
+                link._connection.send(frame.encode(link._sent))
+                link._sent += 1
+            else:
+                link.send(frame)
         while True:
             link.receive(10)
     except SideplugError as error:
@@ -45,95 +94,103 @@ def exchange(cloud: Cloud, *frames: Frame) -> Exception:
         link.close()
 
 
-def opening(control: dict[str, Any] = OPEN, weights: int = 0) -> Frame:
-    return Frame(Kind.OPEN, control, {"gate": np.zeros(weights, np.float32)})
+def opening(**changed: Any) -> Open:
+    return replace(OPEN, **changed)
 
 
-def corrections(delta: Any = None, scales: Any = None) -> dict[str, np.ndarray]:
-    delta = np.zeros((1, 64), np.int8) if delta is None else delta
-    scales = np.zeros(1, np.float32) if scales is None else scales
-    return {"delta": delta, "scales": scales}
+def prompt(**changed: Any) -> PromptFrame:
+    return replace(PROMPT, **changed)
 
 
-def answer(turn: int = 1, at: Any = 3, run: int = 0, draft: Any = None, **tensors: Any) -> Frame:
-    draft = np.zeros((1, 0), np.int32) if draft is None else np.array([draft], np.int32)
-    return Frame(Kind.ANSWER, {"turn": turn, "run": run, "at": [at]}, {**corrections(**tensors), "draft": draft})
+def rows_of(ids: Any) -> Rows:
+    return Rows(0, np.array(ids, np.int32))
 
 
-BREACHES: dict[str, tuple[list[Frame], type[Exception]]] = {
-    "prompt before open": ([Frame(Kind.PROMPT, PROMPT)], ProtocolError),
+def score(**changed: Any) -> Score:
+    return replace(Score(1, np.zeros((1, 64), np.int8), np.zeros(1, np.float32)), **changed)
+
+
+def answer(turn: int = 1, at: int = 3, run: int = 0, draft: Any = None, **tensors: Any) -> Answer:
+    """Corrections that change nothing, or what `tensors` say."""
+    expected = np.zeros((1, 0), np.int32) if draft is None else np.array([draft], np.int32)
+    return Answer(turn, run, [at], expected, **(tensors or NOTHING))
+
+
+NOTHING = {"delta": np.zeros((1, 64), np.int8), "scales": np.zeros(1, np.float32)}
+MIXTURE = {
+    "mix": np.ones(1, np.float32),
+    "mix_ids": np.full((1, 1), 7, np.int32),
+    "mix_weights": np.ones((1, 1), np.float32),
+}
+ROW = np.zeros((1, 64), np.float32)
+RAW = msgspec.Raw(msgspec.msgpack.encode({"pairs": 4}))
+BREACHES: dict[str, tuple[list[Sent], type[Exception]]] = {
+    "prompt before open": ([PROMPT], ProtocolError),
     "opened twice": ([opening()] * 2, ProtocolError),
-    "a frame of the cloud's": (
-        [opening(), Frame(Kind.DONE, {"turn": 1, "why": "", "prompt": 0, "reply": 0, "counts": {}})],
+    "a frame of the cloud's": ([opening(), Done(1, "", 0, 0, {})], ProtocolError),
+    "context rows, which are the cloud's": (
+        [opening(), Context(1, 0, 0, np.zeros((1, 3, 16), np.int8), np.zeros((1, 3), np.float32))],
         ProtocolError,
     ),
-    "wrong base": ([opening({**OPEN, "base": "f" * 64})], WrongBase),
-    "bad tap": ([opening({**OPEN, "tap": "x"})], InputError),
-    "tap past the model": ([opening({**OPEN, "tap": "l0.9-r16-s0-int8"})], InputError),
-    "bad gate": ([opening({**OPEN, "gate": {"kind": "x"}})], InputError),
-    "bad merge": ([opening({**OPEN, "merge": "x"})], InputError),
-    "a gate of another width": ([opening({**OPEN, "gate": {"kind": "linear"}}, 63)], InputError),
-    "an open gate with weights": ([opening(OPEN, 64)], InputError),
-    "a gate that is not finite": (
-        [opening({**OPEN, "gate": {"kind": "linear", "bias": float("nan")}}, 64)],
+    "wrong base": ([opening(base="f" * 64)], WrongBase),
+    "bad tap": ([opening(tap="x")], InputError),
+    "tap past the model": ([opening(tap="l0.9-r16-s0-int8")], InputError),
+    "bad gate": ([opening(gates=[GateSpec("x")])], InputError),
+    "no gate": ([opening(gates=[])], InputError),
+    "too many gates": ([Malformed(OPEN, {"gates": [{"kind": "open"}] * 9})], ProtocolError),
+    "bad merge": ([opening(merge="x")], InputError),
+    "a gate of another width": (
+        [opening(gates=[GateSpec("linear")], gate=np.zeros((1, 63), np.float32))],
         InputError,
     ),
+    "an open gate with weights": ([opening(gate=ROW)], InputError),
+    "a gate that is not finite": ([opening(gates=[GateSpec("linear", float("nan"))], gate=ROW)], InputError),
     "a gate's threshold is text": (
-        [opening({**OPEN, "gate": {"kind": "linear", "threshold": "1"}}, 64)],
-        InputError,
-    ),
-    "too far ahead": ([opening(), Frame(Kind.PROMPT, {**PROMPT, "ahead": 33})], InputError),
-    "a deadline below none": ([opening(), Frame(Kind.PROMPT, {**PROMPT, "deadline_ms": -1})], InputError),
-    "two prompts at once": (
-        [opening(), Frame(Kind.PROMPT, PROMPT), Frame(Kind.PROMPT, PROMPT)],
+        [Malformed(opening(gate=ROW), {"gates": [{"kind": "linear", "threshold": "1"}]})],
         ProtocolError,
     ),
-    "answer for another position": ([opening(), Frame(Kind.PROMPT, PROMPT), answer(at=4)], ProtocolError),
-    "answer for a run to come": ([opening(), Frame(Kind.PROMPT, PROMPT), answer(run=1)], ProtocolError),
-    "a position that is no number": ([opening(), Frame(Kind.PROMPT, PROMPT), answer(at=[3])], ProtocolError),
-    "a draft past the vocabulary": ([opening(), Frame(Kind.PROMPT, PROMPT), answer(draft=[10**6])], ProtocolError),
-    "a draft too long": ([opening(), Frame(Kind.PROMPT, PROMPT), answer(draft=[1] * 33)], ProtocolError),
+    "a capability that is needed and not here": (
+        [opening(capabilities={"flight": Wanted(RAW, required=True)})],
+        InputError,
+    ),
+    "a capability's settings are another's": ([opening(capabilities={"context": Wanted(RAW)})], ProtocolError),
+    "an unknown field": ([opening(), Malformed(PROMPT, {"wings": 2})], ProtocolError),
+    "a window too wide": ([opening(), prompt(window=33)], InputError),
+    "a deadline below none": ([opening(), prompt(deadline_ms=-1)], InputError),
+    "an id that is none": ([opening(), Malformed(PROMPT, {"ids": [5, -1]})], ProtocolError),
+    "ids that are no numbers": ([opening(), Malformed(PROMPT, {"done": [True]})], ProtocolError),
+    "no sampling": ([opening(), Malformed(PROMPT, {"sampling": {"heat": 1}})], ProtocolError),
+    "a context that was not granted": ([opening(), prompt(context=0)], InputError),
+    "gates of parts that there are not": ([opening(), prompt(gates=["open", "open"])], InputError),
+    "a first draft past the vocabulary": ([opening(), prompt(draft=[10**6])], InputError),
+    "a first draft too long": ([opening(), Malformed(PROMPT, {"draft": [1] * 513})], ProtocolError),
+    "an extension that was not granted": ([opening(), prompt(extensions={"mixture": RAW})], ProtocolError),
+    "an extension that nobody knows": ([opening(), prompt(extensions={"flight": RAW})], ProtocolError),
+    "two prompts at once": ([opening(), PROMPT, PROMPT], ProtocolError),
+    "answer for another position": ([opening(), PROMPT, answer(at=4)], ProtocolError),
+    "answer for a run to come": ([opening(), PROMPT, answer(run=1)], ProtocolError),
+    "a position that is no number": ([opening(), PROMPT, Malformed(answer(), {"at": [[3]]})], ProtocolError),
+    "a position that is text": ([opening(), PROMPT, Malformed(answer(), {"at": ["3"]})], ProtocolError),
+    "a draft past the vocabulary": ([opening(), PROMPT, answer(draft=[10**6])], ProtocolError),
+    "a draft too long": ([opening(), PROMPT, answer(draft=[1] * 33)], ProtocolError),
+    "a mixture that was not granted": ([opening(), PROMPT, answer(**MIXTURE)], ProtocolError),
     "written and given": (
-        [opening(), Frame(Kind.READ, {"number": 1, "text": "Anna", "reply": "wrote", "score": False, "write": 4})],
+        [opening(), Read(1, "wrote", False, text="Anna", greedy_tokens=4)],
         InputError,
     ),
-    "answer for another turn": ([opening(), Frame(Kind.PROMPT, PROMPT), answer(turn=2)], ProtocolError),
-    "score without read": (
-        [opening(), Frame(Kind.SCORE, {"number": 1}, corrections())],
-        ProtocolError,
-    ),
-    "rows past the vocabulary": (
-        [opening(), Frame(Kind.ROWS, {"part": 0}, {"ids": np.array([10**6], np.int32)})],
-        ProtocolError,
-    ),
-    "scored before it is read": (
-        [
-            opening(),
-            Frame(Kind.READ, {"number": 1, "text": "", "reply": "Anna wrote to her brother", "score": True}),
-            Frame(Kind.SCORE, {"number": 1}, corrections()),
-        ],
-        ProtocolError,
-    ),
-    "too many examples at once": (
-        [
-            opening(),
-            *[
-                Frame(Kind.READ, {"number": i, "text": "", "reply": "Anna wrote to her brother", "score": True})
-                for i in range(9)
-            ],
-        ],
-        ProtocolError,
-    ),
-    "a tap that costs too much": (
-        [opening({**OPEN, "tap": "l0-r300-s0-int8"})],
-        InputError,
-    ),
-    "no rows": ([opening(), Frame(Kind.ROWS, {"part": 0}, {"ids": np.zeros(0, np.int32)})], ProtocolError),
+    "an example's context that was not granted": ([opening(), replace(READ, context=True)], InputError),
+    "answer for another turn": ([opening(), PROMPT, answer(turn=2)], ProtocolError),
+    "score without read": ([opening(), score()], ProtocolError),
+    "rows past the vocabulary": ([opening(), rows_of([10**6])], ProtocolError),
+    "scored before it is read": ([opening(), READ, score()], ProtocolError),
+    "too many examples at once": ([opening(), *(replace(READ, number=i) for i in range(9))], ProtocolError),
+    "a tap that costs too much": ([opening(tap="l0-r300-s0-int8")], InputError),
+    "no rows": ([opening(), rows_of([])], ProtocolError),
 }
 
 
 @pytest.mark.parametrize("breach", BREACHES.values(), ids=BREACHES.keys())
-def test_breaches(cloud: Cloud, breach: tuple[list[Frame], type[Exception]]) -> None:
+def test_breaches(cloud: Cloud, breach: tuple[list[Sent], type[Exception]]) -> None:
     frames, error = breach
     got = exchange(cloud, *frames)
     assert type(got) is error, got
@@ -157,7 +214,7 @@ BAD_CORRECTIONS = {
 def test_bad_corrections(cloud: Cloud, tensors: tuple[np.ndarray, np.ndarray]) -> None:
     link = a_link(cloud.url)
     link.send(opening())
-    link.send(Frame(Kind.PROMPT, PROMPT))
+    link.send(PROMPT)
     while link.receive(10).kind is not Kind.ASK:
         pass
     link.send(answer(delta=tensors[0], scales=tensors[1]))
@@ -250,7 +307,7 @@ def test_a_prompts_error_ends_no_other(cloud: Cloud) -> None:
     """The second came before the first one's ERROR had left: its reply must not be forgotten, and stay for ever."""
     link = a_link(cloud.url)
     link.send(opening())
-    burst(link, Frame(Kind.PROMPT, {**PROMPT, "max_tokens": 0}), Frame(Kind.PROMPT, {**PROMPT, "turn": 2}))
+    burst(link, prompt(max_tokens=0), prompt(turn=2))
     with pytest.raises((InputError, ProtocolError)):
         while True:
             link.receive(10)
@@ -264,14 +321,18 @@ def test_a_prompts_error_ends_no_other(cloud: Cloud) -> None:
 
 def test_no_more_is_done_than_fits(cloud: Cloud) -> None:
     done = [5] * 1000  # of a context of 256
-    control = {**PROMPT, "max_tokens": 10**9, "done": done, "hash": running_hash(done, running_hash(PROMPT["ids"]))}
-    error = exchange(cloud, opening(), Frame(Kind.PROMPT, control))
+    whole = running_hash(done, running_hash([5, 6, 7]))
+    error = exchange(cloud, opening(), prompt(max_tokens=10**9, done=done, hash=whole))
     assert type(error) is InputError, error
     assert "fit the context (253)" in str(error)
 
 
 def test_an_error_that_repeats_much_is_sent(cloud: Cloud) -> None:
-    error = exchange(cloud, opening({**OPEN, "merge": "\0" * (1 << 20)}))
+    error = exchange(cloud, Malformed(OPEN, {"x\0" * (1 << 20): 1}))
+    assert type(error) is ProtocolError, error
+    assert "x\0x\0" in str(error), "or this test shows nothing"
+    assert len(str(error)) <= MAX_SENTENCE
+    error = exchange(cloud, opening(tap="\0" * 2000))
     assert type(error) is InputError, error
 
 
@@ -281,10 +342,10 @@ def test_a_deadline_that_never_comes_holds_nothing(cloud: Cloud) -> None:
     link.receive(10)
     (session,) = cloud.server.sessions
     loop, before = session._loop, len(session._loop._scheduled)  # type: ignore[attr-defined]
-    link.send(Frame(Kind.PROMPT, {**PROMPT, "max_tokens": 100, "deadline_ms": 1 << 31}))
-    while (frame := link.receive(10)).kind is not Kind.DONE:
-        if frame.kind is Kind.ASK:
-            link.send(answer(at=frame["at"][0]))
+    link.send(prompt(max_tokens=100, deadline_ms=1 << 31))
+    while not isinstance(frame := link.receive(10), Done):
+        if isinstance(frame, Ask):
+            link.send(answer(at=frame.at[0]))
     link.close()
     assert len(loop._scheduled) < before + 20  # type: ignore[attr-defined]
 
@@ -292,7 +353,7 @@ def test_a_deadline_that_never_comes_holds_nothing(cloud: Cloud) -> None:
 def test_a_device_that_never_answers_holds_nobody_up(cloud: Cloud) -> None:
     silent = a_link(cloud.url)
     silent.send(opening())
-    silent.send(Frame(Kind.PROMPT, PROMPT))
+    silent.send(PROMPT)
     while silent.receive(10).kind is not Kind.ASK:
         pass
     with a_session(cloud.url) as session:
@@ -317,7 +378,7 @@ def test_a_device_that_reads_nothing_makes_the_cloud_hold_little(cloud: Cloud) -
     """It asks for the head's rows for ever, or for replies, and never reads: the second request already waits."""
     link = a_link(cloud.url)
     link.send(opening())
-    rows = Frame(Kind.ROWS, {"part": 0}, {"ids": np.arange(300, dtype=np.int32)})
+    rows = rows_of(range(300))
     with pytest.raises((ProtocolError, CloudError)):
         for _ in range(200):
             link.send(rows)

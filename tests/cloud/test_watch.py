@@ -18,10 +18,10 @@ import pytest
 from sideplug.cloud import host, service
 from sideplug.cloud import session as sessions
 from sideplug.contract.errors import CloudError, Silent
+from sideplug.contract.frames import Cancel, Done, Frame, PromptFrame, Tokens
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
-from sideplug.contract.wire import Frame, Kind
 from sideplug.device.link import WebSocketLink
 from sideplug.device.reconnect import RetryPolicy
 from tests.conftest import Cloud, a_cloud, a_link, a_plugin, a_session, eventually, free_port, serving
@@ -41,8 +41,7 @@ def status(url: str, path: str) -> tuple[int, dict[str, Any]]:
 
 
 def asked(link: WebSocketLink, tokens: int = 200) -> None:
-    control = {"turn": 1, **PROMPT.to_wire(), "max_tokens": tokens, "sampling": SAMPLED.to_wire()}
-    link.send(Frame(Kind.PROMPT, control))
+    link.send(PromptFrame(1, tokens, SAMPLED.to_wire(), **PROMPT.to_wire()))
 
 
 def test_a_silent_device_is_let_go_and_what_it_had_is_kept(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +69,7 @@ def test_a_device_that_does_not_read_has_its_reply_held(tiny: Path) -> None:
         sends = held._transmit
 
         async def slow(frame: Frame) -> None:
-            while not reading.is_set() and frame.kind is Kind.TOKENS:
+            while not reading.is_set() and isinstance(frame, Tokens):
                 await asyncio.sleep(0.01)
             await sends(frame)
 
@@ -86,8 +85,8 @@ def test_a_device_that_does_not_read_has_its_reply_held(tiny: Path) -> None:
         assert reply.settled == settled
         reading.set()
         text, frame = "", read.receive()
-        while frame.kind is not Kind.DONE:
-            text += frame.control.get("text", "")
+        while not isinstance(frame, Done):
+            text += frame.text if isinstance(frame, Tokens) else ""
             frame = read.receive()
         assert text == want
         read.close()
@@ -131,7 +130,7 @@ def test_one_that_is_cut_off_with_much_to_send_is_gone_too(tiny: Path) -> None:
 
         session._connection.send = send  # type: ignore[method-assign]
         loop = cloud._loop
-        cancel = Frame(Kind.CANCEL, {"turn": 1})
+        cancel = Cancel(1)
         loop.call_soon_threadsafe(lambda: [session._put(cancel) for _ in range(2 * sessions.OUTBOX_FRAMES)])
         link.send(cancel)
         soon(lambda: session._received == 2)
