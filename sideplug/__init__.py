@@ -1,6 +1,92 @@
 """sideplug: a frozen LLM in the cloud, a person's side plugin on the device.
 
-Importing this package does no work; each room (`contract`, `cloud`, `device`, `learn`) is imported by whoever needs it.
+The names below are the public API (docs/API.md). Importing this package does no work: a name is loaded when it is first
+used, and none of them needs torch or a tokenizer.
 """
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from sideplug.api import load, train
+    from sideplug.contract.errors import SideplugError
+    from sideplug.contract.gate import Gate
+    from sideplug.contract.sampling import Sampling
+    from sideplug.contract.tap import Tap
+    from sideplug.contract.text import Prompt
+    from sideplug.device.address import Address
+    from sideplug.device.client import Client, connect
+    from sideplug.device.reply import DecodeOptions, Piece, Reply, Usage
+    from sideplug.device.session import Session
+    from sideplug.device.states import Listening, Step, listen
+    from sideplug.plugins import Plugin, TrainedKind, register
+    from sideplug.readers import Example, read
+
+_MODULES = {
+    "Address": "sideplug.device.address",
+    "Client": "sideplug.device.client",
+    "DecodeOptions": "sideplug.device.reply",
+    "Example": "sideplug.readers",
+    "Gate": "sideplug.contract.gate",
+    "Listening": "sideplug.device.states",
+    "Piece": "sideplug.device.reply",
+    "Plugin": "sideplug.plugins",
+    "Prompt": "sideplug.contract.text",
+    "Reply": "sideplug.device.reply",
+    "Sampling": "sideplug.contract.sampling",
+    "Session": "sideplug.device.session",
+    "SideplugError": "sideplug.contract.errors",
+    "Step": "sideplug.device.states",
+    "Tap": "sideplug.contract.tap",
+    "TrainedKind": "sideplug.plugins",
+    "Usage": "sideplug.device.reply",
+    "connect": "sideplug.device.client",
+    "listen": "sideplug.device.states",
+    "load": "sideplug.api",
+    "read": "sideplug.readers",
+    "register": "sideplug.plugins",
+    "train": "sideplug.api",
+}
+__all__ = [
+    "__version__",
+    "Address",
+    "Client",
+    "DecodeOptions",
+    "Example",
+    "Gate",
+    "Listening",
+    "Piece",
+    "Plugin",
+    "Prompt",
+    "Reply",
+    "Sampling",
+    "Session",
+    "SideplugError",
+    "Step",
+    "Tap",
+    "TrainedKind",
+    "Usage",
+    "connect",
+    "listen",
+    "load",
+    "read",
+    "register",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, loaded when it is first used (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'sideplug' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -28,7 +28,7 @@ from sideplug.cli.session import (
     passphrase_of,
 )
 from sideplug.contract.errors import InputError
-from sideplug.listen import LOOPBACK, bind
+from sideplug.sockets import LOOPBACK, bind
 
 
 @command("gateway", "sideplug gateway --plugin my-plugin")

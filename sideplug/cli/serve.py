@@ -23,7 +23,7 @@ from sideplug.cli.cloud import check_cloud_packages
 from sideplug.cli.common import DEFAULT_MODEL, command, gathered, json_option, option, print_json
 from sideplug.cloud.config import COMMAND, ServeConfig, Setting, settings
 from sideplug.contract.errors import InputError
-from sideplug.listen import LOOPBACK
+from sideplug.sockets import LOOPBACK
 from sideplug.terminal import say
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def serve(config: ServeConfig, as_json: bool) -> None:
     check_cloud_packages()
     from sideplug.cloud.start import Parts
     from sideplug.cloud.store import find
-    from sideplug.listen import bind
+    from sideplug.sockets import bind
 
     parts = Parts.of(config)
     listener = bind(config.host, config.port)  # a port that is taken is said before the model is loaded

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sideplug.contract.errors import InputError, Stopped
-from sideplug.listen import LOOPBACK
 from sideplug.paths import locked, write_aside
+from sideplug.sockets import LOOPBACK
 
 if TYPE_CHECKING:
     from cryptography import x509

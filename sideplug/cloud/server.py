@@ -18,7 +18,7 @@ from websockets.http11 import Response as HttpResponse
 
 from sideplug.cloud.service import Response, Service
 from sideplug.cloud.session import Gone
-from sideplug.listen import not_listening
+from sideplug.sockets import not_listening
 
 PING_S, PONG_S = 10.0, 20.0  # a device that does not answer a ping within PONG_S is taken to be gone
 

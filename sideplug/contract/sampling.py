@@ -20,7 +20,12 @@ from sideplug.contract.frames import SamplingSpec
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 (greedy) or 0.001 to 10; top_k (0: off); top_p in (0, 1]; repetition_penalty 0.1 to 10 (1: off)."""
+    """How a token is chosen. temperature 0 (greedy) or 0.001 to 10; top_k (0: off); top_p in (0, 1];
+    repetition_penalty 0.1 to 10 (1: off); seed: the same one gives the same text. Raises InputError.
+
+    >>> sideplug.Sampling(temperature=0.8, top_p=0.9, seed=1).top_k
+    0
+    """
 
     temperature: float = 0.0
     top_k: int = 0

@@ -29,7 +29,13 @@ class PromptFields(ReadFields, total=False):
 
 @dataclass(frozen=True)
 class Prompt:
-    """Exactly one of the three is set. `text` may be empty: a reply from nothing."""
+    """A prompt: chat messages, text to be continued, or token ids. Exactly one is set; `text` may be empty.
+
+    >>> sideplug.Prompt.user("Is it far?").messages
+    ({'role': 'user', 'content': 'Is it far?'},)
+    >>> sideplug.Prompt(text="Dear Anna,").characters
+    10
+    """
 
     messages: tuple[dict[str, str], ...] | None = None
     text: str | None = None
@@ -37,11 +43,12 @@ class Prompt:
 
     @classmethod
     def user(cls, content: str) -> Prompt:
+        """A user's message."""
         return cls(messages=({"role": "user", "content": content},))
 
     @property
     def characters(self) -> int:
-        """How much there is to tokenize."""
+        """The number of characters to tokenize."""
         return len(self.text or "") + sum(len(message["content"]) for message in self.messages or ())
 
     def to_wire(self) -> PromptFields:

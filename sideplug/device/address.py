@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 from sideplug.contract.defaults import DEFAULT_URL
 from sideplug.contract.errors import CloudError, InputError, Unauthorized, Unreachable
 from sideplug.contract.wire import PATH
-from sideplug.listen import LOOPBACK
 from sideplug.paths import local_key_file
+from sideplug.sockets import LOOPBACK
 
 KEY = re.compile(r"[\x21-\x7e]{1,1024}")
 MAX_SENTENCE = 300  # characters of a refusal that are shown
@@ -32,11 +32,16 @@ PIN = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Address:
-    """ca: a PEM file to trust besides the system's. key: "" for none; on this very machine the one that its cloud left
-    here is shown then. pin: `sha256:` and the hex SHA-256 of the server's certificate (DER), which is then all that is
-    trusted: no authority, no name. retry_s: how long it is tried again when a connection breaks; 0: not at all.
+    """Where a cloud is, and what both sides show each other.
+
+    ca: a PEM file to trust beside the system's. key: "" for none; on this very machine the key that the cloud left here
+    is used then. pin: `sha256:` and the hex SHA-256 of the server's certificate (DER), which is then all that is
+    trusted: no authority, no name. retry_s: how long to try again when a connection breaks; 0: not at all.
 
     Raises InputError where these can't be used, or would send a key in the clear.
+
+    >>> sideplug.Address("wss://mill.example:8765", key="sp-7f").endpoint
+    'wss://mill.example:8765/v1/session'
     """
 
     url: str = DEFAULT_URL
@@ -61,7 +66,7 @@ class Address:
 
     @property
     def host(self) -> str:
-        """ "" for what is no address."""
+        """The host's name; "" for what is no address."""
         try:
             parts = urlsplit(self.url)
             return parts.hostname or "" if parts.port != 0 else ""
@@ -70,16 +75,18 @@ class Address:
 
     @property
     def scheme(self) -> str:
-        """ws or wss; else it can't be used."""
+        """ws or wss; anything else can't be used."""
         scheme = urlsplit(self.url).scheme if self.host else ""
         return {"http": "ws", "https": "wss"}.get(scheme, scheme)
 
     @property
     def is_local(self) -> bool:
+        """Whether it is this very machine."""
         return self.host in LOOPBACK
 
     @property
     def endpoint(self) -> str:
+        """The WebSocket's URL."""
         parts = urlsplit(self.url)
         return f"{self.scheme}://{parts.netloc}{PATH if parts.path in ('', '/') else parts.path}"
 
@@ -94,6 +101,7 @@ class Address:
         return ""
 
     def tls(self) -> ssl.SSLContext | None:
+        """The TLS settings; None for ws."""
         if self.scheme == "ws":
             return None
         if self.pin:

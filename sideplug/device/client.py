@@ -67,5 +67,11 @@ def connect(cloud: str | Address = DEFAULT_URL, plugin: Plugin | None = None, ga
 
     cloud: a URL, or an Address with a key, a certificate or a pin. plugin: yours; without one the base speaks.
     gate: instead of the plugin's. Raises InputError, WrongBase, Unreachable, Unauthorized, Busy.
+
+    >>> with sideplug.connect(cloud) as session:
+    ...     for piece in session.generate("Is it far to the mill?", max_tokens=3):
+    ...         shown = (piece.text, piece.by)
+    >>> shown[1]
+    'cloud'
     """
     return Client.at(cloud).connect(plugin, gate)

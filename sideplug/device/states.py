@@ -104,6 +104,11 @@ def listen(
     layers None: all. rank 0: raw (D numbers a layer, float16 on the wire); else layernormed and projected to so many by
     a seeded orthonormal matrix, int8 on the wire unless `codec` is "fp16".
     Raises InputError, Unreachable and the other errors of a session.
+
+    >>> with sideplug.listen(cloud, layers=[0, 2]) as listening:
+    ...     steps = list(listening.generate("Is it far to the mill?", max_tokens=3))
+    >>> steps[0].states.shape == (2, listening.model.width)
+    True
     """
     client = Client.at(cloud)
     model = client.model()

@@ -23,7 +23,11 @@ SUFFIXES = (*JSON_SUFFIXES, ".txt", ".md")
 
 
 def read(path: Path, form: str = "auto", skip: Path | None = None) -> list[Example]:
-    """All examples of a file or folder, without those in the folder `skip`. Raises DataError with file and line."""
+    """All examples of a file or folder, without those in the folder `skip`. Raises DataError with file and line.
+
+    >>> [example.reply for example in sideplug.read(notes)]
+    ['The mill stands by the river.']
+    """
     check_format(form)
     if path.is_dir():
         own = skip.resolve() if skip else None

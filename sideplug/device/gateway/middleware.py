@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sideplug.device.gateway.openai_api import error_body
-from sideplug.listen import LOOPBACK
+from sideplug.sockets import LOOPBACK
 
 EVERYWHERE = ("0.0.0.0", "::")  # a machine that listens here has many names, so only the key tells who may call
 

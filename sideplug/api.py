@@ -1,0 +1,109 @@
+"""What the public API adds to the rooms: `load` and `train` in one call each. `import sideplug` has them.
+
+Test: pytest tests/test_api.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sideplug.contract.defaults import DEFAULT_URL
+from sideplug.contract.errors import DataError, InputError
+from sideplug.contract.text import Prompt
+from sideplug.device.client import Client
+from sideplug.plugins import Plugin
+from sideplug.plugins.file import is_plugin
+from sideplug.readers import Example, read
+from sideplug.terminal import progress
+
+if TYPE_CHECKING:
+    from sideplug.device.address import Address
+    from sideplug.training.pipeline import Tell
+
+Data = str | Path | Sequence[str | tuple[str, str] | Example]
+
+
+def load(folder: str | Path, passphrase: str = "") -> Plugin:
+    """The plugin in a folder. Raises PluginError where there is no whole one, or the passphrase is wrong.
+
+    >>> plugin = sideplug.load("my-plugin")
+    >>> plugin.trained.kind_name
+    'ladder'
+    """
+    return Plugin.load(Path(folder), lambda: passphrase)
+
+
+def train(
+    data: Data,
+    out: str | Path,
+    cloud: str | Address = DEFAULT_URL,
+    *,
+    kind: str = "ladder",
+    width: int = 0,
+    epochs: int = 6,
+    held_out: float = 0.1,
+    retain: str | Path | None = None,
+    retain_weight: float = 1.0,
+    seed: int = 0,
+    replace: bool = False,
+    quiet: bool = False,
+) -> Plugin:
+    """Train a plugin on this device, save it in the folder `out`, and return it.
+
+    data: a file or folder, or a list of texts, of (question, answer) pairs, or of Examples. cloud: where the base model
+    is, which reads each example once. kind, width: of the plugin; width 0 takes the kind's own. epochs: at most.
+    held_out: the share of examples to stop by. retain: a file of prompts on which the plugin learns to leave the base
+    as it is (none: sideplug's own); retain_weight 0 trains without. replace: a plugin that is in `out`. quiet: show no
+    progress on the error stream. Raises DataError, InputError, CloudError, Stopped.
+
+    >>> pairs = [("Where is the mill?", "By the river."), ("Where is the inn?", "On the hill.")] * 3
+    >>> plugin = sideplug.train(pairs, "my-plugin", cloud, epochs=2, quiet=True)
+    >>> plugin.size
+    132288
+    >>> with sideplug.connect(cloud, plugin) as session:
+    ...     text = session.generate("Where is the mill?", max_tokens=5).text
+    """
+    from sideplug.training import pipeline
+    from sideplug.training.fit import TrainConfig
+
+    folder = Path(out)
+    if is_plugin(folder) and not replace:
+        raise InputError(f"{folder} already holds a plugin: give another folder, or replace=True")
+    config = TrainConfig(epochs, seed=seed, retain_weight=retain_weight)
+    recipe = pipeline.Recipe(kind, width=width, training=config)
+    prompts = Path(retain) if retain is not None else None
+    texts = pipeline.Texts.prepare(_examples(data), held_out, seed, retain_weight, prompts)
+
+    @contextlib.contextmanager
+    def show(label: str, total: int) -> Iterator[Tell]:
+        if quiet:
+            yield lambda done, losses: None
+            return
+        with progress(label, total) as draw:
+            yield lambda done, losses: draw(done, losses.line if losses else "")
+
+    @contextlib.contextmanager
+    def uninterrupted() -> Iterator[Callable[[], bool]]:
+        yield lambda: False
+
+    return pipeline.make(Client.at(cloud), texts, folder, recipe, show, uninterrupted).plugin
+
+
+def _examples(data: Data) -> list[Example]:
+    if isinstance(data, (str, Path)):
+        return read(Path(data))
+    examples = []
+    for number, item in enumerate(data, 1):
+        where = f"item {number}"
+        if isinstance(item, Example):
+            examples.append(item)
+        elif isinstance(item, str):
+            examples.append(Example(Prompt(text=""), item, where))
+        elif isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, str) for part in item):
+            examples.append(Example(Prompt.user(item[0]), item[1], where))
+        else:
+            raise DataError(f"{where} must be a text, a (question, answer) pair or an Example, got {item!r:.60}")
+    return examples
