@@ -23,6 +23,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def not_listening(host: str, port: int, error: OSError) -> Stopped:
+    """Why an address can't be listened on, in one sentence."""
     if error.errno == errno.EADDRINUSE:
         return Stopped(f"port {port} on {host} is taken: stop what uses it, or give another --port")
     return Stopped(f"{host}:{port} can't be listened on: {error.strerror or error}")

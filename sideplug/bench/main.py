@@ -29,7 +29,7 @@ from sideplug.bench.tasks import Task
 from sideplug.cloud.store import find
 from sideplug.contract.errors import InputError, Stopped
 from sideplug.paths import cache_dir
-from sideplug.training.data import read as read_examples
+from sideplug.readers import read as read_examples
 
 TASKS = ("authors", "facts")
 NEEDED = {"systems", "speed", "quality", "training", "matrix", "bits", "drift", "energy", "floor", "tasks", "scale"}

@@ -6,6 +6,7 @@ Test: pytest tests/bench/test_measures.py
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import numpy as np
 from sideplug.bench.shaper import Network
 from sideplug.bench.systems import Device
 from sideplug.contract.text import Prompt
-from sideplug.device.plugin import KINDS, Plugin
-from sideplug.training.data import Example
+from sideplug.plugins import Plugin, file
+from sideplug.plugins.base import ONE_TEXT
 
 
 def short(model: str) -> str:
@@ -23,23 +24,21 @@ def short(model: str) -> str:
     return model.rstrip("/").split("/")[-1]
 
 
-def to_wire(example: Example) -> dict[str, Any]:
-    """Return an example as a device is given it."""
-    return {"prompt": example.prompt.to_wire(), "reply": example.reply}
-
-
 def ask_reply(client: Device, prompt: Prompt, tokens: int, temperature: float = 0.0, seed: int = 0) -> dict[str, Any]:
     """Ask a device for a reply to this prompt: see devices.ours.Reply."""
-    return client.ask("reply", prompt=prompt.to_wire(), max_tokens=tokens, temperature=temperature, seed=seed)
+    reply: dict[str, Any] = client.ask(
+        "reply", prompt=prompt.to_json(), max_tokens=tokens, temperature=temperature, seed=seed
+    )
+    return reply
 
 
 def reply_rate(reply: dict[str, Any]) -> float:
     """Return the tokens a second behind the first piece of the reply; 0 where there is nothing behind it."""
-    times = reply["times_s"]
+    times: list[float] = reply["times_s"]
     if not times or times[-1] <= times[0]:
         return 0.0
     behind = sum(at > times[0] for at in times) / len(times) * reply["tokens"]  # a piece may be several tokens
-    return behind / (times[-1] - times[0])
+    return float(behind / (times[-1] - times[0]))
 
 
 def contains_words(text: str, target: str) -> bool:
@@ -58,17 +57,28 @@ def line_limit(trips: float, down: float, up: float, network: Network) -> float 
 
 def disk_bytes(folder: Path) -> int:
     """Return the bytes of the weights of a plugin or an adapter."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    files = file.part_files(folder) if file.is_plugin(folder) else folder.glob("*.safetensors")
+    return sum(path.stat().st_size for path in files)
 
 
 def backward_bytes(plugin: Plugin, tokens: int = 64) -> int:
     """Return the bytes a token that the plugin's own backward pass keeps. Nothing is kept of the LLM."""
-    codes = np.zeros((tokens, len(plugin.tap.layers), plugin.tap.rank), np.float32)
-    _, saved = KINDS[plugin.kind].forward(plugin.params, codes, train=True)
-    arrays: list[np.ndarray] = []
-    for part in saved:
-        arrays += [a for a in (part if isinstance(part, (tuple, list)) else [part]) if isinstance(a, np.ndarray)]
-    return (sum(a.nbytes for a in arrays) + codes.nbytes) // tokens
+    part = plugin.trained
+    codes_TKR = np.zeros((tokens, len(part.tap.layers), part.tap.rank), np.float32)
+    _, saved = part.kind.forward(part.params, codes_TKR, ONE_TEXT)
+    kept = {id(array): array.nbytes for array in (*_arrays(saved), codes_TKR)}
+    return sum(kept.values()) // tokens
+
+
+def _arrays(saved: Any) -> Iterator[np.ndarray]:
+    """Yield the arrays among what a kind's forward pass leaves, at any depth."""
+    if isinstance(saved, np.ndarray):
+        yield saved
+    elif isinstance(saved, (list, tuple)):
+        for part in saved:
+            yield from _arrays(part)
+    elif isinstance(saved, dict):
+        yield from _arrays(list(saved.values()))
 
 
 def grouped(cells: dict[str, Any]) -> dict[str, Any]:

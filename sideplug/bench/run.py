@@ -29,28 +29,23 @@ from sideplug.bench.measures import (
     line_limit,
     reply_rate,
     short,
-    to_wire,
 )
 from sideplug.bench.meters import Energy, machine, read_gb_s
 from sideplug.bench.processes import child, command, served
+from sideplug.bench.prompts import example_record
 from sideplug.bench.shaper import Network, Shaped, shaped
 from sideplug.bench.spreads import spread
-from sideplug.bench.systems import BY_NAME, SYSTEMS, Device, Place, System, device, remote_side
+from sideplug.bench.systems import BY_NAME, OURS, SYSTEMS, Device, Place, System, device, remote_side
 from sideplug.bench.tasks import Task, User
 from sideplug.cloud.cores import cores
 from sideplug.cloud.store import find
 from sideplug.contract.errors import Stopped
 from sideplug.contract.text import Prompt
-from sideplug.device.plugin import Plugin
+from sideplug.plugins import Plugin
 from sideplug.terminal import say
 
 Rtt: TypeAlias = float  # milliseconds
 Mbit: TypeAlias = float  # a second
-TRAINED_AS = {
-    "ladder": [],
-    "paper": ["--kind", "paper", "--retain-weight", 0],
-    "paper-added": ["--kind", "paper-added", "--retain-weight", 0],
-}
 EXACT_TOKENS, ROUGE_TOKENS = 32, 128  # of a reply that is judged
 JITTER = 0.02  # of the RTT
 DRIFT_S = 300.0  # between two checks of the machine
@@ -187,13 +182,14 @@ class Run:
                 with child(
                     "-m", "sideplug.bench.rivals.lora_training", self.model, user.file, out, "--epochs", epochs
                 ) as process:
-                    return process.ready | {"disk_bytes": disk_bytes(out)}
-            width = ["--width", task.width] if task.width and system.trains == "ladder" else []
-            options = [*TRAINED_AS[system.trains], *width, "--epochs", epochs, "--cloud", url, "--out", out, "--force"]
+                    return {**process.ready, "disk_bytes": disk_bytes(out)}
+            options = ["--kind", system.trains, "--epochs", epochs, "--cloud", url, "--out", out, "--force"]
+            options += ["--width", task.width] if task.width and system.trains == OURS else []
+            options += [] if system.retain else ["--retain-weight", 0]
             costs = command("train", user.file, *options)
             kept = ("recording_s", "seconds", "peak_rss_mb", "parameters", "tape_bytes", "epochs")
             plugin = Plugin.load(out)
-            if system.trains != "ladder":
+            if plugin.tap.codec == "raw":
                 shutil.rmtree(out / "tape")  # of every hidden state, 36 KB a token
             return {name: costs[name] for name in kept} | {
                 "backward_bytes_a_token": backward_bytes(plugin),
@@ -230,7 +226,7 @@ class Run:
         result: dict[str, Any] = {}
         with self._device(system, task, user, url) as client:
             if system.tells_losses:
-                result["loss"] = client.ask("losses", examples=[to_wire(example) for example in user.test])
+                result["loss"] = client.ask("losses", examples=[example_record(example) for example in user.test])
             else:
                 result["loss"] = {"unavailable": "its server tells no log-probabilities of a text"}
             if {"exact", "rouge"} & set(task.measures):
@@ -257,7 +253,9 @@ class Run:
         rows: dict[str, Any] = {}
         with self._device(BY_NAME["ungated"], task, user, url) as client:
             for other in task.users:
-                with_plugin = np.array(client.ask("losses", examples=[to_wire(example) for example in other.test]))
+                with_plugin = np.array(
+                    client.ask("losses", examples=[example_record(example) for example in other.test])
+                )
                 base = np.array(self.cells.values[f"quality/{task.name}/cloud only/{other.name}"]["loss"])
                 rows[other.name] = [round(float(t[:, 0].sum() / t[:, 1].sum()), 4) for t in (with_plugin, base)]
         return rows
@@ -360,7 +358,7 @@ class Run:
         def at(bits: str) -> dict[str, Any]:
             with served(self.model, "--bits", bits) as (url, process):
                 with device(*BY_NAME["cloud only"].device(Place(self.model, url))) as client:
-                    losses = client.ask("losses", examples=[to_wire(example) for example in user.test])
+                    losses = client.ask("losses", examples=[example_record(example) for example in user.test])
                 rates = [self._reference(url) for _ in range(self.scale.rounds)]
                 memory = process.memory_full_info().pss
             return {"loss": losses, "tokens_s": spread(rates), "pss_mb": round(memory / 1e6)}

@@ -6,39 +6,30 @@ It does not know who is measured or why. Test: pytest tests/bench/test_parts.py
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import replace
 
 from sideplug.contract.gate import Gate
-from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
 from sideplug.device.address import Address
-from sideplug.device.link import WebSocketLink
-from sideplug.device.plugin import Plugin
-from sideplug.device.runtime import Session
+from sideplug.device.client import Client
+from sideplug.device.responders import Responder
+from sideplug.device.session import Session
+from sideplug.plugins import Plugin
 
 Stream = Callable[[list[int], int], list[float]]  # prompt ids, most tokens → the clock's time at each token
 
 
 def open_session(
-    cloud: str | Address, plugin: Plugin | None = None, gate: Gate | None = None, tap: Tap | None = None
+    cloud: str | Address, plugin: Plugin | None = None, gate: Gate | None = None, responder: Responder | None = None
 ) -> Session:
-    """Return a session with the cloud at this URL or address; the caller closes its link."""
-    address = Address(cloud) if isinstance(cloud, str) else cloud
-    return Session.open(WebSocketLink.open(address), plugin, tap, gate)
+    """Return a session with the cloud at this URL or address, for a `with` statement: see Client.connect.
 
-
-@contextmanager
-def session(
-    cloud: str | Address, plugin: Plugin | None = None, gate: Gate | None = None, tap: Tap | None = None
-) -> Iterator[Session]:
-    """A session with the cloud at this URL or address, closed at the end."""
-    opened = open_session(cloud, plugin, gate, tap)
-    try:
-        yield opened
-    finally:
-        opened.link.close()
+    It does not connect again, so that a break does not pass for slowness.
+    """
+    client = Client.at(cloud)
+    return replace(client, address=replace(client.address, retry_s=0.0)).connect(plugin, gate, responder)
 
 
 def token_stream(opened: Session) -> Stream:
@@ -61,4 +52,4 @@ def decode_rate(streams: list[Stream], prompts: list[list[int]], tokens: int) ->
     start, end = max(each[0] for each in times), min(each[-1] for each in times)
     if end <= start:
         return 0.0
-    return sum(sum(start < at <= end for at in each) for each in times) / (end - start)
+    return sum(start < at <= end for each in times for at in each) / (end - start)

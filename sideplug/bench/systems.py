@@ -8,18 +8,22 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sideplug.bench.processes import Child, child
 from sideplug.contract.gate import Gate
-from sideplug.device.plugin import Plugin
+from sideplug.device.reply import WINDOW
+from sideplug.plugins import Plugin, trained_kinds
+from sideplug.plugins.base import trained_kind
+from sideplug.training.pipeline import Recipe
 
 LORA_RANK = 8
 EXCHANGE_RANK = 8
+OURS = Recipe().kind
 NEAREST = 3
 
 
@@ -41,7 +45,8 @@ class System:
     """A way to split and personalise a model.
 
     settings: as the report tells them. device: what its device is started with.
-    trains: what is made for a person: "ladder", "paper", "paper-added", "lora" or nothing.
+    trains: what is made for a person: a plugin of this kind, "lora" or nothing. retain: whether a plugin learns to
+    leave general prompts to the base, as `sideplug train` has it.
     remote: what runs beyond the network. base: the system whose replies are the untouched ones.
     same_texts_as: the system whose quality this one has, because its texts are the same.
     """
@@ -51,6 +56,7 @@ class System:
     settings: str
     device: Callable[[Place], Settings]
     trains: str = ""
+    retain: bool = True
     remote: str = "sideplug"  # or "gateway", "transformers", "per layer", or "" for none
     same_texts_as: str = ""
     base: str = "cloud only"
@@ -92,14 +98,14 @@ class System:
         return ""
 
 
-def ours(gate: str, ahead: int = 0, lookahead: bool = False) -> Callable[[Place], Settings]:
+def ours(gate: str, window: int = 0, drafts: bool = False) -> Callable[[Place], Settings]:
     """Return how our device is started: with this gate ("": the plugin's own), window and drafts."""
-    more = {"gate": gate, "ahead": ahead, "lookahead": lookahead}
+    more = {"gate": gate, "window": window, "drafts": drafts}
     return lambda place: ("ours", {"url": place.url, "plugin": place.trained, **more})
 
 
 HF = ("torch", "transformers")
-SYSTEMS = (
+DESCRIBED = (
     System("cloud only", "cloud only", "sideplug serve, nobody's plugin: the ceiling of speed", ours("shut")),
     System(
         "retrieval",
@@ -140,10 +146,11 @@ SYSTEMS = (
     System(
         "SPA as in the paper",
         "SPA as in the paper",
-        "the paper's ladder (width 32), every hidden state as fp16, every token, its output in place of z; trained on "
-        "the person's text alone",
+        f"the paper's ladder (width {trained_kind('paper').default_width}), every hidden state as fp16, every token, "
+        "its output in place of z; trained on the person's text alone",
         ours("open"),
         trains="paper",
+        retain=False,
     ),
     System(
         "SPA, added to z",
@@ -151,21 +158,23 @@ SYSTEMS = (
         "the same, but its output is added to z",
         ours("open"),
         trains="paper-added",
+        retain=False,
     ),
     System(
         "ungated",
         "ours, ungated",
-        "9 taps of 64 int8 numbers; asked for every token; trained with general prompts, which the base answers",
+        f"{Recipe().taps} taps of {Recipe().rank} int8 numbers; asked for every token; trained with general prompts, "
+        "which the base answers",
         ours("open"),
-        trains="ladder",
+        trains=OURS,
     ),
-    System("gated", "ours, gated", "the same plugin at its calibrated gate", ours(""), trains="ladder"),
+    System("gated", "ours, gated", "the same plugin at its calibrated gate", ours(""), trains=OURS),
     System(
         "gated, lookahead",
         "ours, gated, with lookahead",
-        "the same, run ahead with up to 24 open asks, drafts from the person's phrases",
-        ours("", 24, True),
-        trains="ladder",
+        f"the same, decoded speculatively in a window of {WINDOW} asks, with drafts from the person's phrases",
+        ours("", WINDOW, True),
+        trains=OURS,
         same_texts_as="gated",
     ),
     System(
@@ -184,11 +193,30 @@ SYSTEMS = (
         "ladder side-tuning, plugin in the cloud",
         "the ungated plugin in a gateway beside the cloud; only text passes the network",
         lambda p: ("gateway", {"url": p.url, "model": f"{Path(p.trained).name}-open"}),
-        trains="ladder",
+        trains=OURS,
         remote="gateway",
         same_texts_as="ungated",
     ),
 )
+
+
+def further(kinds: Iterable[str], described: Sequence[System]) -> list[System]:
+    """Return a system for each kind of plugin that none of the described ones trains: at its calibrated gate."""
+    known = {system.trains for system in described}
+    return [
+        System(
+            name,
+            f"{name}, gated",
+            f"a plugin of the kind {name}, trained as sideplug train does, at its calibrated gate",
+            ours(""),
+            trains=name,
+        )
+        for name in kinds
+        if name not in known
+    ]
+
+
+SYSTEMS = (*DESCRIBED, *further(trained_kinds(), DESCRIBED))
 BY_NAME = {system.name: system for system in SYSTEMS}
 
 
@@ -217,7 +245,9 @@ def remote_side(system: System, model: str, cloud: str, trained: str, scratch: P
     if system.remote == "gateway":
         always = scratch / f"{Path(trained).name}-open"
         shutil.rmtree(always, ignore_errors=True)
-        replace(Plugin.load(Path(trained)), gate=Gate("open")).save(always)
+        plugin = Plugin.load(Path(trained))
+        plugin.trained.gate = Gate("open")
+        plugin.save(always)
         gateway = ["-m", "sideplug", "gateway", "--plugin", always, "--cloud", cloud, "--port", 0, "--json"]
         with child(*gateway) as process:
             yield process.ready["url"], process.process.memory_full_info().pss

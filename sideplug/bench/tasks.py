@@ -15,8 +15,8 @@ from typing import Any
 from sideplug.bench import sotu
 from sideplug.contract.errors import InputError
 from sideplug.contract.text import Prompt
+from sideplug.readers import Example, read
 from sideplug.training import data
-from sideplug.training.data import Example
 
 PRESIDENTS = (
     sotu.LINCOLN,
@@ -94,8 +94,8 @@ def authors(count: int, passages: int, tested: int, scratch: Path) -> Task:
     """Return the task of so many presidents: passages of their messages but the last, and of the last."""
     people = []
     for who, folder in sotu.messages(*PRESIDENTS[:count]).items():
-        train = data.some(data.read(folder / "train"), passages)
-        test = [continued(example) for example in data.some(data.read(folder / "last.txt"), tested)]
+        train = data.some(read(folder / "train"), passages)
+        test = [continued(example) for example in data.some(read(folder / "last.txt"), tested)]
         people.append(_user(who, train, test, scratch / "authors"))
     return Task(
         "authors",
@@ -119,8 +119,8 @@ def facts(count: int, examples: int, tested: int, general: int, scratch: Path) -
     """Return the task of the made-up person of examples/person: its facts, asked in phrasings that are not trained."""
     folder = scratch / "facts"
     make_person(count, folder)
-    test = data.some(data.read(folder / "test.jsonl"), tested)
-    user = _user("Mara", data.some(data.read(folder / "train.jsonl"), examples), test, folder)
+    test = data.some(read(folder / "test.jsonl"), tested)
+    user = _user("Mara", data.some(read(folder / "train.jsonl"), examples), test, folder)
     return Task(
         "facts",
         f"{count} facts of a made-up person, in unseen phrasings",
@@ -130,7 +130,7 @@ def facts(count: int, examples: int, tested: int, general: int, scratch: Path) -
         24,
         epochs=24 if count <= 100 else 6,
         width=256,
-        general=[example.prompt for example in data.general(PERSON / "general-test.txt")][:general],
+        general=[example.prompt for example in data.retain_set(PERSON / "general-test.txt")][:general],
         targets={example.reply: example.reply.split(" is ", 1)[1].split(".\n")[0] for example in test},
     )
 
@@ -140,7 +140,7 @@ def from_file(path: Path, tested: int, scratch: Path) -> Task:
 
     Raises InputError where that is nothing.
     """
-    examples = data.read(path)
+    examples = read(path)
     held = max(1, min(tested, len(examples) // 10))
     train, test = examples[:-held], examples[-held:]
     if len(train) < 2:

@@ -64,6 +64,7 @@ class Key:
     revoked: str = ""
 
     def to_json(self) -> dict[str, Any]:
+        """The fields by name, as the file has them."""
         return {**vars(self), "limits": vars(self.limits)}
 
     @classmethod

@@ -46,16 +46,24 @@ class Shape(Protocol):
     """What a request is checked against: the sizes of the served model."""
 
     @property
-    def blocks(self) -> int: ...
+    def blocks(self) -> int:
+        """N."""
+        ...
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """D."""
+        ...
 
     @property
-    def vocab(self) -> int: ...
+    def vocab(self) -> int:
+        """V."""
+        ...
 
     @property
-    def context(self) -> int: ...
+    def context(self) -> int:
+        """Tokens that a text may have at most."""
+        ...
 
 
 @dataclass(frozen=True)

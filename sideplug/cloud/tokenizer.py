@@ -55,6 +55,7 @@ class Tokenizer:
 
     @property
     def has_chat(self) -> bool:
+        """Whether the model has a chat template."""
         return self._template is not None
 
     def render(self, messages: list[dict[str, str]], ask: bool = True) -> str:
@@ -114,6 +115,7 @@ class Tokenizer:
         return first[:same]
 
     def decode(self, ids: list[int]) -> str:
+        """The text of these token ids."""
         return self._fast.decode(ids, skip_special_tokens=True)
 
 

@@ -43,6 +43,7 @@ class Sample:
         )
 
     def by(self, name: str, label: str) -> dict[str, float]:
+        """The values of a family by one label."""
         found: dict[str, float] = {}
         for (at, has), value in self.values.items():
             if at == f"sideplug_{name}" and label in dict(has):
@@ -58,6 +59,7 @@ class Now:
     old: Sample | None = None
 
     def since(self, name: str, **labels: str) -> float:
+        """How much a counter grew between the two samples."""
         return self.new.sum(name, **labels) - (self.old.sum(name, **labels) if self.old else 0.0)
 
     def per_s(self, name: str, **labels: str) -> float:
@@ -65,6 +67,7 @@ class Now:
         return self.since(name, **labels) / max(1e-9, self.new.at_s - self.old.at_s) if self.old else 0.0
 
     def mean(self, name: str) -> float:
+        """The mean of a histogram between the two samples."""
         return self.since(f"{name}_sum") / max(1.0, self.since(f"{name}_count"))
 
     def quantile(self, name: str, share: float) -> float:

@@ -40,6 +40,7 @@ class Blocks:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Of the matrix: (N, K)."""
         return self.codes.shape[0], self.codes.shape[1] * BLOCK
 
     def rows(self, index: np.ndarray | slice) -> np.ndarray:
@@ -81,7 +82,9 @@ def stack(parts: list[Blocks]) -> Blocks:
 class Weights(Protocol):
     """Where a model's tensors come from."""
 
-    def has(self, name: str) -> bool: ...
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        ...
 
     def array(self, name: str) -> np.ndarray:
         """The tensor in float32. Raises UnknownModel when it is not there, Unfit for a type that NumPy can't read."""
@@ -112,9 +115,11 @@ class Safetensors:
             self._found |= {name: (path, 8 + size, about) for name, about in header.items()}
 
     def has(self, name: str) -> bool:
+        """See Weights."""
         return name in self._found
 
     def array(self, name: str) -> np.ndarray:
+        """See Weights."""
         if name not in self._found:
             raise UnknownModel(f"the model in {self._folder} lacks its weight {name}")
         path, start, about = self._found[name]
@@ -127,6 +132,7 @@ class Safetensors:
         return np.asarray(raw, np.float32)
 
     def blocks(self, name: str) -> Blocks | None:
+        """See Weights."""
         return None
 
 
@@ -171,6 +177,7 @@ class Gguf:
         return [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
 
     def has(self, name: str) -> bool:
+        """See Weights."""
         return self.name(name) in self._index
 
     def _order(self, name: str, rows: int) -> np.ndarray | slice:
@@ -190,6 +197,7 @@ class Gguf:
         return own, where["type"], np.asarray(data)
 
     def array(self, name: str) -> np.ndarray:
+        """See Weights."""
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
@@ -198,6 +206,7 @@ class Gguf:
         return out[self._order(own, len(out))]
 
     def blocks(self, name: str) -> Blocks | None:
+        """See Weights."""
         own, kind, data = self._tensor(name)
         size = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}.get(kind)
         if size is None:

@@ -31,27 +31,39 @@ class SideplugError(Exception):
 
 
 class InputError(SideplugError):
+    """What was given can't be used."""
+
     code = "bad-input"
     exit_code = 2
 
 
 class DataError(InputError):
+    """A training file can't be used; the message has file and line."""
+
     code = "bad-data"
 
 
 class PluginError(InputError):
+    """A plugin folder or file is missing, damaged or foreign."""
+
     code = "bad-plugin"
 
 
 class WrongBase(InputError):
+    """The plugin was made for another base model."""
+
     code = "wrong-base"
 
 
 class UnknownModel(InputError):
+    """There is no such model, or it can't be run."""
+
     code = "unknown-model"
 
 
 class TooLong(InputError):
+    """A prompt or example does not fit the context."""
+
     code = "too-long"
 
 
@@ -66,14 +78,20 @@ class ProtocolError(SideplugError):
 
 
 class CloudError(SideplugError):
+    """The cloud refused, or is gone."""
+
     code = "cloud"
 
 
 class Unreachable(CloudError):
+    """Nobody answers at the address."""
+
     code = "unreachable"
 
 
 class Unauthorized(CloudError):
+    """The key is missing, unknown or revoked."""
+
     code = "unauthorized"
 
 
@@ -89,14 +107,20 @@ class Busy(CloudError):
 
 
 class Silent(CloudError):
+    """The device was asked and did not answer in time."""
+
     code = "silent"
 
 
 class NoNetwork(SideplugError):
+    """A download was needed and could not be made."""
+
     code = "no-network"
 
 
 class Stopped(SideplugError):
+    """The user or the machine stopped the work; what was done is kept."""
+
     code = "stopped"
 
 

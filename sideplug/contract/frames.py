@@ -91,6 +91,8 @@ class Map(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Message(Map, frozen=True):
+    """One message of a chat."""
+
     role: Word
     content: str
 

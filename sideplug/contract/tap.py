@@ -51,6 +51,7 @@ class Tap:
 
     @property
     def name(self) -> str:
+        """Its name, as a plugin and OPEN carry it."""
         return f"l{'.'.join(map(str, self.layers))}-r{self.rank}-s{self.seed}-{self.codec}"
 
     @classmethod

@@ -138,7 +138,14 @@ def get(address: Address, path: str, timeout_s: float = 10.0) -> str:
         reason = getattr(error, "reason", error)
         if isinstance(reason, Unreachable):
             raise reason from error
-        raise Unreachable(f"no cloud answers at {address.url} ({reason})") from error
+        raise nobody(address.url, reason) from error
+
+
+def nobody(url: str, reason: object) -> Unreachable:
+    """The error of an address at which no cloud answers."""
+    why = getattr(reason, "strerror", None) or reason or "no answer"
+    hint = "start one with sideplug serve, or give its --cloud address"
+    return Unreachable(f"no cloud answers at {url} ({why}): {hint}")
 
 
 def _pinned(pin: str, url: str) -> ssl.SSLContext:

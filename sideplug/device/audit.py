@@ -43,6 +43,7 @@ class Recorder:
             raise Stopped(f"the transcript {self._path} can't be written: {error.strerror or error}") from error
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
@@ -101,6 +102,7 @@ class Row:
 
     @property
     def accounted(self) -> int:
+        """Bytes that fields and tensors explain."""
         return self.parts.total()
 
 
@@ -115,17 +117,21 @@ class Report:
 
     @property
     def up_bytes(self) -> int:
+        """Bytes that left the device."""
         return sum(row.bytes for (direction, _), row in self.rows.items() if direction == UP)
 
     @property
     def unaccounted(self) -> int:
+        """Bytes that no field explains."""
         return sum(row.bytes - row.accounted for row in self.rows.values())
 
     @property
     def clean(self) -> bool:
+        """Whether nothing was in it that must not be."""
         return not self.found and not self.unaccounted
 
     def to_json(self) -> dict[str, Any]:
+        """The report as plain values."""
         rows = [
             {"direction": "up" if direction == UP else "down", "kind": kind, "frames": row.frames, "bytes": row.bytes}
             | {"parts": dict(row.parts)}

@@ -20,7 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 from sideplug.contract.errors import Busy, CloudError, InputError, Unauthorized, Unreachable, from_wire
 from sideplug.contract.frames import Error, Frame
 from sideplug.contract.wire import MAX_FRAME_BYTES, decode, encode
-from sideplug.device.address import Address, sentence
+from sideplug.device.address import Address, nobody, sentence
 
 Record = Callable[[str, bytes], None]  # (">" up or "<" down, message)
 CONNECT_TIMEOUT_S = 10.0
@@ -37,15 +37,21 @@ class Link(Protocol):
     down: Counter[str]
     up: Counter[str]
 
-    def send(self, frame: Frame) -> None: ...
+    def send(self, frame: Frame) -> None:
+        """Send a frame. Raises CloudError."""
+        ...
 
-    def receive(self, timeout_s: float = REPLY_TIMEOUT_S) -> Frame: ...
+    def receive(self, timeout_s: float = REPLY_TIMEOUT_S) -> Frame:
+        """The next frame. Raises what an ERROR says, and CloudError."""
+        ...
 
     def arrived(self) -> Frame | None:
         """The next frame, if it is there already."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the connection."""
+        ...
 
 
 def _refusal(url: str, response: Response) -> CloudError:
@@ -62,6 +68,8 @@ def _refusal(url: str, response: Response) -> CloudError:
 
 
 class WebSocketLink:
+    """A link over one WebSocket."""
+
     def __init__(self, connection: ClientConnection, url: str, closing: ExitStack, record: Record | None) -> None:
         self._connection = connection
         self._url = url
@@ -106,10 +114,7 @@ class WebSocketLink:
         except InvalidHandshake as error:
             raise Unreachable(f"{url} answers, but is no sideplug cloud: {error}") from error
         except (OSError, TimeoutError, EOFError, ConnectionClosed) as error:
-            reason = getattr(error, "strerror", None) or error or "no answer"
-            raise Unreachable(
-                f"no cloud answers at {url} ({reason}): start one with sideplug serve, or give its --cloud address"
-            ) from error
+            raise nobody(url, error) from error
         return cls(connection, url, closing, record)
 
     def send(self, frame: Frame) -> None:
@@ -131,6 +136,7 @@ class WebSocketLink:
             raise CloudError(f"the cloud at {self._url} said nothing for {timeout_s:.0f} s") from error
 
     def arrived(self) -> Frame | None:
+        """See Link."""
         try:
             return self._receive(0)
         except TimeoutError:
@@ -167,5 +173,6 @@ class WebSocketLink:
         return CloudError(f"the cloud at {self._url} closed the connection{': ' + reason if reason else ''}")
 
     def close(self) -> None:
+        """See Link."""
         self.closed = True
         self._closing.close()

@@ -58,7 +58,9 @@ class Answering(Protocol):
     draft: list[int]
 
     @property
-    def rows(self) -> int | None: ...
+    def rows(self) -> int | None:
+        """See Answering."""
+        ...
 
     def context(self, frame: Context) -> None:
         """Rows for which no answer is asked. Raises ProtocolError where rows before them are missing."""
@@ -89,7 +91,9 @@ class Responder(Protocol):
     """What answers in a session."""
 
     @property
-    def opening(self) -> Opening: ...
+    def opening(self) -> Opening:
+        """What it asks for in OPEN."""
+        ...
 
     def check_base(self, model: ModelInfo) -> None:
         """Raises WrongBase where it was made for another base model."""

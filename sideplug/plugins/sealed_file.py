@@ -32,6 +32,8 @@ START = HEAD.size + CHECK_BYTES
 
 
 class WrongPassphrase(PluginError):
+    """The passphrase does not open it."""
+
     code = "wrong-passphrase"
 
 

@@ -145,6 +145,7 @@ def frame_bytes(tap: Tap, width: int) -> tuple[int, int]:
 
 
 def to_json(points: list[Point]) -> list[dict[str, Any]]:
+    """The points as plain values, to five places."""
     return [{name: round(value, 5) for name, value in asdict(point).items()} for point in points]
 
 

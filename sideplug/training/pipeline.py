@@ -120,10 +120,12 @@ class Tapes:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the personal tapes on disk."""
         return self.training.nbytes + self.held.nbytes
 
     @property
     def tokens(self) -> int:
+        """Target tokens of the personal tapes."""
         return self.training.tokens + self.held.tokens
 
     def split_retain(self, seed: int, hard_negatives: bool) -> tuple[Tape, Tape] | None:

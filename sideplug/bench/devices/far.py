@@ -40,7 +40,8 @@ class Far:
     def losses(self, examples: list[dict[str, Any]]) -> list[list[float]]:
         """Return [nats, tokens] of each example\'s reply."""
         self._line.send(json.dumps({"do": "losses", "examples": examples}))
-        return json.loads(self._line.recv())["losses"]
+        losses: list[list[float]] = json.loads(self._line.recv())["losses"]
+        return losses
 
 
 def make(url: str, rank: int = 0) -> Far:

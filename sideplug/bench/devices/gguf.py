@@ -6,10 +6,10 @@ import os
 import time
 from typing import Any
 
+from sideplug.bench.prompts import prompt_of
 from sideplug.bench.rivals import llama_server
 from sideplug.cloud.store import find
 from sideplug.cloud.tokenizer import Tokenizer
-from sideplug.contract.text import Prompt
 
 CONTEXT = 4096
 PLAIN = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # nothing but the temperature
@@ -26,7 +26,7 @@ class LlamaCpp:
     def reply(self, prompt: dict[str, Any], max_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
         """Return a reply and the seconds at which its tokens came (see ours.Reply)."""
         start = time.perf_counter()
-        ids = self._tokenizer.encode(Prompt.from_wire(prompt))
+        ids = self._tokenizer.encode(prompt_of(prompt))
         sampling = {"temperature": temperature, "seed": seed, **PLAIN}
         texts: list[str] = []
         times: list[float] = []

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import transformers
 
+from sideplug.bench.prompts import prompt_of
 from sideplug.cloud.model.torch_model import load_lm
 from sideplug.cloud.store import find
 from sideplug.cloud.tokenizer import TextStream, Tokenizer
-from sideplug.contract.text import Prompt
 
 Receive = Callable[[str], None]
 
@@ -39,7 +39,7 @@ class Transformers:
 
     def stream(self, prompt: dict[str, Any], max_tokens: int, temperature: float, seed: int, receive: Receive) -> None:
         """Write a reply, and call `receive(text)` for each token."""
-        ids = self.tokenizer.encode(Prompt.from_wire(prompt))
+        ids = self.tokenizer.encode(prompt_of(prompt))
         text = TextStream(self.tokenizer)
         noise = torch.Generator().manual_seed(seed)
         given, cache = torch.tensor([ids]), None
@@ -73,7 +73,7 @@ class Transformers:
         losses = []
         with torch.inference_mode():
             for example in examples:
-                prompt, reply = self.tokenizer.encode_example(Prompt.from_wire(example["prompt"]), example["reply"])
+                prompt, reply = self.tokenizer.encode_example(prompt_of(example["prompt"]), example["reply"])
                 ids = torch.tensor([prompt + reply])
                 logits = self.lm(input_ids=ids).logits[0, len(prompt) - 1 : -1]
                 nats = torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :], reduction="sum")

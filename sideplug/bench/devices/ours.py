@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sideplug.bench.prompts import Record, prompt_of
 from sideplug.bench.sessions import open_session
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
-from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
-from sideplug.device.plugin import Plugin
-from sideplug.device.runtime import DecodeOptions, Session
-from sideplug.training import tape
-from sideplug.training.data import Example
+from sideplug.device.reply import DecodeOptions
+from sideplug.device.session import Session
+from sideplug.plugins import Plugin
+from sideplug.readers import Example
+from sideplug.training import recorder
+from sideplug.training.pipeline import Recipe
 
 
 @dataclass
@@ -38,41 +41,40 @@ class Device:
         self._url, self._plugin, self._gate, self._options = url, plugin, gate, options
         self._session = open_session(url, plugin, gate)
 
-    def prompt(self, wire: dict[str, Any]) -> Prompt:
+    def prompt(self, record: Record) -> Prompt:
         """Return what the cloud is asked, for what the user asks."""
-        return Prompt.from_wire(wire)
+        return prompt_of(record)
 
-    def reply(self, prompt: dict[str, Any], max_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
+    def reply(self, prompt: Record, max_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
         """Return a Reply as a dict."""
-        reply = Reply()
+        told = Reply()
         start = time.perf_counter()
         sampling = Sampling(temperature, seed=seed)
-        for piece in self._session.generate(self.prompt(prompt), max_tokens, sampling, self._options):
-            reply.text += piece.text
-            reply.times_s += [time.perf_counter() - start] * len(piece.ids)
-        reply.tokens, reply.round_trips = len(reply.times_s), self._session.usage.round_trips
-        return asdict(reply)
+        pieces = self._session.generate(self.prompt(prompt), max_tokens, sampling, self._options)
+        for piece in pieces:
+            told.text += piece.text
+            told.times_s += [time.perf_counter() - start] * len(piece.ids)
+        told.tokens, told.round_trips = len(told.times_s), pieces.usage.round_trips
+        return asdict(told)
 
-    def losses(self, examples: list[dict[str, Any]]) -> list[list[float]]:
+    def losses(self, examples: list[Record]) -> list[list[float]]:
         """Return [nats, tokens] of each example's reply, as the gate decides token by token."""
         texts = [Example(self.prompt(example["prompt"]), example["reply"], "") for example in examples]
-        session = self._session if self._plugin else self._session_for_reading()
-        judged = tape.score(session, texts)
+        with self._session_for_reading() if self._plugin is None else nullcontext(self._session) as session:
+            judged = recorder.score(session, texts)
         opens = self._gate.opens(self._gate.scores(judged.z_TD, judged.starts))
         nats = [-float(p if o else b) for p, b, o in zip(judged.plugin, judged.base, opens, strict=True)]
         ends = [*judged.starts[1:], len(nats)]
         return [[sum(nats[a:b]), int(b - a)] for a, b in zip(judged.starts, ends, strict=True)]
 
     def _session_for_reading(self) -> Session:
-        """Texts are read for a plugin: an untrained one of a single layer."""
-        model = self._session.model
-        tap = Tap.spread(model.blocks, model.width, 1, 8)
-        plugin = Plugin.new("ladder", model.fingerprint, model.name, tap, 8, model.width)
+        """Texts are scored for a plugin: a small untrained one, which leaves the base as it is."""
+        plugin = Recipe(taps=1, rank=8, width=8).new_plugin(self._session.model)
         return open_session(self._url, plugin, self._gate)
 
 
-def make(url: str, plugin: str = "", gate: str = "", ahead: int = 0, lookahead: bool = False) -> Device:
+def make(url: str, plugin: str = "", gate: str = "", window: int = 0, drafts: bool = False) -> Device:
     """Return the device with the plugin of this folder; gate: shut, open, or the plugin's own ("")."""
     loaded = Plugin.load(Path(plugin)) if plugin else None
-    chosen = Gate(gate) if gate or loaded is None else loaded.gate
-    return Device(url, loaded, chosen, DecodeOptions(ahead, lookahead=lookahead))
+    chosen = Gate(gate) if gate or loaded is None else loaded.trained.gate
+    return Device(url, loaded, chosen, DecodeOptions(window, drafts))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import bm25s
 
 from sideplug.bench.devices.ours import Device
+from sideplug.bench.prompts import Record, prompt_of
 from sideplug.contract.gate import Gate
 from sideplug.contract.text import Prompt
-from sideplug.device.runtime import DecodeOptions
-from sideplug.training import data
+from sideplug.device.reply import DecodeOptions
+from sideplug.readers import Example, read
 
 
-def words(example: data.Example) -> str:
+def words(example: Example) -> str:
     """Return the text that an example is found by: its prompt and its reply."""
     said = [message["content"] for message in example.prompt.messages or ()]
     return " ".join([*said, example.prompt.text or "", example.reply])
@@ -23,7 +23,7 @@ def words(example: data.Example) -> str:
 class Retrieval(Device):
     """The base alone, with so many of the nearest examples in each prompt."""
 
-    def __init__(self, url: str, examples: list[data.Example], nearest: int) -> None:
+    def __init__(self, url: str, examples: list[Example], nearest: int) -> None:
         super().__init__(url, None, Gate("shut"), DecodeOptions(0))
         self._examples, self._nearest = examples, min(nearest, len(examples))
         self._index = bm25s.BM25()
@@ -31,9 +31,9 @@ class Retrieval(Device):
             bm25s.tokenize([words(example) for example in examples], show_progress=False), show_progress=False
         )
 
-    def prompt(self, wire: dict[str, Any]) -> Prompt:
+    def prompt(self, record: Record) -> Prompt:
         """Return the prompt with the nearest examples, nearest last: as turns or text before its own."""
-        question = Prompt.from_wire(wire)
+        question = prompt_of(record)
         text = question.text if question.messages is None else question.messages[-1]["content"]
         words = bm25s.tokenize(text, show_progress=False)
         nearest, _ = self._index.retrieve(words, k=self._nearest, show_progress=False)
@@ -49,4 +49,4 @@ class Retrieval(Device):
 
 def make(url: str, examples: str, nearest: int) -> Retrieval:
     """Return the device with the examples of this file."""
-    return Retrieval(url, data.read(Path(examples)), nearest)
+    return Retrieval(url, read(Path(examples)), nearest)

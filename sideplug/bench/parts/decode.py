@@ -22,7 +22,7 @@ from sideplug.bench.parts import Result, Save
 from sideplug.bench.processes import child, served
 from sideplug.bench.rivals import llama_server
 from sideplug.bench.rivals.hf_generate import generating
-from sideplug.bench.sessions import Stream, decode_rate, session, token_stream
+from sideplug.bench.sessions import Stream, decode_rate, open_session, token_stream
 from sideplug.bench.spreads import spread
 from sideplug.cloud.cores import cores
 from sideplug.cloud.store import find
@@ -50,7 +50,7 @@ QUICK = Settings(rounds=1, tokens=16)
 def ours(model: str, bits: int, sessions: int) -> Iterator[System]:
     """`sideplug serve` at these bits, and so many sessions with it."""
     with served(model, "--bits", bits) as (url, process), ExitStack() as stack:
-        yield [token_stream(stack.enter_context(session(url))) for _ in range(sessions)], process
+        yield [token_stream(stack.enter_context(open_session(url))) for _ in range(sessions)], process
 
 
 @contextmanager

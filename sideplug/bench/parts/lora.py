@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sideplug.bench.measures import to_wire
 from sideplug.bench.meters import machine
 from sideplug.bench.parts import Result, Save
 from sideplug.bench.processes import child, command, served
+from sideplug.bench.prompts import example_record
 from sideplug.bench.sotu import LINCOLN, messages
 from sideplug.bench.systems import device
+from sideplug.readers import Example, read
 from sideplug.terminal import say
 from sideplug.training import data
 
@@ -39,15 +40,13 @@ class Settings:
 QUICK = Settings(passages=8, tested=3, rates=(5e-4,), epochs=1)
 
 
-def train_lora(
-    model: str, examples: Path, test: list[data.Example], epochs: int, rate: float, out: Path
-) -> dict[str, Any]:
+def train_lora(model: str, examples: Path, test: list[Example], epochs: int, rate: float, out: Path) -> dict[str, Any]:
     """Train one adapter: what that took, and its loss on the test."""
     options = ["--epochs", epochs, "--rate", rate]
     with child("-m", "sideplug.bench.rivals.lora_training", model, examples, out, *options) as training:
         costs = training.ready
     with device("hf", {"model": model, "adapter": str(out)}) as adapted:
-        losses = adapted.ask("losses", examples=[to_wire(example) for example in test])
+        losses = adapted.ask("losses", examples=[example_record(example) for example in test])
     return {**costs, "rate": rate, "loss": round(sum(n for n, _ in losses) / sum(n for _, n in losses), 4)}
 
 
@@ -55,13 +54,13 @@ def run(model: str, settings: Settings, save: Save) -> Result:
     """Train and test our plugin, then an adapter at each rate."""
     texts = messages(LINCOLN)[LINCOLN]
     # The very examples that `sideplug train --limit` and `sideplug eval --limit` draw.
-    chosen = data.some(data.read(texts / "train"), settings.passages)
-    test = data.some(data.read(texts / "last.txt"), settings.tested)
+    chosen = data.some(read(texts / "train"), settings.passages)
+    test = data.some(read(texts / "last.txt"), settings.tested)
     with tempfile.TemporaryDirectory() as scratch, served(model) as (url, cloud):
         out = Path(scratch) / "plugin"
         start = time.perf_counter()
         # The person's text only, as LoRA has it: what a plugin spends on staying silent elsewhere is not compared here.
-        options = ["--limit", settings.passages, "--general-weight", 0, "--batch-tokens", 256]
+        options = ["--limit", settings.passages, "--retain-weight", 0, "--batch-tokens", 256]
         options += ["--epochs", settings.epochs] if settings.epochs else []
         trained = command("train", texts / "train", *options, "--out", out, "--cloud", url)
         wall = time.perf_counter() - start

@@ -1,8 +1,8 @@
-"""Speed over networks: what the gate, run-ahead and lookahead save, beside the plain loop and the cloud alone.
+"""Speed over networks: what the gate, the window and drafts save, beside the plain loop and the cloud alone.
 
 Two plugins are trained as a user would: the made-up person of examples/person (short replies to unseen phrasings,
 greedy) and the demo's president (prose, continued at temperature 0.7). The device, the network (shaper) and the cloud
-are processes of this machine and share its cores, which costs the run-ahead most. Speeds are reply tokens behind the
+are processes of this machine and share its cores, which costs the window most. Speeds are reply tokens behind the
 first over the time behind the first. Texts must equal those of the plain loop with the same gate.
 Test: sideplug bench --part network --quick
 """
@@ -18,7 +18,7 @@ from typing import Any
 from sideplug.bench.meters import machine
 from sideplug.bench.parts import Result, Save
 from sideplug.bench.processes import command, served
-from sideplug.bench.sessions import session
+from sideplug.bench.sessions import open_session
 from sideplug.bench.shaper import Network, shaped
 from sideplug.bench.sotu import LINCOLN, messages
 from sideplug.bench.spreads import spread
@@ -28,18 +28,18 @@ from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
 from sideplug.device.head import DeviceHead
-from sideplug.device.plugin import Plugin
-from sideplug.device.runtime import DecodeOptions
+from sideplug.device.reply import DecodeOptions
 from sideplug.paths import cache_dir
+from sideplug.plugins import Plugin
+from sideplug.readers import read
 from sideplug.terminal import say
-from sideplug.training import data
 
 HEAD = "head on the device"
 SYSTEMS = {
     "cloud only": (Gate("shut"), DecodeOptions(0)),
     "plain loop": (Gate("open"), DecodeOptions(0)),
     "+ gate": (None, DecodeOptions(0)),
-    "+ run-ahead": (None, DecodeOptions(lookahead=False)),
+    "+ run-ahead": (None, DecodeOptions(drafts=False)),
     "+ lookahead": (None, DecodeOptions()),
     HEAD: (None, DecodeOptions()),
 }
@@ -49,8 +49,8 @@ SUMMED = [
     "first_token_s",
     "round_trips",
     "asked",
-    "taken_back",
-    "thrown_away",
+    "rolled_back",
+    "wasted",
     "drafted",
     "accepted",
     "bytes_down",
@@ -104,7 +104,7 @@ def tasks(url: str, scratch: Path, settings: Settings) -> dict[str, Task]:
     cloud = ["--cloud", url, "--out"]
     command("train", PERSON / "train.jsonl", "--epochs", settings.epochs, "--width", 256, *cloud, scratch / "person")
     command("train", president / "train", "--limit", settings.passages, *cloud, scratch / "author")
-    questions = [example.prompt for example in data.read(PERSON / "test.jsonl")][::4]
+    questions = [example.prompt for example in read(PERSON / "test.jsonl")][::4]
     words = (president / "last.txt").read_text().split()
     openings = [" ".join(words[at : at + 40]) for at in (0, 2000, 4000)]
     return {
@@ -135,7 +135,7 @@ def measure(url: str, task: Task, rounds: int) -> list[dict[str, Any]]:
                 "first_token_ms": round(1000 * sums["first_token_s"] / len(task.prompts), 1),
                 "asked": round(sums["asked"] / tokens, 3),
                 "tokens_a_round_trip": round(tokens / sums["round_trips"], 2) if sums["round_trips"] else None,
-                **{f"{key}_a_token": round(sums[key] / tokens, 3) for key in ("round_trips", "thrown_away", "drafted")},
+                **{f"{key}_a_token": round(sums[key] / tokens, 3) for key in ("round_trips", "wasted", "drafted")},
                 **{f"{key}_a_token": round(sums[key] / tokens, 1) for key in ("bytes_down", "bytes_up")},
                 "accepted_drafts": round(sums["accepted"] / sums["drafted"], 3) if sums["drafted"] else None,
             }
@@ -158,7 +158,7 @@ def write(url: str, name: str, task: Task) -> tuple[list[list[int]], dict[str, f
     gate, options = SYSTEMS[name]
     sums = dict.fromkeys(SUMMED, 0.0)
     texts = []
-    with session(url, task.plugin, gate) as opened:
+    with open_session(url, task.plugin, gate) as opened:
         if name == HEAD:
             model = opened.model
             head = DeviceHead.fetch(opened.link, cache_dir() / "heads", model.fingerprint, model.vocab)
@@ -167,7 +167,7 @@ def write(url: str, name: str, task: Task) -> tuple[list[list[int]], dict[str, f
             pieces = opened.generate(prompt, task.tokens, sampling, options)
             texts.append([token for piece in pieces for token in piece.ids])
             for key in sums:
-                sums[key] += getattr(opened.usage, key)
+                sums[key] += getattr(pieces.usage, key)
     return texts, sums
 
 

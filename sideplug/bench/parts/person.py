@@ -21,14 +21,16 @@ import numpy as np
 from sideplug.bench.meters import machine
 from sideplug.bench.parts import Result, Save
 from sideplug.bench.processes import command, served
-from sideplug.bench.sessions import session
+from sideplug.bench.sessions import open_session
 from sideplug.bench.tasks import PERSON, make_person
 from sideplug.contract.gate import Gate
 from sideplug.contract.text import Prompt
-from sideplug.device.plugin import Plugin
-from sideplug.device.runtime import Session, Usage
+from sideplug.device.reply import Usage
+from sideplug.device.session import Session
+from sideplug.plugins import Plugin
+from sideplug.readers import Example, read
 from sideplug.terminal import say
-from sideplug.training import data, gate, tape
+from sideplug.training import data, gate, recorder
 
 REPLY_TOKENS = 48
 EPOCHS = {20: 24, 100: 24, 500: 6}  # an epoch of more facts has more steps
@@ -79,22 +81,22 @@ def measure(url: str, count: int, width: int, folder: Path, out: Path, settings:
     training = command("train", folder / "train.jsonl", *options)
     seconds = time.perf_counter() - start
     plugin = Plugin.load(out)
-    test = data.some(data.read(folder / "test.jsonl"), settings.questions)
-    general = [example.prompt for example in data.general(PERSON / "general-test.txt")][: settings.general or None]
-    near = [example.prompt for example in data.general(folder / "near-misses.txt")][: settings.general or None]
+    test = data.some(read(folder / "test.jsonl"), settings.questions)
+    general = [example.prompt for example in data.retain_set(PERSON / "general-test.txt")][: settings.general or None]
+    near = [example.prompt for example in data.retain_set(folder / "near-misses.txt")][: settings.general or None]
     values = [example.reply.split(" is ", 1)[1].split(".\n")[0] for example in test]
     known = set(values)
     with (
-        session(url, plugin) as gated,
-        session(url, plugin, Gate("shut")) as base,
-        session(url, plugin, Gate("open")) as always,
+        open_session(url, plugin) as gated,
+        open_session(url, plugin, Gate("shut")) as base,
+        open_session(url, plugin, Gate("open")) as always,
     ):
         facts = replies(gated, [example.prompt for example in test])
         quiet, quiet_base, quiet_always = (replies(one, general) for one in (gated, base, always))
         misses, misses_base = replies(gated, near), replies(base, near)
-        judged = tape.score(gated, test)
+        judged = recorder.score(gated, test)
         silent = losses(always, plugin, list(zip(general, texts(quiet_base), strict=True)))
-    personal = gate.trade_off(plugin.gate, judged)
+    personal = gate.trade_off(plugin.trained.gate, judged)
     return {
         "facts": count,
         "width": width,
@@ -125,8 +127,8 @@ def replies(session: Session, prompts: Iterable[Prompt]) -> Replies:
     """Return the greedy reply to each prompt, and what it took."""
     result = []
     for prompt in prompts:
-        text = "".join(piece.text for piece in session.generate(prompt, REPLY_TOKENS))
-        result.append((text, session.usage))
+        reply = session.generate(prompt, REPLY_TOKENS)
+        result.append((reply.text, reply.usage))
     return result
 
 
@@ -143,7 +145,7 @@ def same(one: Replies, other: Replies) -> float:
 def plugin_share(replies: Replies) -> float:
     """Return the share of the tokens that the plugin chose."""
     chosen = sum(usage.plugin_tokens for _, usage in replies)
-    return round(chosen / max(1, sum(usage.reply_tokens for _, usage in replies)), 4)
+    return float(round(chosen / max(1, sum(usage.reply_tokens for _, usage in replies)), 4))
 
 
 def share(truths: Iterable[bool]) -> float:
@@ -153,8 +155,8 @@ def share(truths: Iterable[bool]) -> float:
 
 def losses(session: Session, plugin: Plugin, replies: list[tuple[Prompt, str]]) -> dict[str, float]:
     """Return the loss of the base's own replies: by the base, with the plugin always, gated."""
-    examples = [data.Example(prompt, text, "") for prompt, text in replies if text.strip()]
-    return gate.trade_off(plugin.gate, tape.score(session, examples))
+    examples = [Example(prompt, text, "") for prompt, text in replies if text.strip()]
+    return gate.trade_off(plugin.trained.gate, recorder.score(session, examples))
 
 
 def summary(result: dict[str, Any]) -> list[str]:

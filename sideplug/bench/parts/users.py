@@ -24,19 +24,20 @@ from sideplug.bench.meters import machine
 from sideplug.bench.parts import Result, Save
 from sideplug.bench.processes import child, served
 from sideplug.bench.rivals.peft_batch import BatchRate, batching
-from sideplug.bench.sessions import decode_rate, session, token_stream
+from sideplug.bench.sessions import decode_rate, open_session, token_stream
 from sideplug.bench.spreads import spread
 from sideplug.cloud.store import find
+from sideplug.contract.frames import Ask, PromptFrame, SamplingSpec
 from sideplug.contract.gate import Gate
-from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
-from sideplug.contract.wire import Frame, Kind
 from sideplug.device import states
 from sideplug.device.address import Address, get
-from sideplug.device.plugin import Plugin
-from sideplug.device.runtime import Session
+from sideplug.device.responders import Listener
+from sideplug.device.session import Session
+from sideplug.plugins import Plugin
 from sideplug.terminal import say
+from sideplug.training.pipeline import Recipe
 
 PROMPT = 32  # tokens
 EACH, SHARED, SHUT = "ours, a plugin each", "ours, one for all", "ours, gates shut"
@@ -72,20 +73,18 @@ def run(model: str, settings: Settings, save: Save) -> Result:
 
 def small_plugin(opened: Session, seed: int) -> Plugin:
     """Return a random plugin of the default shape, whose corrections leave most tokens: its work is a trained one's."""
-    model = opened.model
-    plugin = Plugin.new(
-        "ladder", model.fingerprint, model.name, Tap.spread(model.blocks, model.width), 128, model.width
-    )
+    plugin = Recipe().new_plugin(opened.model)
+    params = plugin.trained.params
     rng = np.random.default_rng(seed)
-    for name, value in plugin.params.items():
-        plugin.params[name] = (value + rng.normal(0, 0.01, value.shape)).astype(np.float32)
+    for name, value in params.items():
+        params[name] = (value + rng.normal(0, 0.01, value.shape)).astype(np.float32)
     return plugin
 
 
 def random_gate(url: str, prompts: list[list[int]]) -> Gate:
     """Return a gate with a random direction of z, open for GATE_RATE of what the model writes."""
     scores = []
-    with states.connect(url) as stream:
+    with states.listen(url) as stream:
         weight_D = np.random.default_rng(9).normal(0, 1, stream.model.width).astype(np.float32)
         for ids in prompts:
             scores += [float(step.states[-1] @ weight_D) for step in stream.generate(Prompt(ids=tuple(ids)), 48)]
@@ -97,7 +96,7 @@ class Ours:
 
     def __init__(self, url: str, most: int, prompts: list[list[int]], stack: ExitStack) -> None:
         def opened(plugin: Plugin | None = None, gate: Gate | None = None) -> Session:
-            return stack.enter_context(session(url, plugin, gate))
+            return stack.enter_context(open_session(url, plugin, gate))
 
         plain = opened()
         gate = random_gate(url, prompts[:4])
@@ -127,7 +126,7 @@ def measure(model: str, counts: tuple[int, ...], rounds: int, tokens: int, peft_
     most = max(counts)
     with ExitStack() as stack:
         url, _ = stack.enter_context(served(model, "--insecure"))
-        with states.connect(url) as stream:  # ordinary words' ids, so that nobody's reply ends early
+        with states.listen(url) as stream:  # ordinary words' ids, so that nobody's reply ends early
             words = (min(1000, stream.model.vocab // 2), min(9000, stream.model.vocab))
         ours = Ours(url, most, rng.integers(*words, (4, PROMPT)).tolist(), stack)
         peft = stack.enter_context(batching(model, most)) if peft_rounds else None
@@ -172,7 +171,7 @@ def one_round(ours: Ours, peft: BatchRate | None, prompts: list[list[int]], toke
 def memory(model: str, most: int) -> dict[str, float]:
     """Return what `most` further sessions cost the cloud, in bytes each: open and idle, then with a text in work."""
     with served(model) as (url, process), ExitStack() as stack:
-        warm = stack.enter_context(session(url))
+        warm = stack.enter_context(open_session(url))
         list(warm.generate(Prompt(ids=tuple(range(1000, 1032))), 8))
         tap = Tap.spread(warm.model.blocks, warm.model.width)
 
@@ -180,7 +179,9 @@ def memory(model: str, most: int) -> dict[str, float]:
             return int(process.memory_full_info().uss)
 
         before = used()
-        sessions = [stack.enter_context(session(url, tap=tap, gate=Gate("open"))) for _ in range(most)]
+        sessions = [
+            stack.enter_context(open_session(url, responder=Listener(tap, warm.model.width))) for _ in range(most)
+        ]
         time.sleep(1)
         idle = used()
         texts = np.random.default_rng(1).integers(1000, 9000, (most, 256)).tolist()
@@ -188,9 +189,8 @@ def memory(model: str, most: int) -> dict[str, float]:
         for number, (opened, ids) in enumerate(zip(sessions, texts, strict=True)):
             # Its prompt is run, and it waits at its first ask. What a step needs is there after the first half.
             half = used() if number == most // 2 else half
-            control = {"turn": 1, "ids": ids, "max_tokens": 256, "sampling": Sampling().to_wire(), "ahead": 0}
-            opened.link.send(Frame(Kind.PROMPT, control))
-            while opened.link.receive().kind is not Kind.ASK:
+            opened.send(PromptFrame(1, 256, SamplingSpec(), ids=ids))
+            while not isinstance(opened.receive(), Ask):
                 pass
         time.sleep(1)
         working = used()
@@ -240,8 +240,8 @@ def overhead(model: str, rounds: int, tokens: int) -> dict[str, Any]:
                 with ExitStack() as busy:
                     if name == "guarded":
                         busy.enter_context(scraped(address))
-                    plugin = small_plugin(busy.enter_context(session(address)), 0)
-                    opened = busy.enter_context(session(address, plugin, Gate("open")))
+                    plugin = small_plugin(busy.enter_context(open_session(address)), 0)
+                    opened = busy.enter_context(open_session(address, plugin, Gate("open")))
                     rate = decode_rate([token_stream(opened)], [ids], tokens)
                 if turn:
                     rates[name].append(rate)

@@ -17,7 +17,7 @@ OURS = ("ungated", "gated", "gated, lookahead")
 
 def label(result: dict[str, Any], name: str) -> str:
     """Return how a system is called."""
-    return result["systems"][name]["label"]
+    return str(result["systems"][name]["label"])
 
 
 def quality(result: dict[str, Any], task: str, system: str) -> list[dict[str, Any]]:
