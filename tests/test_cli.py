@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from sideplug.bench.shaper import Network, shaped
+from sideplug.plugins.file import WEIGHTS
 from tests.conftest import Cloud, Run, a_cloud, a_plugin
 from tests.tiny_model import TEXT
 
@@ -75,11 +76,11 @@ def test_the_whole_path_by_hand(served: dict[str, Any], run: Run, facts: Path, t
     assert "bytes a token" in trained.stderr
     assert trained.stdout.startswith("learnt ")
     assert len(trained.stdout.splitlines()) == 1
-    assert sorted(p.name for p in out.iterdir()) == ["adapter_config.json", "adapter_model.safetensors", "tape"]
+    assert sorted(p.name for p in out.iterdir()) == ["manner", "plugin.json", "tape"]
 
     info = json.loads(run("plugin", "info", out, "--json").stdout)
     assert info["base_fingerprint"] == served["fingerprint"]
-    assert info["about"]["examples"] == 4
+    assert [part["about"]["examples"] for part in info["parts"]] == [4]
     assert "parameters" in run("plugin", "info", out).stdout
 
     asked = ["generate", "What is my dog?", "--plugin", out, "--cloud", url, "--max-tokens", "8"]
@@ -102,8 +103,8 @@ def test_the_whole_path_by_hand(served: dict[str, Any], run: Run, facts: Path, t
     always = [json.loads(run(*asked, *how, "--json").stdout) for how in (["--gate", "open"], ["--gate-rate", "1"])]
     assert always[0]["ids"] == always[1]["ids"]
     assert always[0]["usage"]["plugin_tokens"] == always[0]["usage"]["reply_tokens"]
-    for pace in (["--window", "0"], ["--no-drafts"], ["--answer-deadline-ms", "60000"]):
-        assert json.loads(run(*asked, *pace, "--json").stdout)["ids"] == whole["ids"]
+    for decode in (["--window", "0"], ["--no-drafts"], ["--answer-deadline-ms", "60000"]):
+        assert json.loads(run(*asked, *decode, "--json").stdout)["ids"] == whole["ids"]
 
     evaluated = json.loads(run("eval", facts, "--plugin", out, "--cloud", url, "--json").stdout)
     assert evaluated["examples"] == 5
@@ -304,11 +305,11 @@ def test_bad_data_says_file_and_line(run: Run, served: dict[str, Any], tmp_path:
 
 def test_a_plugin_is_not_overwritten_by_accident(run: Run, served: dict[str, Any], facts: Path, tmp_path: Path) -> None:
     a_plugin(served["fingerprint"]).save(tmp_path / "p")
-    before = (tmp_path / "p" / "adapter_model.safetensors").read_bytes()
+    before = (tmp_path / "p" / WEIGHTS).read_bytes()
     sentence(
         run("train", facts, "--out", tmp_path / "p", "--cloud", served["url"]), 2, "already holds a plugin", "--force"
     )
-    assert (tmp_path / "p" / "adapter_model.safetensors").read_bytes() == before
+    assert (tmp_path / "p" / WEIGHTS).read_bytes() == before
     done = run("train", facts, "--out", tmp_path / "p", "--cloud", served["url"], "--force", "--epochs", "1")
     assert done.returncode == 0, done.stderr
 
@@ -340,14 +341,14 @@ def test_ctrl_c_in_training_keeps_a_checkpoint(run: Run, served: dict[str, Any],
     assert "stopped in epoch" in err.splitlines()[-1]
     assert "is kept" in err.splitlines()[-1]
     assert "Traceback" not in err
-    assert not (tmp_path / "p" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "p" / WEIGHTS).exists()
     # Another setting is another training; the same command goes on.
     sentence(run("train", data, *options, "--resume", "--learning-rate", "0.1"), 2, "another training")
     options[options.index("200")] = "200"
     resumed = start("train", data, *options, "--resume", cache=tmp_path)
     time.sleep(0.1)
     assert "recording" not in (resumed.communicate(timeout=120)[1]) or resumed.returncode == 0
-    assert (tmp_path / "p" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "p" / WEIGHTS).exists()
     assert not checkpoint.exists()
 
 
@@ -382,7 +383,7 @@ runpy.run_module("sideplug", run_name="__main__")
 
 def test_a_disk_that_is_full_while_training(served: dict[str, Any], facts: Path, tmp_path: Path) -> None:
     a_plugin(served["fingerprint"]).save(tmp_path / "p")
-    before = (tmp_path / "p" / "adapter_model.safetensors").read_bytes()
+    before = (tmp_path / "p" / WEIGHTS).read_bytes()
     command = [
         sys.executable,
         "-c",
@@ -397,7 +398,7 @@ def test_a_disk_that_is_full_while_training(served: dict[str, Any], facts: Path,
     ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, check=False)
     sentence(done, 1, "could not be written")
-    assert (tmp_path / "p" / "adapter_model.safetensors").read_bytes() == before
+    assert (tmp_path / "p" / WEIGHTS).read_bytes() == before
 
 
 def test_a_cloud_that_dies_in_the_middle_of_a_reply(tiny: Path, tmp_path: Path) -> None:

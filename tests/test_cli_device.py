@@ -186,7 +186,7 @@ def test_lock_and_unlock(cloud: Cloud, run: Run, tmp_path: Path, plugin: Path) -
     assert (done.returncode, done.stdout) == (0, f"{plugin} is sealed: there is no way in without the passphrase\n")
     locked = contents(plugin)
     assert b"words" not in b"".join(locked.values())
-    sentence(run("plugin", "lock", plugin, env=PHRASE), 2, "there is no plugin in", "that could be sealed")
+    sentence(run("plugin", "lock", plugin, env=PHRASE), 2, "there is no open plugin in", "that could be sealed")
     sentence(run(*asked), 2, "this plugin is sealed: give its passphrase")
     wrong = {"SIDEPLUG_PASSPHRASE": "wrong"}
     for command in (asked, ["plugin", "info", plugin], ["plugin", "unlock", plugin]):
@@ -249,7 +249,8 @@ def test_learn_more_and_rollback(cloud: Cloud, run: Run, tmp_path: Path) -> None
     learnt = json.loads(done.stdout)
     assert (learnt["plugin"], learnt["examples"], learnt["kept"]) == (str(out), 1, True)
     assert learnt["new_after"] < learnt["new_before"]
-    assert json.loads(run("plugin", "info", out, "--json").stdout)["about"]["examples"] == 5
+    (part,) = json.loads(run("plugin", "info", out, "--json").stdout)["parts"]
+    assert part["about"]["examples"] == 5
     told = run("train", new, "--update", out, "--cloud", cloud.url, "--epochs", 1, "--force")
     assert told.stdout.startswith("learnt 1 more in 1 epochs: new text ")
     assert len(told.stdout.splitlines()) == 1
