@@ -253,9 +253,7 @@ class Run:
         rows: dict[str, Any] = {}
         with self._device(BY_NAME["ungated"], task, user, url) as client:
             for other in task.users:
-                with_plugin = np.array(
-                    client.ask("losses", examples=[example_record(example) for example in other.test])
-                )
+                with_plugin = np.array(client.ask("losses", examples=[example_record(e) for e in other.test]))
                 base = np.array(self.cells.values[f"quality/{task.name}/cloud only/{other.name}"]["loss"])
                 rows[other.name] = [round(float(t[:, 0].sum() / t[:, 1].sum()), 4) for t in (with_plugin, base)]
         return rows

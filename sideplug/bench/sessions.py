@@ -52,4 +52,5 @@ def decode_rate(streams: list[Stream], prompts: list[list[int]], tokens: int) ->
     start, end = max(each[0] for each in times), min(each[-1] for each in times)
     if end <= start:
         return 0.0
-    return sum(start < at <= end for each in times for at in each) / (end - start)
+    inside = sum(start < at <= end for each in times for at in each)
+    return float(inside / (end - start))

@@ -18,10 +18,15 @@ psutil = pytest.importorskip("psutil", reason="pip install 'sideplug[bench]'")
 pytestmark = pytest.mark.twin
 
 from sideplug.bench import tasks  # noqa: E402
-from sideplug.bench.measures import contains_words, line_limit, reply_rate  # noqa: E402
+from sideplug.bench.measures import backward_bytes, contains_words, disk_bytes, line_limit, reply_rate  # noqa: E402
 from sideplug.bench.meters import Energy  # noqa: E402
 from sideplug.bench.spreads import bootstrap, spread  # noqa: E402
-from sideplug.training import data  # noqa: E402
+from sideplug.contract.frames import ModelInfo  # noqa: E402
+from sideplug.plugins.file import WEIGHTS  # noqa: E402
+from sideplug.readers import read  # noqa: E402
+from sideplug.training.pipeline import Recipe  # noqa: E402
+
+MODEL = ModelInfo("SmolLM2-135M", "ab" * 32, 30, 576, 49152, 8192, True)
 
 
 def test_every_byte_is_counted_by_its_direction() -> None:
@@ -98,7 +103,7 @@ def test_a_chat_is_not_learnt_twice(tmp_path: Path) -> None:
     turns = [{"role": role, "content": f"{role} {n}"} for n in range(3) for role in ("user", "assistant")]
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(4)))
     (user,) = tasks.from_file(tmp_path / "chat.jsonl", 20, tmp_path).users
-    assert [example.reply for example in data.read(user.file)] == [example.reply for example in user.train]
+    assert [example.reply for example in read(user.file)] == [example.reply for example in user.train]
 
 
 @pytest.mark.parametrize(
@@ -152,3 +157,14 @@ def test_a_typo_gets_one_sentence(tmp_path: Path, arguments: list[str], said: st
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("kind", "size"), [("ladder", 17152), ("paper", 142080), ("paper-added", 142080)])
+def test_what_a_plugins_backward_pass_keeps(tmp_path: Path, kind: str, size: int) -> None:
+    """Bytes a token, counted by hand: states, values and slopes of each rung, and the codes; each array once."""
+    plugin = Recipe(kind).new_plugin(MODEL)
+    assert backward_bytes(plugin) == size
+    plugin.save(tmp_path / "plugin")
+    (tmp_path / "plugin" / "versions").mkdir()
+    (tmp_path / "plugin" / "versions" / "000001.safetensors").write_bytes(bytes(100))  # not what is in use
+    assert disk_bytes(tmp_path / "plugin") == (tmp_path / "plugin" / WEIGHTS).stat().st_size

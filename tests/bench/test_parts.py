@@ -99,7 +99,7 @@ def test_the_rate_is_of_the_time_in_which_all_decode() -> None:
 
 
 def test_a_session_says_when_its_tokens_came(cloud: Cloud) -> None:
-    with sessions.session(cloud.url) as opened:
+    with sessions.open_session(cloud.url) as opened:
         times = sessions.token_stream(opened)([5, 6, 7], 4)
         assert times == sorted(times)
         assert len(times) == opened.usage.reply_tokens

@@ -26,8 +26,8 @@ class Transformers:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         # 5.x warns of names that its next releases will have, at each forward pass.
         warnings.simplefilter("ignore", FutureWarning)
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+        transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         base = find(model)
         self.tokenizer = Tokenizer(base.folder)
         self.lm, _ = load_lm(base.folder, torch.float32)

@@ -21,6 +21,7 @@ from sideplug.contract.errors import InputError, Stopped
 Result = dict[str, Any]
 Save = Callable[[Result], None]
 PARTS = {
+    "context": "what the rows of positions without a question cost: bytes, prefill, time to the first token",
     "decode": "tokens a second and memory of a served model, against llama.cpp and transformers",
     "lora": "time, memory and held-out loss of making a plugin, against a LoRA adapter by PEFT",
     "network": "tokens a second over networks: what the gate, the window and drafts save",

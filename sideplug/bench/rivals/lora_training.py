@@ -66,7 +66,7 @@ def kept_bytes(model: Any, batch: Encoded) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss_of(model, batch)[0].backward()
+        loss_of(model, batch)[0].backward()  # type: ignore[no-untyped-call]
     return sum(kept.values()) // sum(len(p) + len(r) for p, r in batch)
 
 
@@ -94,7 +94,7 @@ def train(model: str, examples: Path, out: Path, epochs: int, rate: float) -> di
             for group in optimiser.param_groups:
                 group["lr"] = rate * min(1.0, (step + 1) / 10) * (1 - step / steps)
             optimiser.zero_grad()
-            loss_of(adapted, encoded[at : at + BATCH])[0].backward()
+            loss_of(adapted, encoded[at : at + BATCH])[0].backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             step += 1

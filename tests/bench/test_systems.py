@@ -1,0 +1,22 @@
+"""Who is compared: every kind of plugin that can be trained, also one that nobody has described here."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("psutil", reason="pip install 'sideplug[bench]'")
+
+from sideplug.bench.systems import DESCRIBED, SYSTEMS, Place, further
+from sideplug.plugins import trained_kinds
+
+
+def test_every_kind_that_can_be_trained_is_compared() -> None:
+    assert set(trained_kinds()) <= {system.trains for system in SYSTEMS}
+    assert {system.trains for system in SYSTEMS} <= {*trained_kinds(), "lora", ""}
+
+
+def test_a_new_kind_is_a_system_without_another_line() -> None:
+    (system,) = further([*trained_kinds(), "attention"], DESCRIBED)
+    assert (system.name, system.trains, system.retain, system.kept) == ("attention", "attention", True, "attention")
+    kind, settings = system.device(Place("m", "ws://x", "made"))
+    assert (kind, settings["plugin"], settings["gate"]) == ("ours", "made", "")
