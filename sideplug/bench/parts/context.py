@@ -1,8 +1,8 @@
 """What context rows cost: bytes a token, prefill, and the time to the first token over a network.
 
 A kind that looks back over the text needs the codes of positions that it is not asked about. Here it is a kind that
-does nothing with them, so that only their way is measured: whole codes as an ASK has them, and a slice of 3 layers with 16
-numbers each. Beside them stand the cloud alone and a plugin that needs no context. Each prompt is new to the cloud.
+does nothing with them, so that only their way is measured: whole codes as an ASK has them, and a slice of 3 layers with
+16 numbers each. Beside them stand the cloud alone and a plugin that needs no context. Each prompt is new to the cloud.
 Test: sideplug bench --part context --quick
 """
 
