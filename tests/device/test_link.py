@@ -29,7 +29,7 @@ from sideplug.contract.text import Prompt
 from sideplug.contract.wire import HEADER_BYTES, decode, encode, join
 from sideplug.device.address import Address
 from sideplug.device.reply import WINDOW
-from sideplug.listen import bind
+from sideplug.sockets import bind
 from tests.conftest import Cloud, a_link, a_session
 
 
