@@ -37,9 +37,8 @@ class Plugin:
         if not 1 <= len(names) <= MAX_PARTS or len(set(names)) != len(names):
             raise PluginError(f"a plugin must have 1 to {MAX_PARTS} parts, each with its own name, got {names}")
         self.parts.sort(key=lambda part: part.role != "memory")  # a stable sort: manner keeps its order
-        manner = [part for part in self.parts if part.role == "manner"]
-        if any(part.merge == "replace" for part in manner) and len(manner) > 1:
-            raise PluginError("a part whose output replaces z must be the plugin's only manner part")
+        if self.merge == "replace" and len(self.parts) > 1:  # where others spoke alone, z would be replaced by nothing
+            raise PluginError("a part whose output replaces z must be the plugin's only part")
         self.tap  # noqa: B018  # raises InputError where the parts' taps can't be united
 
     @classmethod

@@ -28,6 +28,7 @@ from sideplug.readers import Example
 from sideplug.training.recorder import record, score
 from tests.conftest import Cloud, Run, a_link, a_plugin, a_session
 from tests.test_cli import sentence
+from tests.test_parts import an_attention
 
 EXAMPLES = [Example(Prompt.user("Is it far?"), "As far as your feet are tired.", "x:1")]
 PLUGIN = a_plugin("f" * 64)
@@ -41,7 +42,8 @@ def all_there_is(cloud: Cloud, folder: Path) -> list[Heard]:
     plugin = a_plugin(cloud.base.fingerprint)
     plugin.trained.phrases = np.array(cloud.engine.tokenizer.ids("the bridge had gone, the bees are well"), np.int32)
     heard: list[Heard] = []
-    link = a_link(cloud.url, record=lambda direction, message: heard.append((direction, message)))
+    hear = lambda direction, message: heard.append((direction, message))  # noqa: E731
+    link = a_link(cloud.url, record=hear)
     try:
         session = a_session(link, plugin)
         list(session.generate(Prompt.user("Is it far?"), 12))
@@ -54,9 +56,13 @@ def all_there_is(cloud: Cloud, folder: Path) -> list[Heard]:
             list(session.generate(Prompt(text="nails " * 300), 6))
         record(session, plugin.tap, EXAMPLES, folder / "x.tape")
         score(session, EXAMPLES)
+        looking_back = a_session(a_link(cloud.url, record=hear), an_attention(cloud.base.fingerprint))
+        list(looking_back.generate(Prompt(ids=(7, 8)), 4))
+        looking_back.close()
     finally:
         link.close()
-    assert sum(len(message) for _, message in heard) == sum(link.up.values()) + sum(link.down.values())
+    links = (link, looking_back.link)
+    assert sum(len(message) for _, message in heard) == sum((one.up + one.down).total() for one in links)
     return heard
 
 
@@ -68,7 +74,7 @@ def heard(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> list[Heard]
 def test_every_byte_of_every_kind_has_a_name(cloud: Cloud, heard: list[Heard]) -> None:
     plugin = a_plugin(cloud.base.fingerprint)
     found = report(heard, plugin)
-    assert {kind for _, kind in found.rows} == {kind.name for kind in Kind if kind is not Kind.CONTEXT}
+    assert {kind for _, kind in found.rows} == {kind.name for kind in Kind}
     for (direction, kind), row in found.rows.items():
         assert row.accounted == row.bytes, kind
         whole = sum(len(m) for way, m in heard if (way, kind) == (direction, Kind(m[3]).name))
@@ -85,7 +91,7 @@ def test_the_words_that_the_cloud_saw(heard: list[Heard]) -> None:
     """Each counted once: characters, or ids where ids went up."""
     found = report(heard).text
     assert found["characters of prompts"] == len("Is it far?" + "Anna wrote" + "nails " * 300)
-    assert found["token ids of prompts"] == 2
+    assert found["token ids of prompts"] == 4
     twice = len("Is it far?" + "As far as your feet are tired.") * 2  # for the tape, and to be scored
     assert found["characters of training examples"] == twice
     frames = [(way, audit.decode(message)) for way, message in heard]

@@ -152,7 +152,7 @@ def test_parts_that_cannot_be_together() -> None:
         with pytest.raises(PluginError, match=sentence):
             Plugin("b", "n", list(parts))
     paper.trained.name = "paper"
-    with pytest.raises(PluginError, match="only manner part"):
+    with pytest.raises(PluginError, match="only part"):
         Plugin("b", "n", [*plugin.parts, *paper.parts])
 
 
