@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from sideplug.contract.errors import PluginError, Stopped, WrongBase
+from sideplug.contract.errors import PluginError, Stopped
 from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
 from sideplug.paths import write_aside
@@ -82,11 +82,6 @@ def test_ways_to_be_no_plugin(tmp_path: Path) -> None:
             Plugin.load(folder)
 
 
-def test_made_for_another_base() -> None:
-    with pytest.raises(WrongBase, match=r"made for the base model aaa.* serves bbb"):
-        a_plugin("aaa").check_base("bbb", "other")
-
-
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
@@ -141,19 +136,6 @@ def test_several_parts(tmp_path: Path) -> None:
     (tmp_path / "rest" / "adapter_model.safetensors").unlink()
     with pytest.raises(PluginError, match="lacks its part rest"):
         Plugin.load(tmp_path)
-
-
-def test_parts_that_cannot_be_together() -> None:
-    plugin, paper = a_plugin("b"), a_plugin("b", "paper")
-    for parts, sentence in (
-        ([], "must have 1 to 8 parts"),
-        ([*plugin.parts, *plugin.parts], "each with its own name"),
-    ):
-        with pytest.raises(PluginError, match=sentence):
-            Plugin("b", "n", list(parts))
-    paper.trained.name = "paper"
-    with pytest.raises(PluginError, match="only part"):
-        Plugin("b", "n", [*plugin.parts, *paper.parts])
 
 
 def test_a_plugin_of_the_first_version_is_named(tmp_path: Path) -> None:
