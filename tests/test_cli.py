@@ -134,7 +134,7 @@ def test_an_open_gate_has_no_dial(served: dict[str, Any], run: Run, facts: Path,
     how = ["--out", out, "--cloud", url, "--epochs", "1", "--retain-weight", "0"]
     assert run("train", facts, *how).returncode == 0
     asked = ["generate", "hi", "--plugin", out, "--cloud", url, "--gate-rate", "0.5"]
-    sentence(run(*asked), 2, "its rate can be 0 or 1: train it with general text")
+    sentence(run(*asked), 2, "its rate can be 0 or 1: train it with a retain set")
     sentence(run("gate", "curve", "--plugin", out, "--data", facts, "--cloud", url), 2, "it has no dial")
     wrong = ["train", facts, "--out", tmp_path / "other", "--cloud", url, "--retain", tmp_path / "none.txt"]
     sentence(run(*wrong), 2, "none.txt can't be read")

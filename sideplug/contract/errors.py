@@ -1,37 +1,38 @@
-"""Every error that a user can see, as one tree.
+"""All errors that a user can see, as one tree of classes.
 
-    SideplugError                 base; str(error) is one plain sentence
-    ├── InputError                the user's side: what was given can't be used (exit code 2)
-    │   ├── DataError             a training file; says file and line
-    │   ├── PluginError           a plugin folder: missing, truncated, foreign
-    │   ├── WrongBase             a plugin made for another base model
-    │   ├── UnknownModel          no such model, or one that can't be run
-    │   └── TooLong               prompt (or example) does not fit the context
-    ├── ProtocolError             bytes outside docs/WIRE.md; `blame` says which side sent them
-    ├── CloudError                the cloud said no, or is gone
-    │   ├── Unreachable           nobody answers at that address
-    │   ├── Unauthorized          it wants a key, another one, or took this one back
-    │   ├── Busy                  the cloud has no room now; try later
-    │   └── Silent                the device was asked, and did not answer in time
-    ├── NoNetwork                 a download was needed and could not be made
-    └── Stopped                   the user (or the machine: disk, port) stopped the work; what was done is kept
+    SideplugError                 base class; str(error) is one plain sentence
+    ├── InputError                the user gave something that can't be used (exit code 2)
+    │   ├── DataError             a training file can't be used; the message has file and line
+    │   ├── PluginError           a plugin is missing, damaged or of another program
+    │   ├── WrongBase             the plugin was made for another base model
+    │   ├── UnknownModel          there is no such model, or it can't be run
+    │   └── TooLong               a prompt or example does not fit into the context
+    ├── ProtocolError             bytes that docs/WIRE.md does not allow; `blame` says which side sent them
+    ├── CloudError                the cloud refused, or the connection to it is lost
+    │   ├── Unreachable           no cloud answers at the address
+    │   ├── Unauthorized          the key is missing, unknown or revoked
+    │   ├── Busy                  the cloud has no room now; try again later
+    │   └── Silent                the device did not answer an ASK in time
+    ├── NoNetwork                 a download was needed and failed
+    └── Stopped                   the user or the machine (disk, port) stopped the work; what was done is kept
 
-It does not know how an error is shown: `sideplug.cli` prints it and picks the exit code, `wire` carries `code`.
+It does not know how an error is shown: `sideplug.cli` prints it and chooses the exit code, an ERROR frame carries its
+`code`. Test: pytest tests/contract/test_wire.py tests/test_cli.py
 """
 
 from __future__ import annotations
 
 
 class SideplugError(Exception):
-    """Base of all; `code` is its name on the wire, `exit_code` the one of the command line."""
+    """The base class; `code` is the error's name on the wire, `exit_code` what the command line exits with."""
 
     code = "error"
     exit_code = 1
-    number: int | None = None  # of the example that a cloud refused to read
+    number: int | None = None  # the number of the example that a cloud refused to read
 
 
 class InputError(SideplugError):
-    """What was given can't be used."""
+    """The user gave something that can't be used."""
 
     code = "bad-input"
     exit_code = 2
@@ -44,7 +45,7 @@ class DataError(InputError):
 
 
 class PluginError(InputError):
-    """A plugin folder or file is missing, damaged or foreign."""
+    """A plugin folder or file is missing, damaged or of another program."""
 
     code = "bad-plugin"
 
@@ -62,13 +63,13 @@ class UnknownModel(InputError):
 
 
 class TooLong(InputError):
-    """A prompt or example does not fit the context."""
+    """A prompt or example does not fit into the context."""
 
     code = "too-long"
 
 
 class ProtocolError(SideplugError):
-    """Bytes that docs/WIRE.md does not allow. `blame` is "remote" (they sent it) or "local" (we were about to)."""
+    """Bytes that docs/WIRE.md does not allow. `blame`: "remote" if the other side sent them, else "local"."""
 
     code = "protocol"
 
@@ -78,13 +79,13 @@ class ProtocolError(SideplugError):
 
 
 class CloudError(SideplugError):
-    """The cloud refused, or is gone."""
+    """The cloud refused, or the connection to it is lost."""
 
     code = "cloud"
 
 
 class Unreachable(CloudError):
-    """Nobody answers at the address."""
+    """No cloud answers at the address."""
 
     code = "unreachable"
 
@@ -96,7 +97,7 @@ class Unauthorized(CloudError):
 
 
 class Busy(CloudError):
-    """`retry_s`: when to try again, where the cloud can say."""
+    """The cloud has no room now. `retry_s`: seconds until it is worth trying again, if the cloud can tell."""
 
     code = "busy"
     retry_s: float | None = None
@@ -107,13 +108,13 @@ class Busy(CloudError):
 
 
 class Silent(CloudError):
-    """The device was asked and did not answer in time."""
+    """The device did not answer an ASK in time."""
 
     code = "silent"
 
 
 class NoNetwork(SideplugError):
-    """A download was needed and could not be made."""
+    """A download was needed and failed."""
 
     code = "no-network"
 
@@ -129,7 +130,7 @@ def _tree(cls: type[SideplugError]) -> list[type[SideplugError]]:
 
 
 def from_wire(code: str, message: str, number: int | None = None, retry_s: float | None = None) -> SideplugError:
-    """The error that an ERROR frame carries, as the class of its code; an unknown code becomes CloudError."""
+    """Return the error that an ERROR frame carries, of the class of its code; an unknown code gives a CloudError."""
     cls = next((cls for cls in _tree(SideplugError) if cls.code == code), CloudError)
     error = cls(message)
     error.number = number

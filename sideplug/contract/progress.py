@@ -1,7 +1,7 @@
-"""Where a reply stands: a running hash over every token id so far, prompt and reply.
+"""A running hash over the token ids of a prompt and its reply. It identifies how far a reply has got.
 
-A device that was cut off goes on by it: the cloud that it finds then, the same or another, must have come to the same
-hash, or the two would continue different texts. It does not know sessions or the wire.
+A device whose connection broke resumes its reply with this hash. The cloud that it reconnects to, the same or another,
+must compute the same hash; otherwise the two would continue different texts. It does not know sessions or the wire.
 Test: pytest tests/contract/test_progress.py
 """
 
@@ -12,8 +12,11 @@ from collections.abc import Iterable
 
 
 def running_hash(ids: Iterable[int], before: str = "") -> str:
-    """16 hex digits: BLAKE2b of the hash before and the next id (int32, little-endian), id after id."""
-    found = bytes.fromhex(before)
+    """Return the hash `before`, extended by `ids`: 16 hex digits.
+
+    Each id extends it by one step: the BLAKE2b hash (8 bytes) of the previous hash and the id as a little-endian int32.
+    """
+    digest = bytes.fromhex(before)
     for token in ids:
-        found = hashlib.blake2b(found + token.to_bytes(4, "little"), digest_size=8).digest()
-    return found.hex()
+        digest = hashlib.blake2b(digest + token.to_bytes(4, "little"), digest_size=8).digest()
+    return digest.hex()

@@ -1,9 +1,10 @@
-"""How a token is chosen from logits, so that every path (streamed, resumed, cloud or device head) chooses the same one.
+"""Sampling chooses a token from logits. Every path (streamed, resumed, cloud or device head) chooses the same token.
 
-    token = argmax(logits / temperature + gumbel(seed, position))       over what top-k and top-p leave
+    token = argmax(logits / temperature + gumbel(seed, position))       among the tokens that top-k and top-p keep
 
-The noise is counter-based (Philox keyed by the seed, its counter is the token's position), so it depends on nothing
-else. Temperature 0 is greedy. It does not know models or batches: one position at a time.
+The noise is counter-based: it comes from Philox with the seed as key and the token's position as counter, so it depends
+on nothing else. Temperature 0 is greedy. It does not know models or batches: it works on one position at a time.
+Test: pytest tests/contract/test_sampling.py
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        cold = self.temperature == 0
-        _must("temperature", self.temperature, cold or 1e-3 <= self.temperature <= 10, "0, or 0.001 to 10")
+        greedy = self.temperature == 0
+        _must("temperature", self.temperature, greedy or 1e-3 <= self.temperature <= 10, "0, or 0.001 to 10")
         _must("top_k", self.top_k, isinstance(self.top_k, int) and 0 <= self.top_k <= 1 << 24, "0 or more")
         _must("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
         _must("repetition_penalty", self.repetition_penalty, 0.1 <= self.repetition_penalty <= 10, "0.1 to 10")
         _must("seed", self.seed, isinstance(self.seed, int) and 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
 
     def to_wire(self) -> SamplingSpec:
-        """As PROMPT carries it."""
+        """Return the settings as a PROMPT frame carries them."""
         return SamplingSpec(**asdict(self))
 
     @classmethod
     def from_wire(cls, spec: SamplingSpec) -> Sampling:
-        """Raises InputError for values out of range."""
+        """Return the settings of a PROMPT frame. Raises InputError for values out of range."""
         return cls(spec.temperature, spec.top_k, spec.top_p, spec.repetition_penalty, spec.seed)
 
 
@@ -57,19 +58,20 @@ def _must(name: str, value: Any, ok: bool, allowed: str) -> None:
 
 
 def uniform(seed: int, position: int, size: int) -> np.ndarray:
-    """Numbers in [0, 1), (size,) float64, of one position; a longer `size` only appends."""
+    """Return random numbers in [0, 1), (size,) float64, for one position; a larger `size` only appends numbers."""
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, position])).random(size)
 
 
 def gumbel(uniform: np.ndarray) -> np.ndarray:
-    """Standard Gumbel noise of uniform numbers; it grows with them."""
+    """Return standard Gumbel noise from uniform numbers; the function is increasing."""
     return -np.log(-np.log(uniform + 1e-300) + 1e-300)
 
 
 def choose(logits_V: np.ndarray, sampling: Sampling, position: int, context: Sequence[int] = ()) -> int:
-    """The token id for `position` (its index in the whole text). `context`: ids so far, for the repetition penalty.
+    """Return the token id for `position`, its index in the whole text, from logits (V,).
 
-    The Gumbel-max trick: the best of score + noise is a sample of the softmax. Only what may win is computed.
+    `context`: the ids so far, for the repetition penalty. By the Gumbel-max trick, the token with the largest sum of
+    score and noise is a sample of the softmax. The noise is computed only for tokens that can win.
     """
     if sampling.repetition_penalty != 1.0 and len(context):
         logits_V = logits_V.copy()
@@ -88,7 +90,7 @@ def choose(logits_V: np.ndarray, sampling: Sampling, position: int, context: Seq
         kept, scores = (inside if kept is None else kept[inside]), scores[inside]
     numbers = uniform(sampling.seed, position, logits_V.size if kept is None else int(kept[-1]) + 1)
     numbers = numbers if kept is None else numbers[kept]
-    # Nobody's noise is above that of the largest number: what can't reach the best score's sum so can't win.
+    # No token's noise exceeds that of the largest number: a token that would not win even with it can't win.
     best = int(np.argmax(scores))
     lead = gumbel(numbers.max()) - gumbel(numbers[best])
     may_win = np.flatnonzero(scores >= scores[best] - lead - 1e-9)
@@ -97,15 +99,15 @@ def choose(logits_V: np.ndarray, sampling: Sampling, position: int, context: Seq
 
 
 def _nucleus(scores: np.ndarray, top_p: float) -> np.ndarray:
-    """Indices, ascending, of the best scores whose mass before each is below top_p; equal ones in their own order."""
+    """Return the ascending indices of the best scores, as many as top_p needs; equal scores keep their order."""
     p = np.exp(scores - scores.max())
     enough = top_p * p.sum()
     count = 256
     while True:
         count = min(count, scores.size)
-        least = np.partition(scores, -count)[-count]
-        found = np.flatnonzero(scores >= least)
-        order = found[np.argsort(-scores[found], kind="stable")]
+        lowest = np.partition(scores, -count)[-count]
+        candidates = np.flatnonzero(scores >= lowest)
+        order = candidates[np.argsort(-scores[candidates], kind="stable")]
         before = np.cumsum(p[order]) - p[order]
         if count == scores.size or before[-1] + p[order[-1]] >= enough:
             return np.sort(order[before < enough])

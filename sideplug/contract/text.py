@@ -1,6 +1,7 @@
-"""What a prompt is, on both sides: chat messages, plain text to be continued, or token ids.
+"""A prompt, as both sides understand it: chat messages, plain text to be continued, or token ids.
 
-The device sends words and never needs a tokenizer; `sideplug.cloud.tokenizer` turns them into ids.
+The device sends text and needs no tokenizer; `sideplug.cloud.tokenizer` turns it into ids. It does not know tokens or
+chat templates. Test: pytest tests/contract/test_text.py
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ ROLES = ("system", "user", "assistant")
 
 
 class ReadFields(TypedDict, total=False):
-    """The prompt's fields of READ."""
+    """The fields of a READ frame that hold a prompt."""
 
     messages: list[Message]
     text: str
 
 
 class PromptFields(ReadFields, total=False):
-    """The prompt's fields of PROMPT."""
+    """The fields of a PROMPT frame that hold a prompt."""
 
     ids: list[int]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt: chat messages, text to be continued, or token ids. Exactly one is set; `text` may be empty.
+    """A prompt: chat messages, text to be continued, or token ids. Exactly one of them is set; `text` may be empty.
 
     >>> sideplug.Prompt.user("Is it far?").messages
     ({'role': 'user', 'content': 'Is it far?'},)
@@ -43,16 +44,16 @@ class Prompt:
 
     @classmethod
     def user(cls, content: str) -> Prompt:
-        """A user's message."""
+        """Return the prompt of one message by the user."""
         return cls(messages=({"role": "user", "content": content},))
 
     @property
     def characters(self) -> int:
-        """The number of characters to tokenize."""
+        """Return the number of characters to tokenize; 0 for token ids."""
         return len(self.text or "") + sum(len(message["content"]) for message in self.messages or ())
 
     def to_wire(self) -> PromptFields:
-        """The one field of PROMPT or READ that carries it."""
+        """Return the field of a PROMPT frame that holds this prompt."""
         if self.messages is not None:
             return {"messages": [Message(each["role"], each["content"]) for each in self.messages]}
         if self.text is not None:
@@ -60,7 +61,7 @@ class Prompt:
         return {"ids": list(self.ids or ())}
 
     def to_read(self) -> ReadFields:
-        """The one field of READ that carries it. Raises InputError for token ids, which no example begins with."""
+        """Return the field of a READ frame that holds this prompt. Raises InputError for token ids."""
         if self.messages is not None:
             return {"messages": [Message(each["role"], each["content"]) for each in self.messages]}
         if self.text is None:
@@ -68,17 +69,17 @@ class Prompt:
         return {"text": self.text}
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain values."""
+        """Return the prompt as plain values."""
         if self.messages is not None:
             return {"messages": list(self.messages)}
         return {"text": self.text} if self.text is not None else {"ids": list(self.ids or ())}
 
     @classmethod
     def from_wire(cls, frame: PromptFrame | Read) -> Prompt:
-        """Raises InputError unless there is exactly one well-formed prompt."""
+        """Return the prompt of a frame. Raises InputError unless it has exactly one, well-formed."""
         ids = frame.ids if isinstance(frame, PromptFrame) else None
-        given = {"messages": frame.messages, "text": frame.text, "ids": ids}
-        names = [name for name, value in given.items() if value is not None]
+        fields = {"messages": frame.messages, "text": frame.text, "ids": ids}
+        names = [name for name, value in fields.items() if value is not None]
         if len(names) != 1:
             raise InputError(f"a prompt must be one of messages, text or ids, got {' and '.join(names) or 'none'}")
         if frame.messages is not None:
@@ -87,7 +88,7 @@ class Prompt:
 
 
 def check_messages(messages: Any) -> list[dict[str, str]]:
-    """The messages with role and content only. Raises InputError: roles, types, or none at all."""
+    """Return the messages with role and content only. Raises InputError for wrong roles, types or lengths."""
     if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:
         raise InputError(f"messages must be a list of 1 to {MAX_MESSAGES}")
     out = []
