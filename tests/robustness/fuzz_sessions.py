@@ -19,14 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sideplug.bench.sessions import session
+from sideplug.bench.sessions import open_session
 from sideplug.contract.gate import Gate
-from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
-from sideplug.device.plugin import Plugin
+from sideplug.plugins import Plugin
 from sideplug.terminal import say
-from tests.robustness.inputs import answers, openings, prompts, readings
-from tests.robustness.raw_session import OPEN, Input, Outcome, play
+from tests.robustness.inputs import answers, mixtures, openings, prompts, readings
+from tests.robustness.raw_session import Input, Outcome, play
 from tests.robustness.sequences import at_random, orders
 from tests.robustness.tiny_cloud import Cloud, a_cloud, a_plugin, make_model
 
@@ -117,7 +116,7 @@ class Run:
 
 def fuzz_sessions(count: int, seed: int) -> tuple[dict[str, Any], list[str]]:
     """Play so many sessions, those of `inputs` and `orders` first, then random ones: (figures, faults)."""
-    systematic = [*openings(), *prompts(), *answers(), *readings(), *orders()]
+    systematic = [*openings(), *prompts(), *answers(), *mixtures(), *readings(), *orders()]
     random.Random(seed).shuffle(systematic)  # so that a short run has some of all
     say(f"{min(count, len(systematic))} of {len(systematic)} sessions one by one, then at random")
     supply = itertools.islice(itertools.chain(systematic, at_random(seed)), count)
@@ -167,6 +166,6 @@ def ordinary(cloud: Cloud, plugin: Plugin) -> str:
     """Return what a session gets that does nothing wrong, with a plugin and without."""
     texts = []
     for who, gate in ((plugin, None), (None, Gate("shut"))):
-        with session(cloud.address(), who, gate, Tap.parse(OPEN["tap"])) as opened:
-            texts.append("".join(piece.text for piece in opened.generate(Prompt.user("Is it far?"), 24)))
+        with open_session(cloud.address(), who, gate) as opened:
+            texts.append(opened.generate(Prompt.user("Is it far?"), 24).text)
     return "\n".join(texts)

@@ -35,17 +35,27 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from sideplug.bench.meters import machine
-from sideplug.bench.sessions import session
+from sideplug.bench.sessions import open_session
 from sideplug.cloud.keys import Keys
-from sideplug.contract.gate import Gate
-from sideplug.device.plugin import Plugin
+from sideplug.plugins import Plugin
 from sideplug.terminal import say
 from tests.robustness.people import Person, Script, scripts_of
 from tests.robustness.strangers import Strangers
-from tests.robustness.tiny_cloud import CONTEXT, KV_TOKEN_BYTES, WORDS, Cloud, Watch, a_cloud, a_plugin, make_model
+from tests.robustness.tiny_cloud import (
+    CONTEXT,
+    KV_TOKEN_BYTES,
+    WORDS,
+    Cloud,
+    Watch,
+    a_cloud,
+    a_plugin,
+    make_model,
+    with_memory,
+)
 
 RESULT = Path("bench/results/load.json")
 KEYS = 8
+KINDS = {"ladder": 7, "toy-attention": 2, "paper": 1}  # of ten people; toy-attention needs context rows
 MEMORY = 0.3  # of what all texts would need at once
 KEEP_S = 15  # short, so that kept texts expire in the middle too
 WARM_UP = 0.2  # of the run: what memory is compared with afterwards
@@ -114,7 +124,7 @@ def run(settings: Settings, scratch: Path) -> tuple[dict[str, Any], list[str]]:
     flags += ["--keep-seconds", str(KEEP_S), "--drain-seconds", "10"]
     with a_cloud(folder, *flags, keys=keys.path, key=stranger) as cloud:
         people = [
-            Person(n, settings.seed, cloud, texts[n % KEYS], _plugin(rng, cloud, n), plan)
+            Person(n, settings.seed, cloud, texts[n % KEYS], _plugin(rng, cloud, n, plan), plan)
             for n, plan in enumerate(plans)
         ]
         began = time.monotonic()
@@ -123,8 +133,8 @@ def run(settings: Settings, scratch: Path) -> tuple[dict[str, Any], list[str]]:
             if person.number % 8 == 7:
                 say(f"alone: {person.number + 1} of {len(people)} sessions ({time.monotonic() - began:.0f} s)")
         known = people[0].scripts[0].turns[0].prompt
-        with session(cloud.address(), gate=Gate("shut")) as alone:
-            base_text = "".join(piece.text for piece in alone.generate(known, 48))
+        with open_session(cloud.address()) as alone:
+            base_text = alone.generate(known, 48).text
         cloud.settled(10, "sideplug_sessions", "sideplug_working")
         descriptors = cloud.process.num_fds()
         start = cloud.metrics()
@@ -202,7 +212,8 @@ def _of_people(people: list[Person], wrong_of_strangers: list[str], seconds: flo
         "cuts": sum(person.cuts for person in people),
         "cancelled": sum(person.cancelled for person in people),
         "resumed": sum(reply.resumed for reply in answered),
-        "kept_share_of_replies": round(sum(reply.kept > 0 for reply in answered) / max(1, len(answered)), 3),
+        "cached_share_of_replies": round(sum(reply.cached > 0 for reply in answered) / max(1, len(answered)), 3),
+        "context_rows": sum(reply.context_rows for reply in answered),
         "first_token_s": percentiles([r.first_s for r in answered if not r.trouble]),
         "fairness": fairness(people),
     }
@@ -247,10 +258,13 @@ def _tokens_of(folder: Path) -> Callable[[Script], int]:
     return count
 
 
-def _plugin(rng: random.Random, cloud: Cloud, number: int) -> Plugin:
-    kind = "paper" if rng.random() < 0.1 else "ladder"
+def _plugin(rng: random.Random, cloud: Cloud, number: int, plan: list[Script]) -> Plugin:
+    kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
     gate = rng.choices(["open", "linear"], [1, 2])[0]
-    return a_plugin(cloud.fingerprint, number, gate, rng.choice(["int8", "int8", "fp16"]), kind)
+    plugin = a_plugin(cloud.fingerprint, number, gate, rng.choice(["int8", "int8", "fp16"]), kind)
+    if kind == "paper" or rng.random() > 0.2:
+        return plugin
+    return with_memory(plugin, plan[0].said[0], number)  # of the first thing that it is asked
 
 
 def percentiles(values: list[float]) -> dict[str, float]:

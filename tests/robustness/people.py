@@ -19,16 +19,20 @@ import numpy as np
 from websockets.sync.client import ClientConnection
 
 from sideplug.contract.errors import Busy, SideplugError
+from sideplug.contract.frames import Answer, Frame
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
-from sideplug.contract.wire import Frame, Kind
 from sideplug.device.drafts import BREAK
 from sideplug.device.link import REPLY_TIMEOUT_S, WebSocketLink
-from sideplug.device.plugin import Plugin
-from sideplug.device.runtime import DecodeOptions, Session
+from sideplug.device.reconnect import RetryPolicy
+from sideplug.device.reply import DecodeOptions, Reply
+from sideplug.device.responders import PluginResponder
+from sideplug.device.session import Session
+from sideplug.plugins import Plugin
 from sideplug.terminal import say
 from tests.robustness.tiny_cloud import WORDS, Cloud
 
+PATIENCE_S = 60.0  # for a line that was cut
 TROUBLES = {"": 66, "cut": 12, "cut twice": 3, "read late": 7, "answer late": 7, "cancel": 5}  # of 100 replies
 
 
@@ -86,7 +90,8 @@ class Answered:
     first_s: float
     total_s: float
     resumed: int
-    kept: int
+    cached: int
+    context_rows: int
 
 
 def cut(connection: ClientConnection, rng: random.Random) -> None:
@@ -113,7 +118,7 @@ class RoughLink:
 
     def send(self, frame: Frame) -> None:
         """Send a frame; an answer perhaps late."""
-        if frame.kind is Kind.ANSWER:
+        if isinstance(frame, Answer):
             self._happen("answer late")
         self._link.send(frame)
 
@@ -163,10 +168,11 @@ class Person:
         self.thread = threading.Thread(target=self._live, name=f"person {number}", daemon=True)
         self._cloud = cloud
         self._until = 0.0
+        self._begun: Reply | None = None
 
     def open(self) -> Session:
         """Return a session that comes back where its line is cut."""
-        return Session.open(self._link(), self.plugin, connect=self._link)
+        return Session(self._link(), PluginResponder(self.plugin), self._link, RetryPolicy(PATIENCE_S))
 
     def _link(self) -> RoughLink:
         return RoughLink(WebSocketLink.open(self._cloud.address(self.key)), self)
@@ -179,13 +185,13 @@ class Person:
             for said, most, sampling in zip(script.said, script.max_tokens, script.samplings, strict=True):
                 messages = [*messages, {"role": "user", "content": said}]
                 prompt = Prompt(messages=tuple(messages))
-                text = "".join(piece.text for piece in session.generate(prompt, most, sampling))
-                script.turns.append(Turn(prompt, most, sampling, text, list(session.done)))
-                messages = [*messages, {"role": "assistant", "content": text}]
-        session.link.close()
+                reply = session.generate(prompt, most, sampling)
+                script.turns.append(Turn(prompt, most, sampling, reply.text, list(reply.ids)))
+                messages = [*messages, {"role": "assistant", "content": reply.text}]
+        session.close()
         # Their own phrases, so that drafts come true now and then: they change no text.
         texts = [token for script in self.scripts for turn in script.turns for token in (*turn.ids, BREAK)]
-        self.plugin.phrases = np.array(texts[: self.rng.choice([0, len(texts)])], np.int32)
+        self.plugin.trained.phrases = np.array(texts[: self.rng.choice([0, len(texts)])], np.int32)
 
     def start(self, until: float) -> None:
         """Talk until that time of the monotonic clock, in a thread."""
@@ -203,7 +209,7 @@ class Person:
                     session = session or self.open()
                     self._reply(session, turn)
                 except Busy as error:
-                    half = " in the middle of a reply" if session and session.done else ""
+                    half = " in the middle of a reply" if self._begun and self._begun.ids else ""
                     self.errors[f"busy{half}" if session else "busy at the door"] += 1
                     self.waits.append((error.retry_s or 1) * self.rng.uniform(0.7, 1.3))
                     self._pause(self.waits[-1])
@@ -222,7 +228,7 @@ class Person:
     def _ended(self, session: Session | None) -> None:
         if session is not None:
             with suppress(Exception):
-                session.link.close()
+                session.close()
 
     def _pause(self, seconds: float) -> None:
         time.sleep(max(0.0, min(seconds, self._until - time.monotonic())))
@@ -232,23 +238,23 @@ class Person:
         kind = rng.choices(list(TROUBLES), list(TROUBLES.values()))[0]
         at = sorted(rng.randint(1, 40) for _ in range(2 if kind == "cut twice" else 1))
         self.trouble = Trouble(kind, at, rng.uniform(1, 5))
-        pace = DecodeOptions(rng.choice([0, 2, 24]), rng.random() < 0.7, top=rng.choice([0, 0, 0, 3]))
-        pieces = session.generate(turn.prompt, turn.max_tokens, turn.sampling, pace)
+        options = DecodeOptions(rng.choice([0, 2, 24]), rng.random() < 0.7, top=rng.choice([0, 0, 0, 3]))
+        self._begun = reply = session.generate(turn.prompt, turn.max_tokens, turn.sampling, options)
         text = ""
-        for number, piece in enumerate(pieces):
+        for number, piece in enumerate(reply):
             text += piece.text
             if kind == "cancel" and number >= at[0] // 4:
-                pieces.close()
+                reply.close()
                 self.cancelled += 1
                 break
-        usage = session.usage
+        usage = reply.usage
         self.trouble, own_s = Trouble(), self.trouble.own_s
         whole = kind != "cancel"
-        if text != turn.text[: None if whole else len(text)] or (whole and session.done != turn.ids):
+        if text != turn.text[: None if whole else len(text)] or (whole and reply.ids != turn.ids):
             self.wrong.append(f"person {self.number}, {kind or 'no trouble'}: {text!r} instead of {turn.text!r}")
             say(f"WRONG {self.wrong[-1]}")
-        seen = (usage.reply_tokens, usage.first_token_s, usage.total_s - own_s, usage.resumed, usage.kept)
-        self.answered.append(Answered(kind, *seen))
+        seen = (usage.reply_tokens, usage.first_token_s, usage.total_s - own_s, usage.resumed)
+        self.answered.append(Answered(kind, *seen, usage.cached, usage.context_rows))
 
 
 def scripts_of(rng: random.Random, count: int, systems: list[str]) -> list[Script]:

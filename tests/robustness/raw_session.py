@@ -11,7 +11,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import msgpack
 import numpy as np
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame as WebSocketFrame
@@ -20,14 +19,21 @@ from websockets.sync.client import connect
 
 from sideplug.contract import wire
 from sideplug.contract.errors import ProtocolError
-from sideplug.contract.wire import Frame, Kind
+from sideplug.contract.frames import Ask, Context, Error, Frame, Head, Kind, Opened
+from tests.robustness.generated import Tensors, message
 from tests.robustness.tiny_cloud import WIDTH, Cloud
 
 SILENCE_S = 20.0  # for the cloud to say something, or to close
 PATIENT = {"turn": 1, "ids": [5, 6, 7, 8], "max_tokens": 6, "sampling": {}}
-OPEN = {"base": "", "tap": "l0.1.2-r16-s0-int8", "merge": "add", "gate": {"kind": "open"}, "client": "tests/fuzz"}
+OPEN: dict[str, Any] = {
+    "base": "",
+    "tap": "l0.1.2-r16-s0-int8",
+    "merge": "add",
+    "gates": [{"kind": "open"}],
+    "client": "tests/fuzz",
+}
+NO_GATE = np.zeros((0, WIDTH), np.float32)  # weights, where no gate is linear
 SECRET = 424242  # part of the ROWS that asks whether a session goes on
-Tensors = dict[str, np.ndarray]
 
 
 class Silence(Exception):
@@ -49,20 +55,17 @@ class Raw:
         self.connection = stack.enter_context(connect(endpoint, max_size=wire.MAX_FRAME_BYTES, **options))  # type: ignore[arg-type]
         self.sent: list[str] = []
         self.errors: list[str] = []
-        self.ask: Frame | None = None
+        self.ask: Ask | None = None
+        self.granted: list[str] = []
         self.asked = False  # is a reply under way, so far as is known?
         self.number = 0
 
     def message(self, kind: int, control: dict[str, Any], tensors: Tensors | None = None) -> bytes:
         """A frame with its right number and checksum, whatever it says."""
         tensors = tensors or {}
-        names = {np.dtype(dtype): name for name, dtype in wire.DTYPES.items()}
-        listing = [[name, names[value.dtype], list(value.shape)] for name, value in tensors.items()]
-        packed = msgpack.packb({**control, "t": listing} if listing else control)
         self.sent.append(f"{Kind(kind).name if kind in list(Kind) else kind} {short(control, tensors)}")
         self.number += 1
-        payload = b"".join(np.ascontiguousarray(value).tobytes() for value in tensors.values())
-        return wire.join(kind, packed, payload, self.number - 1)
+        return message(kind, control, tensors, self.number - 1)
 
     def send(self, kind: int, control: dict[str, Any], tensors: Tensors | None = None) -> None:
         """Send a frame as `message` makes it."""
@@ -76,22 +79,29 @@ class Raw:
             self.connection.socket.sendall(data)
 
     def receive(self) -> Frame:
-        """Raises ConnectionClosed, Silence."""
+        """Return the next frame. Raises ConnectionClosed, Silence, and ProtocolError for what a cloud must not send."""
         try:
-            message = self.connection.recv(timeout=SILENCE_S)
+            return self.take(self.connection.recv(timeout=SILENCE_S))
         except TimeoutError as error:
             raise Silence from error
-        assert isinstance(message, bytes)
-        frame = wire.decode(message)
-        if frame.kind is Kind.ERROR:
-            self.errors.append(frame["code"])
-        if frame.kind is Kind.ASK:
+
+    def take(self, data: bytes | str) -> Frame:
+        """Return the frame of a message from the cloud, and note what it says. Raises ProtocolError."""
+        assert isinstance(data, bytes)
+        frame = wire.decode(data)
+        if isinstance(frame, Error):
+            self.errors.append(frame.code)
+        if isinstance(frame, Opened):
+            self.granted = frame.granted
+        if isinstance(frame, Ask):
             self.ask = frame
+        if isinstance(frame, Context) and "context" not in self.granted:
+            raise ProtocolError("rows without a question, for a session without that capability")
         return frame
 
     def open(self, **changes: Any) -> None:
         """OPEN as it must be, but for these."""
-        tensors = {"gate": changes.pop("weights", np.zeros(0, np.float32))}
+        tensors = {"gate": changes.pop("weights", NO_GATE)}
         self.send(Kind.OPEN, {**OPEN, **changes}, tensors)
         self.until(Kind.OPENED)
 
@@ -105,9 +115,9 @@ class Raw:
         """A good answer to the last ASK."""
         assert self.ask is not None
         ask = self.ask
-        control = {"turn": ask["turn"], "run": ask["run"], "at": ask["at"]}
+        control = {"turn": ask.turn, "run": ask.run, "at": ask.at}
         draft = np.full((1, 2), 5, np.int32)
-        if "z" in ask.tensors:
+        if ask.z is not None:
             return control, {"ids": np.array([9], np.int32), "draft": draft}
         return control, {"delta": np.ones((1, WIDTH), np.int8), "scales": np.ones(1, np.float32), "draft": draft}
 
@@ -122,9 +132,9 @@ class Raw:
         self.send(Kind.ROWS, {"part": SECRET}, {"ids": np.array([0], np.int32)})
         while True:
             frame = self.receive()
-            if frame.kind is Kind.HEAD and frame["part"] == SECRET:
+            if isinstance(frame, Head) and frame.part == SECRET:
                 return True
-            if frame.kind is Kind.ASK and self.ask is not None:
+            if isinstance(frame, Ask):
                 self.send(Kind.ANSWER, *self.answer())
 
 

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-import msgpack
 import numpy as np
+from msgspec.msgpack import Ext
 from websockets.frames import Frame as WebSocketFrame
 from websockets.frames import Opcode
 
-from sideplug.contract import wire
-from sideplug.contract.wire import Kind
+from sideplug.contract.frames import Done, Error, Kind
+from tests.robustness.generated import CAPABILITIES, Tensors, a_control, some_tensors
 from tests.robustness.inputs import wrong_tensors
-from tests.robustness.raw_session import OPEN, PATIENT, Input, Play, Raw, Tensors
+from tests.robustness.raw_session import NO_GATE, OPEN, PATIENT, Input, Play, Raw
 from tests.robustness.tiny_cloud import WIDTH
 from tests.robustness.values import FLOATS, INTS, TEXTS, rearranged
 
@@ -26,7 +26,7 @@ from tests.robustness.values import FLOATS, INTS, TEXTS, rearranged
 def orders() -> Iterator[Input]:
     """Kinds where they do not belong, and the WebSocket misused."""
     goods: dict[int, tuple[dict[str, Any], Tensors]] = {
-        Kind.OPEN: (OPEN, {"gate": np.zeros(0, np.float32)}),
+        Kind.OPEN: (OPEN, {"gate": NO_GATE}),
         Kind.PROMPT: (PATIENT, {}),
         Kind.ANSWER: (
             {"turn": 1, "run": 0, "at": [4]},
@@ -41,7 +41,7 @@ def orders() -> Iterator[Input]:
         Kind.SCORE: ({"number": 1}, {"delta": np.zeros((3, WIDTH), np.int8), "scales": np.ones(3, np.float32)}),
         Kind.ROWS: ({"part": 0}, {"ids": np.array([1, 2], np.int32)}),
     }
-    bad_prompt, bad_read = {**PATIENT, "max_tokens": 0}, {**goods[Kind.READ][0], "write": 600}
+    bad_prompt, bad_read = {**PATIENT, "max_tokens": 0}, {**goods[Kind.READ][0], "greedy_tokens": 600}
 
     def sequence(kinds: list[int], at_once: bool) -> Play:
         def play(raw: Raw, rng: random.Random) -> None:
@@ -120,12 +120,15 @@ def at_random(seed: int) -> Iterator[Input]:
 
         def play(raw: Raw, rng: random.Random, number: int = number) -> None:
             rng = random.Random(f"{seed}/{number}")
-            gate = rng.choice(["open", "open", "linear", "shut"])
-            weights = np.asarray([rng.gauss(0, 0.2) for _ in range(WIDTH if gate == "linear" else 0)], np.float32)
+            kinds = [rng.choice(["open", "open", "linear", "shut"]) for _ in range(rng.choice([1, 1, 1, 2, 3]))]
+            linear = kinds.count("linear")
+            weights = np.asarray([rng.gauss(0, 0.2) for _ in range(linear * WIDTH)], np.float32)
             raw.open(
-                gate={"kind": gate, "memory": rng.choice([0.0, 0.9])},
-                weights=weights,
+                gates=[{"kind": kind, "memory": rng.choice([0.0, 0.9])} for kind in kinds],
+                weights=weights.reshape(linear, WIDTH),
                 tap=rng.choice(["", OPEN["tap"]]),
+                merge=rng.choice(["add", "add", "replace"]),
+                capabilities=rng.choice(CAPABILITIES),
             )
             waiting: list[bytes] = []
             for _ in range(rng.randint(1, 10)):
@@ -146,11 +149,8 @@ def at_random(seed: int) -> Iterator[Input]:
                     waiting = []
                 with suppress(TimeoutError):
                     for _ in range(rng.choice([0, 1, 1, 2, 5])):
-                        message = raw.connection.recv(timeout=0.05)
-                        frame = wire.decode(message)  # type: ignore[arg-type]
-                        raw.ask = frame if frame.kind is Kind.ASK else raw.ask
-                        raw.asked = frame.kind not in (Kind.DONE, Kind.ERROR) and raw.asked
-                        raw.errors += [frame["code"]] if frame.kind is Kind.ERROR else []
+                        frame = raw.take(raw.connection.recv(timeout=0.05))
+                        raw.asked = not isinstance(frame, (Done, Error)) and raw.asked
             raw.burst(waiting)
 
         yield Input(f"random {seed}/{number}", play)
@@ -171,17 +171,25 @@ def _packable(control: Any) -> Any:
         return {str(key): _packable(value) for key, value in control.items()}
     if isinstance(control, list):
         return [_packable(value) for value in control]
-    return 0 if isinstance(control, msgpack.ExtType) else control
+    return 0 if isinstance(control, Ext) else control
 
 
 def a_frame(raw: Raw, kind: Kind, rng: random.Random) -> tuple[dict[str, Any], Tensors]:
     """A good one, so far as that can be known."""
+    if rng.random() < 0.05:
+        return a_control(rng, kind), some_tensors(rng, kind)
     if kind is Kind.PROMPT:
-        more = {"head": rng.choice(["cloud", "device"]), "ahead": rng.choice([0, 4, 32]), "top": rng.choice([0, 5])}
-        more |= {"deadline_ms": rng.choice([0, 0, 1, 50])}
+        more: dict[str, Any] = {"head": rng.choice(["cloud", "device"]), "window": rng.choice([0, 4, 32])}
+        more |= {"deadline_ms": rng.choice([0, 0, 1, 50]), "top": rng.choice([0, 5])}
+        more |= {"context": rng.choice([0, 4])} if "context" in raw.granted and rng.random() < 0.7 else {}
+        more |= {"draft": rng.choice([[9, 9], [5] * 40])} if rng.random() < 0.3 else {}
         return {**PATIENT, "turn": rng.randint(1, 3), "max_tokens": rng.choice([1, 6, 40]), **more}, {}
     if kind is Kind.ANSWER and raw.ask is not None:
-        return raw.answer()
+        control, tensors = raw.answer()
+        if "mixture" in raw.granted and rng.random() < 0.5:
+            tensors |= {"mix": np.array([rng.choice([0.0, 0.5, 1.0])], np.float32)}
+            tensors |= {"mix_ids": np.array([[9, 11]], np.int32), "mix_weights": np.full((1, 2), 0.5, np.float32)}
+        return control, tensors
     corrections: Tensors = {"delta": np.ones((1, WIDTH), np.int8), "scales": np.ones(1, np.float32)}
     if kind is Kind.ANSWER:
         return {"turn": 1, "run": 0, "at": [4]}, {**corrections, "draft": np.zeros((1, 0), np.int32)}
@@ -191,6 +199,7 @@ def a_frame(raw: Raw, kind: Kind, rng: random.Random) -> tuple[dict[str, Any], T
             "text": "",
             "reply": "Anna wrote to her brother",
             "score": rng.random() < 0.5,
+            "context": "context" in raw.granted and rng.random() < 0.5,
         }
         return read, {}
     if kind is Kind.SCORE:
@@ -198,5 +207,5 @@ def a_frame(raw: Raw, kind: Kind, rng: random.Random) -> tuple[dict[str, Any], T
     if kind is Kind.ROWS:
         return {"part": 1}, {"ids": np.array([1, 2, 3], np.int32)}
     if kind is Kind.OPEN:
-        return dict(OPEN), {"gate": np.zeros(0, np.float32)}
+        return dict(OPEN), {"gate": NO_GATE}
     return {"turn": rng.randint(1, 3)}, {}

@@ -20,9 +20,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from sideplug.contract import wire
 from sideplug.contract.errors import Busy, CloudError, SideplugError
+from sideplug.contract.frames import Cancel, Done, Error, GateSpec, Open, PromptFrame, Read, SamplingSpec, Tokens
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
-from sideplug.contract.wire import Frame, Kind
 from sideplug.device.link import WebSocketLink
 from sideplug.terminal import say
 from tests.robustness.people import cut
@@ -117,13 +117,11 @@ class Strangers:
             close_timeout=1,
         )
 
-    def _opening(self, tap: str = "", gate: str = "open") -> Frame:
-        control = {"base": "", "tap": tap, "merge": "add", "gate": {"kind": gate}, "client": "tests/load"}
-        return Frame(Kind.OPEN, control, {"gate": np.zeros(0, np.float32)})
+    def _opening(self, tap: str = "") -> Open:
+        return Open("", tap, "add", [GateSpec("open")], "tests/load", np.zeros((0, 0), np.float32))
 
-    def _prompt(self, **more: Any) -> Frame:
-        control = {"turn": 1, **self._known.to_wire(), "max_tokens": 48, "sampling": {}, **more}
-        return Frame(Kind.PROMPT, control)
+    def _prompt(self, max_tokens: int = 48, **more: Any) -> PromptFrame:
+        return PromptFrame(1, max_tokens, SamplingSpec(), **self._known.to_wire(), **more)
 
     def _random_bytes(self, rng: random.Random) -> str:
         secure = rng.random() < 0.5
@@ -196,7 +194,7 @@ class Strangers:
     def _never_answers(self, rng: random.Random) -> str:
         """Asked, and silent: until it is sent away, if the run is long enough (two minutes)."""
         with self._websocket() as connection:
-            for number, frame in enumerate([self._opening(), self._prompt(ahead=rng.choice([0, 24]))]):
+            for number, frame in enumerate([self._opening(), self._prompt(window=rng.choice([0, 24]))]):
                 connection.send(wire.encode(frame, number))
             return _refused(connection, self._left)
 
@@ -205,10 +203,10 @@ class Strangers:
         link = WebSocketLink.open(self._cloud.address(self._key))
         try:
             link.send(self._opening())
-            link.send(self._prompt(ahead=rng.choice([0, 8]), deadline_ms=rng.choice([1, 30])))
+            link.send(self._prompt(window=rng.choice([0, 8]), deadline_ms=rng.choice([1, 30])))
             text = ""
-            while (frame := link.receive(self._left + 20)).kind is not Kind.DONE:
-                text += frame.control.get("text", "") if frame.kind is Kind.TOKENS else ""
+            while not isinstance(frame := link.receive(self._left + 20), Done):
+                text += frame.text if isinstance(frame, Tokens) else ""
         except Busy:
             return "busy"
         finally:
@@ -225,8 +223,8 @@ class Strangers:
             text, began = " ".join(rng.choices(WORDS, k=250)), time.monotonic()
             try:
                 for number in range(1, 1000):
-                    read = Frame(Kind.READ, {"number": number, "text": "", "reply": text, "score": False})
-                    frame = read if number < 20 else Frame(Kind.CANCEL, {"turn": 1})  # then just to see if it is there
+                    read = Read(number, text, False, text="")
+                    frame = read if number < 20 else Cancel(1)  # then just to see if it is there
                     connection.send(wire.encode(frame, number))
                     time.sleep(1)
                     if time.monotonic() > self._end:
@@ -257,8 +255,8 @@ def _refused(connection: ClientConnection, seconds: float = 20) -> str:
         while True:
             message = connection.recv(timeout=max(0.0, last - time.monotonic()))
             frame = wire.decode(message) if isinstance(message, bytes) else None
-            if frame is not None and frame.kind is Kind.ERROR:
-                code = frame["code"]
+            if isinstance(frame, Error):
+                code = frame.code
     except TimeoutError:
         return f"{code}, held open"
     except ConnectionClosed as error:

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("psutil", reason="pip install 'sideplug[bench]'")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+from sideplug.contract.frames import Kind  # noqa: E402
 from tests.robustness import load  # noqa: E402
 from tests.robustness.fuzz_frames import fuzz_frames  # noqa: E402
 from tests.robustness.fuzz_sessions import fuzz_sessions  # noqa: E402
@@ -18,6 +19,7 @@ def test_the_decoder_takes_any_bytes() -> None:
     figures, bugs = fuzz_frames(100_000, seed=0)
     assert not bugs
     assert set(figures["outcomes"]) == {"Frame", "ProtocolError"}  # some of both, and nothing else
+    assert set(figures["frames"]) == {kind.name for kind in Kind}  # each kind also came through
 
 
 def test_the_cloud_takes_any_frames() -> None:
@@ -31,4 +33,5 @@ def test_many_devices_that_misbehave(tmp_path: Path) -> None:
     figures, failures = load.run(load.Settings(minutes=0.5, sessions=12, conversations=1), tmp_path)
     assert not failures
     assert figures["replies"] > 0
+    assert figures["context_rows"] > 0  # some kinds look back over the text
     assert figures["cuts"] > 0

@@ -22,10 +22,14 @@ import psutil
 from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
 from sideplug.device.address import Address, get
-from sideplug.device.plugin import Plugin
+from sideplug.plugins import Plugin, register
+from tests.plugins.toy_attention import ToyAttention
+from tests.plugins.toy_memory import ToyMemory
 from tests.tiny_model import TEXT, make_llama
 
+register(ToyAttention())
 WIDTH, BLOCKS, CONTEXT = 64, 2, 1024
+VOCAB = 340
 KV_TOKEN_BYTES = BLOCKS * 2 * 2 * 16 * 4  # keys and values of two heads of 16 float32
 WORDS = TEXT.replace('"', "").split()
 
@@ -36,18 +40,29 @@ def make_model(folder: Path, seed: int = 0) -> Path:
 
 
 def a_plugin(base: str, seed: int, gate: str = "open", codec: str = "int8", kind: str = "ladder") -> Plugin:
-    """Every parameter random: its corrections change tokens. A `linear` gate opens for about half of them."""
+    """Return a plugin whose every parameter is random: its corrections change tokens.
+
+    A `linear` gate opens for about half of them.
+    """
     rng = np.random.default_rng([seed, 77])
     tap = Tap.raw(BLOCKS, WIDTH) if kind == "paper" else Tap(tuple(range(BLOCKS + 1)), 16, 0, codec)
     plugin = Plugin.new(kind, base, "tiny", tap, 24, WIDTH, seed)
-    for name, value in plugin.params.items():
-        plugin.params[name] = (value + rng.normal(0, 0.5, value.shape)).astype(np.float32)
+    params = plugin.trained.params
+    for name, value in params.items():
+        params[name] = (value + rng.normal(0, 0.5, value.shape)).astype(np.float32)
     if gate == "linear":
         weight_D = rng.normal(0, WIDTH**-0.5, WIDTH).astype(np.float32)
-        plugin.gate = Gate("linear", weight_D, memory=float(rng.choice([0.0, 0.5])))
+        plugin.trained.gate = Gate("linear", weight_D, memory=float(rng.choice([0.0, 0.5])))
     else:
-        plugin.gate = Gate(gate)
+        plugin.trained.gate = Gate(gate)
     return plugin
+
+
+def with_memory(plugin: Plugin, question: str, seed: int) -> Plugin:
+    """Return the plugin with a memory before it, which answers this question by mixtures, with a draft."""
+    ids = np.random.default_rng([seed, 78]).integers(2, VOCAB, 12).astype(np.int32)
+    memory = ToyMemory(question, ids, Tap((1,), plugin.tap.rank, 0, plugin.tap.codec))
+    return Plugin(plugin.base, plugin.base_name, [*plugin.parts, memory])
 
 
 @dataclass

@@ -9,11 +9,10 @@ import math
 import random
 from typing import Any
 
-import msgpack
+from msgspec.msgpack import Ext
 
 from tests.robustness.tiny_cloud import CONTEXT
 
-VOCAB = 340
 INTS = [-(1 << 63), -(1 << 31), -1, 0, 1, 2, 33, 255, CONTEXT + 1, (1 << 31) - 1, 1 << 31, 1 << 32, (1 << 63) - 1]
 INTS += [1 << 63, (1 << 64) - 1]
 FLOATS = [math.nan, math.inf, -math.inf, -0.0, 1e-300, 1e300, 0.5, -1.0]
@@ -21,7 +20,7 @@ TEXTS = ["", "\0", "a", "\u00e9\U0001f40d\u202e", "x" * 70_000, "<|im_end|>" * 5
 
 
 def anything(rng: random.Random, depth: int = 3) -> Any:
-    """A value that msgpack knows, with the edges of each type often."""
+    """Return a value that msgpack knows, with the edges of each type often."""
     kind = rng.randrange(9 if depth else 6)
     if kind == 0:
         return rng.choice([None, True, False])
@@ -34,7 +33,7 @@ def anything(rng: random.Random, depth: int = 3) -> Any:
     if kind == 4:
         return rng.randbytes(rng.randint(0, 9))
     if kind == 5:
-        return msgpack.ExtType(rng.randrange(128), rng.randbytes(rng.choice([0, 0, 1, 4, 8])))
+        return Ext(rng.randrange(128), rng.randbytes(rng.choice([0, 0, 1, 4, 8])))
     if kind == 6:
         return {
             rng.choice(["t", "turn", "kind", "seed", "a", ""]): anything(rng, depth - 1)
@@ -44,7 +43,7 @@ def anything(rng: random.Random, depth: int = 3) -> Any:
 
 
 def rearranged(rng: random.Random, control: Any) -> Any:
-    """A control map with one of its values, at any depth, another."""
+    """Return a control map with one of its values, at any depth, another."""
     if isinstance(control, dict) and control and rng.random() < 0.85:
         control = dict(control)
         name = rng.choice(list(control))
@@ -52,7 +51,7 @@ def rearranged(rng: random.Random, control: Any) -> Any:
         if mutation == 0:
             del control[name]
         elif mutation == 1:
-            control[rng.choice(["x", "t", "turn", "number", name + "?"])] = anything(rng)
+            control[rng.choice(["x", "t", "turn", "number", f"{name}?"])] = anything(rng)
         else:
             control[name] = rearranged(rng, control[name])
         return control
