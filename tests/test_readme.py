@@ -1,18 +1,30 @@
-"""The README's figures are those of the committed results: each row, from the file that its command wrote."""
+"""Figures in README.md and docs/BENCHMARK.md are those of the committed results, and README's code blocks run."""
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from sideplug.bench.parts import PARTS
 from sideplug.bench.report.figures import gain, measure, prefers, share_text, untouched
+from sideplug.cli import group
+from sideplug.cloud.engines import BITS, ENGINES
+from sideplug.cloud.model.ort.blueprint import _FAMILIES
+from sideplug.contract.defaults import DEFAULT_MODEL, DEFAULT_URL
+from sideplug.training import data
+from tests.conftest import Cloud
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
+README, BENCHMARK = ROOT / "README.md", ROOT / "docs" / "BENCHMARK.md"
+TEXT = README.read_text()
 Found = dict[str, Any]
 
 
@@ -70,8 +82,16 @@ def person(r: Found) -> list[str]:
 
 
 def many(r: Found) -> list[str]:
-    each = r["tokens_per_s"]["ours, a plugin each"]["8"]["median"]
-    return [f"{each:.0f} tokens/s", f"{r['each_over_peft']['8']['median']:.1f} times PEFT"]
+    rates = {name: found["8"]["median"] for name, found in r["tokens_per_s"].items()}
+    return [
+        f"**{rates['ours, a plugin each']:.0f} tokens/s**",
+        f"{r['each_over_peft']['8']['median']:.1f} times PEFT",
+        f"{rates['PEFT, a LoRA each']:.0f}",
+    ]
+
+
+def many_more(r: Found) -> list[str]:
+    return [*many(r), f"one plugin for all ({r['tokens_per_s']['ours, one for all']['8']['median']:.0f})"]
 
 
 def authors(r: Found) -> list[str]:
@@ -110,27 +130,144 @@ def nearest(r: Found) -> list[str]:
     ]
 
 
-ROWS: list[tuple[str, str, Callable[[Found], list[str]]]] = [
-    ("| held-out loss", "lora.json", lora_loss),
-    ("| time to make it", "lora.json", lora_time),
-    ("| memory to make it", "lora.json", lora_memory),
-    ("| decode, 1 session", "decode.json", decode(1, "llama.cpp: 1 at once", "transformers fp32: 1 at once")),
-    ("| decode, 8 sessions", "decode.json", decode(8, "llama.cpp, 8 slots: 8 at once")),
-    ("| 50 ms away, prose", "network.json", network("prose")),
-    ("| 50 ms away, facts", "network.json", network("person")),
-    ("| 20 facts", "person.json", person),
-    ("| ten presidents", "smollm2-135m_*.json", authors),
-    ("| twelve ways to split", "smollm2-135m_*.json", compared),
-    ("| the 20 facts", "smollm2-135m_*.json", nearest),
-    ("With 8 people at once", "many.json", many),
+def price(one: Found, all_: Found) -> list[str]:
+    """What ours learns of a style, beside LoRA: of one person, and of ten."""
+    base, ours, lora = one["base_loss"], one["sideplug"]["loss"], one["lora"]["best"]["loss"]
+    gains = [(base - ours, base - lora)]
+    gains.insert(0, (-gain(all_, "authors", "gated")["mean"], -gain(all_, "authors", "cloud LoRA")["mean"]))
+    shares = [mine / theirs for mine, theirs in gains]
+    assert 0.25 <= shares[0] < 1 / 3 < shares[1] < 0.4  # or "a quarter to a third" is not the word for it
+    return [
+        f"−{gains[0][0]:.3f} and −{gains[1][0]:.3f} nats",
+        f"({100 * shares[0]:.0f} % and {100 * shares[1]:.0f} %)",
+        f"**−{gains[0][1]:.3f}** and **−{gains[1][1]:.3f}**",
+    ]
+
+
+def making(r: Found) -> list[str]:
+    s, best = r["sideplug"], r["lora"]["best"]
+    seconds, peak = best.get("train_s", best.get("seconds")), best.get("peak_mb", best.get("peak_rss_mb"))
+    return [f"**{s['wall_s']:.0f} s, {s['device_peak_mb']:.0f} MB**", f"LoRA {seconds:.0f} s, {peak:,.0f} MB"]
+
+
+def short_speed(r: Found) -> list[str]:
+    cells = {c["system"]: c for c in r["speed"] if (c["task"], c["rtt_ms"], c["mbit"]) == ("authors", 50, 10)}
+    rates = {name: cell["tokens_s"]["median"] for name, cell in cells.items()}
+    return [
+        f"{rates['gated, lookahead']:.0f} tokens/s",
+        f"no plugin at all **{rates['cloud only']:.0f}**, the paper's way {rates['SPA as in the paper']:.0f}",
+    ]
+
+
+def short_facts(r: Found) -> list[str]:
+    ours, near = nearest(r)
+    return [ours.split(" of general")[0].replace("100 %", "**100 %**"), near]
+
+
+WHOLE = "smollm2-135m_*.json"  # of `sideplug bench`
+ROWS: list[tuple[Path, str, tuple[str, ...], Callable[..., list[str]]]] = [
+    (README, "| **the price:**", ("lora.json", WHOLE), price),
+    (README, "| making it", ("lora.json",), making),
+    (README, "| 20 facts", (WHOLE,), short_facts),
+    (README, "| a cloud 50 ms away", (WHOLE,), short_speed),
+    (README, "| 8 people", ("many.json",), many),
+    (BENCHMARK, "| held-out loss", ("lora.json",), lora_loss),
+    (BENCHMARK, "| time to make it", ("lora.json",), lora_time),
+    (BENCHMARK, "| memory to make it", ("lora.json",), lora_memory),
+    (
+        BENCHMARK,
+        "| decode, 1 session",
+        ("decode.json",),
+        decode(1, "llama.cpp: 1 at once", "transformers fp32: 1 at once"),
+    ),
+    (BENCHMARK, "| decode, 8 sessions", ("decode.json",), decode(8, "llama.cpp, 8 slots: 8 at once")),
+    (BENCHMARK, "| 50 ms away, prose", ("network.json",), network("prose")),
+    (BENCHMARK, "| 50 ms away, facts", ("network.json",), network("person")),
+    (BENCHMARK, "| 20 facts", ("person.json",), person),
+    (BENCHMARK, "| ten presidents", (WHOLE,), authors),
+    (BENCHMARK, "| twelve ways to split", (WHOLE,), compared),
+    (BENCHMARK, "| the 20 facts", (WHOLE,), nearest),
+    (BENCHMARK, "| 8 people", ("many.json",), many_more),
 ]
 
 
-@pytest.mark.parametrize(("row", "file", "figures"), ROWS, ids=[row for row, _, _ in ROWS])
-def test_a_row_says_what_was_measured(row: str, file: str, figures: Callable[[Found], list[str]]) -> None:
-    lines = (ROOT / "README.md").read_text().splitlines()
-    start = next(n for n, line in enumerate(lines) if line.startswith(row))
-    said = lines[start] if row.startswith("|") else " ".join(lines[start : start + 2])
-    (path,) = RESULTS.glob(file)
-    for figure in figures(json.loads(path.read_text())):
+@pytest.mark.parametrize(("page", "row", "files", "figures"), ROWS, ids=[f"{row[0].stem} {row[1]}" for row in ROWS])
+def test_a_row_says_what_was_measured(
+    page: Path, row: str, files: tuple[str, ...], figures: Callable[..., list[str]]
+) -> None:
+    (said,) = (line for line in page.read_text().splitlines() if line.startswith(row))
+    results = []
+    for name in files:
+        (path,) = RESULTS.glob(name)
+        results.append(json.loads(path.read_text()))
+    for figure in figures(*results):
         assert figure in said
+
+
+def test_the_readme_is_short_and_says_its_price() -> None:
+    assert len(TEXT.splitlines()) <= 120
+    table = TEXT.split("## What it gives, and what it costs")[1].split("\n\n")
+    rows = next(part for part in table if part.startswith("| |")).splitlines()[2:]
+    assert len(rows) <= 5
+    assert "learns a quarter to a third of what a LoRA learns of a style" in rows[0]
+    assert "your text passes through the cloud, which keeps none of it" in TEXT
+    assert "private inference" not in TEXT
+
+
+def test_every_part_of_the_benchmark_is_on_its_page() -> None:
+    assert [name for name in PARTS if f"`--part {name}`" not in BENCHMARK.read_text()] == []
+
+
+def shell_lines() -> list[str]:
+    """The readme's lines that begin with sideplug, and such calls in its text."""
+    lines = re.findall(r"^    (sideplug .*)$", TEXT, re.M) + re.findall(r"`(sideplug [a-z][^`]*)`", TEXT)
+    return [line.split("  #")[0].strip() for line in lines]
+
+
+@pytest.mark.parametrize("line", shell_lines())
+def test_a_shell_line_has_arguments_that_its_command_takes(line: str) -> None:
+    """Each is parsed by the command that it calls: its name, its options, how many arguments it has."""
+    command: click.Command = group
+    words = shlex.split(line)[1:]
+    path = "sideplug"
+    context = click.Context(group, info_name=path)
+    while isinstance(command, click.Group):
+        name = words.pop(0)
+        inner = command.get_command(context, name)
+        assert inner is not None, line
+        command, context = inner, click.Context(inner, info_name=name, parent=context)
+        if not words:
+            break
+    if words == ["--engine", "--bits", "--threads"]:  # named together, without values
+        words = ["--engine", ENGINES[0], "--bits", BITS[0], "--threads", "1"]
+    if words:
+        command.parse_args(context, words)
+
+
+def test_the_python_lines_run(
+    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)
+    lines = [line for line in block.splitlines() if line.strip()]
+    assert len(lines) <= 10
+    assert DEFAULT_URL in block
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SIDEPLUG_CACHE", str(tmp_path / "cache"))
+    all_lines = data._lines
+    monkeypatch.setattr(data, "_lines", lambda name: all_lines(name)[:30])  # a tiny model takes seconds for all of them
+    names: dict[str, Any] = {}
+    exec(block.replace(DEFAULT_URL, cloud.url), names)
+    assert names["shapes"] == [(3, cloud.engine.model.width)] * len(names["shapes"])
+    assert names["shapes"]
+    assert (tmp_path / "mill" / "plugin.json").is_file()
+    assert capsys.readouterr().out.count("round trips") == 2
+
+
+def test_the_table_of_models_is_the_engines() -> None:
+    rows = {line.split(" | ")[0]: line for line in TEXT.splitlines() if line.startswith(("| onnx (", "| torch ("))}
+    (onnx,) = (line for name, line in rows.items() if name.startswith("| onnx"))
+    named = {name.strip().lower().replace(" ", "") for name in onnx.split(" | ")[2].split(":")[0].split(",")}
+    assert {family.removesuffix("_text") for family in _FAMILIES} <= named
+    assert all(bits in onnx.split(" | ")[3] for bits in BITS if bits != "auto")
+    assert len(rows) + 1 == len(ENGINES)  # auto is none of its own
+    assert f"`{DEFAULT_MODEL}`" in TEXT

@@ -1,4 +1,4 @@
-"""What a plugin of the made-up person knows, and that it is silent elsewhere: facts, general prompts, near misses.
+"""What a plugin of the made-up person knows, and that it is silent elsewhere: facts, general prompts, hard negatives.
 
 For each number of facts and each width a plugin is trained as a user would, then asked over the wire, greedy, at its
 calibrated gate. A fact is right when the reply holds it word for word.
@@ -74,7 +74,7 @@ def run(model: str, settings: Settings, save: Save) -> Result:
 
 
 def measure(url: str, count: int, width: int, folder: Path, out: Path, settings: Settings) -> dict[str, Any]:
-    """Train a plugin of this width on the person in `folder`, and ask it for facts, general prompts and near misses."""
+    """Train a plugin of this width on the person in `folder`, and ask for facts, general prompts and hard negatives."""
     start = time.perf_counter()
     epochs = settings.epochs or EPOCHS.get(count, 24)
     options = ["--out", out, "--width", width, "--cloud", url, "--epochs", epochs]
