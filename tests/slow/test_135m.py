@@ -21,8 +21,9 @@ import pytest
 from sideplug.bench.sotu import messages
 from sideplug.cloud.engines import Wanted, open_model
 from sideplug.cloud.model.base import Chunk, Model
-from sideplug.cloud.store import DEFAULT, find
+from sideplug.cloud.store import find
 from sideplug.cloud.tokenizer import Tokenizer
+from sideplug.contract.defaults import DEFAULT_MODEL
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
@@ -60,7 +61,7 @@ def served() -> Iterator[dict[str, Any]]:
 
 
 def model(engine: str, bits: str = "auto") -> Model:
-    return open_model(find(DEFAULT), Wanted(engine, bits)).model
+    return open_model(find(DEFAULT_MODEL), Wanted(engine, bits)).model
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +72,13 @@ def texts() -> Path:
 
 @pytest.fixture(scope="module")
 def asked() -> list[list[int]]:
-    tokenizer = Tokenizer(find(DEFAULT).folder)
+    tokenizer = Tokenizer(find(DEFAULT_MODEL).folder)
     return [tokenizer.encode(Prompt.user(text)) for text in PROMPTS]
 
 
 def a_plugin(base: str, seed: int) -> Plugin:
     """Random, and strong enough to change many tokens."""
-    plugin = Plugin.new("ladder", base, DEFAULT, Tap.spread(30, 576), 64, 576, seed)
+    plugin = Plugin.new("ladder", base, DEFAULT_MODEL, Tap.spread(30, 576), 64, 576, seed)
     plugin.trained.params["c"] = (
         np.random.default_rng(seed).normal(0, 0.1, plugin.trained.params["c"].shape).astype(np.float32)
     )
@@ -126,7 +127,7 @@ def test_equalities(served: dict[str, Any], asked: list[list[int]]) -> None:
 
 def test_quality_is_pinned(texts: Path) -> None:
     """Loss and best tokens on a president's prose, against the dequantised weights in float32 through torch."""
-    tokenizer = Tokenizer(find(DEFAULT).folder)
+    tokenizer = Tokenizer(find(DEFAULT_MODEL).folder)
     words = [path.read_text() for path in sorted((texts / "train").glob("*.txt"))]
     encoded = [tokenizer.ids(text)[:512] for text in words][:8]
     judged = {}

@@ -15,10 +15,11 @@ import pytest
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
-from sideplug.device.reconnect import RetryPolicy
+from sideplug.device.address import Address
+from sideplug.device.client import Client
 from sideplug.device.session import Session
 from sideplug.plugins import Plugin
-from tests.conftest import a_link, a_session, free_port, serving
+from tests.conftest import free_port, serving
 from tests.faults import faulty, seeded
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -36,25 +37,23 @@ def port() -> int:
 def plugin(port: int) -> Iterator[Plugin]:
     """Of the default shape; its corrections change some tokens. A cloud is there as long as it is."""
     with serving(port):
-        link = a_link(f"ws://127.0.0.1:{port}")
-        model = a_session(link).model
+        model = Client.at(f"ws://127.0.0.1:{port}").model()
         made = Plugin.new(
             "ladder", model.fingerprint, model.name, Tap.spread(model.blocks, model.width), 128, model.width
         )
         rng = np.random.default_rng(1)
-        for name, value in made.params.items():
-            made.params[name] = (value + rng.normal(0, 0.02, value.shape)).astype(np.float32)
-        link.close()
+        params = made.trained.params
+        for name, value in params.items():
+            params[name] = (value + rng.normal(0, 0.02, value.shape)).astype(np.float32)
         yield made
 
 
 def a_session(url: str, plugin: Plugin) -> Session:
-    connect = lambda: a_link(url)  # noqa: E731
-    return a_session(connect(), plugin, connect=connect, retry=RetryPolicy(120.0))
+    return Client(Address(url, retry_s=120.0)).connect(plugin)
 
 
 def text(session: Session, prompt: Prompt = PROMPT) -> str:
-    return "".join(piece.text for piece in session.generate(prompt, TOKENS, SAMPLED))
+    return session.generate(prompt, TOKENS, SAMPLED).text
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def want(port: int, plugin: Plugin) -> str:
     session = a_session(f"ws://127.0.0.1:{port}", plugin)
     found = text(session)
     assert session.usage.plugin_tokens > 10
-    session.link.close()
+    session.close()
     return found
 
 
@@ -71,10 +70,10 @@ def test_through_a_network_that_fails(port: int, plugin: Plugin, want: str, seed
     with faulty(f"ws://127.0.0.1:{port}", seeded(seed, connections=4, seconds=0.5)) as proxy:
         session = a_session(proxy.url, plugin)
         assert text(session) == want
-        session.link.close()
+        session.close()
 
 
-def test_the_next_turn_is_the_same_whether_the_first_was_kept(port: int, plugin: Plugin, want: str) -> None:
+def test_the_next_turn_is_the_same_whether_the_first_was_cached(port: int, plugin: Plugin, want: str) -> None:
     """And quick: only the new is run. A cloud that forgets at once gives the same text."""
     said = [
         *(PROMPT.messages or ()),
@@ -84,15 +83,15 @@ def test_the_next_turn_is_the_same_whether_the_first_was_kept(port: int, plugin:
     prompt = Prompt(messages=tuple(said))
     session = a_session(f"ws://127.0.0.1:{port}", plugin)
     assert text(session) == want
-    kept = text(session, prompt)
-    assert session.usage.kept > 20
-    session.link.close()
+    cached = text(session, prompt)
+    assert session.usage.cached > 20
+    session.close()
     other = free_port()
     with serving(other, "--keep-seconds", "0"):
         session = a_session(f"ws://127.0.0.1:{other}", plugin)
-        assert text(session, prompt) == kept
-        assert session.usage.kept == 0
-        session.link.close()
+        assert text(session, prompt) == cached
+        assert session.usage.cached == 0
+        session.close()
 
 
 @pytest.mark.parametrize(("number", "bits"), [(signal.SIGKILL, "8"), (signal.SIGTERM, "8"), (signal.SIGKILL, "4")])
@@ -120,4 +119,4 @@ def test_a_cloud_that_is_stopped_in_a_reply(plugin: Plugin, number: int, bits: s
                 process = stack.enter_context(serving(port, "--bits", bits))
             else:
                 assert session.usage.resumed == 1
-        session.link.close()
+        session.close()
