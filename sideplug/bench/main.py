@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sideplug import __version__
 from sideplug.bench import tasks
 from sideplug.bench.cells import Cells
 from sideplug.bench.measures import short
@@ -28,6 +27,7 @@ from sideplug.bench.systems import BY_NAME
 from sideplug.bench.tasks import Task
 from sideplug.cloud.store import find
 from sideplug.contract.errors import InputError, Stopped
+from sideplug.contract.version import __version__
 from sideplug.paths import cache_dir
 from sideplug.readers import read as read_examples
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import click
 
-from sideplug import __version__
 from sideplug.cli import session
 from sideplug.contract.defaults import DEFAULT_MODEL, DEFAULT_URL
+from sideplug.contract.version import __version__
 
 __all__ = ["DEFAULT_MODEL", "DEFAULT_URL"]  # for commands that have nothing else of contract/defaults
 

@@ -22,7 +22,6 @@ from typing import Any
 
 import msgspec
 
-from sideplug import __version__
 from sideplug.cloud.access import RETRY_S, AccessControl
 from sideplug.cloud.engine import Engine
 from sideplug.cloud.host import EngineThread, Limits, Shared
@@ -34,6 +33,7 @@ from sideplug.cloud.store import Base
 from sideplug.cloud.token_bucket import TokenBuckets
 from sideplug.contract.errors import Busy, Unauthorized
 from sideplug.contract.frames import ModelInfo
+from sideplug.contract.version import __version__
 from sideplug.contract.wire import MODEL_PATH, PATH
 
 WATCH_S = 1.0  # how often sessions, queue and prefix cache are looked after

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from sideplug import __version__
 from sideplug.contract.errors import CloudError, ProtocolError, SideplugError, WrongBase
 from sideplug.contract.frames import Frame, ModelInfo, Open, Opened
 from sideplug.contract.gate import pack_gates
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
+from sideplug.contract.version import __version__
 from sideplug.device.link import Link
 from sideplug.device.reconnect import RetryPolicy
 from sideplug.device.reply import Channel, DecodeOptions, Reply, Usage

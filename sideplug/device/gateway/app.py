@@ -32,9 +32,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sideplug import __version__
 from sideplug.contract.errors import InputError, SideplugError, TooLong, UnknownModel
 from sideplug.contract.frames import ModelInfo
+from sideplug.contract.version import __version__
 from sideplug.device import audit
 from sideplug.device.address import Address
 from sideplug.device.gateway import openai_api
