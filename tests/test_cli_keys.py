@@ -117,7 +117,7 @@ def test_a_file_of_ones_own(run: Run, home: Path, tmp_path: Path) -> None:
         (["serve", "--tls-self", "--host", "mühle", "--keys", "good"], "a certificate can't be made for 'mühle'"),
         (["generate", "hi", "--pin", "x"], "a pin must look like sha256:"),
         (["chat", "--cloud", "wss://h", "--pin", "sha256:0"], "a pin must look like sha256:"),
-        (["generate", "hi", "--pin", "sha256:" + "0" * 64], "a pin is of a certificate"),
+        (["generate", "hi", "--pin", "sha256:" + "0" * 64], "a pin needs a certificate"),
         (["gateway", "--pin", "x"], "a pin must look like sha256:"),
         (
             ["generate", "hi", "--cloud", "ws://h", "--cloud-key", "sp-a-b"],

@@ -1,6 +1,6 @@
-"""Where the cloud is, what shows that it is the right one, and what shows it that we may come in.
+"""A cloud's address: its URL, the certificate that the device trusts, and the key that the device sends.
 
-It knows TLS, and no WebSocket. Test: pytest tests/device/test_link.py
+It knows HTTP and TLS, and does not know WebSockets or frames. Test: pytest tests/device/test_link.py
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from sideplug.paths import local_key_file
 from sideplug.sockets import LOOPBACK
 
 KEY = re.compile(r"[\x21-\x7e]{1,1024}")
-MAX_SENTENCE = 300  # characters of a refusal that are shown
+MAX_REASON = 300  # characters of a refusal's reason that are shown
 PIN = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a cloud is, and what both sides show each other.
+    """The address of a cloud, and how the two sides identify themselves.
 
-    ca: a PEM file to trust beside the system's. key: "" for none; on this very machine the key that the cloud left here
-    is used then. pin: `sha256:` and the hex SHA-256 of the server's certificate (DER), which is then all that is
-    trusted: no authority, no name. retry_s: how long to try again when a connection breaks; 0: not at all.
+    ca: a PEM file of authorities to trust besides the system's. key: "" for none; for a cloud on this machine, the key
+    that `sideplug serve` left here is used then. pin: `sha256:` and the hex SHA-256 of the server's certificate (DER);
+    then the device trusts this certificate only, and checks neither authority nor name. retry_s: seconds to keep
+    reconnecting when a connection breaks; 0: do not reconnect.
 
-    Raises InputError where these can't be used, or would send a key in the clear.
+    Raises InputError for values that can't be used, or that would send a key unencrypted.
 
     >>> sideplug.Address("wss://mill.example:8765", key="sp-7f").endpoint
     'wss://mill.example:8765/v1/session'
@@ -58,7 +59,7 @@ class Address:
         if self.pin and not PIN.fullmatch(self.pin.lower()):
             raise InputError(f"a pin must look like sha256: and 64 hex digits, got {self.pin[:80]!r}")
         if self.pin and self.scheme == "ws":
-            raise InputError(f"a pin is of a certificate, and {self.url} has none: give a wss:// address")
+            raise InputError(f"a pin needs a certificate, and {self.url} has none: give a wss:// address")
         if self.key and not KEY.fullmatch(self.key):
             raise InputError("the cloud's key must be one word of ASCII letters, digits and signs, like sp-…")
         if self.key and self.scheme == "ws" and not self.is_local:
@@ -66,33 +67,33 @@ class Address:
 
     @property
     def host(self) -> str:
-        """The host's name; "" for what is no address."""
+        """Return the host's name, or "" if `url` is not a valid address."""
         try:
             parts = urlsplit(self.url)
             return parts.hostname or "" if parts.port != 0 else ""
-        except ValueError:  # a port that is none, say
+        except ValueError:  # for example a port that is no number
             return ""
 
     @property
     def scheme(self) -> str:
-        """ws or wss; anything else can't be used."""
+        """Return the WebSocket scheme, ws or wss; any other value means that `url` can't be used."""
         scheme = urlsplit(self.url).scheme if self.host else ""
         return {"http": "ws", "https": "wss"}.get(scheme, scheme)
 
     @property
     def is_local(self) -> bool:
-        """Whether it is this very machine."""
+        """Return whether the cloud is on this machine."""
         return self.host in LOOPBACK
 
     @property
     def endpoint(self) -> str:
-        """The WebSocket's URL."""
+        """Return the URL of the WebSocket."""
         parts = urlsplit(self.url)
         return f"{self.scheme}://{parts.netloc}{PATH if parts.path in ('', '/') else parts.path}"
 
     @property
     def bearer(self) -> str:
-        """The key to show; "" for none."""
+        """Return the key to send, or "" for none."""
         if self.key or not self.is_local:
             return self.key
         with contextlib.suppress(OSError, ValueError):
@@ -101,7 +102,7 @@ class Address:
         return ""
 
     def tls(self) -> ssl.SSLContext | None:
-        """The TLS settings; None for ws."""
+        """Return the TLS settings, or None for ws."""
         if self.scheme == "ws":
             return None
         if self.pin:
@@ -112,16 +113,16 @@ class Address:
         return context
 
 
-def sentence(body: bytes) -> str:
-    """Why a cloud refuses, from the JSON of its answer, on one line; "" where it is none."""
-    said = ""
+def refusal_reason(body: bytes) -> str:
+    """Return on one line why a cloud refuses, from the JSON body of its response; "" if it is something else."""
+    reason = ""
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-        said = str(json.loads(body)["error"])
-    return " ".join("".join(c if c.isprintable() else " " for c in said)[:MAX_SENTENCE].split())
+        reason = str(json.loads(body)["error"])
+    return " ".join("".join(c if c.isprintable() else " " for c in reason)[:MAX_REASON].split())
 
 
 def get(address: Address, path: str, timeout_s: float = 10.0) -> str:
-    """What the cloud says at a plain path, `/metrics` say. Raises Unreachable, Unauthorized, CloudError."""
+    """Return the body of the cloud's response to GET `path`. Raises Unreachable, Unauthorized, CloudError."""
     url = f"{'https' if address.scheme == 'wss' else 'http'}://{urlsplit(address.url).netloc}{path}"
     headers = {"Authorization": f"Bearer {address.bearer}"} if address.bearer else {}
     handlers: list[Any] = [urllib.request.HTTPSHandler(context=address.tls())] if address.scheme == "wss" else []
@@ -133,28 +134,28 @@ def get(address: Address, path: str, timeout_s: float = 10.0) -> str:
             return str(answer.read().decode())
     except urllib.error.HTTPError as error:
         kind = Unauthorized if error.code == 401 else CloudError
-        raise kind(sentence(error.read(1000)) or f"{url} says HTTP {error.code}") from error
+        raise kind(refusal_reason(error.read(1000)) or f"{url} says HTTP {error.code}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, Unreachable):
             raise reason from error
-        raise nobody(address.url, reason) from error
+        raise unreachable(address.url, reason) from error
 
 
-def nobody(url: str, reason: object) -> Unreachable:
-    """The error of an address at which no cloud answers."""
+def unreachable(url: str, reason: object) -> Unreachable:
+    """Return the error for an address at which no cloud answers."""
     why = getattr(reason, "strerror", None) or reason or "no answer"
     hint = "start one with sideplug serve, or give its --cloud address"
     return Unreachable(f"no cloud answers at {url} ({why}): {hint}")
 
 
 def _pinned(pin: str, url: str) -> ssl.SSLContext:
-    """TLS that trusts one certificate and nothing else, and says so before a byte of ours is sent."""
+    """Return TLS settings that trust one certificate only; the handshake checks it before the device sends any data."""
 
     def check(socket: Any) -> None:
-        found = f"sha256:{hashlib.sha256(socket.getpeercert(binary_form=True) or b'').hexdigest()}"
-        if not hmac.compare_digest(found, pin):
-            raise Unreachable(f"the certificate of {url} is {found}, and not {pin}, which --pin asks for")
+        fingerprint = f"sha256:{hashlib.sha256(socket.getpeercert(binary_form=True) or b'').hexdigest()}"
+        if not hmac.compare_digest(fingerprint, pin):
+            raise Unreachable(f"the certificate of {url} is {fingerprint}, and not {pin}, which --pin asks for")
 
     class PinnedSocket(ssl.SSLSocket):
         def do_handshake(self, block: bool = False) -> None:
@@ -165,7 +166,7 @@ def _pinned(pin: str, url: str) -> ssl.SSLContext:
                 self.close()
                 raise
 
-    class PinnedObject(ssl.SSLObject):  # what TLS inside of TLS is made of (a proxy's)
+    class PinnedObject(ssl.SSLObject):  # used for TLS inside TLS, through a proxy
         def do_handshake(self) -> None:
             super().do_handshake()
             check(self)

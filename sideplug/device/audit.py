@@ -1,9 +1,9 @@
-"""What left this device and what came: read off the very messages that a session sent and received, byte for byte.
+"""The audit reports what left this device and what came to it, from the messages that a session sent and received.
 
-A transcript is a row of messages, `>` before each that went up and `<` before each that came down, as they stood on the
-wire (docs/WIRE.md). The report says, by kind, each field's bytes; whether all bytes are accounted for; what text the
-cloud saw; and whether any of the plugin's parameters is among what went up. It does not know who sent the messages.
-Test: pytest tests/device/test_audit.py
+A transcript is the sequence of these messages as they were on the wire (docs/WIRE.md), with `>` before each that went
+up and `<` before each that came down. The report has the bytes of each field by kind of message, whether fields explain
+all bytes, how much text the cloud saw, and whether any of the plugin's parameters went up. It does not know who sent
+the messages. Test: pytest tests/device/test_audit.py
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UP, DOWN = ">", "<"
 
 
 class Recorder:
-    """Appends messages to a file that only its owner can read: it holds the person's words."""
+    """Appends messages to a file, which only its owner can read because it holds the person's words."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -37,6 +37,7 @@ class Recorder:
             raise Stopped(f"the transcript {path} can't be written: {error.strerror or error}") from error
 
     def __call__(self, direction: str, message: bytes) -> None:
+        """Append one message. Raises Stopped."""
         try:
             self._file.write(direction.encode() + message)
         except OSError as error:
@@ -70,7 +71,7 @@ class Recent:
 
 
 def read(path: Path) -> Iterator[tuple[str, bytes]]:
-    """A transcript's messages. Raises DataError for a file that is none, or is cut off."""
+    """Yield a transcript's messages. Raises DataError for a file that is no transcript or is cut off."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -93,8 +94,8 @@ def read(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 @dataclass
-class Row:
-    """All messages of one kind in one direction: how many, their bytes, and each field's and tensor's."""
+class KindTotals:
+    """All messages of one kind in one direction: their number, their bytes, and the bytes of each field and tensor."""
 
     frames: int = 0
     bytes: int = 0
@@ -102,48 +103,49 @@ class Row:
 
     @property
     def accounted(self) -> int:
-        """Bytes that fields and tensors explain."""
+        """Return the bytes that fields and tensors explain."""
         return self.parts.total()
 
 
 @dataclass
 class Report:
-    """`rows` by (direction, kind). `text`: what of the person's words the cloud saw, in characters (ids: a count)."""
+    """What was found in a sequence of messages. rows: totals by (direction, kind). text: how much of the person's words
+    the cloud saw, in characters or token ids, by what it is."""
 
-    rows: dict[tuple[str, str], Row] = field(default_factory=dict)
+    rows: dict[tuple[str, str], KindTotals] = field(default_factory=dict)
     text: Counter[str] = field(default_factory=Counter)
-    found: list[str] = field(default_factory=list)  # parameters that went up; it must stay empty
-    parameters: int = 0  # that were looked for; 0: no plugin was given
+    leaked: list[str] = field(default_factory=list)  # names of tensors of which a part went up; it must stay empty
+    parameters: int = 0  # how many parameters were searched for; 0: no plugin was given
 
     @property
     def up_bytes(self) -> int:
-        """Bytes that left the device."""
+        """Return the bytes that left the device."""
         return sum(row.bytes for (direction, _), row in self.rows.items() if direction == UP)
 
     @property
     def unaccounted(self) -> int:
-        """Bytes that no field explains."""
+        """Return the bytes that no field explains."""
         return sum(row.bytes - row.accounted for row in self.rows.values())
 
     @property
     def clean(self) -> bool:
-        """Whether nothing was in it that must not be."""
-        return not self.found and not self.unaccounted
+        """Return whether no parameter went up and fields explain all bytes."""
+        return not self.leaked and not self.unaccounted
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain values."""
+        """Return the report as plain values."""
         rows = [
             {"direction": "up" if direction == UP else "down", "kind": kind, "frames": row.frames, "bytes": row.bytes}
             | {"parts": dict(row.parts)}
             for (direction, kind), row in self.rows.items()
         ]
-        about = {"text": dict(self.text), "found": self.found, "parameters_looked_for": self.parameters}
-        return {"rows": rows, **about, "unaccounted_bytes": self.unaccounted, "clean": self.clean}
+        text = {"text": dict(self.text), "found": self.leaked, "parameters_looked_for": self.parameters}
+        return {"rows": rows, **text, "unaccounted_bytes": self.unaccounted, "clean": self.clean}
 
     def lines(self) -> Iterator[str]:
-        """For a person to read."""
+        """Yield the lines of the report for a person."""
         for direction, title in ((UP, "What left this device"), (DOWN, "What came to it")):
-            rows = {kind: row for (way, kind), row in self.rows.items() if way == direction}
+            rows = {kind: row for (each, kind), row in self.rows.items() if each == direction}
             total, frames = (sum(getattr(row, name) for row in rows.values()) for name in ("bytes", "frames"))
             yield f"{title}: {total:,} bytes in {frames:,} messages"
             for kind, row in rows.items():
@@ -161,40 +163,40 @@ class Report:
         )
         yield "No gradient: nothing that the wire's table allows could carry one, and nothing else was sent."
         if not self.parameters:
-            yield "Whether a parameter of your plugin was among it was not looked at: give --plugin."
-        elif self.found:
-            yield f"PARAMETERS OF YOUR PLUGIN WENT UP: {', '.join(self.found)}."
+            yield "Your plugin's parameters were not searched for in it: give --plugin."
+        elif self.leaked:
+            yield f"PARAMETERS OF YOUR PLUGIN WENT UP: {', '.join(self.leaked)}."
         else:
-            yield f"None of your plugin's {self.parameters:,} parameters was among it; of the gate, the weights go up."
+            yield f"None of your plugin's {self.parameters:,} parameters was among it; of its gate, the weights go up."
 
 
 def report(messages: Iterable[tuple[str, bytes]], plugin: Plugin | None = None) -> Report:
-    """What these messages are. With a plugin, its parameters are looked for in all that went up. Raises DataError."""
-    made = Report(parameters=plugin.size if plugin else 0)
+    """Return the report of these messages. The parameters of `plugin` are searched for in them. Raises DataError."""
+    result = Report(parameters=plugin.size if plugin else 0)
     search = Search(plugin) if plugin else None
     for number, (direction, message) in enumerate(messages, 1):
         try:
             frame = decode(message)
         except ProtocolError as error:
             raise DataError(f"message {number} of the transcript is damaged: {error}") from error
-        row = made.rows.setdefault((direction, frame.kind.name), Row())
+        row = result.rows.setdefault((direction, frame.kind.name), KindTotals())
         row.frames += 1
         row.bytes += len(message)
         row.parts.update(_parts(frame, message))
-        made.text.update(_text(direction, frame))
+        result.text.update(_text(direction, frame))
         if direction == UP and search:
-            made.found += [name for name in search.in_message(message) if name not in made.found]
-    return made
+            result.leaked += [name for name in search.in_message(message) if name not in result.leaked]
+    return result
 
 
 def _parts(frame: Frame, message: bytes) -> dict[str, int]:
-    """Bytes of the header, of each control field with its name, and of each tensor: they must add up to the message."""
+    """Return a message's bytes by part: header, each control field with its name, each tensor. They sum to its size."""
     fields = {name: _size(name) + _size(value) for name, value in control_of(frame).items()}
     tensors = tensors_of(frame)
     listing = [[name, t.dtype.str[1:], list(t.shape)] for name, t in tensors.items()]
     shapes = _size("t") + _size(listing) if listing else 0
-    fixed = message[HEADER_BYTES] >> 4 == 8  # else a map with room for more fields than it has: two bytes longer
-    envelope = HEADER_BYTES + (1 if fixed else 3)  # the map's own bytes
+    fixed = message[HEADER_BYTES] >> 4 == 8  # else it is a map 16, whose prefix is two bytes longer
+    envelope = HEADER_BYTES + (1 if fixed else 3)  # the header and the map's prefix
     sizes = {f"{name} (numbers)": tensor.nbytes for name, tensor in tensors.items()}
     return {**fields, **sizes, "shapes": shapes, "header": envelope}
 
@@ -204,7 +206,7 @@ def _size(value: object) -> int:
 
 
 def _text(direction: str, frame: Frame) -> dict[str, int]:
-    """What of the person's words is in it."""
+    """Return how much of the person's words a frame contains, by what it is."""
     if direction == DOWN:
         return {"characters of replies (it wrote them)": len(frame.text)} if isinstance(frame, Tokens) else {}
     sizes: Counter[str] = Counter()
@@ -224,9 +226,9 @@ def _text(direction: str, frame: Frame) -> dict[str, int]:
 
 
 class Search:
-    """Finds a plugin's parameters in a message: any two neighbours as float32, any four as float16.
+    """Finds a plugin's parameters in a message: any two consecutive ones as float32, or any four as float16.
 
-    Eight bytes by chance alike are one in 10^19; runs of one value (zeros, say) tell nothing and are passed over.
+    Eight bytes are equal by chance once in 10^19. Runs of one value (zeros, for example) prove nothing and are skipped.
     """
 
     def __init__(self, plugin: Plugin) -> None:
@@ -246,15 +248,15 @@ class Search:
                 for start in range(window):
                     part = values[start : start + (len(values) - start) // window * window]
                     rows = part.reshape(-1, window)
-                    told = rows[(rows != rows[:, :1]).any(axis=1)]
-                    words.append(np.ascontiguousarray(told).view("<u8").ravel())
+                    varied = rows[(rows != rows[:, :1]).any(axis=1)]
+                    words.append(np.ascontiguousarray(varied).view("<u8").ravel())
                     names.append(np.full(len(words[-1]), number, np.int16))
-        found, whose = np.concatenate(words), np.concatenate(names)
-        order = np.argsort(found)
-        self._words, self._whose = found[order], whose[order]
+        all_words, owners = np.concatenate(words), np.concatenate(names)
+        order = np.argsort(all_words)
+        self._words, self._owners = all_words[order], owners[order]  # ascending words, and the tensor of each
 
     def in_message(self, message: bytes) -> list[str]:
-        """Names of the tensors that a part of is in there."""
+        """Return the names of the tensors of which a part is in the message."""
         hits: set[int] = set()
         for offset in range(8):
             size = (len(message) - offset) // 8 * 8
@@ -262,5 +264,5 @@ class Search:
                 break
             seen = np.frombuffer(message, "<u8", size // 8, offset)
             at = np.minimum(np.searchsorted(self._words, seen), len(self._words) - 1)
-            hits.update(self._whose[at[self._words[at] == seen]].tolist())
+            hits.update(self._owners[at[self._words[at] == seen]].tolist())
         return [self._names[number] for number in sorted(hits)]

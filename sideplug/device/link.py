@@ -1,7 +1,7 @@
-"""The device's end of the wire: one WebSocket, frames in order, every byte counted.
+"""A link: the device's end of the connection to a cloud. It sends and receives frames and counts their bytes.
 
-The network is two methods, `send` and `receive`; a test swaps the link for one without a socket. It does not know what
-frames mean. Test: pytest tests/device/test_link.py
+Two methods are the whole network, `send` and `receive`, so a test can replace the link by one without a socket. It does
+not know what frames mean. Test: pytest tests/device/test_link.py
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from websockets.sync.client import ClientConnection, connect
 from sideplug.contract.errors import Busy, CloudError, InputError, Unauthorized, Unreachable, from_wire
 from sideplug.contract.frames import Error, Frame
 from sideplug.contract.wire import MAX_FRAME_BYTES, decode, encode
-from sideplug.device.address import Address, nobody, sentence
+from sideplug.device.address import Address, refusal_reason, unreachable
 
 Record = Callable[[str, bytes], None]  # (">" up or "<" down, message)
 CONNECT_TIMEOUT_S = 10.0
 REPLY_TIMEOUT_S = 300.0
-PING_S, PONG_S = 10.0, 20.0  # a connection whose other end is gone is found so
-CLOSE_S = 2.0  # for its goodbye
-log = logging.getLogger("sideplug.link")  # of websockets: what it says of a line that breaks is no news for a user
+PING_S, PONG_S = 10.0, 20.0  # a cloud that does not answer a ping within PONG_S is taken to be gone
+CLOSE_S = 2.0  # how long to wait for the other side's closing handshake
+log = logging.getLogger("sideplug.link")  # of websockets: users see our errors instead
 log.addHandler(logging.NullHandler())
 
 
 class Link(Protocol):
-    """Frames down and up; `down` and `up` count the bytes of each kind's messages (without TCP and TLS)."""
+    """Sends and receives frames. down, up: bytes of messages by kind, without the overhead of TCP and TLS."""
 
     down: Counter[str]
     up: Counter[str]
@@ -42,25 +42,25 @@ class Link(Protocol):
         ...
 
     def receive(self, timeout_s: float = REPLY_TIMEOUT_S) -> Frame:
-        """The next frame. Raises what an ERROR says, and CloudError."""
+        """Return the next frame. Raises the error that an ERROR frame carries, and CloudError."""
         ...
 
     def arrived(self) -> Frame | None:
-        """The next frame, if it is there already."""
+        """Return the next frame if it has arrived already, else None. Raises as `receive`."""
         ...
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         ...
 
 
 def _refusal(url: str, response: Response) -> CloudError:
-    """What a server that gave no session says, in its own sentence where it has one."""
+    """Return the error for an HTTP response that is no session, with the server's own reason if it gives one."""
     kinds: dict[int, type[CloudError]] = {401: Unauthorized, 429: Busy, 503: Busy}
     kind = kinds.get(response.status_code)
     if kind is None:
         return Unreachable(f"{url} answers, but is no sideplug cloud: it says HTTP {response.status_code}")
-    error = kind(sentence(bytes(response.body or b"")) or f"{url} says HTTP {response.status_code}")
+    error = kind(refusal_reason(bytes(response.body or b"")) or f"{url} says HTTP {response.status_code}")
     wait = response.headers.get("Retry-After", "")
     if isinstance(error, Busy) and wait.isdigit():
         error.retry_s = float(wait[:6])
@@ -82,7 +82,7 @@ class WebSocketLink:
 
     @classmethod
     def open(cls, address: Address, record: Record | None = None) -> WebSocketLink:
-        """`record` hears (">" or "<", message) of all that passes.
+        """Connect to a cloud. `record` is called with (">" or "<", message) for each message.
 
         Raises Unreachable, Unauthorized, Busy, or InputError (an address that no connection can be made to).
         """
@@ -114,11 +114,11 @@ class WebSocketLink:
         except InvalidHandshake as error:
             raise Unreachable(f"{url} answers, but is no sideplug cloud: {error}") from error
         except (OSError, TimeoutError, EOFError, ConnectionClosed) as error:
-            raise nobody(url, error) from error
+            raise unreachable(url, error) from error
         return cls(connection, url, closing, record)
 
     def send(self, frame: Frame) -> None:
-        """Raises CloudError when the connection is gone."""
+        """Send a frame. Raises CloudError when the connection is lost."""
         message = encode(frame, self._sent)
         self._sent += 1
         try:
@@ -129,7 +129,7 @@ class WebSocketLink:
         self.up[frame.kind.name] += len(message)
 
     def receive(self, timeout_s: float = REPLY_TIMEOUT_S) -> Frame:
-        """The next frame. Raises what an ERROR frame says, CloudError when the connection is gone or silent."""
+        """Return the next frame. Raises the error of an ERROR frame, and CloudError if the cloud is gone or silent."""
         try:
             return self._receive(timeout_s)
         except TimeoutError as error:
@@ -143,7 +143,7 @@ class WebSocketLink:
             return None
 
     def _receive(self, timeout_s: float) -> Frame:
-        """Raises TimeoutError too."""
+        """Return the next frame. Raises as `receive`, and TimeoutError."""
         try:
             message = self._connection.recv(timeout_s)
         except TimeoutError:
@@ -161,7 +161,7 @@ class WebSocketLink:
         return frame
 
     def _gone(self, error: Exception) -> CloudError:
-        """Why the connection ended: the ERROR frame that may still lie unread says it best."""
+        """Return why the connection ended, or raise the error of an ERROR frame that was not read yet."""
         try:
             while True:
                 frame = decode(self._connection.recv(0))  # type: ignore[arg-type]

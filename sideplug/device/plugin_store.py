@@ -1,4 +1,4 @@
-"""The plugins of this device, by name: a folder of plugin folders, and single folders from elsewhere.
+"""The plugin store: this device's plugins by name, in one folder, and single plugin folders from elsewhere.
 
 A plugin is loaded when it is first needed and kept in memory until its file changes. A deleted plugin is gone for the
 next request, while a reply in progress ends with the plugin that it began with. The store does not know the network.
@@ -7,15 +7,16 @@ Test: pytest tests/device/test_plugin_store.py
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from sideplug.contract.errors import InputError, PluginError, Stopped, UnknownModel
-from sideplug.paths import write_aside
+from sideplug.paths import write_aside, writing
 from sideplug.plugins import Plugin, sealed_file
 from sideplug.plugins.file import PART, SUFFIX, is_plugin, is_sealed, part_files
 
@@ -32,8 +33,10 @@ class Entry:
 
 
 class PluginStore:
-    """`root` holds what is made and imported here; `others` are plugin folders elsewhere, which are used but not
-    changed. `passphrase` is called with a sealed plugin's name."""
+    """The plugins in `root`, where new and imported ones go, and those in `others`, folders that are read only.
+
+    passphrase: called with a sealed plugin's name.
+    """
 
     def __init__(
         self, root: Path, others: Iterable[Path] = (), passphrase: Callable[[str], str] = lambda name: ""
@@ -67,11 +70,11 @@ class PluginStore:
             raise UnknownModel(f"the plugin {name!r} has just been deleted") from None
         version = tuple(n for status in statuses for n in (status.st_ino, status.st_mtime_ns, status.st_size))
         with self._lock:
-            kept = self._loaded.get(entry.folder)
-            if kept is None or kept[0] != version:
-                kept = version, Plugin.load(entry.folder, lambda: self._passphrase(name))
-                self._loaded[entry.folder] = kept
-            return kept[1]
+            loaded = self._loaded.get(entry.folder)
+            if loaded is None or loaded[0] != version:
+                loaded = version, Plugin.load(entry.folder, lambda: self._passphrase(name))
+                self._loaded[entry.folder] = loaded
+            return loaded[1]
 
     def new_folder(self, name: str) -> Path:
         """Return where a new plugin of this name would go. Raises InputError for a malformed or taken name."""
@@ -83,13 +86,15 @@ class PluginStore:
 
     def rename(self, name: str, new: str) -> None:
         """Rename a plugin. Raises UnknownModel, InputError, Stopped (the disk)."""
-        entry, target = self._own(name), self.new_folder(new)
-        _on_disk(lambda: entry.folder.rename(target), f"{name} could not be renamed")
+        entry, target = self._changeable(name), self.new_folder(new)
+        with _stopping(f"{name} could not be renamed"):
+            entry.folder.rename(target)
 
     def delete(self, name: str) -> None:
         """Delete a plugin with its tape and its checkpoints. Raises UnknownModel, InputError, Stopped (the disk)."""
-        entry = self._own(name)
-        _on_disk(lambda: shutil.rmtree(entry.folder), f"{name} could not be deleted")
+        entry = self._changeable(name)
+        with _stopping(f"{name} could not be deleted"):
+            shutil.rmtree(entry.folder)
 
     def export(self, name: str, passphrase: str = "") -> bytes:
         """Return the plugin as one file, without its tape; sealed where there is a passphrase. Raises PluginError,
@@ -97,7 +102,7 @@ class PluginStore:
         return sealed_file.seal(self.load(name).to_bytes(), passphrase)
 
     def import_(self, name: str, file: bytes, passphrase: str = "") -> Plugin:
-        """Save what another device exported as a plugin of this name, and return it. Raises PluginError, InputError."""
+        """Save another device's plugin file under this name; return the plugin. Raises PluginError, InputError."""
         folder = self.new_folder(name)
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} holds something else, perhaps of a stopped training: give another name")
@@ -109,25 +114,25 @@ class PluginStore:
         """Return whether the plugin lies in `root`, so that it may be renamed and deleted. Raises UnknownModel."""
         return self.find(name).folder.parent == self.root
 
-    def _own(self, name: str) -> Entry:
+    def _changeable(self, name: str) -> Entry:
         entry = self.find(name)
         if not self.is_own(name):
-            raise InputError(f"{name} lies outside the shelf, in {entry.folder}: it is not touched from here")
+            raise InputError(f"{name} lies outside the plugin store, in {entry.folder}: change it there")
         return entry
 
 
 def lock(folder: Path, passphrase: str) -> None:
     """Seal a plugin's folder: the plugin, its tape and its checkpoints.
 
-    The plugin itself is sealed last, so that after a full disk the same call with the same passphrase goes on. Raises
-    PluginError, InputError, Stopped; nothing is lost then.
+    Its main file is sealed last, so that after a full disk the same call with the same passphrase can finish the work.
+    Raises PluginError, InputError, Stopped; nothing is lost then.
     """
     if not passphrase:
         raise InputError("a passphrase must not be empty")
     parts = part_files(folder)
     if all(path.suffix == SUFFIX for path in parts):
         raise PluginError(f"there is no open plugin in {folder} that could be sealed")
-    for path in folder.rglob("*" + SUFFIX):  # sealed by a call that was cut short: there must not be two passphrases
+    for path in folder.rglob("*" + SUFFIX):  # of a call that was cut short: its passphrase must be this one
         sealed_file.unseal(path.read_bytes(), passphrase)
     plain = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".tape"))
     for path in sorted(plain, key=lambda path: (path.name == PART, path)):
@@ -135,9 +140,9 @@ def lock(folder: Path, passphrase: str) -> None:
 
 
 def unlock(folder: Path, passphrase: str) -> None:
-    """Undo lock(), the plugin itself last too.
+    """Undo lock(); the plugin's main file is opened last too.
 
-    Raises PluginError (wrong passphrase, damaged, altered), and has changed nothing then.
+    Raises PluginError (wrong passphrase, damaged, altered); nothing is changed then.
     """
     if not is_sealed(folder):
         raise PluginError(f"there is no sealed plugin in {folder}")
@@ -146,13 +151,16 @@ def unlock(folder: Path, passphrase: str) -> None:
         _replace(path, path.with_name(path.name.removesuffix(SUFFIX)), data)
 
 
-def _replace(path: Path, by: Path, data: bytes) -> None:
-    _on_disk(lambda: write_aside(by, data), f"{by} could not be written")
+def _replace(path: Path, new: Path, data: bytes) -> None:
+    with writing(new):
+        write_aside(new, data)
     path.unlink()
 
 
-def _on_disk(work: Callable[[], object], otherwise: str) -> None:
+@contextlib.contextmanager
+def _stopping(sentence: str) -> Iterator[None]:
+    """Raise Stopped where the block raises OSError."""
     try:
-        work()
+        yield
     except OSError as error:
-        raise Stopped(f"{otherwise}: {error.strerror or error}") from error
+        raise Stopped(f"{sentence}: {error.strerror or error}") from error

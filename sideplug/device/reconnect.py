@@ -1,7 +1,6 @@
-"""Reconnecting to a cloud that was lost: attempts with growing pauses, for a limited time.
+"""The retry policy: how a device reconnects to a lost cloud, with growing pauses and for a limited time.
 
-It does not know what is said over the connection, nor how far a text was: see reply.
-Test: pytest tests/test_resume.py
+It does not know frames, nor how far a reply had got: see reply. Test: pytest tests/test_resume.py
 """
 
 from __future__ import annotations
@@ -14,41 +13,41 @@ from typing import TypeVar
 
 from sideplug.contract.errors import Busy, CloudError, ProtocolError, SideplugError
 
-FIRST_S, LONGEST_S = 0.05, 5.0
-BREAKS = 12  # one after another, with nothing new said between them: then it is no accident
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 5.0
+MAX_BREAKS = 12  # consecutive breaks without any progress between them; more are no accident
 
 T = TypeVar("T")
 
 
 @dataclass
 class RetryPolicy:
-    """patience_s: seconds to keep trying a lost cloud; 0: not at all. say: receives one line for each break."""
+    """patience_s: seconds to keep reconnecting; 0: do not reconnect. say: called with one line for each break."""
 
     patience_s: float = 60.0
     say: Callable[[str], None] = lambda line: None
-    breaks: int = 0  # since something new was said
+    breaks: int = 0  # since the last progress
 
     def is_retryable(self, error: SideplugError) -> bool:
-        """Whether the connection failed, rather than what was asked."""
+        """Return whether the connection failed, rather than the request."""
         if isinstance(error, ProtocolError):
             return error.blame == "remote"
         return type(error).code in ("cloud", "unreachable", "internal")
 
     def connect(self, connect: Callable[[], T], lost: SideplugError) -> T:
-        """What `connect` gives. Raises `lost`, or what `connect` raised, where trying again does not help."""
+        """Call `connect` until it succeeds; return its result. Raises `lost`, or an error that retrying can't help."""
         self.breaks += 1
-        if self.patience_s <= 0 or self.breaks > BREAKS or not self.is_retryable(lost):
+        if self.patience_s <= 0 or self.breaks > MAX_BREAKS or not self.is_retryable(lost):
             raise lost
         self.say(f"{lost}: trying again for up to {self.patience_s:.0f} s")
-        last, wait = time.monotonic() + self.patience_s, FIRST_S
+        deadline, pause_s = time.monotonic() + self.patience_s, FIRST_PAUSE_S
         while True:
             try:
                 return connect()
             except (CloudError, ProtocolError) as error:
                 if not (isinstance(error, Busy) or self.is_retryable(error)):
                     raise
-                if time.monotonic() + wait > last:
+                if time.monotonic() + pause_s > deadline:
                     raise CloudError(f"{lost}, and was not back within {self.patience_s:.0f} s") from error
-                asked = (error.retry_s if isinstance(error, Busy) else None) or 0.0
-            time.sleep(min(max(wait, asked), LONGEST_S) * random.uniform(0.7, 1.0))  # not all devices at once
-            wait *= 2
+                cloud_pause_s = (error.retry_s if isinstance(error, Busy) else None) or 0.0
+            time.sleep(min(max(pause_s, cloud_pause_s), MAX_PAUSE_S) * random.uniform(0.7, 1.0))  # spread the devices
+            pause_s *= 2

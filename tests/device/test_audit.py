@@ -80,7 +80,7 @@ def test_every_byte_of_every_kind_has_a_name(cloud: Cloud, heard: list[Heard]) -
         whole = sum(len(m) for way, m in heard if (way, kind) == (direction, Kind(m[3]).name))
         assert row.bytes == whole
     assert found.up_bytes == sum(len(message) for direction, message in heard if direction == ">")
-    assert (found.unaccounted, found.found, found.clean) == (0, [], True)
+    assert (found.unaccounted, found.leaked, found.clean) == (0, [], True)
     assert found.parameters == plugin.size
     answer = found.rows[">", "ANSWER"]
     assert {"delta (numbers)", "scales (numbers)", "ids (numbers)", "draft (numbers)"} < set(answer.parts)
@@ -111,7 +111,7 @@ def test_for_a_person_to_read(heard: list[Heard]) -> None:
     plain, looked = list(report(heard).lines()), list(report(heard, PLUGIN).lines())
     assert plain[0].startswith(f"What left this device: {report(heard).up_bytes:,} bytes in ")
     assert "Every byte is accounted for." in plain
-    assert plain[-1] == "Whether a parameter of your plugin was among it was not looked at: give --plugin."
+    assert plain[-1] == "Your plugin's parameters were not searched for in it: give --plugin."
     assert looked[-1].startswith(f"None of your plugin's {PLUGIN.size:,} parameters was among it")
     assert "  nothing" in list(report([]).lines())
     assert json.loads(json.dumps(report(heard, PLUGIN).to_json()))["clean"] is True
@@ -147,13 +147,13 @@ def test_a_parameter_that_went_up_is_found(heard: list[Heard], how: str) -> None
     """Among all the others, and only where it went up."""
     message = PLANTED[how]()
     found = report([*heard, (">", message), *heard], PLUGIN)
-    assert found.found == ["manner.up"]
+    assert found.leaked == ["manner.up"]
     assert not found.clean
     assert found.unaccounted == 0
     assert list(found.lines())[-1] == "PARAMETERS OF YOUR PLUGIN WENT UP: manner.up."
     assert report([*heard, ("<", message)], PLUGIN).clean
     assert report([(">", message)], a_plugin("f" * 64, seed=4)).clean, "another plugin's are not ours"
-    assert report([(">", message)]).found == []
+    assert report([(">", message)]).leaked == []
 
 
 @given(st.data())

@@ -12,7 +12,7 @@ from sideplug.contract.errors import ProtocolError
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
-from sideplug.device.head import Bend, DeviceHead
+from sideplug.device.head import DeviceHead, LogitTransform
 from sideplug.device.reply import WINDOW, DecodeOptions
 from sideplug.device.responders import AnswerFields, Answering, PluginResponder, ReplyOptions, Responder
 from sideplug.device.session import Session
@@ -75,7 +75,7 @@ def test_the_file_is_kept_once_and_whole(cloud: Cloud, tmp_path: Path) -> None:
 
 def test_bent_logits() -> None:
     raw = np.array([1.0, -60.0], np.float32)
-    np.testing.assert_allclose(Bend(0.5, 30.0)(raw), 30 * np.tanh(raw / 60), rtol=1e-6)
+    np.testing.assert_allclose(LogitTransform(0.5, 30.0)(raw), 30 * np.tanh(raw / 60), rtol=1e-6)
 
 
 class Picks:

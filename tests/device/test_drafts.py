@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sideplug.device.drafts import BREAK, LONGEST_DRAFT, SHORTEST_DRAFT, PromptLookup
+from sideplug.device.drafts import BREAK, MAX_DRAFT, MIN_DRAFT, PromptLookup
 
 
 def phrases(*several: list[int]) -> np.ndarray:
@@ -57,9 +57,9 @@ def test_lengths_follow_what_comes_true() -> None:
         lengths.append(len(draft))
         lookup.settled(at, line[at : at + max(1, len(draft))])
         at += max(1, len(draft))
-    assert lengths[-1] > lengths[2] >= SHORTEST_DRAFT
+    assert lengths[-1] > lengths[2] >= MIN_DRAFT
     for _ in range(50):
         draft = drafted(lookup, 0, line[:50])
-        assert len(draft) <= LONGEST_DRAFT
+        assert len(draft) <= MAX_DRAFT
         lookup.settled(50, [7])
-    assert len(drafted(lookup, 0, line[:50])) == SHORTEST_DRAFT
+    assert len(drafted(lookup, 0, line[:50])) == MIN_DRAFT

@@ -890,8 +890,8 @@ def test_a_plugin_from_elsewhere_is_not_touched(cloud: Cloud, root: Path, tmp_pa
     a_person(cloud.base.fingerprint, "mill").save(tmp_path / "far" / "guest")
     with a_stage(cloud.url, root, others=[tmp_path / "far" / "guest"]) as stage, stage.http() as http:
         assert stage.text(model="guest") == wanted(cloud, "mill")
-        refused(http.delete("/sideplug/plugins/guest"), 400, "bad-input", "lies outside the shelf")
-        refused(http.patch("/sideplug/plugins/guest", json={"name": "x"}), 400, "bad-input", "lies outside the shelf")
+        refused(http.delete("/sideplug/plugins/guest"), 400, "bad-input", "outside the plugin store")
+        refused(http.patch("/sideplug/plugins/guest", json={"name": "x"}), 400, "bad-input", "outside the plugin store")
     assert (tmp_path / "far" / "guest" / WEIGHTS).is_file()
 
 

@@ -84,7 +84,7 @@ def test_a_name_that_is_not_there(shelf: PluginStore) -> None:
     "name", ["", "../x", "..", ".", "a/b", "a\\b", "/etc", ".x", "-x", "a b", "a\n", "x" * 65, "a\0"]
 )
 def test_names_that_can_not_be(shelf: PluginStore, name: str) -> None:
-    """Nothing outside the shelf is ever named."""
+    """Nothing outside the store is ever named."""
     before = contents(shelf.root.parent)
     file = shelf.export("anna")
     for work in (shelf.new_folder, lambda n: shelf.rename("anna", n), lambda n: shelf.import_(n, file)):
@@ -157,7 +157,7 @@ def test_plugins_from_elsewhere(shelf: PluginStore, tmp_path: Path) -> None:
     assert (both.is_own("anna"), both.is_own("guest")) == (True, False)
     before = contents(tmp_path)
     for work in (both.delete, lambda name: both.rename(name, "mine")):
-        with pytest.raises(InputError, match="guest lies outside the shelf, in .*: it is not touched from here"):
+        with pytest.raises(InputError, match="guest lies outside the plugin store, in .*: change it there"):
             work("guest")
     with pytest.raises(InputError, match="there is a plugin 'guest' already"):
         both.new_folder("guest")

@@ -17,7 +17,7 @@ from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling, choose
 from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.contract.text import Prompt
-from sideplug.device.head import Bend, DeviceHead
+from sideplug.device.head import DeviceHead, LogitTransform
 from sideplug.device.responders import Answering, Listener, PluginResponder, ReplyOptions, Silent
 from sideplug.plugins import Part, PartReply, Plugin
 from tests.conftest import a_plugin
@@ -372,7 +372,9 @@ def test_rows_that_nobody_asked_for() -> None:
 # ── the head on the device ────────────────────────────────────────────────────────────────────────────────────────────
 
 HEAD = DeviceHead(
-    rng.normal(size=(VOCAB, WIDTH)).astype(np.float32), rng.normal(size=VOCAB).astype(np.float32), Bend(0.7, 20.0)
+    rng.normal(size=(VOCAB, WIDTH)).astype(np.float32),
+    rng.normal(size=VOCAB).astype(np.float32),
+    LogitTransform(0.7, 20.0),
 )
 
 
