@@ -32,6 +32,7 @@ from sideplug.contract.frames import Score, Top
 from sideplug.contract.sampling import choose
 from sideplug.contract.wire import error_frame
 
+LEAST_LOGP = -9999.0  # told of a token that a mixture leaves no probability: JSON has no infinity
 _NO_LOGITS = np.zeros(0, np.float32)  # of a row whose token the device has chosen
 log = logging.getLogger("sideplug.cloud")
 
@@ -345,7 +346,7 @@ class Engine:
         best = np.argpartition(logits_V, -count)[-count:]
         best = best[np.argsort(-logits_V[best], kind="stable")]
         ids: Iterable[int] = (token, *best.tolist())
-        return [(self.tokenizer.decode([i]), round(float(logits_V[i]) - lse, 4)) for i in ids]
+        return [(self.tokenizer.decode([i]), max(round(float(logits_V[i]) - lse, 4), LEAST_LOGP)) for i in ids]
 
     def _fail(self, work: Sequence, error: Exception) -> None:
         """End one work, and its session, because of a fault in it; nobody else's work is touched."""
