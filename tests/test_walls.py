@@ -30,7 +30,7 @@ MAY_IMPORT = {
     # Rooms to come:
     "memory": {"memory", "plugins", "contract", "paths"},
     "trunk": {"trunk"} | TRAINING,
-    "federate": {"federate", "training", "trunk", "device", "plugins", "contract", "paths"},
+    "federate": {"federate", "training", "trunk", "readers", "device", "plugins", "contract", "paths"},
     "pool": {"pool", "cloud", "contract", "paths", "sockets"},
 }
 ANY = {"cli", "bench", "api"}  # these may import every room

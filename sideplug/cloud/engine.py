@@ -135,15 +135,22 @@ class Engine:
         """Forget these works. With `cache`, the settled text of a reply goes into the prefix cache."""
         for work in works:
             if cache and work.alive and isinstance(work, Reply):
-                text = work.cacheable
-                if len(text.ids) >= MIN_PREFIX:
-                    self.prefix_cache.put(text, work.cache.read(len(text.ids)))
+                self._cache_text(work)
             work.alive = False
             self.admission.remove(work)
             work.cache = NoCache()  # frees its memory now, even if somebody still refers to the work
             if work in self._works:
                 self._works.remove(work)
             self.reader.forget(work)
+
+    def _cache_text(self, reply: Reply) -> None:
+        """Put the reply's settled text into the prefix cache. A fault in that must not keep the reply alive."""
+        try:
+            text = reply.cacheable
+            if len(text.ids) >= MIN_PREFIX:
+                self.prefix_cache.put(text, reply.cache.read(len(text.ids)))
+        except Exception:
+            log.exception("a text could not be cached")
 
     def declare(self, ids: list[int]) -> None:
         """Run a beginning that everybody's prompts may share, and cache it for good. Raises Busy."""

@@ -157,7 +157,9 @@ def _parse_header(header: bytes) -> tuple[Kind, int, int]:
     if magic != MAGIC:
         raise ProtocolError(f"a frame must begin with {MAGIC!r}, got {magic!r}")
     if version != VERSION:
-        raise ProtocolError(f"the wire's version must be {VERSION}, got {version}")
+        raise ProtocolError(
+            f"the wire's version must be {VERSION}, got {version}: use one version of sideplug on both sides"
+        )
     if kind not in Kind.__members__.values():
         raise ProtocolError(f"the frame's kind must be 1 to {max(Kind)}, got {kind}")
     if control_bytes > MAX_CONTROL_BYTES:

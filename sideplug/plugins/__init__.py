@@ -1,6 +1,7 @@
 """Plugins: kinds (how a correction is computed), parts (one person's numbers of a kind), and the files that hold them.
 
-A new kind is one file here and one line below. Imports only `contract`, and where files are kept.
+A new kind is one file here, which imports plugins.base, and one line below. The room imports only `contract`, and where
+files are kept.
 """
 
 from sideplug.plugins.base import Kind, Part, PartReply, TrainedKind, TrainedPart, kind_named, register, trained_kinds

@@ -25,6 +25,7 @@ from sideplug.contract.text import Prompt
 
 Params = dict[str, np.ndarray]
 Saved = Any  # what a kind's forward leaves for its backward
+PARAMS = "params."  # before the parameters' names in a file, so that a kind may name them as it likes
 ONE_TEXT = np.zeros(1, np.int64)  # starts_B of a single text
 NO_PHRASES = np.zeros(0, np.int32)
 
@@ -149,6 +150,14 @@ class TrainedKind(Kind):
         """What context rows must carry, for a kind with context "all"."""
         return ContextSlice(tap, tap.layers, tap.rank)
 
+    def config(self) -> dict[str, Any]:
+        """The kind's own settings (heads, a window, …), which a part's file keeps; plain values."""
+        return {}
+
+    def configured(self, config: Mapping[str, Any]) -> TrainedKind:
+        """The kind with the settings of a part's file. Raises any error for settings that can't be."""
+        return self
+
     @abstractmethod
     def init(self, shape: Shape, rng: np.random.Generator) -> Params:
         """Untrained parameters, float32."""
@@ -170,11 +179,20 @@ class TrainedKind(Kind):
         """An empty past; None for kinds without context."""
         return None
 
+    def extend(self, params: Params, code_TKR: np.ndarray, past: Past) -> None:
+        """Add rows that need no correction to the past; a kind may do this in less than `forward` takes."""
+        self.forward(params, code_TKR, ONE_TEXT, past)
+
     def load(self, config: Mapping[str, Any], tensors: Params, tap: Tap, gate: Gate, about: dict[str, Any]) -> Part:
         """A trained part. Raises PluginError for parameters that don't fit together."""
         phrases = tensors.pop("phrases", NO_PHRASES)
-        self.check_tap(tap)
-        part = TrainedPart(self, tap, tensors, gate, phrases, about)
+        kind = self.configured(config.get("settings", {}))
+        kind.check_tap(tap)
+        foreign = [name for name in tensors if not name.startswith(PARAMS)]
+        if foreign:
+            raise PluginError(f"a part must have no tensor {foreign[0][:64]!r}: it holds something of another version")
+        params = {name.removeprefix(PARAMS): value for name, value in tensors.items()}
+        part = TrainedPart(kind, tap, params, gate, phrases, about)
         delta_TD = part.correct(np.zeros((1, len(tap.layers), tap.rank), np.float32))
         gate.check(delta_TD.shape[1])
         return part
@@ -222,11 +240,11 @@ class TrainedPart(Part):
 
     def tensors(self) -> dict[str, np.ndarray]:
         """See Part."""
-        return {**self.params, "phrases": self.phrases}
+        return {**{PARAMS + name: value for name, value in self.params.items()}, "phrases": self.phrases}
 
     def config(self) -> dict[str, Any]:
         """See Part."""
-        return {"merge": self.merge}
+        return {"merge": self.merge, "settings": self.kind.config()}
 
 
 class TrainedReply(PartReply):
@@ -245,7 +263,7 @@ class TrainedReply(PartReply):
         """See PartReply."""
         if self._past is not None:
             for code_KR in code_CKR:
-                self._run(code_KR)
+                self._part.kind.extend(self._part.params, code_KR[None], self._past)
 
     def answer(self, at: int, code_KR: np.ndarray) -> Correction:
         """See PartReply."""

@@ -135,7 +135,8 @@ def _read_plugin(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text("utf-8"))
         if about["format"] != FORMAT:
-            raise PluginError(f"{path} has format {about['format']}, this version reads {FORMAT}")
+            newer = "use a newer sideplug" if about["format"] > FORMAT else "train the plugin anew"
+            raise PluginError(f"{path} has format {about['format']}, this version reads {FORMAT}: {newer}")
         names = about["parts"]
         ok = all(isinstance(name, str) and name.isidentifier() for name in names)
         if not ok or not all(isinstance(about[key], str) for key in ("base_fingerprint", "base_model_name_or_path")):

@@ -12,7 +12,7 @@ Test: pytest tests/training/test_fit.py
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,10 +20,11 @@ import numpy as np
 
 from sideplug.contract.correction import merged
 from sideplug.contract.errors import InputError
-from sideplug.plugins.base import Params, TrainedKind
+from sideplug.plugins.base import Params, TrainedKind, TrainedPart
 from sideplug.training import adamw
 from sideplug.training.head import Head
-from sideplug.training.tape import Recorded
+from sideplug.training.judged import Judged
+from sideplug.training.tape import Recorded, Tape
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,77 @@ class Rows:
         return merged(self.z_ND, delta_TD[self.asked_N], kind.merge)
 
 
+class Batches:
+    """A tape's examples as batches of rows for one kind. The weights of the head's sample are computed once.
+
+    context: whether the kind needs the rows of the prompts.
+    """
+
+    def __init__(self, tape: Tape, head: Head, context: bool) -> None:
+        self.tape, self.head, self.context = tape, head, context
+        self._log_weight: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.tape)
+
+    def epoch(self, number: int, batch_tokens: int, seed: int) -> list[list[int]]:
+        """The examples of each step of an epoch: whole ones, shuffled by (seed, number), about so many tokens."""
+        order = np.random.default_rng([seed, number]).permutation(len(self.tape))
+        per_example = max(1.0, self.tape.tokens / len(order))
+        count = max(1, round(batch_tokens / per_example))
+        return [order[i : i + count].tolist() for i in range(0, len(order), count)]
+
+    def drawn(self, tokens: int, seed: Sequence[int]) -> list[int]:
+        """Examples drawn by seed, about so many tokens of them."""
+        count = max(1, round(tokens * len(self.tape) / self.tape.tokens))
+        return sorted(set(np.random.default_rng(list(seed)).integers(len(self.tape), size=count).tolist()))
+
+    def rows(self, examples: Sequence[int]) -> Rows:
+        """The rows of these examples."""
+        recorded: list[Recorded] = [self.tape[i] for i in examples]
+        for i, example in zip(examples, recorded, strict=True):
+            if i not in self._log_weight:
+                self._log_weight[i] = self.head.log_weight(example.z_TD, example.lse)
+        return Rows.of(recorded, self.head, [self._log_weight[i] for i in examples], self.context)
+
+    def mean(self, kind: TrainedKind, params: Params | None, judge: Callable[[Rows, np.ndarray], np.ndarray]) -> float:
+        """The mean of `judge` over all tokens, with z as these parameters correct it (None: as it is)."""
+        total, count = 0.0, 0
+        for i in range(len(self)):
+            rows = self.rows([i])
+            values = judge(rows, rows.z_ND if params is None else rows.corrected(kind, params))
+            total, count = total + float(values.sum()), count + len(values)
+        return total / max(1, count)
+
+    def loss(self, kind: TrainedKind, params: Params | None) -> float:
+        """The mean loss of the targets, in nats."""
+        return self.mean(kind, params, lambda rows, z_ND: self.head.loss(z_ND, rows.columns, rows.log_weight))
+
+    def divergence(self, kind: TrainedKind, params: Params | None) -> float:
+        """The mean divergence of the corrected base from the base, in nats."""
+        head = self.head
+        return self.mean(
+            kind, params, lambda rows, z_ND: head.divergence_and_gradient(rows.z_ND, z_ND, rows.log_weight)[0]
+        )
+
+
+def judge(part: TrainedPart, head: Head, tape: Tape, seed: int = 0, most: int = 0) -> Judged:
+    """What a part makes of a tape's targets, by the device's piece of the head.
+
+    With `most`, of examples drawn by seed until they have that many tokens: z of a long tape takes much memory.
+    """
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for i in np.random.default_rng(seed).permutation(len(tape)).tolist():
+        if most and sum(len(part[0]) for part in parts) >= most:
+            break
+        example = tape[i]
+        rows = Rows.of([example], head, [head.log_weight(example.z_TD, example.lse)], part.context is not None)
+        z_ND = rows.corrected(part.kind, part.params)
+        base, plugin = (-head.loss(z, rows.columns, rows.log_weight) for z in (rows.z_ND, z_ND))
+        parts.append((base, plugin, rows.z_ND))
+    return Judged.of(parts)
+
+
 class Term(Protocol):
     """A part of the objective."""
 
@@ -155,14 +227,27 @@ class FitState:
 
         return cls(scaled(1), scaled(0), scaled(0))
 
+    def copy(self, params: Params) -> FitState:
+        """A copy with these parameters."""
+
+        def copied(group: Params) -> Params:
+            return {name: value.copy() for name, value in group.items()}
+
+        return FitState(copied(params), copied(self.mean), copied(self.square), self.step)
+
 
 @dataclass(frozen=True)
 class Fitted:
-    """What `fit` reached: the parameters, the tokens that it saw, and their mean loss in nats."""
+    """What `fit` reached: its state, the tokens that it saw, and their mean loss in nats."""
 
-    params: Params
+    state: FitState
     tokens: int
     loss: float
+
+    @property
+    def params(self) -> Params:
+        """The parameters."""
+        return self.state.params
 
 
 def take_step(
@@ -193,13 +278,23 @@ def take_step(
 
 
 def fit(
-    kind: TrainedKind, head: Head, params: Params, batches: Iterable[Sequence[Term]], config: TrainConfig
+    kind: TrainedKind,
+    head: Head,
+    params: Params,
+    batches: Iterable[Sequence[Term]],
+    config: TrainConfig,
+    state: FitState | None = None,
+    total_steps: int = 0,
 ) -> Fitted:
-    """Steps over these batches from these parameters, which stay as they are."""
+    """Steps over these batches from these parameters, which stay as they are.
+
+    state: what an earlier `fit` reached, to go on from with its moments and its place in the schedule (then `params`
+    replaces its parameters). total_steps: of the schedule; 0: as many as there are batches.
+    """
     steps = list(batches)
-    state = FitState.new(params)
+    mine = FitState.new(params) if state is None else state.copy(params)
     loss, count = 0.0, 0
     for terms in steps:
-        more_loss, more = take_step(kind, head, state, terms, config, len(steps))
+        more_loss, more = take_step(kind, head, mine, terms, config, total_steps or len(steps))
         loss, count = loss + more_loss, count + more
-    return Fitted(state.params, count, loss / max(1, count))
+    return Fitted(mine, count, loss / max(1, count))

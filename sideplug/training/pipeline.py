@@ -253,8 +253,8 @@ def fit_gate(trainer: Trainer, tapes: Tapes) -> dict[str, Any]:
     part, seed = trainer.part, trainer.config.seed
     # The part learns to be silent on hard negatives too; the gate is not asked to tell them apart.
     retain = tapes.split_retain(seed, hard_negatives=False)
-    if retain is None:
-        return {}
+    if retain is None or not (len(retain[0]) and len(retain[1])):
+        return {}  # there are only hard negatives: nothing that a gate could tell apart
     fitted = gate.fit(trainer.judge(tapes.training, gate.MOST), trainer.judge(retain[0], gate.MOST), seed)
     judged = {"personal": trainer.judge(tapes.held), "general": trainer.judge(retain[1])}
     part.gate = gate.calibrate(fitted, judged["personal"], judged["general"])

@@ -22,10 +22,10 @@ import safetensors.numpy
 from sideplug.contract.errors import PluginError, Stopped
 from sideplug.paths import write_aside
 from sideplug.plugins.base import Params, TrainedPart
-from sideplug.training.fit import FitState, KLToBase, Rows, TargetLoss, Term, TrainConfig, take_step
+from sideplug.training.fit import Batches, FitState, KLToBase, TargetLoss, Term, TrainConfig, judge, take_step
 from sideplug.training.head import Head
 from sideplug.training.judged import Judged
-from sideplug.training.tape import Recorded, Tape
+from sideplug.training.tape import Tape
 
 CHECKPOINT = "checkpoint.safetensors"
 TRAIN, HELD, RETAIN, RETAIN_HELD = "train", "held", "retain", "retain held"  # the tapes
@@ -130,7 +130,8 @@ class Trainer:
     """`run` trains a part in place and leaves the best parameters in it.
 
     retain: tapes of the retain set, to train on and held out. There the target is the base's own distribution. trained:
-    the part was trained before, and goes on from there. base: the base model's fingerprint.
+    the part was trained before, and goes on from there. base: the base model's fingerprint. extra: further terms of
+    every step.
     """
 
     def __init__(
@@ -144,21 +145,23 @@ class Trainer:
         folder: Path,
         retain: tuple[Tape, Tape] | None = None,
         trained: bool = False,
+        extra: Sequence[Term] = (),
     ) -> None:
         self.part = part
         self.head = head
         self.config = config
         self._trained = trained
-        self._tapes = {TRAIN: train, HELD: held}
+        self._extra = extra
+        tapes = {TRAIN: train, HELD: held}
         if retain and config.retain_weight:
-            self._tapes |= {RETAIN: retain[0], RETAIN_HELD: retain[1]}
-        self._log_weight: dict[tuple[str, int], np.ndarray] = {}
+            tapes |= {RETAIN: retain[0], RETAIN_HELD: retain[1]}
+        self._of = {name: Batches(tape, head, part.context is not None) for name, tape in tapes.items()}
         self._path = folder / CHECKPOINT
         self._identity: dict[str, Any] = {
             "settings": asdict(config),
             "plugin": [part.kind_name, base, part.tap.name],
             "parameters": part.size,
-            "tokens": [tape.tokens for tape in self._tapes.values()],
+            "tokens": [batches.tape.tokens for batches in self._of.values()],
             "candidates": hashlib.sha256(head.ids.tobytes()).hexdigest(),
         }
 
@@ -202,7 +205,7 @@ class Trainer:
         self.part.params = state.best
         seconds = time.perf_counter() - start
         best_loss, divergence = self._held_loss(state.best), self._divergence(state.best)
-        return Result(base_loss, best_loss, divergence, state.epoch, seconds, self._tapes[TRAIN].tokens)
+        return Result(base_loss, best_loss, divergence, state.epoch, seconds, self._of[TRAIN].tape.tokens)
 
     def forget_checkpoint(self) -> None:
         """Delete it, once the plugin is saved."""
@@ -214,22 +217,16 @@ class Trainer:
         return len(self._batches(0))
 
     def _batches(self, epoch: int) -> list[list[int]]:
-        """Examples of each step: whole ones, shuffled by (seed, epoch), until a step has its tokens."""
-        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self._tapes[TRAIN]))
-        per_example = max(1.0, self._tapes[TRAIN].tokens / len(order))
-        count = max(1, round(self.config.batch_tokens / per_example))
-        return [order[i : i + count].tolist() for i in range(0, len(order), count)]
+        return self._of[TRAIN].epoch(epoch, self.config.batch_tokens, self.config.seed)
 
     def _terms(self, epoch: int, batch: int, examples: list[int]) -> Sequence[Term]:
         """The objective of a step; of the retain set as many tokens as a step has personal ones."""
-        terms: list[Term] = [TargetLoss(self._rows(TRAIN, examples))]
-        tape = self._tapes.get(RETAIN)
-        if tape is not None:
-            count = max(1, round(self.config.batch_tokens * len(tape) / tape.tokens))
-            drawn = np.random.default_rng([self.config.seed, epoch, batch, 1]).integers(len(tape), size=count)
-            rows = self._rows(RETAIN, sorted(set(drawn.tolist())))
-            terms.append(KLToBase(rows, self.config.retain_weight))
-        return terms
+        terms: list[Term] = [TargetLoss(self._of[TRAIN].rows(examples))]
+        retain = self._of.get(RETAIN)
+        if retain is not None:
+            drawn = retain.drawn(self.config.batch_tokens, [self.config.seed, epoch, batch, 1])
+            terms.append(KLToBase(retain.rows(drawn), self.config.retain_weight))
+        return [*terms, *self._extra]
 
     def _end_epoch(self, state: Checkpoint) -> None:
         held = self._held_loss(state.params)
@@ -246,53 +243,13 @@ class Trainer:
         return self.config.retain_weight * self._divergence(params)
 
     def _held_loss(self, params: Params | None) -> float:
-        def losses(rows: Rows, z_ND: np.ndarray) -> np.ndarray:
-            return self.head.loss(z_ND, rows.columns, rows.log_weight)
-
-        return self._mean(HELD, params, losses)
+        return self._of[HELD].loss(self.part.kind, params)
 
     def _divergence(self, params: Params) -> float:
-        """From the base, on the retain set that is held out."""
-
-        def divergences(rows: Rows, z_ND: np.ndarray) -> np.ndarray:
-            return self.head.divergence_and_gradient(rows.z_ND, z_ND, rows.log_weight)[0]
-
-        return self._mean(RETAIN_HELD, params, divergences)
-
-    def _mean(self, which: str, params: Params | None, judge: Callable[[Rows, np.ndarray], np.ndarray]) -> float:
-        """Over a tape's tokens, with z as these parameters correct it (None: as it is); 0 without such a tape."""
-        total, count = 0.0, 0
-        for i in range(len(self._tapes.get(which, ()))):
-            rows = self._rows(which, [i])
-            z_ND = rows.z_ND if params is None else rows.corrected(self.part.kind, params)
-            values = judge(rows, z_ND)
-            total, count = total + float(values.sum()), count + len(values)
-        return total / max(1, count)
+        """From the base, on the part of the retain set that is held out; 0 without one."""
+        held = self._of.get(RETAIN_HELD)
+        return held.divergence(self.part.kind, params) if held is not None else 0.0
 
     def judge(self, tape: Tape, most: int = 0) -> Judged:
-        """What the part makes of a tape's targets, by the device's piece of the head.
-
-        With `most`, of examples drawn by seed until they have that many tokens: z of a long tape takes much memory.
-        """
-        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        for i in np.random.default_rng(self.config.seed).permutation(len(tape)).tolist():
-            if most and sum(len(part[0]) for part in parts) >= most:
-                break
-            example = tape[i]
-            rows = Rows.of([example], self.head, [self.head.log_weight(example.z_TD, example.lse)], self._context)
-            z_ND = rows.corrected(self.part.kind, self.part.params)
-            base, plugin = (-self.head.loss(z, rows.columns, rows.log_weight) for z in (rows.z_ND, z_ND))
-            parts.append((base, plugin, rows.z_ND))
-        return Judged.of(parts)
-
-    @property
-    def _context(self) -> bool:
-        return self.part.context is not None
-
-    def _rows(self, which: str, examples: list[int]) -> Rows:
-        """The rows of these examples of a tape. The weights of the head's sample are computed once."""
-        recorded: list[Recorded] = [self._tapes[which][i] for i in examples]
-        for i, example in zip(examples, recorded, strict=True):
-            if (which, i) not in self._log_weight:
-                self._log_weight[which, i] = self.head.log_weight(example.z_TD, example.lse)
-        return Rows.of(recorded, self.head, [self._log_weight[which, i] for i in examples], self._context)
+        """See fit.judge."""
+        return judge(self.part, self.head, tape, self.config.seed, most)

@@ -59,11 +59,12 @@ def test_ways_to_be_no_plugin(tmp_path: Path) -> None:
     part = plugin.trained
     config = plugin.config()["parts"][0]
     whole = {**part.tensors(), "gate": np.zeros(0, np.float32)}
-    missing = {name: value for name, value in whole.items() if name != "a"}
-    wrong = {**whole, "a": np.zeros((3, 5, 24), np.float32)}
+    missing = {name: value for name, value in whole.items() if name != "params.a"}
+    wrong = {**whole, "params.a": np.zeros((3, 5, 24), np.float32)}
     for params, changed in (
         (missing, {}),
         (wrong, {}),
+        ({**whole, "b": np.zeros(3, np.float32)}, {}),
         (whole, {"format": 99}),
         (whole, {"kind": "x"}),
         (whole, {"tap": "x"}),

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sideplug.plugins import TrainedKind
-from sideplug.plugins.base import Params, Past, Saved, Shape
+from sideplug.plugins.base import Params, Past, Saved, Shape, TrainedKind
 from sideplug.plugins.ladder import uniform
 
 

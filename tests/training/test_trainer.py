@@ -13,7 +13,7 @@ from sideplug.contract.text import Prompt
 from sideplug.plugins import Plugin, TrainedKind
 from sideplug.plugins.base import Params, trained_kind
 from sideplug.readers import Example
-from sideplug.training.fit import FitState, TrainConfig, take_step
+from sideplug.training.fit import Batches, FitState, TrainConfig, take_step
 from sideplug.training.head import Head, fetch
 from sideplug.training.recorder import record, score
 from sideplug.training.tape import Tape
@@ -162,7 +162,7 @@ def test_the_retain_set_keeps_it_silent(cloud: Cloud, stage: Stage, tmp_path: Pa
         plugin = fresh(stage[3])
         trainer = trainer_of(plugin, stage, replace(CONFIG, retain_weight=weight), tmp_path, retain=retain)
         results[weight] = trainer.run()
-        trainer._tapes[RETAIN_HELD] = retain[1]  # without a weight it does not know it
+        trainer._of[RETAIN_HELD] = Batches(retain[1], trainer.head, context=False)  # without a weight it does not know it
         divergences[weight] = trainer._divergence(plugin.trained.params)
         assert results[weight].best_loss < results[weight].base_loss * 0.6
     assert divergences[1.0] < 0.7 * divergences[0.0]
