@@ -59,13 +59,17 @@ class Raw:
         self.granted: list[str] = []
         self.asked = False  # is a reply under way, so far as is known?
         self.number = 0
+        self.longest = 0  # bytes of a message
+        self.most = wire.MAX_FRAME_BYTES  # … that the cloud takes, as it says
 
     def message(self, kind: int, control: dict[str, Any], tensors: Tensors | None = None) -> bytes:
         """A frame with its right number and checksum, whatever it says."""
         tensors = tensors or {}
         self.sent.append(f"{Kind(kind).name if kind in list(Kind) else kind} {short(control, tensors)}")
         self.number += 1
-        return message(kind, control, tensors, self.number - 1)
+        data = message(kind, control, tensors, self.number - 1)
+        self.longest = max(self.longest, len(data))
+        return data
 
     def send(self, kind: int, control: dict[str, Any], tensors: Tensors | None = None) -> None:
         """Send a frame as `message` makes it."""
@@ -92,7 +96,7 @@ class Raw:
         if isinstance(frame, Error):
             self.errors.append(frame.code)
         if isinstance(frame, Opened):
-            self.granted = frame.granted
+            self.granted, self.most = frame.granted, frame.limits.message_bytes
         if isinstance(frame, Ask):
             self.ask = frame
         if isinstance(frame, Context) and "context" not in self.granted:
@@ -181,11 +185,12 @@ def play(cloud: Cloud, case: Input, seed: int) -> Outcome:
             end = f"closed {code}" if code else "closed without a word"
         except ProtocolError as error:
             end = f"the cloud sent what it must not: {error}"
+    too_big = end == "closed 1009" and raw.longest > raw.most  # the WebSocket says so, before there is a frame
     bug = ""
     if "internal" in raw.errors or end == "closed 1011":
         bug = "internal"
     elif end == "silence" or end.startswith("the cloud"):
         bug = end
-    elif end.startswith("closed") and not raw.errors and not case.ends:
+    elif end.startswith("closed") and not (raw.errors or case.ends or too_big):
         bug = f"{end}, and no ERROR said why"
     return Outcome(case.name, raw.sent, raw.errors, end, bug)
