@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from safetensors.numpy import load_file
 
-from sideplug.cloud.engines import Wanted
+from sideplug.cloud.engines import EngineOptions
 from tests.tiny_model import CHAT, SHAPE, make_llama, make_tokenizer
 
 # No clock decides a test: a slow machine draws its inputs slowly.
@@ -162,8 +162,8 @@ def serving(port: int, *arguments: Any) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-UNQUANTISED = Wanted("onnx", "16", kv_bytes=1 << 30)  # so that a twin in float32 gives the same text
-EIGHT_BITS = Wanted(kv_bytes=1 << 30)
+UNQUANTISED = EngineOptions("onnx", "16", kv_bytes=1 << 30)  # so that a twin in float32 gives the same text
+EIGHT_BITS = EngineOptions(kv_bytes=1 << 30)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -185,7 +185,7 @@ class Cloud:
     """A real server in a thread: `url`, and the engine behind it for tests that look inside."""
 
     def __init__(
-        self, folder: Path, wanted: Wanted = UNQUANTISED, keys: Any = None, tls: Any = None, **limits: Any
+        self, folder: Path, wanted: EngineOptions = UNQUANTISED, keys: Any = None, tls: Any = None, **limits: Any
     ) -> None:
         from sideplug.cloud.engine import Engine
         from sideplug.cloud.engines import open_model
@@ -193,7 +193,7 @@ class Cloud:
         from sideplug.cloud.server import CloudServer
         from sideplug.cloud.store import find
         from sideplug.cloud.tokenizer import Tokenizer
-        from sideplug.listen import bind
+        from sideplug.sockets import bind
 
         self.base = find(str(folder))
         self._loop = asyncio.new_event_loop()
@@ -229,7 +229,7 @@ class Cloud:
 
 
 @contextmanager
-def a_cloud(folder: Path, wanted: Wanted = UNQUANTISED, **limits: Any) -> Iterator[Cloud]:
+def a_cloud(folder: Path, wanted: EngineOptions = UNQUANTISED, **limits: Any) -> Iterator[Cloud]:
     cloud = Cloud(folder, wanted, **limits)
     try:
         yield cloud

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sideplug.cloud.engines import Wanted
+from sideplug.cloud.engines import EngineOptions
 from sideplug.cloud.model.ort.stage import OrtStage
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
@@ -40,7 +40,7 @@ STAGES = [
     pytest.param(("", EIGHT_BITS), id="eight-bits"),
     *(
         pytest.param((architecture, wanted), id=f"{wanted.engine}-{architecture}", marks=pytest.mark.twin)
-        for wanted in (UNQUANTISED, Wanted(engine="torch"))
+        for wanted in (UNQUANTISED, EngineOptions(engine="torch"))
         for architecture in ("llama", "qwen3", "gemma3", "gemma2")
     ),
 ]

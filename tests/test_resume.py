@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sideplug.cloud.engines import Wanted
+from sideplug.cloud.engines import EngineOptions
 from sideplug.contract.errors import CloudError, InputError, ProtocolError, WrongBase
 from sideplug.contract.frames import Begun, Frame, PromptFrame, Tokens
 from sideplug.contract.sampling import Sampling
@@ -221,7 +221,7 @@ def test_a_cloud_without_room_is_asked_again(tiny: Path, tmp_path: Path, monkeyp
     token = 2 * 2 * 2 * 16 * 4
     examples = [Example(Prompt.user(f"Is it {n} miles?"), "As far as your feet are tired.", "x:1") for n in range(20)]
     tap = a_plugin("").tap
-    with a_cloud(tiny, Wanted("onnx", "16", kv_bytes=64 * token)) as cloud:
+    with a_cloud(tiny, EngineOptions("onnx", "16", kv_bytes=64 * token)) as cloud:
         cloud.engine.admission.limits = admission.AdmissionLimits(queue=1)
         with a_broken_session(cloud.url, None, iter(()), tap=tap) as session:
             assert len(record(session, tap, examples, tmp_path / "x.tape")) == 20

@@ -129,7 +129,7 @@ def serve(config: ServeConfig, as_json: bool) -> None:
     server, opened = parts.service(CloudServer, base, keys, say)
 
     async def run() -> None:
-        ready(await server.start(listener, context), opened.engine, f"{opened.engine} engine, {opened.how}")
+        ready(await server.start(listener, context), opened.engine, f"{opened.engine} engine, {opened.description}")
         await server.serve_until_stopped()
 
     asyncio.run(run())
@@ -161,7 +161,7 @@ def certificate_of(config: ServeConfig) -> Tls | None:
         from sideplug.cloud import certificate
         from sideplug.paths import own_certificate_file
 
-        own = certificate.own(own_certificate_file(), config.host)
+        own = certificate.self_signed(own_certificate_file(), config.host)
         return Tls(own.file, own.file, own.fingerprint)
     return Tls(Path(config.tls_cert), Path(config.tls_key)) if config.tls_cert else None
 

@@ -1,7 +1,7 @@
-"""A Service as an ASGI app, for web servers that have sockets of their own (Ray Serve, uvicorn): the same paths.
+"""A Service as an ASGI app with the same paths, for web servers that own their sockets (Ray Serve, uvicorn).
 
-It does not know which server runs it, nor keys: `Service.respond` says who may come in. Behind a proxy with flow
-control (flow_control), it sends only as much as the proxy has room for. Test: pytest tests/cloud/test_flow_control.py
+It does not know which server runs it, nor keys: `Service.respond` checks them. Behind a proxy with flow control
+(flow_control), it sends only as much as the proxy has room for. Test: pytest tests/cloud/test_flow_control.py
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class AsgiConnection:
         self._inbox.put_nowait({"type": DISCONNECT})
 
     async def recv(self) -> bytes | str:
-        """The next message. Raises Gone."""
+        """Return the next message. Raises Gone."""
         message = await self._inbox.get()
         if message["type"] == DISCONNECT:
             self._inbox.put_nowait(message)  # for the next call
@@ -89,7 +89,7 @@ class AsgiConnection:
             self._down.send(len(message))
 
     async def close(self, code: int, reason: str) -> None:
-        """Close it with a WebSocket close code and a reason."""
+        """Close the connection with a WebSocket close code and a reason."""
         if not self._ended:
             try:
                 await self._pass({"type": "websocket.close", "code": code, "reason": reason})
@@ -129,7 +129,7 @@ class WebSocketApp:
         if self._expects_flow_control and flow_control.NAME not in scope.get("extensions", {}):
             self._expects_flow_control = False
             log.warning(
-                "the proxy does not count what is on its way (%s): what devices don't read piles up", flow_control.NAME
+                "the proxy has no flow control (%s): what a device does not read fills its memory", flow_control.NAME
             )
         await send({"type": "websocket.accept"})
         async with AsgiConnection(scope, receive, send) as connection:
@@ -140,7 +140,7 @@ async def _deny(scope: Scope, send: Send, response: Response) -> None:
     """Answer a WebSocket's request with an HTTP response, where the web server can; else with HTTP 403."""
     kind = "websocket.http.response"
     if kind not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": 1008, "reason": ""})  # the web server makes HTTP 403 of it
+        await send({"type": "websocket.close", "code": 1008, "reason": ""})  # the web server turns this into HTTP 403
         return
     body = response.body.encode()
     headers = {**response.headers, "Content-Length": str(len(body))}
@@ -150,15 +150,16 @@ async def _deny(scope: Scope, send: Send, response: Response) -> None:
 
 
 def _respond(service: Service, scope: Scope) -> Response | Holder | None:
+    """Return what Service.respond returns for the request of an ASGI scope."""
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     return service.respond(path, Headers(scope=scope).getlist("authorization"))
 
 
 def app(service: Service, queued: bool = False) -> Starlette:
-    """The app: its service begins and ends with the web server. `queued`: see WebSocketApp."""
+    """Return the app; its service starts and stops with the web server. queued: see WebSocketApp."""
 
     @contextlib.asynccontextmanager
-    async def alive(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         service.begin()
         try:
             yield
@@ -172,7 +173,7 @@ def app(service: Service, queued: bool = False) -> Starlette:
             answer = Response.json(426, {"error": "this path is for WebSockets"}, Upgrade="websocket")
         return HttpResponse(answer.body, answer.status, answer.headers)
 
-    everything = "/{path:path}"
+    any_path = "/{path:path}"
     return Starlette(
-        routes=[Route(everything, http), WebSocketRoute(everything, WebSocketApp(service, queued))], lifespan=alive
+        routes=[Route(any_path, http), WebSocketRoute(any_path, WebSocketApp(service, queued))], lifespan=lifespan
     )

@@ -1,7 +1,7 @@
-"""A certificate that a cloud signs itself, for development and for devices that pin it (--pin), not for the public web.
+"""A self-signed certificate for a cloud, for development and for devices that pin it (--pin), not for the public web.
 
-Made once and kept, so that the pin stays; made anew where it has expired, is damaged, or lacks a host. It does not know
-servers. Test: pytest tests/cloud/test_certificate.py
+It is made once and kept, so that the pin stays the same, and made again if it has expired, is damaged or lacks a host.
+It does not know servers. Test: pytest tests/cloud/test_certificate.py
 """
 
 from __future__ import annotations
@@ -21,38 +21,41 @@ from sideplug.sockets import LOOPBACK
 if TYPE_CHECKING:
     from cryptography import x509
 
-YEARS = 10  # a pin is trusted for what it is, not for its age; a short life would only break devices
+YEARS = 10  # a device trusts the pin whatever its age, so a short life would only break connections
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """file: PEM, the private key and the certificate. fingerprint: `sha256:` and the SHA-256 of its DER in hex."""
+    """file: PEM of the private key and the certificate. fingerprint: `sha256:` and the hex SHA-256 of its DER."""
 
     file: Path
     fingerprint: str
 
 
-def own(file: Path, host: str) -> Certificate:
-    """The certificate in `file`, for this machine and `host`. Raises InputError (host, no package), Stopped (disk)."""
+def self_signed(file: Path, host: str) -> Certificate:
+    """Return the certificate in `file`, for this machine and `host`; make it first if need be.
+
+    Raises InputError (an unusable host, a missing package), Stopped (the disk).
+    """
     if importlib.util.find_spec("cryptography") is None:
         raise InputError("--tls-self needs the package cryptography: pip install 'sideplug[cloud]'")
     try:
         with locked(file):
-            kept = _read(file)
-            names = {*LOOPBACK, _plain(host)}
-            if kept is None or not names <= _names(kept):
-                write_aside(file, _make(sorted(names | (_names(kept) if kept else set()))))
-                kept = _read(file)
-            assert kept is not None
+            certificate = _read(file)
+            names = {*LOOPBACK, _normalised(host)}
+            if certificate is None or not names <= _names(certificate):
+                write_aside(file, _make(sorted(names | (_names(certificate) if certificate else set()))))
+                certificate = _read(file)
+            assert certificate is not None
     except OSError as error:
         raise Stopped(f"{error.filename or file} could not be written: {error.strerror or error}") from error
     from cryptography.hazmat.primitives.hashes import SHA256
 
-    return Certificate(file, f"sha256:{kept.fingerprint(SHA256()).hex()}")
+    return Certificate(file, f"sha256:{certificate.fingerprint(SHA256()).hex()}")
 
 
-def _plain(host: str) -> str:
-    """A name as it is, an address in its shortest form."""
+def _normalised(host: str) -> str:
+    """Return a host's name unchanged, or its IP address in the shortest form."""
     try:
         return str(ipaddress.ip_address(host.partition("%")[0]))
     except ValueError:
@@ -60,7 +63,7 @@ def _plain(host: str) -> str:
 
 
 def _read(file: Path) -> x509.Certificate | None:
-    """The certificate, where it is whole and still valid, with its key."""
+    """Return the certificate in `file`, or None unless it is whole, valid and has its key."""
     from cryptography import x509
 
     try:
@@ -90,7 +93,7 @@ def _make(names: list[str]) -> bytes:
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
     key = ec.generate_private_key(ec.SECP256R1())
-    who = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "sideplug")])
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "sideplug")])
     now = datetime.now(UTC)
     usage = dict.fromkeys(
         ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "key_cert_sign", "crl_sign"),
@@ -99,8 +102,8 @@ def _make(names: list[str]) -> bytes:
     usage |= {"digital_signature": True, "encipher_only": False, "decipher_only": False}
     certificate = (
         x509.CertificateBuilder()
-        .subject_name(who)
-        .issuer_name(who)
+        .subject_name(subject)
+        .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))  # clocks differ

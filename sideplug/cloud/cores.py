@@ -1,4 +1,7 @@
-"""How many CPUs and how much memory this process may use: the machine's, its affinity's, its container's."""
+"""The CPUs and the memory that this process may use: limited by the machine, its CPU affinity and its container.
+
+It does not know what they are used for. Test: pytest tests/cloud/test_cores.py
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,18 @@ _CGROUP, _SYS, _MEMINFO = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"), Pat
 
 
 def cores() -> tuple[int, str]:
-    """Threads that have a core of their own, and what says so."""
-    count, why = os.cpu_count() or 1, "the machine's cores"
+    """Return how many threads get a core of their own, and what limits their number, in words."""
+    count, reason = os.cpu_count() or 1, "the machine's cores"
     if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < count:
-        count, why = len(os.sched_getaffinity(0)), "the process's CPU affinity"
+        count, reason = len(os.sched_getaffinity(0)), "the process's CPU affinity"
     quota = _cpu_quota()
     if quota is not None and quota < count:
-        count, why = max(1, int(quota)), f"a cgroup quota of {quota:g} CPUs"
-    return count, why
+        count, reason = max(1, int(quota)), f"a cgroup quota of {quota:g} CPUs"
+    return count, reason
 
 
 def memory_bytes() -> int:
-    """Memory that is free for us now: what the system calls available, at most what the cgroup leaves."""
+    """Return the bytes of memory that this process can use now: those that system and cgroup have left."""
     free = 4 << 30
     try:
         lines = _MEMINFO.read_text().splitlines()
@@ -39,24 +42,24 @@ def memory_bytes() -> int:
 
 
 def _cpu_quota() -> float | None:
-    """CPUs of the tightest quota of the process's cgroup and those above it."""
-    found = []
+    """Return the CPUs of the lowest quota of the process's cgroup and those above it, or None without a quota."""
+    quotas = []
     for folder in _groups("cpu"):
         try:
             quota, period = (folder / "cpu.max").read_text().split()
             if quota != "max":
-                found.append(int(quota) / int(period))
+                quotas.append(int(quota) / int(period))
         except (OSError, ValueError):
             pass
         quota_us, period_us = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
         if quota_us is not None and quota_us > 0 and period_us:
-            found.append(quota_us / period_us)
-    return min(found, default=None)
+            quotas.append(quota_us / period_us)
+    return min(quotas, default=None)
 
 
 def _groups(controller: str) -> list[Path]:
-    """Folders of the process's cgroups: version 2 below its root, version 1 below its controller's."""
-    found = []
+    """Return the folders of the process's cgroups: version 2 below the root, version 1 below the controller's."""
+    folders = []
     try:
         lines = _CGROUP.read_text().splitlines()
     except OSError:
@@ -66,9 +69,9 @@ def _groups(controller: str) -> list[Path]:
         if controllers and controller not in controllers.split(","):
             continue
         root = _SYS / controller if controllers else _SYS
-        own = root / path.lstrip("/")
-        found += [folder for folder in (own, *own.parents) if folder == root or root in folder.parents]
-    return found
+        group = root / path.lstrip("/")
+        folders += [folder for folder in (group, *group.parents) if folder == root or root in folder.parents]
+    return folders
 
 
 def _number(path: Path) -> int | None:

@@ -1,10 +1,10 @@
-"""CorrectionPredictor predicts a device's next correction from the corrections it has sent in this session.
+"""The correction predictor: it predicts a device's next correction from those that it sent in this session.
 
     Δ̂(x) = mean Δ + k(x) (X Xᵀ + λ·I)⁻¹ (Δ − mean Δ)        ridge regression in its dual form, k(x) = (x − mean x) · Xᵀ
 
 x is what the device sees of a token: its codes, or z where the codes are very many. X holds the remembered x, centred.
 A prediction is only used to choose a speculative token, so it never changes a text; a better prediction gives a longer
-run without a rollback. The predictor sees only what one session's answers contain, and is dropped with the session.
+run without a rollback. It knows the answers of one session only, and is dropped with the session.
 H remembered answers, C numbers of a token's codes, D width. Test: pytest tests/cloud/test_correction_predictor.py
 """
 
@@ -21,7 +21,7 @@ REFIT = 8  # a fit is used until one eighth of the remembered answers is newer t
 
 
 class CorrectionPredictor:
-    """`observe` each answer, then `predict` the next one."""
+    """Learns from each answer, with `observe`, and predicts the next one, with `predict`."""
 
     def __init__(self) -> None:
         self._past: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=HISTORY)
@@ -29,12 +29,12 @@ class CorrectionPredictor:
         self._fit: tuple[np.ndarray, ...] | None = None
 
     def observe(self, codes_C: np.ndarray, delta_D: np.ndarray) -> None:
-        """Remember that the device, seeing `codes_C` (C,), corrected z by `delta_D` (D,)."""
+        """Remember that the device corrected z by `delta_D` (D,) for the codes `codes_C` (C,)."""
         self._past.append((codes_C, delta_D))
         self._new += 1
 
     def predict(self, codes_C: np.ndarray) -> np.ndarray | float:
-        """The predicted correction Δ̂ (D,) float32, or 0.0 while fewer than two answers were observed."""
+        """Return the predicted correction Δ̂ (D,) float32, or 0.0 before two answers were observed."""
         if len(self._past) > 1 and self._new * REFIT >= len(self._past):
             self._refit()
         if self._fit is None:

@@ -1,6 +1,6 @@
-"""What a cloud counts about its own work: plain numbers that cost nothing to keep and hold nothing of anybody's text.
+"""The counters of a cloud's work: plain numbers that hold no text of a user.
 
-The engine's thread and the event loop each add to counters of their own; `metrics` shows all of them.
+The engine's thread and the event loop each add to counters of their own. It does not know how `metrics` shows them.
 Test: pytest tests/cloud/test_metrics.py
 """
 
@@ -43,7 +43,7 @@ class Counters:
 
     steps: int = 0  # packed forwards
     tokens: Counter[str] = field(default_factory=Counter)  # prompt (run), kept (copied from the prefix cache), reply
-    replies: Counter[str] = field(default_factory=Counter)  # by why they ended
+    replies: Counter[str] = field(default_factory=Counter)  # by the reason for their end
     examples: int = 0  # examples read for tapes and scores
     gate: Counter[str] = field(default_factory=Counter)  # the sums of the counts that DONE carries (reply.Counts)
     refused: Counter[str] = field(default_factory=Counter)  # by error code

@@ -1,11 +1,10 @@
 """Flow control between a proxy and the process behind it: a bound on the bytes under way, in either direction.
 
-Ray Serve passes WebSocket messages between its proxy and a replica through queues that have no bounds: a device that
-does not read would fill the memory of both. So each end counts the bytes that it has taken and now and then
-acknowledges them, in a message of its own beside the WebSocket's; an end that has sent WINDOW bytes more than were
-acknowledged waits. `FlowControl` is the proxy's end (an ASGI middleware, see `middlewares`), `asgi.AsgiConnection` the
-other. It does not know what is sent.
-Test: pytest tests/cloud/test_flow_control.py
+Ray Serve passes WebSocket messages between its proxy and a replica through unbounded queues: a device that does not
+read would fill the memory of both. So each end counts the bytes that it has taken, and acknowledges them from time to
+time in a message of its own, besides the WebSocket's. An end that has sent WINDOW bytes more than were acknowledged
+waits. `FlowControl` is the proxy's end (an ASGI middleware, see `middlewares`), `asgi.AsgiConnection` the replica's.
+It does not know what is sent. Test: pytest tests/cloud/test_flow_control.py
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ if TYPE_CHECKING:
     from starlette.middleware import Middleware
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-NAME = "sideplug.flow"  # of the messages, and in the scope's extensions, where there is such a proxy
-WINDOW = 1 << 20  # bytes under way; a longer message goes alone
-STALL_S = 60.0  # a device that reads nothing for so long is cut off
+NAME = "sideplug.flow"  # the type of the messages, and the name of the extension in the scope
+WINDOW = 1 << 20  # bytes under way; a longer message is sent alone
+STALL_S = 60.0  # a device that reads nothing for this long is cut off
 
 
 def size(message: Message) -> int:
-    """The length of a WebSocket message's content: bytes, or characters of a text."""
+    """Return the length of a WebSocket message's content: bytes, or characters of a text."""
     return len(message.get("bytes") or message.get("text") or b"")
 
 
@@ -44,13 +43,13 @@ class Window:
             self._room.clear()
 
     def acknowledge(self, taken: int) -> None:
-        """The receiver has taken so many bytes in all."""
+        """Note that the receiver has taken `taken` bytes in all."""
         self._taken = taken
         if self._sent - self._taken < self._limit:
             self._room.set()
 
     def open(self) -> None:
-        """Wait no more: the receiver is gone."""
+        """Let `room` return from now on: the receiver is gone."""
         self._limit = self._sent + (1 << 62)
         self._room.set()
 
@@ -66,7 +65,7 @@ class Received:
         self._total = self._acknowledged = 0
 
     def add(self, count: int) -> Message | None:
-        """Count bytes that were taken; now and then, the acknowledgement that is due to the sender."""
+        """Count bytes that were taken; return the acknowledgement to send now, if one is due."""
         self._total += count
         if self._total - self._acknowledged < WINDOW // 4:
             return None

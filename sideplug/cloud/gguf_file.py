@@ -1,7 +1,7 @@
-"""A GGUF file → a model folder: config.json and a tokenizer made from its header, the file itself beside them.
+"""It turns a GGUF file into a model folder: config.json and a tokenizer made from its header, and the file itself.
 
-Its weights stay as they are: `sideplug.cloud.weights.Gguf` reads them. What this does not know raises Unfit, and
-transformers converts the file instead. Test: pytest tests/cloud/test_gguf_file.py
+The weights stay in the file, where `sideplug.cloud.weights.Gguf` reads them. A file that it does not support raises
+Unfit; then transformers converts it. It does not know any engine. Test: pytest tests/cloud/test_gguf_file.py
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sideplug.cloud.weights import GGUF_INDEX, GGUF_WEIGHTS, Gguf, Unfit
 from sideplug.contract.errors import UnknownModel
 
 _FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-# How the pretokenizers that llama.cpp names cut a text. GPT-2's own pattern is in the tokenizers library.
+# The patterns of llama.cpp's pretokenizers, by name. That of GPT-2 is in the tokenizers library.
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -24,7 +24,7 @@ _LLAMA3 = (
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _PATTERNS = {"llama-bpe": _LLAMA3, "llama3": _LLAMA3, "qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2}
 _GPT2 = ("default", "gpt-2")
-_DIGITS = ("smollm", "codeshell", "exaone")  # GPT-2's, with every digit on its own
+_DIGITS = ("smollm", "codeshell", "exaone")  # GPT-2's pattern, but every digit is a piece of its own
 _CONTROL, _USER_DEFINED = 3, 4  # token types
 
 
@@ -35,7 +35,7 @@ def unpack(path: Path, folder: Path) -> None:
     try:
         reader = GGUFReader(path)
         header = {name: field.contents() for name, field in reader.fields.items()}
-    except Exception as error:  # whatever the library finds wrong with the file
+    except Exception as error:  # the library raises many classes for a damaged file
         raise UnknownModel(f"{path.name} can't be read: {str(error) or type(error).__name__}") from error
     names = {tensor.name for tensor in reader.tensors}
     config = _config(header, names)
@@ -73,10 +73,10 @@ def _config(header: dict[str, Any], names: set[str]) -> dict[str, Any]:
         raise Unfit("it is a mixture of experts")
 
     def of(name: str, default: Any = None) -> Any:
-        found = header.get(f"{family}.{name}", default)
-        if found is None:
-            raise Unfit(f"it does not say its {name}")
-        return found
+        value = header.get(f"{family}.{name}", default)
+        if value is None:
+            raise Unfit(f"its header lacks {name}")
+        return value
 
     width, heads = of("embedding_length"), of("attention.head_count")
     head_size = of("attention.key_length", of("rope.dimension_count", width // heads))
@@ -110,26 +110,26 @@ def _config(header: dict[str, Any], names: set[str]) -> dict[str, Any]:
 def _write_tokenizer(header: dict[str, Any], folder: Path) -> None:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-    kind, cut = header.get("tokenizer.ggml.model"), header.get("tokenizer.ggml.pre", "default")
+    kind, pretokenizer = header.get("tokenizer.ggml.model"), header.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2":
         raise Unfit(f"its tokenizer is of the kind {kind}")
     tokens, types = header["tokenizer.ggml.tokens"], header["tokenizer.ggml.token_type"]
     merges = [tuple(line.split(" ", 1)) for line in header["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if cut in _DIGITS:
+    if pretokenizer in _DIGITS:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-    elif cut in _PATTERNS:
-        split = pre_tokenizers.Split(Regex(_PATTERNS[cut]), "isolated")
+    elif pretokenizer in _PATTERNS:
+        split = pre_tokenizers.Split(Regex(_PATTERNS[pretokenizer]), "isolated")
         bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])
-    elif cut in _GPT2:
+    elif pretokenizer in _GPT2:
         tokenizer.pre_tokenizer = byte_level
     else:
-        raise Unfit(f"its tokenizer cuts a text as {cut!r}")
+        raise Unfit(f"its pretokenizer is {pretokenizer!r}")
     tokenizer.decoder = decoders.ByteLevel()
     for add, kind in ((tokenizer.add_special_tokens, _CONTROL), (tokenizer.add_tokens, _USER_DEFINED)):
-        chosen = [token for token, own in zip(tokens, types, strict=True) if own == kind]
+        chosen = [token for token, its_kind in zip(tokens, types, strict=True) if its_kind == kind]
         add([AddedToken(token, normalized=False) for token in chosen])
     config: dict[str, Any] = {}
     for name, field in (("bos_token", "bos_token_id"), ("eos_token", "eos_token_id")):

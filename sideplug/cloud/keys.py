@@ -1,8 +1,9 @@
-"""Who may come in: a file of keys, of which it holds only hashes, and what each key may do at once.
+"""The keys of a cloud: a file with a hash of each key and the limits of its holder.
 
-A key is `sp-<id>-<secret>`. The secret is 32 random bytes, so there is nothing to guess, and a plain SHA-256 is enough:
-slow hashes are for what people think up. The file is read again when it has changed, so adding and revoking need no
-restart. It does not know the network, nor what a session does. Test: pytest tests/cloud/test_keys.py
+A key is `sp-<id>-<secret>`. The secret is 32 random bytes, so it can't be found by trying, and a plain SHA-256 is
+enough: slow hashes are for passwords that people choose. The file is read again when it has changed, so adding and
+revoking a key need no restart. It does not know the network, nor what a session does.
+Test: pytest tests/cloud/test_keys.py
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from sideplug.contract.errors import InputError, Stopped
 from sideplug.paths import locked, write_aside
 
 FORMAT = "sideplug-keys-1"
-LOCAL = "local"  # the key that serve makes for devices on its own machine
+LOCAL = "local"  # the name of the key that `sideplug serve` makes for devices on its own machine
 NAME = re.compile(r"[\w.@+-]{1,64}")
-NOBODY = hashlib.sha256(b"").hexdigest()  # compared with where the id is unknown, so that both take as long
+UNKNOWN_SHA256 = hashlib.sha256(b"").hexdigest()  # an unknown id is compared with it, so that it takes the same time
 log = logging.getLogger("sideplug.cloud")
 
 
 @dataclass(frozen=True)
 class KeyLimits:
-    """sessions: at once. tokens_per_minute: that its prompts and replies may have. 0: as many as the cloud has."""
+    """sessions: how many at once. tokens_per_minute: in prompts and replies together. 0 means no limit."""
 
     sessions: int = 8
     tokens_per_minute: int = 0
@@ -45,7 +46,7 @@ class KeyLimits:
 
 @dataclass(frozen=True)
 class Holder:
-    """Whose session it is: what a key that came in stands for."""
+    """The holder of a key: whose session it is, and with what limits."""
 
     name: str
     id: str
@@ -54,7 +55,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class Key:
-    """A line of the file. created, revoked: UTC, ISO 8601; revoked is "" for one that is in force."""
+    """An entry of the file. created, revoked: UTC, ISO 8601; revoked is "" for a valid key."""
 
     name: str
     id: str
@@ -64,12 +65,12 @@ class Key:
     revoked: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name, as the file has them."""
+        """Return the fields by name, as the file has them."""
         return {**vars(self), "limits": vars(self.limits)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Key:
-        """Raises ValueError, TypeError, KeyError or InputError for anything else than what `to_json` gave."""
+        """Return the key of `to_json`. Raises ValueError, TypeError, KeyError or InputError for any other value."""
         key = cls(**{**value, "limits": KeyLimits(**value["limits"])})
         if not all(isinstance(text, str) for text in (key.name, key.id, key.sha256, key.created, key.revoked)):
             raise TypeError("names, hashes and times are text")
@@ -79,17 +80,17 @@ class Key:
 
 
 class Keys:
-    """The keys of one file; one that is not there yet holds none. Raises InputError for a file that is not ours."""
+    """The keys of one file; a file that does not exist has no keys. Raises InputError for a damaged or foreign file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._keys: dict[str, Key] = {}  # by id
-        self._stamp: tuple[int, int, int] | None = None
-        self._complaint = ""
+        self._version: tuple[int, int, int] | None = None  # time, size and inode of the file that was read
+        self._last_error = ""
         self._read()
 
     def add(self, name: str, sessions: int = 8, tokens_per_minute: int = 0) -> str:
-        """The new key's text, which is kept nowhere. Raises InputError (a name that is taken), Stopped (the disk)."""
+        """Make a key; return its text, which is not stored. Raises InputError (a taken name), Stopped (the disk)."""
         if not NAME.fullmatch(name):
             raise InputError(f"a key's name must have 1 to 64 letters, digits or . _ - + @, got {name[:80]!r}")
         if name == LOCAL:
@@ -100,44 +101,44 @@ class Keys:
             return _new(keys, name, KeyLimits(sessions, tokens_per_minute))
 
     def revoke(self, name: str) -> None:
-        """Raises InputError where no key of this name is in force, Stopped (the disk)."""
+        """Revoke the key of this name. Raises InputError if there is no valid one, Stopped (the disk)."""
         with self._changing() as keys:
             if not _revoke(keys, name):
                 names = ", ".join(sorted(key.name for key in keys.values() if not key.revoked))
                 raise InputError(f"there is no key named {name[:80]!r} in {self.path}; there are: {names or 'none'}")
 
     def listed(self) -> list[Key]:
-        """Every key, the oldest first, the revoked ones too."""
+        """Return all keys, oldest first, with the revoked ones."""
         self._read()
         return list(self._keys.values())
 
     def check(self, text: str) -> Holder | None:
-        """Whose key this is; None for whatever else is given. Takes as long for an id that nobody has."""
+        """Return the holder of this key, or None for any other text. An unknown id takes as long as a known one."""
         self._refresh()
         kind, _, rest = text.partition("-")
-        number, _, secret = rest.partition("-")
-        key = self._keys.get(number)
+        key_id, _, secret = rest.partition("-")
+        key = self._keys.get(key_id)
         digest = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
-        is_it = hmac.compare_digest(digest, key.sha256 if key else NOBODY)
-        if key is None or not is_it or kind != "sp" or key.revoked:
+        is_equal = hmac.compare_digest(digest, key.sha256 if key else UNKNOWN_SHA256)
+        if key is None or not is_equal or kind != "sp" or key.revoked:
             return None
         return Holder(key.name, key.id, key.limits)
 
     def is_valid(self, holder: Holder) -> bool:
-        """Is the key that came in still in force?"""
+        """Return whether the holder's key is still valid."""
         self._refresh()
         key = self._keys.get(holder.id)
         return key is not None and not key.revoked
 
     def keep_local(self, file: Path) -> None:
-        """Have this machine's own key in `file`, for its devices: made anew where it is lost or revoked.
+        """Keep a valid key in `file` for this machine's devices: make a new one if it is lost or revoked.
 
-        It has no limits of its own. Raises Stopped (the disk).
+        This key has no limits. Raises Stopped (the disk).
         """
         if self._is_local(file):
             return
         with self._changing() as keys:
-            if self._is_local(file):  # another cloud of this machine made it meanwhile
+            if self._is_local(file):  # another cloud on this machine has made it meanwhile
                 return
             _revoke(keys, LOCAL)
             text = _new(keys, LOCAL, KeyLimits(0, 0))
@@ -153,37 +154,37 @@ class Keys:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, Key]]:
-        """The keys to change, while nobody else changes them; written afterwards."""
+        """Yield the keys, to be changed under the file's lock; then write them. Raises Stopped."""
         try:
             with locked(self.path):
                 self._read()
                 keys = dict(self._keys)
                 yield keys
                 if keys != self._keys:
-                    about = {"format": FORMAT, "keys": [key.to_json() for key in keys.values()]}
-                    write_aside(self.path, json.dumps(about, indent=2).encode() + b"\n")
+                    content = {"format": FORMAT, "keys": [key.to_json() for key in keys.values()]}
+                    write_aside(self.path, json.dumps(content, indent=2).encode() + b"\n")
                     self._read()
         except OSError as error:
             raise Stopped(f"{error.filename or self.path} could not be written: {error.strerror or error}") from error
 
     def _refresh(self) -> None:
-        """Read what has changed. A file that somebody is breaking by hand changes nothing: what was read stays."""
+        """Read the file if it has changed. A damaged file is logged, and the keys that were read before stay valid."""
         try:
             self._read()
-            self._complaint = ""
+            self._last_error = ""
         except InputError as error:
-            if str(error) != self._complaint:
-                self._complaint = str(error)
-                log.error("%s; the keys that were read before stay in force", error)
+            if str(error) != self._last_error:
+                self._last_error = str(error)
+                log.error("%s; the keys that were read before stay valid", error)
 
     def _read(self) -> None:
         try:
-            now = self.path.stat()
-            stamp = (now.st_mtime_ns, now.st_size, now.st_ino)
-            if stamp != self._stamp:
-                self._keys, self._stamp = _parse(self.path.read_bytes()), stamp
+            status = self.path.stat()
+            version = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if version != self._version:
+                self._keys, self._version = _parse(self.path.read_bytes()), version
         except FileNotFoundError:
-            self._keys, self._stamp = {}, None
+            self._keys, self._version = {}, None
         except OSError as error:
             raise InputError(f"the keys file {self.path} can't be read: {error.strerror or error}") from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, InputError) as error:
@@ -191,25 +192,25 @@ class Keys:
 
 
 def _parse(data: bytes) -> dict[str, Key]:
-    about = json.loads(data)
-    if about["format"] != FORMAT:
+    content = json.loads(data)
+    if content["format"] != FORMAT:
         raise ValueError("another format")
-    return {key.id: key for key in map(Key.from_json, about["keys"])}
+    return {key.id: key for key in map(Key.from_json, content["keys"])}
 
 
 def _new(keys: dict[str, Key], name: str, limits: KeyLimits) -> str:
-    """Add a key; its text."""
-    number, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
-    keys[number] = Key(name, number, hashlib.sha256(secret.encode()).hexdigest(), _now(), limits)
-    return f"sp-{number}-{secret}"
+    """Add a new key to `keys`; return its text."""
+    key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
+    keys[key_id] = Key(name, key_id, hashlib.sha256(secret.encode()).hexdigest(), _now(), limits)
+    return f"sp-{key_id}-{secret}"
 
 
 def _revoke(keys: dict[str, Key], name: str) -> bool:
-    """Was there such a key in force?"""
-    found = [key for key in keys.values() if key.name == name and not key.revoked]
-    for key in found:
+    """Revoke the valid keys of this name; return whether there was one."""
+    valid = [key for key in keys.values() if key.name == name and not key.revoked]
+    for key in valid:
         keys[key.id] = replace(key, revoked=_now())
-    return bool(found)
+    return bool(valid)
 
 
 def _now() -> str:

@@ -1,6 +1,6 @@
-"""GET /metrics: the counters and the present state of a cloud in Prometheus' text format. It only reads.
+"""GET /metrics: the counters and the present state of a cloud in Prometheus' text format.
 
-Test: pytest tests/cloud/test_metrics.py
+It only reads, and does not know how anything is counted. Test: pytest tests/cloud/test_metrics.py
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A fleet: a base model on many machines, by Ray Serve. Each replica is a Service, with an engine of its own.
+"""A fleet: one base model served on many machines by Ray Serve. Each replica is a Service with an engine of its own.
 
     serve run sideplug.cloud.ray_serve:app model=smollm2-135m keys=/shared/keys.json min_replicas=2 max_replicas=8
 
-A WebSocket stays with the replica where it was opened. When that replica ends, its devices connect to another and their
-replies go on there (docs/WIRE.md, after a break), so replicas need not know of each other. docs/FLEET.md says how to
+A WebSocket stays with the replica where it was opened. When that replica ends, its devices reconnect to another one and
+resume their replies there (docs/WIRE.md, after a break), so replicas do not know each other. docs/FLEET.md says how to
 run a fleet. Test: pytest -m slow tests/slow/test_ray.py
 """
 
@@ -32,9 +32,9 @@ from sideplug.cloud.config import ServeConfig
 from sideplug.contract.errors import Stopped
 
 NAME = "sideplug"
-LOCAL = "local"  # start a Ray on this machine alone
+LOCAL = "local"  # start Ray on this machine only
 POLL_S = 0.25  # how often a replica checks whether it must stop, and `run` whether all have
-GRACE_S = 10.0  # time that a replica has after its drain to close connections, before Ray kills it
+GRACE_S = 10.0  # how long a replica may close connections after its drain, before Ray kills it
 STORE_BYTES = 100 << 20  # Ray's object store, which nothing here uses: about the smallest that Ray accepts
 ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "sideplug.cloud.flow_control.middlewares",
@@ -43,7 +43,7 @@ ENVIRONMENT = {
 
 
 class Replica:
-    """One replica: a Service, which it ends when Ray stops the replica."""
+    """One replica: a Service that ends when Ray stops the replica."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         config = ServeConfig.parse(settings)
@@ -52,6 +52,7 @@ class Replica:
         self._end = asyncio.create_task(self._await_the_end())
 
     def __serve_build_asgi_app__(self) -> Any:
+        """Return the replica's ASGI app; Ray calls this."""
         return asgi.app(self.service, queued=True)
 
     def check_health(self) -> None:
@@ -69,25 +70,24 @@ class Replica:
 
 
 def _is_stopping() -> bool:
-    """Whether Ray is stopping this process's replica. There is no public way to know (Ray 2.60)."""
+    """Return whether Ray is stopping this process's replica. Ray 2.60 has no public way to tell."""
     actors = getattr(ray._private.worker.global_worker, "actors", {})
     parts = [getattr(actor, "_replica_impl", None) for actor in actors.values()]
     return any(getattr(part, "_shutting_down", False) for part in parts)
 
 
 def app(args: dict[str, Any]) -> Any:
-    """The application, from `serve run`'s arguments or a config's (docs/FLEET.md). Raises InputError."""
+    """Return the application for the arguments of `serve run` or of a config (docs/FLEET.md). Raises InputError."""
     return build(ServeConfig.parse(args))
 
 
 def build(config: ServeConfig) -> Any:
-    """The Ray application of a fleet with these settings."""
+    """Return the Ray application of a fleet with these settings."""
     config.check_fleet()
     scaling: dict[str, Any] = {"num_replicas": config.min_replicas}
     if config.most_replicas > config.min_replicas:
-        least, most = config.min_replicas, config.most_replicas
-        scale = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": config.target_sessions}
-        scaling = {"autoscaling_config": scale}
+        limits = {"min_replicas": config.min_replicas, "max_replicas": config.most_replicas}
+        scaling = {"autoscaling_config": {**limits, "target_ongoing_requests": config.target_sessions}}
     deployment: Any = serve.deployment(serve.ingress()(Replica)).options(
         **scaling,
         name=NAME,
@@ -100,13 +100,13 @@ def build(config: ServeConfig) -> Any:
 
 
 def _machine_cpus() -> float:
-    """CPUs of the cluster's smallest machine: a replica without a number of threads takes all of them."""
+    """Return the CPUs of the cluster's smallest machine: a replica takes all of them if the config names no number."""
     nodes = ray.nodes() if ray.is_initialized() else []
     return min((node["Resources"]["CPU"] for node in nodes if node["Resources"].get("CPU")), default=1.0)
 
 
 def run(config: ServeConfig, host: str, port: int, tls: tuple[Path, Path] | None, ready: Callable[[], None]) -> None:
-    """The fleet, on this machine or on the cluster that RAY_ADDRESS names, until SIGINT or SIGTERM.
+    """Run the fleet on this machine, or on the cluster of RAY_ADDRESS, until SIGINT or SIGTERM.
 
     `tls`: files of certificate and key. `ready` is called when the fleet serves. Raises Stopped.
     """
@@ -114,12 +114,12 @@ def run(config: ServeConfig, host: str, port: int, tls: tuple[Path, Path] | None
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     address = os.environ.get("RAY_ADDRESS") or LOCAL
-    cpus = math.ceil(config.most_replicas * (config.cpus or config.threads or 1))  # Ray counts, and does not look
-    own: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+    cpus = math.ceil(config.most_replicas * (config.cpus or config.threads or 1))  # Ray only counts them
+    resources: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": STORE_BYTES, "include_dashboard": False}
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # Ray writes its processes' output there
         try:
-            ray.init(address=address, logging_level=logging.ERROR, **(own if address == LOCAL else {}))
+            ray.init(address=address, logging_level=logging.ERROR, **(resources if address == LOCAL else {}))
         except Exception as error:
             raise Stopped(f"Ray can't be started (or reached at {address}): {_last_line(error)}") from error
         try:
@@ -151,16 +151,16 @@ def _deploy(config: ServeConfig, host: str, port: int, tls: tuple[Path, Path] | 
         raise Stopped(f"the fleet did not start: {_last_line(error, _replica_messages())}") from error
 
 
-def _undeploy(stops: _Stops, most_s: float) -> None:
-    """Let the replicas drain: `serve.shutdown` alone would wait for half a minute at the most."""
-    last = time.monotonic() + most_s
+def _undeploy(stops: _Stops, timeout_s: float) -> None:
+    """Wait until the replicas have drained: `serve.shutdown` alone would wait for half a minute at most."""
+    deadline = time.monotonic() + timeout_s
     serve.delete(NAME, _blocking=False)
-    while NAME in serve.status().applications and time.monotonic() < last and not stops.again:
+    while NAME in serve.status().applications and time.monotonic() < deadline and not stops.again:
         time.sleep(POLL_S)
 
 
 class _Stops:
-    """SIGINT and SIGTERM, counted from now on."""
+    """Counts SIGINT and SIGTERM. again: there was a second one."""
 
     def __init__(self) -> None:
         self._first = threading.Event()
@@ -173,7 +173,7 @@ class _Stops:
         self._first.set()
 
     def wait(self) -> None:
-        """Wait for the first of them."""
+        """Wait for the first signal."""
         while not self._first.wait(1.0):
             pass
 
@@ -186,7 +186,7 @@ def _replica_messages() -> str:
 
 
 def _last_line(error: Exception, more: str = "") -> str:
-    """The last line of an error, or better one of sideplug's own errors in `more`: Ray's begin with tracebacks."""
+    """Return an error's last line, or a sideplug error in it or in `more`: Ray's errors begin with tracebacks."""
     lines = [line.strip() for line in f"{more}\n{error}".splitlines() if line.strip()]
     ours = [line for line in lines if re.match(r"sideplug\.[\w.]+: ", line)]
     return re.sub(r"^[\w.]+: ", "", (ours or lines or [type(error).__name__])[-1])

@@ -1,4 +1,4 @@
-"""The scheduler chooses which tokens run in the next step: every sequence that decodes, then prefill up to the budget.
+"""The scheduler chooses the tokens of the next step: one of each sequence that decodes, then prefill up to the budget.
 
 A sequence that waits for its device has no pending tokens, so it takes no part and delays nobody. A prompt is prefilled
 in chunks, smaller ones while others decode, so that a long prompt does not stall them. Prefill is shared fairly between
@@ -18,17 +18,17 @@ from sideplug.contract.errors import InputError
 
 
 class Work(Protocol):
-    """A sequence of token ids of which the last `pending` are not in its cache yet. `user` is whom it belongs to."""
+    """A sequence of token ids, the last `pending` of which are not in its cache yet. user: its owner."""
 
     user: str
 
     @property
     def pending(self) -> int:
-        """Tokens that may be run now."""
+        """Return how many tokens may run now."""
         ...
 
     def next_ids(self, count: int) -> list[int]:
-        """The next `count` of them."""
+        """Return the next `count` pending tokens."""
         ...
 
 
@@ -38,7 +38,7 @@ MIN_STEP_TOKENS = 3  # with less, three remaining tokens could not be cut: a chu
 
 @dataclass(frozen=True)
 class Budget:
-    """Tokens of one step: in all, and of prefill while at least one sequence decodes. Raises InputError below 3."""
+    """The tokens of one step: in all, and for prefill while a sequence decodes. Raises InputError below 3."""
 
     step_tokens: int = 512
     prefill_beside_decode_tokens: int = 64
@@ -49,7 +49,7 @@ class Budget:
 
 
 class Scheduler:
-    """`pick` the tokens of each step."""
+    """Chooses the tokens of each step, with `pick`."""
 
     def __init__(self, budget: Budget = Budget()) -> None:
         self.budget = budget
@@ -57,7 +57,7 @@ class Scheduler:
         self._prefilled: dict[str, int] = {}
 
     def pick(self, works: list[W]) -> list[tuple[W, list[int]]]:
-        """(work, token ids) for the next step. `works` is reordered in place so that prefills take turns."""
+        """Return (work, token ids) for the next step. Reorders `works` in place so that prefills take turns."""
         decoding = [work for work in works if work.pending == 1]
         for work in decoding[self.budget.step_tokens :]:  # these do not fit into this step: first in the next one
             works.remove(work)
@@ -82,7 +82,7 @@ class Scheduler:
         return batch
 
     def _in_fair_order(self, prefills: list[W]) -> Iterator[W]:
-        """Works in turn, each from the user with the least prefill so far; a new user starts at the present minimum."""
+        """Yield works, each from the user with the least prefill so far; a new user starts at the current minimum."""
         queues: dict[str, list[W]] = {}
         for work in prefills:
             queues.setdefault(work.user, []).append(work)

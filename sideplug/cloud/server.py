@@ -1,6 +1,6 @@
 """The WebSocket server: a Service that listens on a socket of its own. /v1/session is the WebSocket of docs/WIRE.md.
 
-The cloud uses sockets here and nowhere else. Test: pytest tests/cloud/test_server.py
+The cloud uses sockets here and nowhere else. It does not know frames. Test: pytest tests/cloud/test_server.py
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class WebSocketConnection:
         self._connection = connection
 
     async def recv(self) -> bytes | str:
-        """The next message. Raises Gone."""
+        """Return the next message. Raises Gone."""
         try:
             return await self._connection.recv()
         except ConnectionClosed as error:
@@ -44,7 +44,7 @@ class WebSocketConnection:
             raise Gone from error
 
     async def close(self, code: int, reason: str) -> None:
-        """Close it with a WebSocket close code and a reason."""
+        """Close the connection with a WebSocket close code and a reason."""
         await self._connection.close(code, reason)
 
     def abort(self) -> None:
@@ -53,12 +53,12 @@ class WebSocketConnection:
 
 
 class CloudServer(Service):
-    """A base model at an address: `start` it, then `serve_until_stopped`, or `close` it."""
+    """A base model served at an address: call `start`, then `serve_until_stopped` or `close`."""
 
     _server: Server | None = None
 
     async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> str:
-        """Listen on the socket of `bind` and return the URL. Raises Stopped if another process listens there by now."""
+        """Listen on the socket of `bind`; return the URL. Raises Stopped if another process listens there already."""
         if tls is not None:
             # A device reads and writes in two threads, which OpenSSL's state does not allow: a session ticket that
             # arrives while the first request is written can make the device wait for ever (9 of 3,600 connections).
@@ -112,10 +112,10 @@ class CloudServer(Service):
         await self.attend(WebSocketConnection(connection), getattr(connection, "holder", None))
 
     def _on_request(self, connection: ServerConnection, request: Request) -> HttpResponse | None:
-        """The response to an HTTP request; None lets it become a WebSocket."""
+        """Return the response to an HTTP request, or None to accept it as a WebSocket."""
         answer = self.respond(request.path.split("?")[0], request.headers.get_all("Authorization"))
         if not isinstance(answer, Response):
-            connection.holder = answer  # type: ignore[attr-defined]  # for the session that it becomes
+            connection.holder = answer  # type: ignore[attr-defined]  # for the session
             return None
         response = connection.respond(HTTPStatus(answer.status), answer.body)
         del response.headers["Content-Type"]

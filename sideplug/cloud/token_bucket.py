@@ -1,8 +1,8 @@
-"""How many tokens a key may use per minute: one token bucket for each key, in bounded memory.
+"""Token buckets limit how many tokens a key may use per minute: one bucket for each key, in bounded memory.
 
 A bucket holds one minute's tokens and fills at a constant rate. A request may ask for more than the bucket holds: then
-the bucket must be full, it goes below zero, and the next request waits until that debt is paid. This module reads no
-clock and no key file: the time and the key's id are given. Test: pytest tests/cloud/test_token_bucket.py
+the bucket must be full, it goes below zero, and the next request waits until that debt is paid. It does not know clocks
+or key files: the time and the key's id are given. Test: pytest tests/cloud/test_token_bucket.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Words to token ids and back, for one model folder: tokenizer.json and the chat template.
+"""The tokenizer of a model folder: it turns text into token ids and back, and applies the chat template.
 
-The device never does this: it sends words and gets ids and text. It does not know the model's weights.
+Only the cloud has it: the device sends text and gets ids and text. It does not know the model's weights.
+Test: pytest tests/cloud/test_tokenizer.py
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from sideplug.contract.text import Prompt
 
 
 class Tokenizer:
-    """`encode` a prompt, `decode` ids, `stream` a reply's text."""
+    """The tokenizer of a model folder. Raises UnknownModel for a folder that can't be read."""
 
     def __init__(self, folder: Path) -> None:
         try:
             self._fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the library raises this very class
+        except Exception as error:  # the library raises no other class
             raise UnknownModel(f"{folder / 'tokenizer.json'} can't be read: {error}") from error
         self._fast.no_truncation()
         self._fast.no_padding()
@@ -43,23 +44,23 @@ class Tokenizer:
         self._template = _compile(source) if source else None
 
     def _stop_ids(self, folder: Path) -> frozenset[int]:
-        """Ids that end a reply: the config's and the generation config's eos, and the tokenizer's own."""
-        found: set[int] = set()
+        """Return the ids that end a reply: the eos of the config, of the generation config and of the tokenizer."""
+        stops: set[int] = set()
         for name in ("generation_config.json", "config.json"):
             eos = _read_json(folder / name).get("eos_token_id")
-            found.update(eos if isinstance(eos, list) else [eos] if isinstance(eos, int) else [])
-        own = self._fast.token_to_id(self._special.get("eos_token", ""))
-        if own is not None:
-            found.add(own)
-        return frozenset(found)
+            stops.update(eos if isinstance(eos, list) else [eos] if isinstance(eos, int) else [])
+        tokenizer_eos = self._fast.token_to_id(self._special.get("eos_token", ""))
+        if tokenizer_eos is not None:
+            stops.add(tokenizer_eos)
+        return frozenset(stops)
 
     @property
     def has_chat(self) -> bool:
-        """Whether the model has a chat template."""
+        """Return whether the model has a chat template."""
         return self._template is not None
 
     def render(self, messages: list[dict[str, str]], ask: bool = True) -> str:
-        """The chat template's text; `ask` adds the opening of the assistant's turn. Raises InputError."""
+        """Return the chat template's text; `ask` adds the opening of the assistant's turn. Raises InputError."""
         if self._template is None:
             raise InputError("this base model has no chat template: give plain text (--raw) instead of messages")
         try:
@@ -68,11 +69,11 @@ class Tokenizer:
             raise InputError(f"the base model's chat template refuses these messages: {error}") from error
 
     def ids(self, text: str, special: bool = False) -> list[int]:
-        """Token ids of a text; `special` adds what the tokenizer puts around a text of its own (BOS)."""
+        """Return the token ids of a text; `special` adds the special tokens that begin and end a whole text (BOS)."""
         return self._fast.encode(text, add_special_tokens=special).ids
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """A prompt's token ids. Plain text gets the tokenizer's BOS, chat has what its template writes."""
+        """Return a prompt's token ids: plain text after the tokenizer's BOS, messages through the chat template."""
         if prompt.ids is not None:
             return list(prompt.ids)
         if prompt.text is not None:
@@ -80,59 +81,59 @@ class Tokenizer:
         return self.ids(self.render(list(prompt.messages or ())))
 
     def encode_example(self, prompt: Prompt, reply: str) -> tuple[list[int], list[int]]:
-        """Ids of a training example: (prompt, reply). A chat reply ends with the token that ends the turn.
+        """Return the ids of a training example: (prompt, reply). A chat reply ends with the token that ends the turn.
 
-        A plain text without a prompt needs one token to start from: the tokenizer's BOS, or else its own first token.
+        The ids of a plain text without a prompt begin with a prompt of one token: the BOS, or else its first token.
         """
         if prompt.messages is None:
             whole = self.encode(Prompt(text=(prompt.text or "") + reply)) if prompt.ids is None else None
             start = self.encode(prompt)
             if whole is None:
                 return start, self.ids(reply)
-            same = 0
-            while same < min(len(start), len(whole) - 1) and start[same] == whole[same]:
-                same += 1
-            same = max(1, same)
-            return whole[:same], whole[same:]
-        asked = self.render(list(prompt.messages))
+            shared = 0
+            while shared < min(len(start), len(whole) - 1) and start[shared] == whole[shared]:
+                shared += 1
+            shared = max(1, shared)
+            return whole[:shared], whole[shared:]
+        prompt_text = self.render(list(prompt.messages))
         whole_text = self.render([*prompt.messages, {"role": "assistant", "content": reply}], ask=False)
-        tail = self.ids(whole_text[len(asked) :]) if whole_text.startswith(asked) else []
+        tail = self.ids(whole_text[len(prompt_text) :]) if whole_text.startswith(prompt_text) else []
         stop = next((i for i, token in enumerate(tail) if token in self.stop_ids), None)
-        if stop is None:  # a template that trims or rewrites the reply: end it ourselves
+        if stop is None:  # the template trims or rewrites the reply: append the stop token here
             tail = self.ids(reply) + sorted(self.stop_ids)[:1]
             stop = len(tail) - 1
-        return self.ids(asked), tail[: stop + 1]
+        return self.ids(prompt_text), tail[: stop + 1]
 
     def shared_prefix(self, system: str) -> list[int]:
-        """The ids that every conversation with this system message begins with. Raises InputError where none do."""
+        """Return the ids that begin every conversation with this system message. Raises InputError if none do."""
         first, second = (
             self.encode(Prompt(messages=({"role": "system", "content": system}, {"role": "user", "content": word})))
             for word in ("Yes.", "no")
         )
-        same = next((n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first))
-        if same < 2:
+        shared = next((n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first))
+        if shared < 2:
             raise InputError("the model's chat template has no place for a system message that could be shared")
-        return first[:same]
+        return first[:shared]
 
     def decode(self, ids: list[int]) -> str:
-        """The text of these token ids."""
+        """Return the text of these token ids, without special tokens."""
         return self._fast.decode(ids, skip_special_tokens=True)
 
 
 class TextStream:
-    """The text of a growing reply, piece by piece: a character split over tokens comes out whole, with its last one."""
+    """The text of a growing reply, in pieces. A character of several tokens comes whole, with its last token."""
 
-    _WINDOW = 6  # tokens of context: enough for tokenizers whose text depends on the neighbour (leading spaces)
+    _WINDOW = 6  # tokens of context, because a token's text may depend on the one before it (leading spaces)
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._done = 0  # tokens whose text is out
+        self._done = 0  # tokens whose text was returned
 
     def push(self, ids: list[int], last: bool = False) -> str:
-        """The new text that is certain after these ids, the same in whatever portions they come.
+        """Add ids; return the new text that can't change any more. It does not depend on how the ids are divided.
 
-        `last` lets go of what was held back.
+        `last`: return all remaining text.
         """
         text = "".join(self._push([token], False) for token in ids)
         return text + self._push([], True) if last else text

@@ -1,6 +1,6 @@
-"""A cloud as it is now, from its /metrics: what `sideplug top` shows. It reads text and makes rows; it fetches nothing.
+"""The present state of a cloud from its /metrics, as rows of text: what `sideplug top` shows.
 
-Test: pytest tests/cloud/test_top.py
+It does not know the network: the text of /metrics is given. Test: pytest tests/cloud/test_top.py
 """
 
 from __future__ import annotations
@@ -17,61 +17,61 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Sample:
-    """One reading of /metrics at a time in seconds."""
+    """The metrics at one time. at_s: that time, in seconds of a steady clock. values: by metric and labels."""
 
     at_s: float
     values: dict[tuple[str, Labels], float]
 
     @classmethod
     def read(cls, text: str, at_s: float) -> Sample:
-        """Raises CloudError for what is not a cloud's metrics."""
+        """Return the sample of a text of /metrics. Raises CloudError for any other text."""
         try:
             families = list(text_string_to_metric_families(text))
         except (ValueError, KeyError, IndexError) as error:
-            raise CloudError(f"what came is no metrics: {error}") from error
+            raise CloudError(f"the response must be metrics: {error}") from error
         values = {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
         if not any(name == "sideplug_sessions" for name, _ in values):
-            raise CloudError("what came is no sideplug cloud's metrics")
+            raise CloudError("the response must be a sideplug cloud's metrics, got others")
         return cls(at_s, values)
 
     def sum(self, name: str, **labels: str) -> float:
-        """Over all other labels."""
+        """Return the sum of a metric's values with these labels, over all other labels."""
         return sum(
             value
-            for (found, has), value in self.values.items()
-            if found == f"sideplug_{name}" and labels.items() <= dict(has).items()
+            for (metric, own_labels), value in self.values.items()
+            if metric == f"sideplug_{name}" and labels.items() <= dict(own_labels).items()
         )
 
     def by(self, name: str, label: str) -> dict[str, float]:
-        """The values of a family by one label."""
-        found: dict[str, float] = {}
-        for (at, has), value in self.values.items():
-            if at == f"sideplug_{name}" and label in dict(has):
-                found[dict(has)[label]] = found.get(dict(has)[label], 0.0) + value
-        return found
+        """Return the sums of a metric's values by the value of one label."""
+        sums: dict[str, float] = {}
+        for (metric, labels), value in self.values.items():
+            if metric == f"sideplug_{name}" and label in dict(labels):
+                sums[dict(labels)[label]] = sums.get(dict(labels)[label], 0.0) + value
+        return sums
 
 
 @dataclass(frozen=True)
 class Now:
-    """Two samples, and what happened between them. The first sample alone tells of all since the start."""
+    """What happened between two samples; with one sample, since the start of the cloud."""
 
     new: Sample
     old: Sample | None = None
 
     def since(self, name: str, **labels: str) -> float:
-        """How much a counter grew between the two samples."""
+        """Return how much a counter grew between the two samples."""
         return self.new.sum(name, **labels) - (self.old.sum(name, **labels) if self.old else 0.0)
 
     def per_s(self, name: str, **labels: str) -> float:
-        """0 where there is no sample before."""
+        """Return how much a counter grew per second; 0 with one sample."""
         return self.since(name, **labels) / max(1e-9, self.new.at_s - self.old.at_s) if self.old else 0.0
 
     def mean(self, name: str) -> float:
-        """The mean of a histogram between the two samples."""
+        """Return the mean of a histogram's values between the two samples."""
         return self.since(f"{name}_sum") / max(1.0, self.since(f"{name}_count"))
 
     def quantile(self, name: str, share: float) -> float:
-        """The upper bound of the histogram's bucket that it lies in; 0 where nothing happened."""
+        """Return the upper bound of the histogram bucket with this quantile; 0 if there were no values."""
         labels = self.new.by(f"{name}_bucket", "le")
         bounds = sorted((float(bound), self.since(f"{name}_bucket", le=bound)) for bound in labels)
         if not bounds or not bounds[-1][1]:
@@ -79,7 +79,7 @@ class Now:
         return next(bound for bound, count in bounds if count >= share * bounds[-1][1])
 
     def to_json(self) -> dict[str, float | str | dict[str, float]]:
-        """Rates are of the time between the samples; shares and times too."""
+        """Return the state as plain values; rates, shares and times are those between the two samples."""
         new = self.new
         replied = self.since("tokens_total", of="reply")
         return {
@@ -107,7 +107,7 @@ class Now:
         }
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """What a person wants to see, name and value."""
+        """Yield the rows (name, value) for a person."""
         j = self.to_json()
         number: Callable[[str], float] = lambda name: float(j[name])  # type: ignore[arg-type]  # noqa: E731
         yield "model", f"{j['model']}{'' if j['ready'] else '   NOT READY'}"
@@ -122,7 +122,7 @@ class Now:
         yield "steps", f"{number('batch_mean'):.1f} texts a step, {1000 * number('step_s_mean'):.1f} ms"
         gate = f"open for {number('gate_rate'):.0%}, {number('tokens_per_round_trip'):.1f} tokens a round trip"
         yield "gate", f"{gate}, {number('accepted_drafts'):.0f} drafts accepted"
-        answers = f"{_seconds(number('answer_s_median'))} in the median, {_seconds(number('answer_s_p95'))} p95"
+        answers = f"{_seconds(number('answer_s_median'))} median, {_seconds(number('answer_s_p95'))} p95"
         yield "answers", f"{answers}, {number('fallbacks'):.0f} fallbacks, {number('resumed'):.0f} resumed"
         yield "traffic", f"{_bytes(number('bytes_down_per_s'))}/s down, {_bytes(number('bytes_up_per_s'))}/s up"
         refused = {code: count for code, count in j["refused"].items() if count}  # type: ignore[union-attr]

@@ -1,7 +1,7 @@
-"""A model's weights on disk: any tensor in float32, and matrices in blocks of 32 with a scale a block.
+"""A model's weights on disk: any tensor in float32, and matrices in blocks of 32 weights with a scale for each block.
 
-Two sources under one signature: a folder of safetensors, and a GGUF file whose Q4_0, Q4_1 and Q8_0 blocks are taken
-bit for bit. Names are Hugging Face's. It does not know any engine.
+There are two sources with the same methods: a folder of safetensors, and a GGUF file, whose Q4_0, Q4_1 and Q8_0 blocks
+are used bit for bit. Names are Hugging Face's. It does not know any engine. Test: pytest tests/cloud/test_gguf_file.py
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from sideplug.contract.errors import UnknownModel
 
 BLOCK = 32
 GGUF_WEIGHTS = "model.gguf"  # in a model folder, instead of safetensors
-GGUF_INDEX = "model.gguf.json"  # where each tensor is in it: reading its own header takes seconds
+GGUF_INDEX = "model.gguf.json"  # the place of each tensor in it, because reading the file's own header takes seconds
 
 
 class Unfit(Exception):
-    """This way can't take the model, another may: str() says what it has that is not known here."""
+    """This engine or reader does not support the model, but another may. str(): the reason, "its … is …"."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """A matrix (N, K): weight = scale · (code - 2^(bits-1)) + offset, a scale and an offset for 32 neighbours of a row.
+    """A quantised matrix (N, K): weight = scale · (code - 2^(bits-1)) + offset, for each block of 32 weights in a row.
 
-    codes: (N, K/32, 4·bits) uint8, the lower half of a byte first; both others (N, K/32) float32.
+    codes: (N, K/32, 4·bits) uint8, the lower half of a byte first. scales, offsets: (N, K/32) float32.
     """
 
     bits: int
@@ -40,11 +40,11 @@ class Blocks:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the matrix: (N, K)."""
+        """Return the shape (N, K) of the matrix."""
         return self.codes.shape[0], self.codes.shape[1] * BLOCK
 
     def rows(self, index: np.ndarray | slice) -> np.ndarray:
-        """These rows (n, K) in float32."""
+        """Return the rows (n, K) at `index` in float32."""
         codes = self.codes[index]
         if self.bits == 4:
             codes = np.stack([codes & 15, codes >> 4], -1).reshape(*codes.shape[:2], BLOCK)
@@ -57,7 +57,7 @@ class Blocks:
 
 
 def quantise(matrix: np.ndarray, bits: int) -> Blocks:
-    """Round (N, K) float32 to blocks: 8 bits symmetric, 4 bits between each block's least and largest weight."""
+    """Round (N, K) float32 to blocks: symmetrically with 8 bits, from each block's minimum to maximum with 4."""
     rows, columns = matrix.shape
     parts = matrix.reshape(rows, columns // BLOCK, BLOCK).astype(np.float32, copy=False)
     if bits == 8:
@@ -71,7 +71,7 @@ def quantise(matrix: np.ndarray, bits: int) -> Blocks:
 
 
 def stack(parts: list[Blocks]) -> Blocks:
-    """Several matrices over the same input as one, N after N."""
+    """Return matrices of the same K as one matrix, concatenated along N."""
     offsets = None
     if any(part.offsets is not None for part in parts):
         offsets = np.concatenate([np.zeros_like(p.scales) if p.offsets is None else p.offsets for p in parts])
@@ -80,54 +80,54 @@ def stack(parts: list[Blocks]) -> Blocks:
 
 
 class Weights(Protocol):
-    """Where a model's tensors come from."""
+    """A source of a model's tensors."""
 
     def has(self, name: str) -> bool:
-        """Whether there is a tensor of this name."""
+        """Return whether there is a tensor of this name."""
         ...
 
     def array(self, name: str) -> np.ndarray:
-        """The tensor in float32. Raises UnknownModel when it is not there, Unfit for a type that NumPy can't read."""
+        """Return the tensor in float32. Raises UnknownModel if it is missing, Unfit for an unsupported type."""
         ...
 
     def blocks(self, name: str) -> Blocks | None:
-        """The matrix as the file has it in blocks of 32, or None: it has to be quantised."""
+        """Return the matrix in the file's blocks of 32, or None if the file does not have it in such blocks."""
         ...
 
 
 class Safetensors:
-    """Every .safetensors of a folder, mapped. The library checks them; NumPy has no bfloat16, so it can't read them."""
+    """The safetensors files of a folder, memory-mapped. The library only checks them: NumPy has no bfloat16."""
 
     _TYPES: ClassVar = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "BF16": np.uint16}
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._found: dict[str, tuple[Path, int, dict[str, Any]]] = {}
+        self._tensors: dict[str, tuple[Path, int, dict[str, Any]]] = {}
         for path in sorted(folder.glob("*.safetensors")):
             try:
                 safe_open(path, "np")
-            except Exception as error:  # the library's own class, or the system's
+            except Exception as error:  # a class of the library, or an OSError
                 raise UnknownModel(f"the model in {folder} can't be loaded: {path.name}: {error}") from error
             with path.open("rb") as file:
                 (size,) = struct.unpack("<Q", file.read(8))
                 header = json.loads(file.read(size))
             header.pop("__metadata__", None)
-            self._found |= {name: (path, 8 + size, about) for name, about in header.items()}
+            self._tensors |= {name: (path, 8 + size, entry) for name, entry in header.items()}
 
     def has(self, name: str) -> bool:
         """See Weights."""
-        return name in self._found
+        return name in self._tensors
 
     def array(self, name: str) -> np.ndarray:
         """See Weights."""
-        if name not in self._found:
+        if name not in self._tensors:
             raise UnknownModel(f"the model in {self._folder} lacks its weight {name}")
-        path, start, about = self._found[name]
-        kind = self._TYPES.get(about["dtype"])
+        path, start, entry = self._tensors[name]
+        kind = self._TYPES.get(entry["dtype"])
         if kind is None:
-            raise Unfit(f"its weight {name} is {about['dtype']}")
-        raw = np.memmap(path, kind, "r", start + about["data_offsets"][0], tuple(about["shape"]))
-        if about["dtype"] == "BF16":
+            raise Unfit(f"its weight {name} is {entry['dtype']}")
+        raw = np.memmap(path, kind, "r", start + entry["data_offsets"][0], tuple(entry["shape"]))
+        if entry["dtype"] == "BF16":
             return (raw.astype(np.uint32) << 16).view(np.float32)
         return np.asarray(raw, np.float32)
 
@@ -137,7 +137,7 @@ class Safetensors:
 
 
 class Gguf:
-    """An unpacked GGUF file, mapped. llama.cpp keeps some families' rows of q and k in a rotary order of its own."""
+    """An unpacked GGUF file, memory-mapped. `_order` undoes llama.cpp's permutation of the rows of q and k."""
 
     _NAMES: ClassVar = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     _PARTS: ClassVar = {
@@ -163,7 +163,7 @@ class Gguf:
 
     @classmethod
     def name(cls, name: str) -> str:
-        """llama.cpp's name of a tensor."""
+        """Return llama.cpp's name of a tensor."""
         stem, _, kind = name.rpartition(".")
         if stem in cls._NAMES:
             return f"{cls._NAMES[stem]}.{kind}"
@@ -172,7 +172,7 @@ class Gguf:
 
     @classmethod
     def all_names(cls, blocks: int) -> list[str]:
-        """Every weight and bias that this reads, Hugging Face's names."""
+        """Return Hugging Face's names of all weights and biases that a model with this many blocks may have."""
         parts = [*cls._NAMES, *(f"model.layers.{i}.{part}" for i in range(blocks) for part in cls._PARTS)]
         return [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
 
@@ -181,38 +181,38 @@ class Gguf:
         return self.name(name) in self._index
 
     def _order(self, name: str, rows: int) -> np.ndarray | slice:
-        """Where Hugging Face's rows are in the file: its rotary halves are llama.cpp's neighbours."""
+        """Return the file's row of each Hugging Face row: a rotary pair, half a head apart there, is adjacent here."""
         heads = self._heads.get(name.split(".")[-2])
         if heads is None:
             return slice(None)
         return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
 
     def _tensor(self, name: str) -> tuple[str, str, np.ndarray]:
-        """llama.cpp's name, the type, the data as the file has them."""
-        own = self.name(name)
-        if own not in self._index:
+        """Return llama.cpp's name, the type, and the data as the file has them."""
+        gguf_name = self.name(name)
+        if gguf_name not in self._index:
             raise UnknownModel(f"{self._path} lacks its weight {name}")
-        where = self._index[own]
-        data = np.memmap(self._path, where["dtype"], "r", where["offset"], tuple(where["shape"]))
-        return own, where["type"], np.asarray(data)
+        entry = self._index[gguf_name]
+        data = np.memmap(self._path, entry["dtype"], "r", entry["offset"], tuple(entry["shape"]))
+        return gguf_name, entry["type"], np.asarray(data)
 
     def array(self, name: str) -> np.ndarray:
         """See Weights."""
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
-        own, kind, data = self._tensor(name)
+        gguf_name, kind, data = self._tensor(name)
         out = dequantize(data, GGMLQuantizationType[kind]).astype(np.float32, copy=False)
-        return out[self._order(own, len(out))]
+        return out[self._order(gguf_name, len(out))]
 
     def blocks(self, name: str) -> Blocks | None:
         """See Weights."""
-        own, kind, data = self._tensor(name)
+        gguf_name, kind, data = self._tensor(name)
         size = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}.get(kind)
         if size is None:
             return None
         raw = data.view(np.uint8)
-        raw = raw.reshape(raw.shape[0], -1, size)[self._order(own, raw.shape[0])]
+        raw = raw.reshape(raw.shape[0], -1, size)[self._order(gguf_name, raw.shape[0])]
 
         def half(at: int) -> np.ndarray:
             return raw[..., at : at + 2].copy().view(np.float16)[..., 0].astype(np.float32)
@@ -221,26 +221,25 @@ class Gguf:
         if kind == "Q8_0":
             return Blocks(8, raw[..., 2:] ^ 0x80, scales)
         offsets = half(2) + 8 * scales if kind == "Q4_1" else None
-        packed = raw[..., size - 16 :]  # byte i: element i below, element i + 16 above
+        packed = raw[..., size - 16 :]  # byte i: element i in the lower half, element i + 16 in the upper half
         codes = np.concatenate([packed & 15, packed >> 4], -1)
         return Blocks(4, codes[..., 0::2] | codes[..., 1::2] << 4, scales, offsets)
 
 
 def matrix(weights: Weights, names: list[str], bits: int) -> Blocks:
-    """These matrices, stacked, in blocks of 4 or 8 bits: the file's own where it has them at these bits.
+    """Return these matrices, stacked, in blocks of 4 or 8 bits: the file's own blocks if all have these bits.
 
-    `bits` 0: the file's own, or 8 bits where it has none.
+    bits 0: the file's own blocks, or 8 bits if it has none.
     """
-    found = [weights.blocks(name) for name in names]
-    have = [part for part in found if part]
-    kinds = {part.bits for part in have}
-    if len(have) == len(names) and len(kinds) == 1 and (not bits or bits in kinds):
-        return stack(have)
+    blocks = [part for part in map(weights.blocks, names) if part]
+    widths = {part.bits for part in blocks}
+    if len(blocks) == len(names) and len(widths) == 1 and (not bits or bits in widths):
+        return stack(blocks)
     return stack([quantise(weights.array(name), bits or 8) for name in names])
 
 
 def weights_of(folder: Path) -> Weights:
-    """Where the tensors of a model folder are."""
+    """Return the source of a model folder's tensors."""
     if not (folder / GGUF_WEIGHTS).is_file():
         return Safetensors(folder)
     config = json.loads((folder / "config.json").read_text())

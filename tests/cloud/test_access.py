@@ -246,7 +246,7 @@ def test_without_keys_everybody_comes_in(cloud: Cloud, ada: str) -> None:
 
 def test_a_certificate_of_its_own(tiny: Path, keys: Keys, ada: str, tmp_path: Path) -> None:
     """The pin opens, another pin does not, no pin trusts it not, and its file may be trusted by name."""
-    own = certificate.own(tmp_path / "tls-self.pem", "127.0.0.1")
+    own = certificate.self_signed(tmp_path / "tls-self.pem", "127.0.0.1")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(own.file)
     wrong = "sha256:" + "0" * 64

@@ -26,8 +26,8 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_it_is_made_once(file: Path) -> None:
-    made = certificate.own(file, "127.0.0.1")
-    assert made == certificate.own(file, "localhost") == certificate.own(file, "0::1")
+    made = certificate.self_signed(file, "127.0.0.1")
+    assert made == certificate.self_signed(file, "localhost") == certificate.self_signed(file, "0::1")
     pem = file.read_text()
     der = ssl.PEM_cert_to_DER_cert(pem[pem.index("-----BEGIN CERTIFICATE") :])
     assert made.fingerprint == "sha256:" + hashlib.sha256(der).hexdigest()
@@ -39,13 +39,13 @@ def test_it_is_made_once(file: Path) -> None:
 
 
 def test_another_host_makes_it_anew_with_the_old_ones(file: Path) -> None:
-    first = certificate.own(file, "localhost")
-    second = certificate.own(file, "mill.example")
-    third = certificate.own(file, "192.0.2.7")
+    first = certificate.self_signed(file, "localhost")
+    second = certificate.self_signed(file, "mill.example")
+    third = certificate.self_signed(file, "192.0.2.7")
     assert len({first.fingerprint, second.fingerprint, third.fingerprint}) == 3
     assert certificate._names(read(file)) == {"localhost", "127.0.0.1", "::1", "mill.example", "192.0.2.7"}
-    assert certificate.own(file, "mill.example") == third
-    assert certificate.own(file, "fe80::1%eth0") == certificate.own(file, "fe80::1")
+    assert certificate.self_signed(file, "mill.example") == third
+    assert certificate.self_signed(file, "fe80::1%eth0") == certificate.self_signed(file, "fe80::1")
 
 
 def test_what_has_expired_or_is_damaged_is_made_anew(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,29 +59,29 @@ def test_what_has_expired_or_is_damaged_is_made_anew(file: Path, monkeypatch: py
     spoilt = (b"", b"garbage", good[:300], public, secret, another + b"-----BEGIN CERTIFICATE" + public)
     for content in (expired, *spoilt):
         file.write_bytes(content)
-        made = certificate.own(file, "localhost")
+        made = certificate.self_signed(file, "localhost")
         assert file.read_bytes() != content
-        assert certificate.own(file, "localhost") == made
+        assert certificate.self_signed(file, "localhost") == made
     file.write_bytes(good)
-    assert certificate.own(file, "localhost") != made
+    assert certificate.self_signed(file, "localhost") != made
     assert file.read_bytes() == good
 
 
 @pytest.mark.parametrize("host", ["bücher.example", "mühle"])
 def test_a_host_that_no_certificate_can_have(file: Path, host: str) -> None:
     with pytest.raises(InputError, match="a certificate can't be made for"):
-        certificate.own(file, host)
+        certificate.self_signed(file, host)
     assert not file.exists()
 
 
 def test_a_disk_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("")
     with pytest.raises(Stopped, match="could not be written"):
-        certificate.own(tmp_path / "config" / "tls-self.pem", "localhost")
+        certificate.self_signed(tmp_path / "config" / "tls-self.pem", "localhost")
 
 
 def test_without_its_package(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there: Any = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cryptography" else there(name))
     with pytest.raises(InputError, match="--tls-self needs the package cryptography: pip install 'sideplug"):
-        certificate.own(file, "localhost")
+        certificate.self_signed(file, "localhost")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sideplug.cloud import engines
-from sideplug.cloud.engines import Wanted, open_model
+from sideplug.cloud.engines import EngineOptions, open_model
 from sideplug.cloud.store import find
 from sideplug.contract.errors import InputError, UnknownModel
 from tests.conftest import make_folder, twin
@@ -26,27 +26,27 @@ def unknown(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("wanted", "says"),
     [
-        (Wanted(threads=3), "8-bit weights (the default), 3 threads (as asked)"),
-        (Wanted(bits="4", threads=1), "4-bit weights (as asked), 1 thread (as asked)"),
-        (Wanted(bits="16", threads=2), "unquantised weights (32 bits) (as asked), 2 threads (as asked)"),
+        (EngineOptions(threads=3), "8-bit weights (the default), 3 threads (as asked)"),
+        (EngineOptions(bits="4", threads=1), "4-bit weights (as asked), 1 thread (as asked)"),
+        (EngineOptions(bits="16", threads=2), "unquantised weights (32 bits) (as asked), 2 threads (as asked)"),
     ],
 )
-def test_a_cpu_takes_onnx_and_says_how(tiny: Path, wanted: Wanted, says: str) -> None:
+def test_a_cpu_takes_onnx_and_says_how(tiny: Path, wanted: EngineOptions, says: str) -> None:
     opened = open_model(find(str(tiny)), wanted)
-    assert (opened.engine, opened.how) == ("onnx", says)
+    assert (opened.engine, opened.description) == ("onnx", says)
 
 
 @pytest.mark.twin
 def test_what_the_graph_does_not_know_goes_to_torch_and_says_why(tiny: Path, tmp_path: Path) -> None:
     twin("torch")
-    opened = open_model(find(str(unknown(tmp_path / "m"))), Wanted())
+    opened = open_model(find(str(unknown(tmp_path / "m"))), EngineOptions())
     assert opened.engine == "torch"
-    assert opened.how.startswith(
+    assert opened.description.startswith(
         "the onnx engine can't run it: its architecture is olmo; the graph knows llama, mistral"
     )
-    opened = open_model(find(str(tiny)), Wanted("torch"))
+    opened = open_model(find(str(tiny)), EngineOptions("torch"))
     assert opened.engine == "torch"
-    assert opened.how.startswith("as asked; unquantised weights (32 bits)")
+    assert opened.description.startswith("as asked; unquantised weights (32 bits)")
 
 
 def test_without_torch_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,11 +60,11 @@ def test_without_torch_it_is_said_what_to_install(tmp_path: Path, monkeypatch: p
     with pytest.raises(
         InputError, match=r"its architecture is olmo.*needs torch: pip install 'sideplug\[cloud-torch\]'"
     ):
-        open_model(base, Wanted())
+        open_model(base, EngineOptions())
     with pytest.raises(InputError, match="^the torch engine needs torch: pip install"):
-        open_model(base, Wanted("torch"))
+        open_model(base, EngineOptions("torch"))
     with pytest.raises(UnknownModel, match="the onnx engine can't run .*: its architecture is olmo"):
-        open_model(base, Wanted("onnx"))
+        open_model(base, EngineOptions("onnx"))
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,9 @@ def test_without_torch_it_is_said_what_to_install(tmp_path: Path, monkeypatch: p
 )
 def test_what_is_refused(wanted: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
-        Wanted(**wanted)
+        EngineOptions(**wanted)
 
 
 def test_torch_does_not_quantise(tiny: Path) -> None:
     with pytest.raises(InputError, match="torch"):
-        open_model(find(str(tiny)), Wanted("torch", "4"))
+        open_model(find(str(tiny)), EngineOptions("torch", "4"))

@@ -11,7 +11,7 @@ import pytest
 from sideplug.cli.serve import fleet_config
 from sideplug.cloud.config import DEFAULT_MODEL, SPARE_REQUESTS, ServeConfig
 from sideplug.cloud.cores import cores
-from sideplug.cloud.engines import Wanted
+from sideplug.cloud.engines import EngineOptions
 from sideplug.cloud.fleet import replica, share_machine
 from sideplug.cloud.keys import Keys
 from sideplug.cloud.start import Parts
@@ -27,7 +27,7 @@ def test_words_become_what_they_stand_for() -> None:
     told = {"model": "x", "bits": "8", "threads": "2", "kv_memory": "0.5", "insecure": "true", "max_replicas": "4"}
     settings = ServeConfig.parse(told)
     assert (settings.model, settings.threads, settings.kv_memory, settings.insecure) == ("x", 2, 0.5, True)
-    assert Parts.of(settings).wanted == Wanted("auto", "8", "cpu", 2, 1 << 29)
+    assert Parts.of(settings).options == EngineOptions("auto", "8", "cpu", 2, 1 << 29)
     assert (settings.min_replicas, settings.most_replicas) == (1, 4)
     assert settings.ongoing_requests == settings.max_sessions + SPARE_REQUESTS
     assert ServeConfig.parse({"bits": 16, "insecure": True, "min_replicas": 2}).most_replicas == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sideplug.cloud.engines import Wanted, open_model
+from sideplug.cloud.engines import EngineOptions, open_model
 from sideplug.cloud.gguf_file import unpack
 from sideplug.cloud.model.base import Chunk
 from sideplug.cloud.store import find
@@ -22,7 +22,7 @@ NAMES = ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_p
 
 
 def logits(folder: Path, **wanted: str) -> np.ndarray:
-    model = open_model(find(str(folder)), Wanted(kv_bytes=1 << 30, **wanted)).model  # type: ignore[arg-type]
+    model = open_model(find(str(folder)), EngineOptions(kv_bytes=1 << 30, **wanted)).model  # type: ignore[arg-type]
     return model.logits(model.forward([Chunk(list(range(5, 45)), model.new_cache(64))]).z(slice(0, 40)))
 
 
@@ -104,7 +104,7 @@ def test_how_a_text_is_cut_before_the_merges(tiny: Path, tmp_path: Path, pre: st
 def test_what_is_not_known_is_said(tiny: Path, tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     write_gguf(file, tiny, pre="a cut of its own")
-    with pytest.raises(Unfit, match="cuts a text as 'a cut of its own'"):
+    with pytest.raises(Unfit, match="pretokenizer is 'a cut of its own'"):
         unpack(file, tmp_path)
     file.write_bytes(b"GGUF and then nothing")
     with pytest.raises(UnknownModel, match=r"m\.gguf can't be read"):

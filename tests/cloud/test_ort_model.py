@@ -22,7 +22,7 @@ from sideplug.cloud.model.ort.stage import CHUNKS
 from sideplug.cloud.store import find
 from sideplug.cloud.weights import quantise
 from sideplug.contract.errors import Busy, InputError, UnknownModel
-from tests.conftest import ARCHITECTURES, EIGHT_BITS, UNQUANTISED, Wanted, make_folder, make_lm, twin
+from tests.conftest import ARCHITECTURES, EIGHT_BITS, UNQUANTISED, EngineOptions, make_folder, make_lm, twin
 
 TOLERANCE = 2e-5  # of logits and states of order 1, float32
 LAYERS = range(3)
@@ -68,7 +68,7 @@ def test_it_equals_transformers(architecture: str, tmp_path: Path) -> None:
     torch = twin("torch")
     folder = make_folder(tmp_path / "m", architecture)
     asked = texts(23, 14, 1, 9, 40)
-    model = open_model(find(str(folder)), Wanted(engine="onnx", bits="16", kv_bytes=1 << 30)).model
+    model = open_model(find(str(folder)), EngineOptions(engine="onnx", bits="16", kv_bytes=1 << 30)).model
     lm = make_lm(architecture, model.vocab)
     for ids, (logits, states) in zip(asked, in_pieces(model, asked, (0, 1, 1, 2, 5)), strict=True):
         with torch.inference_mode():
@@ -106,7 +106,7 @@ def test_quantised_is_the_dequantised_model_to_within_its_activations(tiny: Path
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     asked = texts(60)
     rounded, plain = (
-        in_pieces(open_model(find(str(path)), Wanted(bits=b, kv_bytes=1 << 30)).model, asked, (60,))[0][0]
+        in_pieces(open_model(find(str(path)), EngineOptions(bits=b, kv_bytes=1 << 30)).model, asked, (60,))[0][0]
         for path, b in ((tiny, str(bits)), (folder, "16"))
     )
     assert 0 < np.abs(rounded - plain).mean() / np.abs(plain).mean() < 0.08
@@ -153,7 +153,7 @@ def test_layers_that_were_not_asked_for_are_never_written(eight: Model) -> None:
 
 
 def test_memory_is_promised_and_given_back(tiny: Path) -> None:
-    model: Any = open_model(find(str(tiny)), Wanted(kv_bytes=100 * 2 * 2 * 2 * 16 * 4)).model  # of 100 tokens
+    model: Any = open_model(find(str(tiny)), EngineOptions(kv_bytes=100 * 2 * 2 * 2 * 16 * 4)).model  # of 100 tokens
     first = model.new_cache(60)
     with pytest.raises(Busy, match="try later"):
         model.new_cache(60)
@@ -170,7 +170,7 @@ def test_memory_is_promised_and_given_back(tiny: Path) -> None:
 
 def test_memory_for_next_to_nothing_is_refused(tiny: Path) -> None:
     with pytest.raises(InputError, match=r"must be at least .* \(64 tokens\), got 0\.0"):
-        open_model(find(str(tiny)), Wanted(kv_bytes=1000))
+        open_model(find(str(tiny)), EngineOptions(kv_bytes=1000))
 
 
 def test_the_last_position_of_the_context(eight: Model) -> None:
@@ -236,9 +236,9 @@ def test_onnx_runtime_phones_nobody(tiny: Path, tmp_path: Path) -> None:
     code = f"""
 import os, sys
 from pathlib import Path
-from sideplug.cloud.engines import Wanted, open_model
+from sideplug.cloud.engines import EngineOptions, open_model
 from sideplug.cloud.store import find
-model = open_model(find({str(tiny)!r}), Wanted(kv_bytes=1 << 20)).model
+model = open_model(find({str(tiny)!r}), EngineOptions(kv_bytes=1 << 20)).model
 open_files = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.exists()]
 print([name for name in open_files if "onnxruntime.db" in name or name.startswith("socket:")])
 """

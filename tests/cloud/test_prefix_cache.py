@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sideplug.cloud.admission import AdmissionLimits
 from sideplug.cloud.engine import Engine
-from sideplug.cloud.engines import Wanted, open_model
+from sideplug.cloud.engines import EngineOptions, open_model
 from sideplug.cloud.model.base import Model
 from sideplug.cloud.model.memory import KVMemory
 from sideplug.cloud.prefix_cache import PrefixCache, Text, common_length
@@ -270,7 +270,7 @@ def test_what_was_told_but_for_its_end_is_not_run_again(parts: tuple[Model, Toke
 def narrow(tiny: Path) -> tuple[Model, Tokenizer]:
     """Memory for 100 tokens."""
     token = 2 * 2 * 2 * 16 * 4
-    return open_model(find(str(tiny)), Wanted("onnx", "16", kv_bytes=100 * token)).model, Tokenizer(tiny)
+    return open_model(find(str(tiny)), EngineOptions("onnx", "16", kv_bytes=100 * token)).model, Tokenizer(tiny)
 
 
 def test_who_finds_no_room_waits(narrow: tuple[Model, Tokenizer]) -> None:

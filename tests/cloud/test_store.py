@@ -90,7 +90,7 @@ def test_a_gguf_file_that_we_do_not_know_is_converted_by_transformers(tiny: Path
     write_gguf(file, tiny, pre="a cut of its own")
     said: list[str] = []
     base = store.find(str(file), said.append)
-    assert "converting it with transformers (its tokenizer cuts a text as 'a cut of its own')" in said
+    assert "converting it with transformers (its pretokenizer is 'a cut of its own')" in said
     ids = torch.tensor([[5, 9, 200, 17, 33]])
     with torch.inference_mode():
         got, want = (

@@ -22,7 +22,7 @@ import numpy as np
 import openai
 import pytest
 
-from sideplug import listen
+from sideplug import sockets
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
@@ -54,7 +54,7 @@ def a_person(base: str, name: str) -> Any:
 @contextlib.contextmanager
 def serving(gateway: Gateway) -> Iterator[str]:
     """uvicorn in a thread: its address."""
-    listener = listen.bind("127.0.0.1", 0)
+    listener = sockets.bind("127.0.0.1", 0)
     listener.listen(128)
     server = GatewayServer(gateway.app)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
@@ -423,8 +423,8 @@ def test_a_cloud_that_is_gone_and_comes_back(
     first = Cloud(tiny)
     port = int(first.url.rsplit(":", 1)[1])
     with a_stage(first.url, root) as stage:
-        bind = listen.bind
-        monkeypatch.setattr(listen, "bind", lambda host, any_port: bind(host, port))
+        bind = sockets.bind
+        monkeypatch.setattr(sockets, "bind", lambda host, any_port: bind(host, port))
         want = stage.text(model="anna")
         first.close()
         for model in ("anna", ""):

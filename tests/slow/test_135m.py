@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from sideplug.bench.sotu import messages
-from sideplug.cloud.engines import Wanted, open_model
+from sideplug.cloud.engines import EngineOptions, open_model
 from sideplug.cloud.model.base import Chunk, Model
 from sideplug.cloud.store import find
 from sideplug.cloud.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ def served() -> Iterator[dict[str, Any]]:
 
 
 def model(engine: str, bits: str = "auto") -> Model:
-    return open_model(find(DEFAULT_MODEL), Wanted(engine, bits)).model
+    return open_model(find(DEFAULT_MODEL), EngineOptions(engine, bits)).model
 
 
 @pytest.fixture(scope="module")
