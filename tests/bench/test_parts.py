@@ -73,7 +73,7 @@ def test_a_result_is_written_where_it_was_asked_for(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--part", "speed"], "there is no part 'speed'; there are decode,"),
+        (["--part", "speed"], f"there is no part 'speed'; there are {', '.join(PARTS)}"),
         (["--set", "rounds=1"], "give --part too"),
         (["--part", "decode", "--task", "facts"], "must not be given"),
         (["--part", "decode", "--set", "round=1"], "rounds=7"),
