@@ -147,10 +147,10 @@ def test_a_parameter_that_went_up_is_found(heard: list[Heard], how: str) -> None
     """Among all the others, and only where it went up."""
     message = PLANTED[how]()
     found = report([*heard, (">", message), *heard], PLUGIN)
-    assert found.leaked == ["manner.up"]
+    assert found.leaked == ["manner.params.up"]
     assert not found.clean
     assert found.unaccounted == 0
-    assert list(found.lines())[-1] == "PARAMETERS OF YOUR PLUGIN WENT UP: manner.up."
+    assert list(found.lines())[-1] == "PARAMETERS OF YOUR PLUGIN WENT UP: manner.params.up."
     assert report([*heard, ("<", message)], PLUGIN).clean
     assert report([(">", message)], a_plugin("f" * 64, seed=4)).clean, "another plugin's are not ours"
     assert report([(">", message)]).leaked == []
@@ -165,7 +165,7 @@ def test_wherever_it_stands(data: st.DataObject) -> None:
     count = 4 if half else 2
     at = data.draw(st.integers(0, len(flat) - count))
     before, behind = data.draw(st.binary(max_size=40)), data.draw(st.binary(max_size=40))
-    assert f"manner.{name}" in SEARCH.in_message(before + flat[at : at + count].tobytes() + behind)
+    assert f"manner.params.{name}" in SEARCH.in_message(before + flat[at : at + count].tobytes() + behind)
 
 
 @given(st.binary(max_size=200))
@@ -317,7 +317,7 @@ def test_by_hand(cloud: Cloud, run: Run, tmp_path: Path) -> None:
     written(path, [(">", answer(a_plugin("x").trained.params["down"][0][:1]))])  # somebody sends a row of it
     caught = run("audit", path, "--plugin", plugin, "--json")
     sentence(caught, 1, "the transcript has what must not be in it")
-    assert json.loads(caught.stdout)["found"] == ["manner.down"]
+    assert json.loads(caught.stdout)["found"] == ["manner.params.down"]
     path.write_bytes(path.read_bytes()[:-1])
     sentence(run("audit", path), 2, "t.sp is cut off in the message that begins at byte")
     sentence(run("audit", plugin / MANNER / CONFIG), 2, "is no transcript: byte 0 must begin a message")
