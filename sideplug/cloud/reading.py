@@ -179,7 +179,7 @@ class Reader:
             raise ProtocolError(f"example {example.number} must be read before it is scored, and scored once")
         z, logp = example.scorable
         example.scorable = None
-        check_shapes(frame, len(z), z.shape[1], self._model.vocab, example.spec.mixtures)
+        check_shapes(frame, len(z), z.shape[1], self._model.vocab, example.spec.max_pairs)
         corrected = apply_delta(z, frame, example.spec.merge)
         mixtures = [mixture_of(frame, row) for row in range(len(z))]
         self._scorings.append(Scoring(example, logp, corrected, mixtures))

@@ -21,7 +21,7 @@ from sideplug.cloud.model.base import Cache, NoCache
 from sideplug.cloud.prefix_cache import Text
 from sideplug.cloud.speculation import AcceptanceStats
 from sideplug.cloud.tokenizer import TextStream
-from sideplug.contract.capabilities import MIXTURE
+from sideplug.contract.capabilities import MIXTURE, MixtureSettings, settings_of
 from sideplug.contract.correction import Merge, Mixture, apply_delta, check_shapes, mixture_of
 from sideplug.contract.errors import ProtocolError
 from sideplug.contract.frames import MAX_DRAFT, Frame, Map, Top
@@ -49,9 +49,10 @@ class SessionSpec:
     granted: Mapping[str, Map] = field(default_factory=dict)
 
     @property
-    def mixtures(self) -> bool:
-        """Whether answers may bring mixtures."""
-        return MIXTURE.name in self.granted
+    def max_pairs(self) -> int:
+        """Pairs that a mixture may have at most; 0: answers may not bring mixtures."""
+        settings = settings_of(self.granted, MIXTURE, MixtureSettings)
+        return settings.pairs if settings else 0
 
 
 @dataclass(eq=False, kw_only=True)
@@ -419,7 +420,7 @@ def check_answer(reply: Reply, frame: AnswerFrame, vocab: int) -> AnsweredRows |
         raise ProtocolError(f"an answer's ids must be int32, 0 to {vocab - 1}, one a position")
     width = reply.asks[0].z_1D.shape[1] if reply.asks else 0
     if width and ids is None:
-        check_shapes(frame, len(at), width, vocab, reply.spec.mixtures)
+        check_shapes(frame, len(at), width, vocab, reply.spec.max_pairs)
     rows = [row for row, position in enumerate(at) if position not in reply.late]
     asks = [reply.asks[number] for number in range(min(len(rows), len(reply.asks)))]
     expected = [ask.at for ask in asks]

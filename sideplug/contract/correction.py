@@ -21,7 +21,7 @@ import numpy as np
 
 from sideplug.contract.codec import pack, unpack
 from sideplug.contract.errors import InputError, ProtocolError
-from sideplug.contract.frames import MAX_MIXED, Answer, Score
+from sideplug.contract.frames import Answer, Score
 
 MAX_CORRECTED = 1e6  # of any number in a corrected z: far past every model's, far below what overflows in the head
 MERGES = ("add", "replace")
@@ -126,8 +126,11 @@ def _widened(part: Packed, rows: int, most: int) -> tuple[np.ndarray, np.ndarray
     return mix, ids, weights
 
 
-def check_shapes(frame: Brings, rows: int, width: int, vocab: int, mixtures: bool) -> None:
-    """Raises ProtocolError unless the frame's corrections are of `rows` positions, of known types, and in range."""
+def check_shapes(frame: Brings, rows: int, width: int, vocab: int, max_pairs: int) -> None:
+    """Raises ProtocolError unless the corrections are of `rows` positions, of known types, and in range.
+
+    max_pairs: of each mixture; 0: the session may not bring mixtures.
+    """
     delta, scales = frame.delta, frame.scales
     if (delta is None) != (scales is None):
         raise ProtocolError("a correction must bring delta and scales together")
@@ -140,14 +143,14 @@ def check_shapes(frame: Brings, rows: int, width: int, vocab: int, mixtures: boo
     mix, ids, weights = frame.mix, frame.mix_ids, frame.mix_weights
     if mix is None and ids is None and weights is None:
         return
-    if not mixtures:
+    if not max_pairs:
         raise ProtocolError("an answer must not bring mixtures: the session did not ask for that capability")
     if mix is None or ids is None or weights is None:
         raise ProtocolError("a mixture must bring mix, mix_ids and mix_weights together")
     if not (mix.dtype == weights.dtype == np.float32 and ids.dtype == np.int32):
         raise ProtocolError("a mixture must have float32 weights and int32 ids")
-    if not (mix.shape == (rows,) and ids.shape == weights.shape and len(ids) == rows and ids.shape[1] <= MAX_MIXED):
-        raise ProtocolError(f"a mixture must have at most {MAX_MIXED} pairs for each of {rows} positions")
+    if not (mix.shape == (rows,) and ids.shape == weights.shape and len(ids) == rows and ids.shape[1] <= max_pairs):
+        raise ProtocolError(f"a mixture must have at most {max_pairs} pairs for each of {rows} positions")
     if not (np.isfinite(mix).all() and (mix >= 0).all() and (mix <= 1).all()):
         raise ProtocolError("a mixture's weight must be 0 to 1")
     if ids.size and not -1 <= int(ids.min()) <= int(ids.max()) < vocab:

@@ -80,7 +80,7 @@ def test_an_open() -> None:
     spec = read_open(base=BASE.fingerprint, merge="replace")
     assert (spec.tap, spec.merge) == (Tap((0, 1, 2), 16), "replace")
     assert [gate.kind for gate in spec.gates] == ["open"]
-    assert (spec.context, spec.granted, spec.mixtures) == (None, {}, False)
+    assert (spec.context, spec.granted, spec.max_pairs) == (None, {}, 0)
     assert read_open(tap="").tap == Tap.spread(SHAPE.blocks, SHAPE.width), "whoever has no plugin"
 
 
@@ -157,7 +157,7 @@ def test_an_open_with_capabilities_and_a_gate_for_each_part() -> None:
     spec = read_open(capabilities=wanted, gates=gates, gate=weights)
     assert spec.context == ContextSlice(spec.tap, (0, 2), 8)
     assert set(spec.granted) == {CONTEXT.name, MIXTURE.name}
-    assert spec.mixtures
+    assert spec.max_pairs == 4
     assert [gate.kind for gate in spec.gates] == ["shut", "linear", "linear"]
     assert (spec.gates[1].bias, spec.gates[1].threshold, spec.gates[1].memory) == (0.5, 0.25, 0.75)
     np.testing.assert_array_equal([gate.weight_D for gate in spec.gates[1:]], weights)

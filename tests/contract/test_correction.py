@@ -73,7 +73,7 @@ def test_packed_and_unpacked(int8: bool) -> None:
     deltas = RNG.normal(size=(3, 8)).astype(np.float32)
     corrections = [Correction(deltas[0]), Correction(None, MIXTURE), Correction(deltas[2], MIXTURE)]
     frame = answer(corrections, int8)
-    check_shapes(frame, 3, 8, 50, mixtures=True)
+    check_shapes(frame, 3, 8, 50, max_pairs=64)
     z = RNG.normal(size=(3, 8)).astype(np.float32)
     corrected = apply_delta(z, frame, "add")
     np.testing.assert_allclose(corrected[[0, 2]], z[[0, 2]] + deltas[[0, 2]], atol=0.03)
@@ -88,7 +88,7 @@ def test_packed_and_unpacked(int8: bool) -> None:
 def test_neither_leaves_everything() -> None:
     frame = answer([Correction(), Correction()])
     assert (frame.delta, frame.mix) == (None, None)
-    check_shapes(frame, 2, 8, 50, mixtures=False)
+    check_shapes(frame, 2, 8, 50, max_pairs=0)
     z = RNG.normal(size=(2, 8)).astype(np.float32)
     assert apply_delta(z, frame, "replace") is z
 
@@ -115,14 +115,19 @@ REFUSED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("changed", REFUSED.values(), ids=REFUSED.keys())
 def test_refused(changed: dict[str, Any]) -> None:
     frame = answer([Correction(np.ones(8, F), MIXTURE)])
-    check_shapes(frame, 1, 8, 50, mixtures=True)
+    check_shapes(frame, 1, 8, 50, max_pairs=64)
     with pytest.raises(ProtocolError):
-        check_shapes(dataclasses.replace(frame, **changed), 1, 8, 50, mixtures=True)
+        check_shapes(dataclasses.replace(frame, **changed), 1, 8, 50, max_pairs=64)
+
+
+def test_a_session_may_ask_for_fewer_pairs() -> None:
+    with pytest.raises(ProtocolError, match="at most 1 pairs"):
+        check_shapes(answer([Correction(None, MIXTURE)]), 1, 8, 50, max_pairs=1)
 
 
 def test_mixtures_are_asked_for() -> None:
     with pytest.raises(ProtocolError, match="did not ask for that capability"):
-        check_shapes(answer([Correction(None, MIXTURE)]), 1, 8, 50, mixtures=False)
+        check_shapes(answer([Correction(None, MIXTURE)]), 1, 8, 50, max_pairs=0)
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan, 1e7])
