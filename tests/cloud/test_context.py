@@ -108,6 +108,7 @@ class Device:
         self.wants_rows = fields.get("context") is not None
         self.frame = PromptFrame(**fields)
         self.reply = read_prompt(self.frame, terms(engine, gates, capabilities), self._hear)
+        self.reply.stats.answer_s = 60.0  # as of a far device: speculation is worth its step on any machine
         self.reply.stop_ids = ()  # nothing but its length ends it
         engine.add(self.reply)
 
