@@ -1,4 +1,7 @@
-"""An address to listen on, reserved before the work that takes long: a port that is taken is said at once."""
+"""Listening sockets: a server reserves its address before it loads a model, so a taken port is an error at once.
+
+It does not know what a server does. Test: pytest tests/test_cli.py
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ import socket
 
 from sideplug.contract.errors import Stopped
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")  # names that mean this very machine, for a server and for a client
+LOOPBACK = ("localhost", "127.0.0.1", "::1")  # hosts that mean this machine, for servers and clients
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Reserve an address before the model is loaded; nobody is listened to yet. Port 0: any. Raises Stopped."""
+    """Reserve an address; return its socket, which does not listen yet. port 0: any free port. Raises Stopped."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -23,7 +26,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def not_listening(host: str, port: int, error: OSError) -> Stopped:
-    """Why an address can't be listened on, in one sentence."""
+    """Return the error for an address on which a server can't listen."""
     if error.errno == errno.EADDRINUSE:
         return Stopped(f"port {port} on {host} is taken: stop what uses it, or give another --port")
-    return Stopped(f"{host}:{port} can't be listened on: {error.strerror or error}")
+    return Stopped(f"can't listen on {host}:{port}: {error.strerror or error}")

@@ -1,6 +1,6 @@
-"""What the commands show: progress on the error stream, so that standard output stays for results.
+"""Output of the commands: it shows progress on the error stream, so that standard output has results only.
 
-On a terminal it is a bar (rich), elsewhere a plain line every ten seconds. It does not know what the work is.
+On a terminal it shows a bar (rich), elsewhere a plain line every ten seconds. It does not know what the work is.
 Test: pytest tests/test_cli.py
 """
 
@@ -21,7 +21,7 @@ def say(line: str) -> None:
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Yields `show(done, note)`, which tells how much of `total` is done, and a note beside it."""
+    """Yield `show(done, note)`, which shows how much of `total` is done, and a note beside it."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

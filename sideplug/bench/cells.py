@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sideplug.contract.errors import InputError, Stopped
+from sideplug.contract.errors import InputError
+from sideplug.paths import writing
 from sideplug.terminal import say
 
 
@@ -45,8 +46,5 @@ class Cells:
         return self.values[key]
 
     def _append(self, line: dict[str, Any]) -> None:
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise Stopped(f"{self.path} could not be written: {error.strerror or error}") from error
+        with writing(self.path), self.path.open("a") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -94,8 +94,8 @@ def authors(count: int, passages: int, tested: int, scratch: Path) -> Task:
     """Return the task of so many presidents: passages of their messages but the last, and of the last."""
     people = []
     for who, folder in sotu.messages(*PRESIDENTS[:count]).items():
-        train = data.some(read(folder / "train"), passages)
-        test = [continued(example) for example in data.some(read(folder / "last.txt"), tested)]
+        train = data.sample(read(folder / "train"), passages)
+        test = [continued(example) for example in data.sample(read(folder / "last.txt"), tested)]
         people.append(_user(who, train, test, scratch / "authors"))
     return Task(
         "authors",
@@ -119,8 +119,8 @@ def facts(count: int, examples: int, tested: int, general: int, scratch: Path) -
     """Return the task of the made-up person of examples/person: its facts, asked in phrasings that are not trained."""
     folder = scratch / "facts"
     make_person(count, folder)
-    test = data.some(read(folder / "test.jsonl"), tested)
-    user = _user("Mara", data.some(read(folder / "train.jsonl"), examples), test, folder)
+    test = data.sample(read(folder / "test.jsonl"), tested)
+    user = _user("Mara", data.sample(read(folder / "train.jsonl"), examples), test, folder)
     return Task(
         "facts",
         f"{count} facts of a made-up person, in unseen phrasings",

@@ -67,9 +67,9 @@ def judge(plugin: Plugin, data: Path, cloud: Cloud, form: str, limit: int) -> tu
     """(what the base and the plugin make of the examples, their number). Raises DataError, CloudError and its kin."""
     from sideplug.readers import read
     from sideplug.training import recorder
-    from sideplug.training.data import some
+    from sideplug.training.data import sample
 
-    examples = some(read(data, form), limit)
+    examples = sample(read(data, form), limit)
     with cloud.session(plugin) as session, progress("evaluating", len(examples)) as show:
         return recorder.score(session, examples, lambda done: show(done, "")), len(examples)
 
@@ -106,7 +106,7 @@ def gate_curve(
         raise PluginError(f"the gate of {folder} is {trained.kind}: it has no dial (train it with a retain set)")
     judged, examples = judge(plugin, data, cloud, form, limit)
     points = gate.curve(trained, judged, plugin.tap)
-    rate, loss = gate.at(trained, judged)
+    rate, loss = gate.rate_and_loss(trained, judged)
     if picture:
         gate.draw(points, (rate, loss), f"{folder.name} on {data.name}", picture)
     if as_json:

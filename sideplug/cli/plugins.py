@@ -9,7 +9,7 @@ import click
 
 from sideplug.cli.common import FOLDER, group, json_option, option, plugins_option, print_json
 from sideplug.cli.session import load_plugin, passphrase_of
-from sideplug.contract.errors import InputError, Stopped
+from sideplug.contract.errors import InputError
 from sideplug.terminal import say
 
 if TYPE_CHECKING:
@@ -49,15 +49,13 @@ def plugin_list(plugins_folder: Path | None, as_json: bool) -> None:
 @option("--seal", is_flag=True, help="Encrypt the file with a passphrase (SIDEPLUG_PASSPHRASE, or typed).")
 def plugin_export(folder: Path, file: Path, seal: bool) -> None:
     """Write a plugin as one file, for your other device. Its tape stays here."""
-    from sideplug.paths import write_aside
+    from sideplug.paths import write_aside, writing
     from sideplug.plugins import sealed_file
 
     plugin = load_plugin(folder)
     passphrase = _new_passphrase(file.name) if seal else ""
-    try:
+    with writing(file):
         write_aside(file, sealed_file.seal(plugin.to_bytes(), passphrase))
-    except OSError as error:
-        raise Stopped(f"{file} could not be written: {error.strerror or error}") from error
     click.echo(f"{folder} is in {file}{', sealed' if seal else ''}")
 
 

@@ -78,10 +78,10 @@ class NewPlugin:
     def texts(self, data: Path, form: str, skip: Path) -> Texts:
         """The examples of `data` (but for those in the folder `skip`), and the retain set. Raises DataError."""
         from sideplug.readers import read
-        from sideplug.training.data import some
+        from sideplug.training.data import sample
         from sideplug.training.pipeline import Texts
 
-        examples = some(read(data, form, skip=skip), self.limit, self.seed)
+        examples = sample(read(data, form, skip=skip), self.limit, self.seed)
         return Texts.prepare(examples, self.held_out, self.seed, self.retain_weight, self.retain)
 
 

@@ -1,17 +1,17 @@
-"""A plugin as one file, plain or sealed with a passphrase: for the person's other device, or a disk that is shared.
+"""A plugin as one file, plain or sealed with a passphrase, for the person's other device or for a shared disk.
 
     0   8  b"SIDEPLUG"
     8   1  version, 1
     9   1  0 plain, 1 sealed
-    10  8  n, bytes of the body, little-endian
-    18  16 salt    of scrypt (zeros where plain)
-    34  12 nonce   of AES-GCM (zeros where plain)
-    46  32 check   HMAC-SHA256 by the second half of the key over bytes 0 to 45: is it the right passphrase?
+    10  8  n, the number of bytes of the body, little-endian
+    18  16 salt    of scrypt (zeros if plain)
+    34  12 nonce   of AES-GCM (zeros if plain)
+    46  32 check   HMAC-SHA256 of bytes 0 to 45 with the second half of the key; it shows a wrong passphrase
     78  n  body    the bytes, or AES-256-GCM of them with bytes 0 to 77 as associated data
-    78+n 32        SHA-256 of all before: is it whole?
+    78+n 32        SHA-256 of all bytes before it; it shows a damaged file
 
-The key is scrypt (N = 2^15, r = 8, p = 3: OWASP's setting for 32 MB of memory), half a second or so on purpose.
-It does not know what the bytes are. Test: pytest tests/plugins/test_sealed_file.py
+scrypt makes the key from the passphrase (N = 2^15, r = 8, p = 3: OWASP's setting for 32 MB of memory). It takes about
+half a second, on purpose. The module does not know what the bytes mean. Test: pytest tests/plugins/test_sealed_file.py
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ START = HEAD.size + CHECK_BYTES
 
 
 class WrongPassphrase(PluginError):
-    """The passphrase does not open it."""
+    """The passphrase does not open the file."""
 
     code = "wrong-passphrase"
 
 
 def seal(data: bytes, passphrase: str = "") -> bytes:
-    """The file's bytes; sealed where there is a passphrase. Raises InputError where the cipher is not installed."""
+    """Return a file's bytes for `data`, sealed if there is a passphrase. Raises InputError (a missing package)."""
     if not passphrase:
         body, head, check = data, HEAD.pack(MAGIC, 1, 0, len(data), bytes(16), bytes(12)), bytes(CHECK_BYTES)
     else:
@@ -53,13 +53,13 @@ def seal(data: bytes, passphrase: str = "") -> bytes:
 
 
 def is_sealed(file: bytes) -> bool:
-    """Does it want a passphrase? Raises PluginError for what is no file of ours."""
+    """Return whether a file needs a passphrase. Raises PluginError for another kind of file, or a damaged one."""
     return _parse(file)[0] == 1
 
 
 def unseal(file: bytes, passphrase: str = "") -> bytes:
-    """What was sealed. Raises PluginError, one sentence each for: another kind of file, cut off, damaged, wrong
-    passphrase (WrongPassphrase), altered by somebody who made it look whole."""
+    """Return the data of a file. Raises PluginError with one sentence for each of: another kind of file, cut off,
+    damaged, wrong passphrase (WrongPassphrase), altered by somebody who also changed its checksum."""
     kind, salt, nonce, body = _parse(file)
     if kind == 0:
         return body
@@ -77,7 +77,7 @@ def unseal(file: bytes, passphrase: str = "") -> bytes:
 
 
 def _parse(file: bytes) -> tuple[int, bytes, bytes, bytes]:
-    """(kind, salt, nonce, body) of a file that is whole."""
+    """Return (kind, salt, nonce, body) of a whole file. Raises PluginError for any other."""
     if file[: len(MAGIC)] != MAGIC[: len(file)] or not file:
         raise PluginError("this is no plugin file of ours: it must begin with SIDEPLUG")
     if len(file) < START + DIGEST_BYTES:
@@ -94,8 +94,9 @@ def _parse(file: bytes) -> tuple[int, bytes, bytes, bytes]:
 
 
 def _keys(passphrase: str, salt: bytes) -> tuple[bytes, bytes]:
-    words = passphrase.encode("utf-8", "surrogateescape")  # a variable's bytes may be no text
-    key = hashlib.scrypt(words, salt=salt, n=1 << 15, r=8, p=3, maxmem=64 << 20, dklen=64)
+    """Return the key of the cipher and the key of the check."""
+    secret = passphrase.encode("utf-8", "surrogateescape")  # an environment variable may be no valid text
+    key = hashlib.scrypt(secret, salt=salt, n=1 << 15, r=8, p=3, maxmem=64 << 20, dklen=64)
     return key[:32], key[32:]
 
 

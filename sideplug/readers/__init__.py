@@ -1,4 +1,4 @@
-"""Readers of a person's files: each foreign format in a file of its own, all of them giving examples."""
+"""Readers of a person's files: a module for each foreign format, all of which return examples."""
 
 from sideplug.readers.base import Example
 from sideplug.readers.files import FORMATS, SUFFIXES, parse, read

@@ -1,4 +1,7 @@
-"""{"instruction", "input"?, "output"}, as Alpaca has it; LongLaMP's records have an input and no instruction."""
+"""The Alpaca format: {"instruction", "input"?, "output"}. LongLaMP's records have an input and no instruction.
+
+It does not know files. Test: pytest tests/readers/test_files.py
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,13 @@ class Alpaca:
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
         """See Format."""
-        alone = "instruction" not in record and "input" in record
-        instruction = text_of(record, "input" if alone else "instruction", where)
+        has_input_only = "instruction" not in record and "input" in record
+        instruction = text_of(record, "input" if has_input_only else "instruction", where)
         reply = text_of(record, "output", where)
-        given = "" if alone else record.get("input") or ""
-        if not isinstance(given, str):
-            raise DataError(f"{where}: input must be text, got {type(given).__name__}")
+        extra_input = "" if has_input_only else record.get("input") or ""
+        if not isinstance(extra_input, str):
+            raise DataError(f"{where}: input must be text, got {type(extra_input).__name__}")
         if not reply.strip():
             raise DataError(f"{where}: output must not be empty")
-        yield Example(Prompt.user(f"{instruction}\n\n{given}" if given.strip() else instruction), reply, where)
+        question = f"{instruction}\n\n{extra_input}" if extra_input.strip() else instruction
+        yield Example(Prompt.user(question), reply, where)

@@ -1,7 +1,7 @@
-"""What every reader gives: examples, a prompt and the reply that the person would want. And the table of formats.
+"""The result of each reader: examples, each a prompt and the reply that the person would want.
 
-A new format of records is one file here with a `Format`, and one line in __init__. It does not know tokens: the cloud's
-tokenizer counts them. Test: pytest tests/readers
+A new format of records is a module here with a `Format`, and an entry in files.py. It does not know tokens: the cloud's
+tokenizer counts them. Test: pytest tests/readers/test_files.py
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Example:
-    """One thing to learn. where: its "file:line", for errors."""
+    """One example to learn. where: its "file:line", for error messages."""
 
     prompt: Prompt
     reply: str
     where: str
-    greedy_tokens: int = 0  # of the retain set: the base writes the reply itself, so many tokens at most
+    greedy_tokens: int = 0  # for the retain set: the base writes the reply, at most this many tokens
 
     def to_json(self) -> Record:
-        """Plain values, for a digest."""
+        """Return the example as plain values, without `where`."""
         greedy = {"greedy_tokens": self.greedy_tokens} if self.greedy_tokens else {}
         return {**self.prompt.to_json(), "reply": self.reply, **greedy}
 
@@ -37,16 +37,16 @@ class Format(Protocol):
     name: str
 
     def fits(self, record: Record) -> bool:
-        """Whether a record looks like this format."""
+        """Return whether a record looks like this format."""
         ...
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
-        """The examples of a record. Raises DataError, with `where`."""
+        """Yield the examples of a record. Raises DataError, with `where` in its message."""
         ...
 
 
 def text_of(record: Record, key: str, where: str) -> str:
-    """The text of a key. Raises DataError."""
+    """Return the text of a key. Raises DataError if it is missing or no text."""
     value = record.get(key)
     if not isinstance(value, str):
         got = "none" if value is None else type(value).__name__
@@ -55,7 +55,7 @@ def text_of(record: Record, key: str, where: str) -> str:
 
 
 def list_of(record: Record, key: str, where: str) -> list[Any]:
-    """The list of messages of a key. Raises DataError."""
+    """Return the list of messages of a key. Raises DataError if it is missing, empty or no list."""
     value = record.get(key)
     if not isinstance(value, list) or not value:
         raise DataError(f"{where}: {key} must be a list with messages in it")

@@ -1,5 +1,10 @@
-"""Conversations: {"messages": [{"role", "content"}, …]} as OpenAI has it, {"conversations": [{"from", "value"}, …]} as
-ShareGPT has it. Each assistant's turn is an example."""
+"""Conversations in OpenAI's format and in ShareGPT's. Each turn of the assistant is an example.
+
+    OpenAI      {"messages": [{"role", "content"}, …]}
+    ShareGPT    {"conversations": [{"from", "value"}, …]}
+
+It does not know files. Test: pytest tests/readers/test_files.py
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assista
 
 
 class Messages:
-    """OpenAI's."""
+    """OpenAI's format."""
 
     name = "messages"
 
@@ -28,7 +33,7 @@ class Messages:
 
 
 class ShareGPT:
-    """ShareGPT's."""
+    """ShareGPT's format."""
 
     name = "sharegpt"
 
@@ -42,6 +47,7 @@ class ShareGPT:
 
 
 def _turns(turns: list[Any], role_key: str, content_key: str, where: str) -> Iterator[Example]:
+    """Yield an example for each turn of the assistant that another turn precedes. Raises DataError."""
     messages: list[dict[str, str]] = []
     replies = 0
     for number, turn in enumerate(turns, 1):
@@ -56,7 +62,7 @@ def _turns(turns: list[Any], role_key: str, content_key: str, where: str) -> Ite
             )
         if not isinstance(content, str):
             raise DataError(f"{where}: message {number}'s {content_key} must be text, got {type(content).__name__}")
-        if role == "assistant" and messages and turn.get("weight") != 0:  # OpenAI's: 0 is context, not to be learnt
+        if role == "assistant" and messages and turn.get("weight") != 0:  # OpenAI's 0: context only
             replies += 1
             yield Example(Prompt(messages=tuple(messages)), content, where)
         messages = [*messages, {"role": role, "content": content}]

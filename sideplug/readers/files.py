@@ -1,6 +1,7 @@
-"""A person's files and folders as examples: `read` a path, or `parse` a text that has a name.
+"""It turns a person's files and folders into examples: `read` takes a path, `parse` a text with a name.
 
-A folder is its files, in the order of their names. Test: pytest tests/readers/test_files.py
+A folder stands for its files, in the order of their names. It does not know what the examples are used for.
+Test: pytest tests/readers/test_files.py
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ SUFFIXES = (*JSON_SUFFIXES, ".txt", ".md")
 
 
 def read(path: Path, form: str = "auto", skip: Path | None = None) -> list[Example]:
-    """All examples of a file or folder, without those in the folder `skip`. Raises DataError with file and line.
+    """Return all examples of a file or folder, without those in the folder `skip`. Raises DataError with file and line.
 
     >>> [example.reply for example in sideplug.read(notes)]
     ['The mill stands by the river.']
     """
     check_format(form)
     if path.is_dir():
-        own = skip.resolve() if skip else None
+        skipped = skip.resolve() if skip else None
         files = sorted(
             file
             for file in path.rglob("*")
-            if file.suffix in SUFFIXES and not file.name.startswith(".") and own not in file.resolve().parents
+            if file.suffix in SUFFIXES and not file.name.startswith(".") and skipped not in file.resolve().parents
         )
-        answers = {outputs_of(file) for file in files}
-        files = [file for file in files if file not in answers]
+        output_files = {outputs_of(file) for file in files}
+        files = [file for file in files if file not in output_files]
         if not files:
             raise DataError(f"the folder {path} has no {', '.join(SUFFIXES)} files")
     elif path.exists():
@@ -51,15 +52,15 @@ def read(path: Path, form: str = "auto", skip: Path | None = None) -> list[Examp
 
 
 def parse(text: str, name: str, form: str = "auto") -> list[Example]:
-    """The examples of a text, as `read` would read a file of this name. Raises DataError with name and line."""
+    """Return the examples of a text, as `read` would for a file of this name. Raises DataError with name and line."""
     check_format(form)
     if not text.strip():
         raise DataError(f"{name} is empty")
     suffix = PurePath(name).suffix
-    plain = (suffix not in JSON_SUFFIXES and text.lstrip()[:1] not in "{[") or (
+    is_plain = (suffix not in JSON_SUFFIXES and text.lstrip()[:1] not in "{[") or (
         form == "text" and suffix in (".txt", ".md")
     )
-    if plain:
+    if is_plain:
         if form not in ("auto", "text"):
             raise DataError(f"{name}:1: must be JSON for --format {form}, got plain text")
         return list(plain_text(text, name))
@@ -85,15 +86,15 @@ def _read_file(file: Path, form: str) -> list[Example]:
 
 
 def _from_records(text: str, name: str, form: str, outputs: Path | None) -> Iterator[Example]:
-    answers = golds(outputs) if outputs else {}
+    outputs_by_id = golds(outputs) if outputs else {}
     for line, record in records(text, name):
         where = f"{name}:{line}"
         if not isinstance(record, dict):
             raise DataError(f"{where}: an example must be a JSON object, got {type(record).__name__}")
         if outputs:
-            if str(record.get("id")) not in answers:
+            if str(record.get("id")) not in outputs_by_id:
                 raise DataError(f"{where}: {outputs.name} has no output for the id {str(record.get('id'))[:40]!r}")
-            record = {"input": record.get("input"), "output": answers[str(record["id"])]}
+            record = {"input": record.get("input"), "output": outputs_by_id[str(record["id"])]}
         yield from _format_of(record, form, where).examples(record, where)
 
 

@@ -1,4 +1,7 @@
-"""The records of a JSON file, one after the other: an array, JSON lines, or one object over several lines."""
+"""The records of a JSON file, which is an array, JSON lines, or one object over several lines.
+
+It does not know formats of records. Test: pytest tests/readers/test_files.py
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from sideplug.contract.errors import DataError
 
 
 def records(text: str, name: str) -> Iterator[tuple[int, Any]]:
-    """(line, value) of each element of a JSON array, or of each line of JSON lines."""
+    """Yield (line, value) of each element of a JSON array, or of each of the JSON lines. Raises DataError."""
     stripped = text.lstrip()
     if not stripped.startswith("["):
         try:  # one object over several lines is one record

@@ -1,4 +1,7 @@
-"""LaMP's pairs of files: X_questions.json with the outputs in X_outputs.json beside it."""
+"""The LaMP format: a pair of files, X_questions.json and X_outputs.json in the same folder.
+
+It does not know how examples are made of them. Test: pytest tests/readers/test_files.py
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from sideplug.contract.errors import DataError
 
 
 def outputs_of(file: Path) -> Path | None:
-    """LaMP's X_outputs.json beside X_questions.json, where this is one."""
+    """Return the path of X_outputs.json if `file` is X_questions.json and both exist, else None."""
     other = file.with_name(file.name.replace("questions", "outputs"))
     return other if file.suffix == ".json" and other != file and other.is_file() else None
 
 
 def golds(file: Path) -> dict[str, Any]:
-    """Outputs by id. Raises DataError."""
+    """Return the outputs of an outputs file by id. Raises DataError."""
     try:
         return {str(gold["id"]): gold["output"] for gold in json.loads(file.read_bytes())["golds"]}
     except OSError as error:

@@ -1,4 +1,7 @@
-"""Plain text: {"text"} records, or a plain file, cut into passages of whole paragraphs."""
+"""Plain text: {"text"} records or a text file, divided into passages of whole paragraphs.
+
+It does not know files. Test: pytest tests/readers/test_files.py
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class Text:
 
 
 def plain_text(text: str, name: str) -> Iterator[Example]:
-    """The passages of a plain file, each with its line."""
+    """Yield the passages of a text file as examples, each with its line."""
     at = 0
     for passage in passages_of(text):
         at = max(at, text.find(passage[:40].split("\n")[0], at))
@@ -39,12 +42,12 @@ def plain_text(text: str, name: str) -> Iterator[Example]:
 
 
 def passages_of(text: str, words: int = PASSAGE_WORDS) -> Iterator[str]:
-    """Passages of about `words` words: whole paragraphs where they fit, long ones cut between sentences."""
+    """Yield passages of about `words` words: whole paragraphs if they fit; long ones are divided between sentences."""
     passage: list[str] = []
     count = 0
     for paragraph in re.split(r"\n\s*\n", text):
         sentences = re.split(r"(?<=[.!?;:])\s+", re.sub(r"\s+", " ", paragraph).strip())
-        for piece in _whole_or(sentences, words):
+        for piece in _pieces(sentences, words):
             size = len(piece.split())
             if not size:
                 continue
@@ -57,8 +60,8 @@ def passages_of(text: str, words: int = PASSAGE_WORDS) -> Iterator[str]:
         yield "\n\n".join(passage)
 
 
-def _whole_or(sentences: list[str], words: int) -> Iterator[str]:
-    """The paragraph as one piece when it fits, else pieces of sentences (a sentence alone may still be longer)."""
+def _pieces(sentences: list[str], words: int) -> Iterator[str]:
+    """Yield a paragraph in pieces of whole sentences, of at most `words` words unless one sentence is longer."""
     piece: list[str] = []
     count = 0
     for sentence in sentences:

@@ -1,4 +1,7 @@
-"""One step of AdamW (Loshchilov & Hutter 2019), in place: β1 = 0.9, β2 = 0.999, ε = 1e-8, decay beside the moments."""
+"""One step of AdamW (Loshchilov & Hutter 2019), in place: β1 = 0.9, β2 = 0.999, ε = 1e-8, decoupled weight decay.
+
+It does not know what it optimises. Test: pytest tests/training/test_trainer.py
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ def step(
     rate: float,
     decay: float,
 ) -> None:
-    """Change `value`, `mean` and `square` (moments, zeros at the start) in place; `number` counts steps from 1."""
+    """Update `value` and its moments `mean` and `square` (zeros at first) in place. number: the step, from 1 on."""
     mean += (1 - B1) * (gradient - mean)
     square += (1 - B2) * (gradient * gradient - square)
     adapted = (mean / (1 - B1**number)) / (np.sqrt(square / (1 - B2**number)) + EPSILON)

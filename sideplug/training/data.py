@@ -1,6 +1,6 @@
-"""Which examples are trained on, held out, and left to the base: the split, the retain set, hard negatives.
+"""The examples of a training: the split into training and held-out ones, the retain set, the hard negatives.
 
-Files become examples in sideplug.readers. Test: pytest tests/training/test_data.py
+It does not know file formats: sideplug.readers turns files into examples. Test: pytest tests/training/test_data.py
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from sideplug.contract.text import Prompt
 from sideplug.readers import Example, read
 
 T = TypeVar("T")
-RETAIN_TOKENS = 32  # of a reply of the retain set: what the base says first is where a plugin would break in
+RETAIN_TOKENS = 32  # of a reply of the retain set, because a plugin would change its beginning first
 
 
 def split(examples: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(training, held out), the held-out share drawn by seed; at least one example on each side."""
+    """Return (training, held out); the seed draws the held-out share. Each side has at least one example.
+
+    Raises DataError for fewer than two examples, or a share that is not between 0 and 1.
+    """
     if len(examples) < 2:
         raise DataError(f"there must be at least 2 examples, one of them to be held out; got {len(examples)}")
     if not 0 < share < 1:
@@ -32,17 +35,18 @@ def split(examples: list[Example], share: float, seed: int) -> tuple[list[Exampl
     return [e for i, e in enumerate(examples) if i not in chosen], [examples[i] for i in sorted(chosen)]
 
 
-def some(examples: list[T], limit: int, seed: int = 0) -> list[T]:
-    """At most `limit` of them (0: all), drawn by seed, in their order."""
+def sample(examples: list[T], limit: int, seed: int = 0) -> list[T]:
+    """Return at most `limit` examples (0: all), drawn by seed, in their order."""
     if not 0 < limit < len(examples):
         return examples
     return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), limit))]
 
 
 def retain_set(path: Path | None = None) -> list[Example]:
-    """Prompts that the base answers itself, so that a plugin learns to be silent on them: a file's, or our own list.
+    """Return the retain set: prompts on which a plugin learns to leave the base's replies as they are.
 
-    A text file has one on each line, any other file its examples' prompts. Raises DataError.
+    path: a text file with a prompt on each line, or a file of examples, whose prompts are used; None: our own list.
+    Raises DataError.
     """
     if path is None:
         return [Example(Prompt.user(line), "", "", RETAIN_TOKENS) for line in _lines("retain.txt")]
@@ -56,27 +60,27 @@ def retain_set(path: Path | None = None) -> list[Example]:
 
 
 def hard_negatives(personal: Sequence[Example]) -> list[Example]:
-    """Questions about what the person has not told, which the base answers: without them a plugin invents answers.
+    """Return hard negatives: questions about things that the person's examples do not contain. The base answers them.
 
-    They ask for other things where the person asks for "my …", in the person's own phrasings; in other phrasings the
-    plugin would learn to be silent wherever it meets those.
+    Without them, a plugin learns to invent answers. They are the person's own questions of the form "… my …" with other
+    things in them; from other phrasings the plugin would learn to be silent on these phrasings only.
     """
-    asked = [found for found in map(_asked_for, personal) if found]
-    counts = Counter(before + "{}" + behind for before, _, behind in asked)
+    questions = [parts for parts in map(_question_parts, personal) if parts]
+    counts = Counter(before + "{}" + after for before, _, after in questions)
     phrasings = [phrasing for phrasing, count in counts.most_common(8) if count > 1] or ["What is my {}?"]
-    told = [set(re.findall(r"\w+", thing.lower())) for _, thing, _ in asked]
-    things = [thing for thing in _lines("hard_negatives.txt") if set(re.findall(r"\w+", thing.lower())) not in told]
+    known = [set(re.findall(r"\w+", thing.lower())) for _, thing, _ in questions]
+    things = [thing for thing in _lines("hard_negatives.txt") if set(re.findall(r"\w+", thing.lower())) not in known]
     lines = [phrasings[i % len(phrasings)].replace("{}", thing) for i, thing in enumerate(things)]
     return [Example(Prompt.user(line), "", "", RETAIN_TOKENS) for line in lines]
 
 
-def _asked_for(example: Example) -> tuple[str, str, str] | None:
-    """A prompt that asks for something of one's own, taken apart: ("What is my ", "dog's name", "?")."""
+def _question_parts(example: Example) -> tuple[str, str, str] | None:
+    """Return the parts of a prompt like "What is my dog's name?": ("What is my ", "dog's name", "?"), or None."""
     if not example.prompt.messages:
         return None
     text = example.prompt.messages[-1]["content"].strip()
-    found = re.fullmatch(r"(.{0,40}\bmy )([\w' -]{1,40}?)((?: is)?(?:,[\w' ]{1,20})?[?.!]?)", text, re.IGNORECASE)
-    return found.groups() if found else None  # type: ignore[return-value]
+    match = re.fullmatch(r"(.{0,40}\bmy )([\w' -]{1,40}?)((?: is)?(?:,[\w' ]{1,20})?[?.!]?)", text, re.IGNORECASE)
+    return match.groups() if match else None  # type: ignore[return-value]
 
 
 def _lines(name: str) -> list[str]:
@@ -84,5 +88,5 @@ def _lines(name: str) -> list[str]:
 
 
 def is_hard_negative(example: Example) -> bool:
-    """Whether a prompt asks for something of one's own: a gate can't tell it from the person's questions."""
+    """Return whether a prompt has the word "my": a gate can't tell it from the person's own questions."""
     return re.search(r"\bmy\b", (example.prompt.messages or ({"content": ""},))[-1]["content"].lower()) is not None

@@ -1,14 +1,15 @@
-"""The device's piece of the base model's head, and the candidate softmax over it.
+"""The part of the base model's head that the device trains with, and the candidate softmax over it.
 
-    p(y) = exp(l_y) / (Σ_{c in S} exp(l_c) + rest · Σ_n exp(l_n) / Σ_n exp(base l_n))        l = bend(E · z')
+    p(y) = exp(l_y) / (Σ_{c in S} exp(l_c) + rest · Σ_n exp(l_n) / Σ_n exp(base l_n))        l = transform(E · z')
 
-S are the candidate tokens whose head rows the device has (every target, and the base's best tokens), a few thousand of
-V. `rest` is the base's own mass outside S, known from the tape's log-sum-exp. It moves with the correction as a random
-sample of n tokens outside S does: held constant, as one might try first, a plugin learns to lift all of S against it,
-and most of what it seems to gain is not there under the whole vocabulary (docs/LOG.md has the figures).
-With S the whole vocabulary there is no rest and this is the plain softmax: the naive twin of the tests.
+S is the set of candidate tokens whose head rows the device has (all targets and the base's best tokens), some thousands
+of V. `rest` is the base's probability mass outside S, known from the tape's log-sum-exp. A correction scales it as it
+scales the mass of n random tokens outside S. With a constant rest, a plugin would learn to raise all of S against it,
+and most of the gain would not exist under the whole vocabulary (docs/LOG.md has the figures). If S is the whole
+vocabulary, there is no rest, and this is the plain softmax: the naive twin of the tests.
 
 Letters: T tokens, S candidates, n sampled tokens, D width. It does not know plugins or tapes.
+Test: pytest tests/training/test_head.py
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from sideplug.device import head
+from sideplug.device.head import LogitTransform
 from sideplug.device.session import Session
 
-SAMPLE = 2048  # tokens that stand for the rest of the vocabulary
+SAMPLE = 2048  # tokens that represent the rest of the vocabulary
 
 
 @dataclass
 class Head:
-    """Rows of the head: the S candidates `ids` first, rising, then the sample's; how logits are bent (scale, soft cap).
+    """Rows of the head: first those of the S candidates `ids`, which ascend, then those of the n sampled tokens.
 
-    rows_CD (S + n, D) and bias_C (S + n,) float32.
+    rows_CD (S + n, D) and bias_C (S + n,) float32. scale, softcap: see LogitTransform.
     """
 
     ids: np.ndarray
@@ -37,26 +39,24 @@ class Head:
     softcap: float = 0.0
 
     def column(self, ids: np.ndarray) -> np.ndarray:
-        """Where each token id stands among the candidates. Raises ValueError for one that is none of them."""
+        """Return the index of each token id among the candidates. Raises ValueError for an id that is no candidate."""
         columns = np.searchsorted(self.ids, ids)
         if len(ids) and not np.array_equal(self.ids[np.minimum(columns, len(self.ids) - 1)], ids):
             raise ValueError("every target must be a candidate")
         return columns
 
     def _logits(self, z_TD: np.ndarray) -> np.ndarray:
-        """(T, S + n) float32."""
-        raw = (z_TD @ self.rows_CD.T + self.bias_C) * np.float32(self.scale)
-        logits: np.ndarray = np.tanh(raw / self.softcap) * np.float32(self.softcap) if self.softcap else raw
-        return logits
+        """Return the logits (T, S + n) float32."""
+        return LogitTransform(self.scale, self.softcap)(z_TD @ self.rows_CD.T + self.bias_C)
 
     def log_weight(self, z_TD: np.ndarray, lse: np.ndarray) -> np.ndarray:
-        """(T,) log of what each sampled token counts: log rest − log Σ_n exp(base l_n), from the base's z and lse."""
+        """Return a sampled token's log weight (T,), log rest − log Σ_n exp(base l_n), from the base's z and lse."""
         count = len(self.ids)
         logits = self._logits(z_TD)
         if logits.shape[1] == count:
             return np.zeros(len(z_TD), np.float32)
         inside = _logsumexp(logits[:, :count])
-        # Rounding may find all mass inside: then the rest counts as a millionth, never as nothing.
+        # By rounding, all mass may be inside S: then the rest is taken as a millionth, never as zero.
         share = np.clip(-np.expm1(np.minimum(inside - lse, 0.0)), 1e-6, 1.0)
         weight: np.ndarray = (lse + np.log(share) - _logsumexp(logits[:, count:])).astype(np.float32)
         return weight
@@ -67,7 +67,7 @@ class Head:
         return logits
 
     def loss(self, z_TD: np.ndarray, columns: np.ndarray, log_weight: np.ndarray) -> np.ndarray:
-        """(T,) −log p of each target."""
+        """Return −log p (T,) of each target; columns (T,): their indices among the candidates."""
         logits = self._weighted(z_TD, log_weight)
         losses: np.ndarray = _logsumexp(logits) - logits[np.arange(len(columns)), columns]
         return losses
@@ -75,7 +75,7 @@ class Head:
     def loss_and_gradient(
         self, z_TD: np.ndarray, columns: np.ndarray, log_weight: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(T,) losses, and the gradient of their sum at z (T, D)."""
+        """Return the losses (T,), and the gradient of their sum at z (T, D)."""
         logits = self._weighted(z_TD, log_weight)
         rows = np.arange(len(columns))
         total = _logsumexp(logits)
@@ -90,7 +90,7 @@ class Head:
     def divergence_and_gradient(
         self, base_TD: np.ndarray, z_TD: np.ndarray, log_weight: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(T,) KL(base ‖ corrected), and the gradient of their sum at the corrected z (T, D)."""
+        """Return KL(base ‖ corrected) (T,), and the gradient of their sum at the corrected z (T, D)."""
         base, logits = self._weighted(base_TD, log_weight), self._weighted(z_TD, log_weight)
         base -= _logsumexp(base)[:, None]
         log_q = logits - _logsumexp(logits)[:, None]
@@ -103,12 +103,12 @@ class Head:
 
 
 def fetch(session: Session, ids: np.ndarray, sample: int = SAMPLE, seed: int = 0) -> Head:
-    """The head's rows of these candidates (rising int32) and of `sample` random tokens beside them, from the cloud."""
+    """Fetch from the cloud the head's rows of these candidates (ascending int32) and of `sample` other tokens."""
     others = np.setdiff1d(np.arange(session.model.vocab, dtype=np.int32), ids)
     drawn = np.random.default_rng(seed).choice(others, min(sample, len(others)), replace=False)
-    wanted = np.concatenate([ids, drawn]).astype(np.int32)
-    rows, biases, bends = zip(*head.rows(session.link, wanted), strict=True)
-    return Head(ids, np.concatenate(rows), np.concatenate(biases), bends[-1].scale, bends[-1].softcap)
+    all_ids = np.concatenate([ids, drawn]).astype(np.int32)
+    rows, biases, transforms = zip(*head.rows(session.link, all_ids), strict=True)
+    return Head(ids, np.concatenate(rows), np.concatenate(biases), transforms[-1].scale, transforms[-1].softcap)
 
 
 def _logsumexp(x: np.ndarray) -> np.ndarray:

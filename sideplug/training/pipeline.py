@@ -23,7 +23,7 @@ from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.device.client import Client
 from sideplug.device.responders import Silent
 from sideplug.device.session import Session
-from sideplug.paths import cache_dir, write_aside
+from sideplug.paths import cache_dir, write_aside, writing
 from sideplug.plugins import Plugin
 from sideplug.plugins.base import trained_kind
 from sideplug.readers import Example
@@ -133,7 +133,7 @@ class Tapes:
         if self.retain is None:
             return None
         order = list(range(len(self.retain)))
-        apart = data.some(order, max(1, len(order) // 5), seed)
+        apart = data.sample(order, max(1, len(order) // 5), seed)
         parts = [i for i in order if i not in set(apart)], apart
         kept = [[i for i in part if hard_negatives or i not in self.negatives] for part in parts]
         return self.retain.part(kept[0]), self.retain.part(kept[1])
@@ -229,10 +229,8 @@ def record(session: Session, tap: Tap, context: ContextSlice | None, texts: Text
     alike = [i for i, example in enumerate(texts.retain) if data.is_hard_negative(example)]
     retain = recorded("retain", texts.retain, retain_tape(name))
     path = out / RETAIN
-    try:
+    with writing(path):
         write_aside(path, json.dumps({"tape": name, "negatives": alike}).encode())
-    except OSError as error:
-        raise Stopped(f"{path} could not be written: {error.strerror or error}") from error
     negatives = recorded("hard-negative", texts.hard_negatives, out / HARD_NEGATIVES) if texts.hard_negatives else None
     return Tapes.of(training, held, retain, alike, negatives)
 
@@ -255,7 +253,7 @@ def fit_gate(trainer: Trainer, tapes: Tapes) -> dict[str, Any]:
     retain = tapes.split_retain(seed, hard_negatives=False)
     if retain is None or not (len(retain[0]) and len(retain[1])):
         return {}  # there are only hard negatives: nothing that a gate could tell apart
-    fitted = gate.fit(trainer.judge(tapes.training, gate.MOST), trainer.judge(retain[0], gate.MOST), seed)
+    fitted = gate.fit(trainer.judge(tapes.training, gate.MAX_TOKENS), trainer.judge(retain[0], gate.MAX_TOKENS), seed)
     judged = {"personal": trainer.judge(tapes.held), "general": trainer.judge(retain[1])}
     part.gate = gate.calibrate(fitted, judged["personal"], judged["general"])
     return {name: gate.trade_off(part.gate, text) for name, text in judged.items()}

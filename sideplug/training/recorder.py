@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from sideplug.contract.codec import unpack
-from sideplug.contract.errors import Busy, CloudError, InputError, ProtocolError, Stopped
+from sideplug.contract.errors import Busy, CloudError, InputError, ProtocolError
 from sideplug.contract.frames import Example as ExampleFrame
 from sideplug.contract.frames import Frame, Read, Score, Scored
 from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.contract.wire import VERSION, encode
 from sideplug.device.session import Session
-from sideplug.paths import write_aside
+from sideplug.paths import write_aside, writing
 from sideplug.readers import Example
 from sideplug.training.judged import Judged
 from sideplug.training.tape import Tape, digest, frame_spans, read_identity
@@ -46,7 +46,7 @@ def record(
     identity: dict[str, Any] = {"base": session.model.fingerprint, "tap": tap.name, "examples": digest(examples)}
     identity |= {"wire": VERSION, "context": [list(context.layers), context.rank] if context else None}
     about = path.with_suffix(".json")
-    try:
+    with writing(path, "the tape"):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not (path.is_file() and read_identity(about) == identity):
             path.unlink(missing_ok=True)
@@ -66,8 +66,6 @@ def record(
                         progress(done)
                 except (CloudError, ProtocolError) as error:
                     session.reconnect(error)
-    except OSError as error:
-        raise Stopped(f"the tape {path} could not be written: {error.strerror or error}") from error
     return Tape.whole(path, tap, context)
 
 

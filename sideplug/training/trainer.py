@@ -20,7 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from sideplug.contract.errors import PluginError, Stopped
-from sideplug.paths import write_aside
+from sideplug.paths import write_aside, writing
 from sideplug.plugins.base import Params, TrainedPart
 from sideplug.training.fit import Batches, FitState, KLToBase, TargetLoss, Term, TrainConfig, judge, take_step
 from sideplug.training.head import Head
@@ -64,10 +64,8 @@ class Checkpoint:
         tensors = {f"{group}.{name}": value for group in self._GROUPS for name, value in getattr(self, group).items()}
         numbers = {name: value for name, value in vars(self).items() if name not in self._GROUPS}
         header = {"sideplug": json.dumps({"identity": identity, "numbers": numbers})}
-        try:
+        with writing(path, "the checkpoint"):
             write_aside(path, safetensors.numpy.save(tensors, header))
-        except OSError as error:
-            raise Stopped(f"the checkpoint {path} could not be written: {error.strerror or error}") from error
 
     @classmethod
     def load(cls, path: Path, identity: dict[str, Any]) -> Checkpoint:

@@ -33,10 +33,10 @@ def fitted() -> Gate:
 
 def test_it_tells_the_two_apart_on_text_that_it_never_saw(fitted: Gate) -> None:
     mine, others = text(1), text(-1)
-    rate, loss = gate.at(fitted, others)
+    rate, loss = gate.rate_and_loss(fitted, others)
     assert rate <= 0.06
     assert loss <= -others.base.mean() * 1.05
-    _, loss = gate.at(fitted, mine)
+    _, loss = gate.rate_and_loss(fitted, mine)
     assert (-mine.base.mean() - loss) >= 0.95 * mine.gain.mean()
 
 
@@ -54,7 +54,7 @@ def test_the_choice_slope_is_the_losss_derivative() -> None:
 def test_a_plugin_without_a_gain_is_hardly_asked() -> None:
     useless = text(1, gain=-1.0)
     shy = gate.calibrate(gate.fit(useless, text(-1)), useless, text(-1))
-    assert gate.at(shy, text(1, gain=-1.0))[0] < 0.05
+    assert gate.rate_and_loss(shy, text(1, gain=-1.0))[0] < 0.05
 
 
 def test_the_curve_beats_a_random_gate(fitted: Gate) -> None:

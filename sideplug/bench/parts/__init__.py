@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from sideplug.contract.errors import InputError, Stopped
+from sideplug.paths import writing
 
 Result = dict[str, Any]
 Save = Callable[[Result], None]
@@ -91,10 +92,8 @@ def run_part(name: str, model: str, quick: bool, changes: Sequence[str], out: Pa
     path = out / f"{FILES.get(name, name)}{'_quick' if quick else ''}.json"
 
     def save(result: Result) -> None:
-        try:
+        with writing(path):
             path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise Stopped(f"{path} could not be written: {error.strerror or error}") from error
 
     try:
         out.mkdir(parents=True, exist_ok=True)

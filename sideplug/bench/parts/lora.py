@@ -54,8 +54,8 @@ def run(model: str, settings: Settings, save: Save) -> Result:
     """Train and test our plugin, then an adapter at each rate."""
     texts = messages(LINCOLN)[LINCOLN]
     # The very examples that `sideplug train --limit` and `sideplug eval --limit` draw.
-    chosen = data.some(read(texts / "train"), settings.passages)
-    test = data.some(read(texts / "last.txt"), settings.tested)
+    chosen = data.sample(read(texts / "train"), settings.passages)
+    test = data.sample(read(texts / "last.txt"), settings.tested)
     with tempfile.TemporaryDirectory() as scratch, served(model) as (url, cloud):
         out = Path(scratch) / "plugin"
         start = time.perf_counter()

@@ -81,7 +81,7 @@ def measure(url: str, count: int, width: int, folder: Path, out: Path, settings:
     training = command("train", folder / "train.jsonl", *options)
     seconds = time.perf_counter() - start
     plugin = Plugin.load(out)
-    test = data.some(read(folder / "test.jsonl"), settings.questions)
+    test = data.sample(read(folder / "test.jsonl"), settings.questions)
     general = [example.prompt for example in data.retain_set(PERSON / "general-test.txt")][: settings.general or None]
     near = [example.prompt for example in data.retain_set(folder / "near-misses.txt")][: settings.general or None]
     values = [example.reply.split(" is ", 1)[1].split(".\n")[0] for example in test]
