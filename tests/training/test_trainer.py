@@ -162,7 +162,8 @@ def test_the_retain_set_keeps_it_silent(cloud: Cloud, stage: Stage, tmp_path: Pa
         plugin = fresh(stage[3])
         trainer = trainer_of(plugin, stage, replace(CONFIG, retain_weight=weight), tmp_path, retain=retain)
         results[weight] = trainer.run()
-        trainer._of[RETAIN_HELD] = Batches(retain[1], trainer.head, context=False)  # without a weight it does not know it
+        # Without a weight it does not know this tape:
+        trainer._of[RETAIN_HELD] = Batches(retain[1], trainer.head, context=False)
         divergences[weight] = trainer._divergence(plugin.trained.params)
         assert results[weight].best_loss < results[weight].base_loss * 0.6
     assert divergences[1.0] < 0.7 * divergences[0.0]
