@@ -83,7 +83,11 @@ def test_what_must_hold_of_any_model(ran: tuple[Path, dict[str, Any]]) -> None:
     slow, fast = (cell(name)["tokens_s"]["median"] for name in ("per layer", "cloud only"))
     assert slow < 1000 / 50 / 2 < fast  # two round trips of 50 ms a token, against none
     timed = [c for c in found["speed"] if c.get("limit_tokens_s")]
-    assert all(0 < c["tokens_s"]["median"] <= 1.05 * c["limit_tokens_s"] for c in timed)
+    assert all(c["tokens_s"]["median"] > 0 for c in timed)
+    # Where the line's limit is far below what a tiny model writes; else a whole reply may arrive at one blow.
+    slowed = [c for c in timed if c["limit_tokens_s"] < 500]
+    assert len({c["system"] for c in slowed}) > 3
+    assert [c for c in slowed if c["tokens_s"]["median"] > 1.05 * c["limit_tokens_s"]] == []
 
 
 def test_the_report(ran: tuple[Path, dict[str, Any]]) -> None:
