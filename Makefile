@@ -26,8 +26,9 @@ $(TWINS): $(READY)
 demo: $(READY)
 	$(VENV)/bin/python examples/demo.py
 
+# Each file stays in one process; most of the time tests wait for sockets and processes.
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-twins: $(TWINS)
 	$(VENV)/bin/python -m pytest -m 'twin and not slow'

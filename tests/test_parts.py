@@ -33,8 +33,8 @@ from sideplug.device.reconnect import RetryPolicy
 from sideplug.device.reply import DecodeOptions
 from sideplug.device.responders import PluginResponder
 from sideplug.device.session import Session
-from sideplug.plugins import Plugin, register, trained_kinds
-from sideplug.plugins.base import ONE_TEXT
+from sideplug.plugins import Plugin, TrainedPart, base, register, trained_kinds
+from sideplug.plugins.base import ONE_TEXT, Shape
 from sideplug.readers import Example
 from sideplug.training import pipeline, recorder
 from sideplug.training.fit import TrainConfig
@@ -43,8 +43,16 @@ from tests.conftest import Cloud, a_link, a_plugin
 from tests.plugins.toy_attention import ToyAttention
 from tests.plugins.toy_memory import ToyMemory, ToyMemoryKind
 
-register(ToyAttention())
-register(ToyMemoryKind())
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Iterator[None]:
+    """The toys are known while this file runs, and to no other test."""
+    register(ToyAttention())
+    register(ToyMemoryKind())
+    yield
+    for name in ("toy-attention", "toy-memory"):
+        del base._KINDS[name]
+
 
 TAP = Tap((0, 1, 2), 16)
 TOKENS = 24
@@ -53,11 +61,12 @@ OPTIONS = {"plain": DecodeOptions(0), "window 1": DecodeOptions(1), "window 24":
 QUESTION, STORED = "Where is the mill?", [40, 41, 42, 43, 44, 45]
 
 
-def an_attention(base: str, scale: float = 0.4, seed: int = 3) -> Plugin:
+def an_attention(fingerprint: str, scale: float = 0.4, seed: int = 3) -> Plugin:
     """A plugin of the toy kind whose every parameter is random."""
-    plugin = Plugin.new("toy-attention", base, "tiny", TAP, 16, 64)
+    kind = ToyAttention()
+    params = kind.init(Shape(len(TAP.layers), TAP.rank, 16, 64), np.random.default_rng(0))
+    plugin = Plugin(fingerprint, "tiny", [TrainedPart(kind, TAP, params)])
     rng = np.random.default_rng(seed)
-    params = plugin.trained.params
     for name, value in params.items():
         params[name] = (value + rng.normal(0, scale, value.shape)).astype(np.float32)
     return plugin
@@ -184,8 +193,8 @@ PROMPTS = [Prompt(ids=tuple(range(5, 45))), Prompt.user("Is it far to the mill?"
 @pytest.mark.parametrize("gated", [False, True], ids=["open", "gated"])
 @pytest.mark.parametrize("which", ["attention", "memory and ladder", "memory and attention"])
 def test_every_path_gives_the_same_text(cloud: Cloud, which: str, gated: bool, how: str) -> None:
-    base = cloud.base.fingerprint
-    plugin = a_plugin(base, scale=0.2) if which == "memory and ladder" else an_attention(base)
+    fingerprint = cloud.base.fingerprint
+    plugin = a_plugin(fingerprint, scale=0.2) if which == "memory and ladder" else an_attention(fingerprint)
     plugin = plugin if which == "attention" else with_memory(plugin)
     gate = a_gate() if gated else Gate("open")
     plugin.trained.gate = gate
