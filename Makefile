@@ -15,12 +15,12 @@ $(READY): pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $(READY)
 
-# torch, transformers and the benchmarks' rivals: what ours is held against.
+# torch, transformers, the benchmark's rivals, and Ray: what the slow tests need.
 setup-twins: $(TWINS)
 
 $(TWINS): $(READY)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench,ray]'
 	@touch $(TWINS)
 
 demo: $(READY)
