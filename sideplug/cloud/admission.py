@@ -151,7 +151,7 @@ class Admission:
         elif donor:
             cache.write(donor.cache.read(length), length)
         work.begin(cache, entry.text if entry else _text(donor) if donor else None, length)
-        self._counters.tokens["kept"] += length
+        self._counters.tokens["cached"] += length
         self._counters.resumed += bool(work.done)
         work.send(reply_frames.begun(work, length))
         return True

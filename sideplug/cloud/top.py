@@ -84,12 +84,12 @@ class Now:
         replied = self.since("tokens_total", of="reply")
         return {
             "model": next(iter(new.by("model", "name")), ""),
-            **{name: new.sum(name) for name in ("ready", "sessions", "working", "waiting", "kept_texts")},
+            **{name: new.sum(name) for name in ("ready", "sessions", "working", "waiting", "cached_texts")},
             "kv_reserved_bytes": new.sum("kv_reserved_bytes"),
             "kv_limit_bytes": new.sum("kv_limit_bytes"),
             "reply_tokens_per_s": self.per_s("tokens_total", of="reply"),
             "prompt_tokens_per_s": self.per_s("tokens_total", of="prompt"),
-            "kept_tokens_per_s": self.per_s("tokens_total", of="kept"),
+            "cached_tokens_per_s": self.per_s("tokens_total", of="cached"),
             "replies_per_s": self.per_s("replies_total"),
             "batch_mean": self.mean("batch_sequences"),
             "step_s_mean": self.mean("step_seconds"),
@@ -115,9 +115,9 @@ class Now:
         yield "sessions", f"{number('sessions'):.0f} open, {busy}"
         share = number("kv_reserved_bytes") / max(1.0, number("kv_limit_bytes"))
         yield "kv memory", f"{_bytes(number('kv_reserved_bytes'))} of {_bytes(number('kv_limit_bytes'))} ({share:.0%})"
-        yield "kept", f"{number('kept_texts'):.0f} texts for their next turn"
+        yield "cached", f"{number('cached_texts'):.0f} texts for their next turn"
         yield "replies", f"{number('reply_tokens_per_s'):.1f} tokens/s, {number('replies_per_s'):.2f} ended/s"
-        prompts = f"{number('prompt_tokens_per_s'):.1f} tokens/s run, {number('kept_tokens_per_s'):.1f} kept"
+        prompts = f"{number('prompt_tokens_per_s'):.1f} tokens/s run, {number('cached_tokens_per_s'):.1f} kept"
         yield "prompts", f"{prompts}; first token {_seconds(number('first_token_s_median'))}"
         yield "steps", f"{number('batch_mean'):.1f} texts a step, {1000 * number('step_s_mean'):.1f} ms"
         gate = f"open for {number('gate_rate'):.0%}, {number('tokens_per_round_trip'):.1f} tokens a round trip"

@@ -57,7 +57,7 @@ def test_what_was_done_is_counted(tiny: Path) -> None:
         assert value(samples, "examples_total") == 1
         assert value(samples, "answer_seconds_count") >= usage.plugin_tokens
         assert value(samples, "first_token_seconds_count") == 1
-        assert value(samples, "kept_texts") == 1
+        assert value(samples, "cached_texts") == 1
         by_direction = {"up": 0.0, "down": 0.0}
         for (name, labels), bytes_ in samples.items():
             if name == "sideplug_bytes_total":

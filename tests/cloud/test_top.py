@@ -51,7 +51,7 @@ def test_a_cloud_that_has_worked(tiny: Path, run: Run) -> None:
             assert shown["gate"].startswith("open for ")
             assert shown["refused"] == "nothing"
             told = json.loads(run("top", cloud.url, "--every", "0.1", "--json").stdout)
-            assert (told["sessions"], told["kept_texts"], told["ready"]) == (1, 1, 1)
+            assert (told["sessions"], told["cached_texts"], told["ready"]) == (1, 1, 1)
             drawn = run("top", cloud.url, "--every", "0.1", "--once")
             assert "1 open, 0 texts in work" in drawn.stdout
         url = cloud.url

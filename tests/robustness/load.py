@@ -61,7 +61,7 @@ KEEP_S = 15  # short, so that kept texts expire in the middle too
 WARM_UP = 0.2  # of the run: what memory is compared with afterwards
 GROWTH, SHORT_GROWTH = 0.10, 0.25  # of the cloud's memory since then, that is allowed; in less than five minutes
 PATIENCE_S = 90.0  # for a busy cloud, and for one that was lost
-GAUGES = ("sessions", "working", "waiting", "kept_texts", "kv_reserved_bytes")  # 0 when all are gone
+GAUGES = ("sessions", "working", "waiting", "cached_texts", "kv_reserved_bytes")  # 0 when all are gone
 logging.getLogger("websockets").setLevel(logging.CRITICAL)  # lines that we cut ourselves
 
 
