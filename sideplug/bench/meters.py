@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -16,18 +17,22 @@ from typing import Any
 import numpy as np
 import psutil
 
+from sideplug.contract.version import __version__
+
 RAPL = Path("/sys/class/powercap")
 
 
 def machine() -> dict[str, Any]:
-    """Return cores, memory and versions: what a figure stands with."""
-    packages = ("onnxruntime", "torch", "transformers", "peft", "xllamacpp", "numpy", "sideplug")
+    """Return cores, memory, versions, and in a checkout the commit: what a figure stands with."""
+    packages = ("onnxruntime", "torch", "transformers", "peft", "xllamacpp", "numpy")
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
         **{name: version for name in packages if (version := _version(name))},
+        "sideplug": __version__,
+        **({"commit": commit} if (commit := _commit()) else {}),
     }
 
 
@@ -35,6 +40,18 @@ def _cpu() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def _commit() -> str:
+    """ "" outside a checkout; "-dirty" behind it where tracked files have changed."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def _version(package: str) -> str:

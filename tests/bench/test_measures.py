@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -19,9 +20,10 @@ pytestmark = pytest.mark.twin
 
 from sideplug.bench import tasks  # noqa: E402
 from sideplug.bench.measures import backward_bytes, contains_words, disk_bytes, line_limit, reply_rate  # noqa: E402
-from sideplug.bench.meters import Energy  # noqa: E402
+from sideplug.bench.meters import Energy, machine  # noqa: E402
 from sideplug.bench.spreads import bootstrap, spread  # noqa: E402
 from sideplug.contract.frames import ModelInfo  # noqa: E402
+from sideplug.contract.version import __version__  # noqa: E402
 from sideplug.plugins.file import WEIGHTS  # noqa: E402
 from sideplug.readers import read  # noqa: E402
 from sideplug.training.pipeline import Recipe  # noqa: E402
@@ -168,3 +170,12 @@ def test_what_a_plugins_backward_pass_keeps(tmp_path: Path, kind: str, size: int
     (tmp_path / "plugin" / "versions").mkdir()
     (tmp_path / "plugin" / "versions" / "000001.safetensors").write_bytes(bytes(100))  # not what is in use
     assert disk_bytes(tmp_path / "plugin") == (tmp_path / "plugin" / WEIGHTS).stat().st_size
+
+
+def test_a_figure_stands_with_this_version_and_in_a_checkout_with_its_commit() -> None:
+    stands = machine()
+    assert stands["sideplug"] == __version__
+    root = Path(__file__).parents[2]
+    asked = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    known = asked.stdout.strip() if (root / ".git").exists() else ""
+    assert stands.get("commit", "").removesuffix("-dirty") == known
