@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 pytest.importorskip("psutil", reason="pip install 'sideplug[bench]'")
+pytestmark = pytest.mark.twin
 
-from sideplug.bench.systems import DESCRIBED, SYSTEMS, Place, further
-from sideplug.plugins import trained_kinds
+from sideplug.bench.systems import DESCRIBED, SYSTEMS, Place, further  # noqa: E402
+from sideplug.plugins import trained_kinds  # noqa: E402
 
 
 def test_every_kind_that_can_be_trained_is_compared() -> None:
