@@ -8,11 +8,11 @@ docs/WIRE.md. Test: pytest tests/cloud/test_requests.py
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from sideplug.cloud.context_rows import ContextRows
+from sideplug.cloud.model.base import Sizes
 from sideplug.cloud.reading import TOP, ExampleWork
 from sideplug.cloud.reply import Reply, Send, SessionSpec
 from sideplug.cloud.speculation import AcceptanceStats
@@ -42,30 +42,6 @@ from sideplug.contract.wire import MAX_PAYLOAD_BYTES
 CHARACTERS_PER_TOKEN = 100  # no tokenizer has longer tokens on average, so a text with more characters cannot fit
 
 
-class Shape(Protocol):
-    """What a request is checked against: the sizes of the served model."""
-
-    @property
-    def blocks(self) -> int:
-        """N."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """D."""
-        ...
-
-    @property
-    def vocab(self) -> int:
-        """V."""
-        ...
-
-    @property
-    def context(self) -> int:
-        """Tokens that a text may have at most."""
-        ...
-
-
 @dataclass(frozen=True)
 class Terms:
     """What all requests of an opened session have in common.
@@ -74,14 +50,14 @@ class Terms:
     """
 
     spec: SessionSpec
-    shape: Shape
+    shape: Sizes
     tokenizer: Tokenizer
     user: str = ""
     scope: str = ""
     stats: AcceptanceStats = field(default_factory=AcceptanceStats)
 
 
-def read_open(frame: Open, base: Base, shape: Shape) -> SessionSpec:
+def read_open(frame: Open, base: Base, shape: Sizes) -> SessionSpec:
     """An OPEN: how the device wants to be asked.
 
     Raises WrongBase for a plugin of another base model, InputError for a tap, gate, merge or capability that this cloud
@@ -162,7 +138,7 @@ def _gates(frame: PromptFrame, spec: SessionSpec) -> tuple[Gate, ...]:
     return tuple(Gate(kind) if kind else gate for kind, gate in zip(frame.gates, spec.gates, strict=True))
 
 
-def resumed_ids(frame: PromptFrame, prompt_ids: list[int], shape: Shape) -> list[int]:
+def resumed_ids(frame: PromptFrame, prompt_ids: list[int], shape: Sizes) -> list[int]:
     """The reply's ids that the device has from before its connection broke; [] for a new reply.
 
     Raises InputError when they cannot be ids of this reply, or when prompt and ids do not have the hash that the device
@@ -218,7 +194,7 @@ def read_example(frame: Read, terms: Terms, send: Send) -> ExampleWork:
     )
 
 
-def read_rows(frame: Rows, shape: Shape) -> np.ndarray:
+def read_rows(frame: Rows, shape: Sizes) -> np.ndarray:
     """A ROWS: the token ids (n,) int32 whose rows of the head it asks for. Raises ProtocolError."""
     ids = frame.ids
     well_formed = ids.dtype == np.int32 and 0 < len(ids) <= ROWS_PER_FRAME
@@ -227,7 +203,7 @@ def read_rows(frame: Rows, shape: Shape) -> np.ndarray:
     return ids
 
 
-def _short_enough(prompt: Prompt, shape: Shape, reply: str = "") -> Prompt:
+def _short_enough(prompt: Prompt, shape: Sizes, reply: str = "") -> Prompt:
     """The prompt. Raises TooLong for a text that cannot fit, before the tokenizer spends everybody's time on it."""
     size = prompt.characters + len(reply)
     if size > CHARACTERS_PER_TOKEN * shape.context:
@@ -235,6 +211,6 @@ def _short_enough(prompt: Prompt, shape: Shape, reply: str = "") -> Prompt:
     return prompt
 
 
-def _check_length(tokens: int, what: str, shape: Shape) -> None:
+def _check_length(tokens: int, what: str, shape: Sizes) -> None:
     if tokens > shape.context:
         raise TooLong(f"{what} has {tokens} tokens with its reply, the base model takes at most {shape.context}")

@@ -6,7 +6,7 @@ It does not know files. Test: pytest tests/readers/test_files.py
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from sideplug.contract.errors import DataError
 from sideplug.contract.text import Prompt
@@ -43,33 +43,30 @@ def plain_text(text: str, name: str) -> Iterator[Example]:
 
 def passages_of(text: str, words: int = PASSAGE_WORDS) -> Iterator[str]:
     """Yield passages of about `words` words: whole paragraphs if they fit; long ones are divided between sentences."""
-    passage: list[str] = []
-    count = 0
-    for paragraph in re.split(r"\n\s*\n", text):
-        sentences = re.split(r"(?<=[.!?;:])\s+", re.sub(r"\s+", " ", paragraph).strip())
-        for piece in _pieces(sentences, words):
-            size = len(piece.split())
-            if not size:
-                continue
-            if passage and count + size > words:
-                yield "\n\n".join(passage)
-                passage, count = [], 0
-            passage.append(piece)
-            count += size
-    if passage:
+    for passage in _packed(_pieces(text, words), words):
         yield "\n\n".join(passage)
 
 
-def _pieces(sentences: list[str], words: int) -> Iterator[str]:
-    """Yield a paragraph in pieces of whole sentences, of at most `words` words unless one sentence is longer."""
-    piece: list[str] = []
-    count = 0
-    for sentence in sentences:
-        size = len(sentence.split())
-        if piece and count + size > words:
+def _pieces(text: str, words: int) -> Iterator[str]:
+    """Yield each paragraph in pieces of whole sentences, of at most `words` words unless one sentence is longer."""
+    for paragraph in re.split(r"\n\s*\n", text):
+        sentences = re.split(r"(?<=[.!?;:])\s+", re.sub(r"\s+", " ", paragraph).strip())
+        for piece in _packed(sentences, words):
             yield " ".join(piece)
-            piece, count = [], 0
-        piece.append(sentence)
+
+
+def _packed(texts: Iterable[str], words: int) -> Iterator[list[str]]:
+    """Yield runs of these texts, in order, of at most `words` words unless one text is longer; empty ones are left."""
+    run: list[str] = []
+    count = 0
+    for text in texts:
+        size = len(text.split())
+        if not size:
+            continue
+        if run and count + size > words:
+            yield run
+            run, count = [], 0
+        run.append(text)
         count += size
-    if piece:
-        yield " ".join(piece)
+    if run:
+        yield run

@@ -127,8 +127,8 @@ class Forward(Protocol):
         ...
 
 
-class Model(Protocol):
-    """A frozen decoder-only model, as the engine sees it."""
+class Sizes(Protocol):
+    """A model's sizes: what a request is checked against."""
 
     @property
     def blocks(self) -> int:
@@ -149,6 +149,10 @@ class Model(Protocol):
     def context(self) -> int:
         """The most tokens that one text may have."""
         ...
+
+
+class Model(Sizes, Protocol):
+    """A frozen decoder-only model, as the engine sees it."""
 
     @property
     def logit_scale(self) -> float:
