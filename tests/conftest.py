@@ -31,7 +31,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for name in [name for name in os.environ if name.startswith("SIDEPLUG_")]:
     del os.environ[name]  # a developer's own settings must not steer the tests
 OWN_CACHE = tempfile.TemporaryDirectory(prefix="sideplug-tests-")
-OWN_CONFIG = tempfile.TemporaryDirectory(prefix="sideplug-tests-config-")
 
 ARCHITECTURES = ("llama", "qwen3", "gemma3", "mistral", "gemma2")
 
@@ -168,17 +167,18 @@ EIGHT_BITS = EngineOptions(kv_bytes=1 << 30)
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The graphs of tiny models go where they vanish; the slow tests use the user's own cache, for its model.
-
-    Keys and certificates go where they vanish in every case.
-    """
-    os.environ["XDG_CONFIG_HOME"] = OWN_CONFIG.name
+    """The graphs of tiny models go where they vanish; the slow tests use the user's own cache, for its model."""
     slow = "slow" in request.config.option.markexpr and "not slow" not in request.config.option.markexpr
     if not slow:
         os.environ["SIDEPLUG_CACHE"] = OWN_CACHE.name
     yield
     OWN_CACHE.cleanup()
-    OWN_CONFIG.cleanup()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_config(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keys and certificates go where they vanish; a cloud of another file leaves no key of this machine here."""
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
 
 
 class Cloud:
