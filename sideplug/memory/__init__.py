@@ -1,0 +1,1 @@
+"""What a person told, kept on the device: entries, their index, and what decides whether one answers a question."""

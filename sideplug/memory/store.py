@@ -1,0 +1,406 @@
+"""What a person told: entries in one SQLite file, with an inverted index of their words.
+
+An entry is a question with its reply, or a note. It is searched as *passages*: a pair is one, a note has one for each
+sentence. A change is one transaction, so that another process sees the old memory or the new one, and a process that is
+killed leaves no half of one. It does not know the base model's tokens, beyond keeping them. Test: pytest
+tests/memory/test_store.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from sideplug.contract.errors import InputError, PluginError, Stopped
+from sideplug.memory.words import sentences, stem, words
+
+FORMAT = 1
+MAX_CHARACTERS = 20_000  # of a question, a reply or a note
+WAIT_S = 20.0  # for another process that writes
+IN_MEMORY = ":memory:"
+
+_TABLES = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE entries (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    question TEXT NOT NULL, reply TEXT NOT NULL, source TEXT NOT NULL, told TEXT NOT NULL, date TEXT NOT NULL,
+    replaced_by INTEGER
+);
+CREATE INDEX entries_question ON entries (question);
+CREATE TABLE passages (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    number INTEGER NOT NULL, asked TEXT NOT NULL, said TEXT NOT NULL,
+    vector BLOB, base TEXT NOT NULL DEFAULT '', ids BLOB
+);
+CREATE INDEX passages_number ON passages (number);
+CREATE VIRTUAL TABLE terms USING fts5 (stems, tokenize = "unicode61 remove_diacritics 0 categories 'L* N* M*'");
+CREATE TABLE frequencies (stem TEXT PRIMARY KEY, passages INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What was told once.
+
+    question: "" for a note, whose text is `reply`. source: where it came from ("said", "notes/cats.md", …). told: when,
+    in ISO 8601, UTC. date: the day that it is about, where it was given. replaced_by: the entry that holds instead; 0
+    where this one holds. number: 0 before it is stored.
+    """
+
+    question: str
+    reply: str
+    source: str = ""
+    date: str = ""
+    told: str = ""
+    replaced_by: int = 0
+    number: int = 0
+
+    @property
+    def is_note(self) -> bool:
+        """Return whether it is a note, not a question with its reply."""
+        return not self.question
+
+    @property
+    def title(self) -> str:
+        """Return what names it in a line: its question, or how the note begins."""
+        return self.question or next(iter(sentences(self.reply)), self.reply)
+
+    def check(self) -> Entry:
+        """Return it, tidied. Raises InputError for one that can't be kept."""
+        tidy = replace(self, question=_tidy(self.question), reply=_tidy(self.reply))
+        if not tidy.reply:
+            raise InputError("an entry must have a reply, or a note a text: this one is empty")
+        for text in (tidy.question, tidy.reply):
+            if len(text) > MAX_CHARACTERS:
+                raise InputError(f"an entry may have {MAX_CHARACTERS:,} characters, this one has {len(text):,}")
+        return tidy
+
+    def passages(self) -> list[tuple[str, str]]:
+        """Return (what is asked, what is said) of each passage; a note's is asked about by its own words."""
+        if not self.is_note:
+            return [(self.question, self.reply)]
+        return [("", sentence) for sentence in sentences(self.reply)]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage as a search finds it. ids: its reply's tokens of the base; None where they were not recorded yet."""
+
+    id: int
+    number: int
+    asked: str
+    said: str
+    ids: np.ndarray | None = None
+
+
+def _tidy(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "").strip()
+
+
+def _stems(text: str) -> list[str]:
+    return [stem(word) for word in words(text)]
+
+
+class Store:
+    """The entries of one memory, in a file or in the process's memory. Close it, or use it in a `with` statement."""
+
+    def __init__(self, connection: sqlite3.Connection, name: str) -> None:
+        self._db, self._name = connection, name
+
+    @classmethod
+    def open(cls, path: Path | None = None) -> Store:
+        """Return the memory in the file `path`, made where there is none; without a path, one that no file holds.
+
+        Raises PluginError for a file that holds something else, Stopped where it can't be made.
+        """
+        name = str(path) if path else IN_MEMORY
+        try:
+            if path and not path.exists():
+                path.touch(mode=0o600)
+            db = sqlite3.connect(name, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise Stopped(f"the memory {name} could not be opened: {error}") from error
+        return cls(db, name)._ready()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str = "the memory") -> Store:
+        """Return the memory that `to_bytes` gave. Raises PluginError."""
+        db = sqlite3.connect(IN_MEMORY, isolation_level=None, check_same_thread=False)
+        try:
+            db.deserialize(data)
+        except sqlite3.Error as error:
+            raise PluginError(f"{name} is damaged: {error}") from error
+        return cls(db, name)._ready()
+
+    def _ready(self) -> Store:
+        with self._errors():
+            self._db.execute("PRAGMA secure_delete = ON")  # what is forgotten is overwritten
+            with self.change():
+                if not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                    for statement in _TABLES.strip().split(";\n"):
+                        self._db.execute(statement)
+                    self._db.execute("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
+                found = self._db.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
+            if found is None or found[0] != str(FORMAT):
+                got = found[0] if found else "none"
+                raise PluginError(f"the memory {self._name} has format {got}, this version reads {FORMAT}")
+        return self
+
+    def to_bytes(self) -> bytes:
+        """Return the whole memory."""
+        with self._errors():
+            return bytes(self._db.serialize())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:  # locked, full, read-only, …
+            raise Stopped(f"the memory {self._name} could not be used: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise PluginError(f"the memory {self._name} is damaged: {error}") from error
+
+    @contextlib.contextmanager
+    def change(self) -> Iterator[None]:
+        """A transaction: all that happens in the block, or nothing of it. Raises Stopped, PluginError."""
+        if self._db.in_transaction:
+            yield
+            return
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+
+    # Entries
+
+    def add(self, entries: Iterable[Entry]) -> list[int]:
+        """Keep entries, all or none of them; return their numbers. One that is there already keeps its number.
+
+        Raises InputError for one that can't be kept, Stopped.
+        """
+        checked = [entry.check() for entry in entries]
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        numbers = []
+        with self.change():
+            for entry in checked:
+                same = self._db.execute(
+                    "SELECT number FROM entries WHERE question = ? AND reply = ? AND replaced_by IS NULL",
+                    (entry.question, entry.reply),
+                ).fetchone()
+                if same:
+                    numbers.append(int(same[0]))
+                    continue
+                row = (entry.question, entry.reply, entry.source, entry.told or now, entry.date)
+                cursor = self._db.execute(
+                    "INSERT INTO entries (question, reply, source, told, date) VALUES (?, ?, ?, ?, ?)", row
+                )
+                number = int(cursor.lastrowid or 0)
+                self._add_passages(number, entry)
+                numbers.append(number)
+        return numbers
+
+    def _add_passages(self, number: int, entry: Entry) -> None:
+        for asked, said in entry.passages():
+            cursor = self._db.execute(
+                "INSERT INTO passages (number, asked, said) VALUES (?, ?, ?)", (number, asked, said)
+            )
+            stems = _stems(f"{asked}\n{said}")
+            self._db.execute("INSERT INTO terms (rowid, stems) VALUES (?, ?)", (cursor.lastrowid, " ".join(stems)))
+            self._db.executemany(
+                "INSERT INTO frequencies VALUES (?, 1) ON CONFLICT (stem) DO UPDATE SET passages = passages + 1",
+                [(each,) for each in set(stems)],
+            )
+
+    def edit(self, number: int, question: str, reply: str) -> None:
+        """Put other words in an entry's place; it keeps its number and source. Raises InputError."""
+        entry = replace(self.entry(number), question=question, reply=reply).check()
+        with self.change():
+            self._drop_passages(number)
+            self._db.execute(
+                "UPDATE entries SET question = ?, reply = ? WHERE number = ?", (entry.question, entry.reply, number)
+            )
+            if not entry.replaced_by:
+                self._add_passages(number, entry)
+
+    def replace(self, number: int, by: int) -> None:
+        """Entry `by` holds instead of `number`, which stays to be seen, and is not found any more."""
+        with self.change():
+            self._drop_passages(number)
+            self._db.execute("UPDATE entries SET replaced_by = ? WHERE number = ?", (by, number))
+
+    def restore(self, number: int) -> None:
+        """An entry that was replaced holds again."""
+        entry = self.entry(number)
+        with self.change():
+            self._drop_passages(number)
+            self._db.execute("UPDATE entries SET replaced_by = NULL WHERE number = ?", (number,))
+            self._add_passages(number, entry)
+
+    def forget(self, numbers: Sequence[int]) -> int:
+        """Forget entries completely: words, index, vectors and tokens are overwritten. Return how many there were."""
+        count = 0
+        with self.change():
+            for number in numbers:
+                self._drop_passages(number)
+                count += self._db.execute("DELETE FROM entries WHERE number = ?", (number,)).rowcount
+                self._db.execute("UPDATE entries SET replaced_by = NULL WHERE replaced_by = ?", (number,))
+            self._db.execute("INSERT INTO terms (terms) VALUES ('optimize')")  # else its words stay in old segments
+        with self._errors():
+            self._db.execute("VACUUM")
+        return count
+
+    def _drop_passages(self, number: int) -> None:
+        rows = self._db.execute("SELECT id, asked, said FROM passages WHERE number = ?", (number,)).fetchall()
+        for passage, asked, said in rows:
+            stems = [(each,) for each in set(_stems(f"{asked}\n{said}"))]
+            self._db.executemany("UPDATE frequencies SET passages = passages - 1 WHERE stem = ?", stems)
+            self._db.executemany("DELETE FROM frequencies WHERE stem = ? AND passages = 0", stems)
+            self._db.execute("DELETE FROM terms WHERE rowid = ?", (passage,))
+        self._db.execute("DELETE FROM passages WHERE number = ?", (number,))
+
+    def entry(self, number: int) -> Entry:
+        """Return the entry of this number. Raises InputError where there is none."""
+        for entry in self._entries("WHERE number = ?", (number,)):
+            return entry
+        raise InputError(f"the memory has no entry {number}: sideplug memory list shows them")
+
+    def entries(self) -> Iterator[Entry]:
+        """Return all entries, in the order in which they were told, replaced ones too."""
+        return self._entries("ORDER BY number")
+
+    def _entries(self, where: str, values: tuple[object, ...] = ()) -> Iterator[Entry]:
+        with self._errors():
+            rows = self._db.execute(
+                "SELECT question, reply, source, date, told, coalesce(replaced_by, 0), number FROM entries " + where,
+                values,
+            )
+            for row in rows:
+                yield Entry(*row)
+
+    def __len__(self) -> int:
+        with self._errors():
+            return int(self._db.execute("SELECT count(*) FROM entries WHERE replaced_by IS NULL").fetchone()[0])
+
+    # Search
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Return what changes whenever this or another process changes the memory."""
+        with self._errors():
+            return int(self._db.execute("PRAGMA data_version").fetchone()[0]), self._db.total_changes
+
+    def passage_count(self) -> int:
+        """Return the number of passages that are searched."""
+        with self._errors():
+            return int(self._db.execute("SELECT count(*) FROM passages").fetchone()[0])
+
+    def frequency(self, stems: Iterable[str]) -> dict[str, int]:
+        """Return in how many passages each of these stems is; those in none are left out."""
+        found = {}
+        with self._errors():
+            for each in set(stems):
+                row = self._db.execute("SELECT passages FROM frequencies WHERE stem = ?", (each,)).fetchone()
+                if row:
+                    found[each] = int(row[0])
+        return found
+
+    def by_words(self, stems: Sequence[str], count: int) -> list[int]:
+        """Return the passages that share these stems, best first by BM25."""
+        if not stems:
+            return []
+        query = " OR ".join(f'"{each}"' for each in stems)
+        with self._errors():
+            rows = self._db.execute("SELECT rowid FROM terms WHERE terms MATCH ? ORDER BY rank LIMIT ?", (query, count))
+            return [int(row[0]) for row in rows]
+
+    def passages(self, ids: Iterable[int], base: str = "") -> list[Passage]:
+        """Return these passages, in this order, with their tokens of the base model `base` where it has them."""
+        found = []
+        with self._errors():
+            for each in ids:
+                row = self._db.execute(
+                    "SELECT id, number, asked, said, base, ids FROM passages WHERE id = ?", (each,)
+                ).fetchone()
+                if row:
+                    tokens = np.frombuffer(row[5], np.int32) if row[5] and row[4] == base else None
+                    found.append(Passage(row[0], row[1], row[2], row[3], tokens))
+        return found
+
+    # What is derived: vectors, and the base's tokens
+
+    def vectors(self, after: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids (N,) int64 and the vectors (N, E) int8 of the passages behind id `after` that have one."""
+        with self._errors():
+            rows = self._db.execute(
+                "SELECT id, vector FROM passages WHERE id > ? AND vector IS NOT NULL ORDER BY id", (after,)
+            ).fetchall()
+        ids = np.array([row[0] for row in rows], np.int64)
+        return ids, np.frombuffer(b"".join(row[1] for row in rows), np.int8).reshape(len(rows), -1)
+
+    def ids(self) -> np.ndarray:
+        """Return the ids of all passages, (N,) int64, ascending."""
+        with self._errors():
+            return np.array([row[0] for row in self._db.execute("SELECT id FROM passages ORDER BY id")], np.int64)
+
+    def without_vector(self, after: int, count: int) -> list[Passage]:
+        """Return up to `count` passages behind id `after` whose vector is missing."""
+        with self._errors():
+            rows = self._db.execute(
+                "SELECT id FROM passages WHERE id > ? AND vector IS NULL ORDER BY id LIMIT ?", (after, count)
+            )
+            return self.passages([row[0] for row in rows.fetchall()])
+
+    def set_vectors(self, vectors: dict[int, np.ndarray]) -> None:
+        """Keep the vectors (E,) int8 of passages."""
+        with self.change():
+            rows = [(vector.astype(np.int8).tobytes(), each) for each, vector in vectors.items()]
+            self._db.executemany("UPDATE passages SET vector = ? WHERE id = ?", rows)
+
+    def drop_vectors(self) -> None:
+        """Forget all vectors: they were another encoder's."""
+        with self.change():
+            self._db.execute("UPDATE passages SET vector = NULL")
+
+    def unrecorded(self, base: str) -> list[Passage]:
+        """Return the passages whose tokens of this base model are missing."""
+        with self._errors():
+            rows = self._db.execute("SELECT id FROM passages WHERE base != ? ORDER BY id", (base,))
+            return self.passages([row[0] for row in rows.fetchall()])
+
+    def set_ids(self, base: str, ids: dict[int, np.ndarray]) -> None:
+        """Keep the tokens of passages' replies, by the base model with this fingerprint."""
+        with self.change():
+            rows = [(base, value.astype(np.int32).tobytes(), each) for each, value in ids.items()]
+            self._db.executemany("UPDATE passages SET base = ?, ids = ? WHERE id = ?", rows)
+
+    def setting(self, name: str) -> str:
+        """Return a setting of the memory, "" where it has none."""
+        with self._errors():
+            row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+            return str(row[0]) if row else ""
+
+    def set_setting(self, name: str, value: str) -> None:
+        """Keep a setting of the memory."""
+        with self.change():
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
