@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import jinja2.ext
@@ -88,7 +88,7 @@ def _words(error: Exception) -> str:
 class _Generation(jinja2.ext.Extension):
     """{% generation %} … {% endgeneration %}, which mark the assistant's words for those who train the model."""
 
-    tags = {"generation"}  # noqa: RUF012: Jinja's own annotation
+    tags = frozenset({"generation"})  # type: ignore[assignment]
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         """Return the tag's body, in a scope of its own."""
@@ -126,7 +126,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         """Return the tree of a source, in which every loop is counted and every joined text measured."""
         tree = super()._parse(source, name, filename)
         for loop in list(tree.find_all(jinja2.nodes.For)):
-            loop.iter = _filtered(loop.iter, "_counted")
+            loop.iter = _filtered(cast(jinja2.nodes.Expr, loop.iter), "_counted")
         for block in tree.find_all(jinja2.nodes.AssignBlock):
             block.filter = _filtered(block.filter, "_within")
         _measure_concatenations(tree)
@@ -189,7 +189,8 @@ def _measure_concatenations(node: jinja2.nodes.Node) -> None:
                 continue
             _measure_concatenations(child)
             if isinstance(child, jinja2.nodes.Concat):
-                measured = _filtered(child, "_within").set_environment(node.environment)
+                measured = _filtered(child, "_within")
+                measured.environment = node.environment
                 if isinstance(value, list):
                     value[i] = measured
                 else:

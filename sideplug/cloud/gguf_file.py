@@ -77,8 +77,8 @@ def _unpack(path: Path, folder: Path, reader: Any, header: dict[str, Any]) -> No
     names = {tensor.name for tensor in reader.tensors}
     config = _config(header, names)
     shapes = {t.name: tuple(int(size) for size in reversed(t.shape)) for t in reader.tensors}
-    known = {name: shapes[Gguf.name(name)] for name in Gguf.all_names(config["num_hidden_layers"]) if Gguf.name(name) in shapes}
-    check_shapes(config, known, path.name)
+    hub_names = {Gguf.name(name): name for name in Gguf.all_names(config["num_hidden_layers"])}
+    check_shapes(config, {hub_names[name]: shape for name, shape in shapes.items()}, path.name)
     _write(folder / "config.json", config)
     _write_tokenizer(header, folder)
     ids = {"bos_token_id": header["tokenizer.ggml.bos_token_id"]} if _has(header, "bos_token_id") else {}

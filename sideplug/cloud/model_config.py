@@ -62,7 +62,7 @@ _PLAIN = ("llama", "mistral", "smollm3", "qwen2", "qwen3", "gemma", "gemma2", "g
 
 
 def check_shapes(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], where: object) -> None:
-    """Raise UnknownModel where the sizes are not those of the weights, by their Hugging Face names, before they load."""
+    """Raise UnknownModel where the sizes are not those of the weights, which have Hugging Face's names."""
     inner = config.get("text_config")
     sizes = inner if isinstance(inner, Mapping) else config
     layers = sizes.get("num_hidden_layers")
