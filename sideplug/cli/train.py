@@ -63,6 +63,7 @@ class NewPlugin:
     retain: Path | None
     retain_weight: float
     seed: int
+    raw: bool
     resume: bool
 
     def recipe(self, epochs: int) -> Recipe:
@@ -73,7 +74,7 @@ class NewPlugin:
         training = TrainConfig(
             epochs, self.learning_rate, self.batch_tokens, seed=self.seed, retain_weight=self.retain_weight
         )
-        return Recipe(self.kind, self.taps, self.rank, self.tap or "", self.width, self.candidates, training)
+        return Recipe(self.kind, self.taps, self.rank, self.tap or "", self.width, self.candidates, training, self.raw)
 
     def texts(self, data: Path, form: str, skip: Path) -> Texts:
         """The examples of `data` (but for those in the folder `skip`), and the retain set. Raises DataError."""
@@ -127,6 +128,12 @@ new_plugin_options = gathered(
             "without one, and leaves the gate always open.",
         ),
         option("--seed", default=0, type=click.IntRange(0), help="Seed of the split, the start and the order."),
+        option(
+            "--raw",
+            is_flag=True,
+            help="Train without the base's chat template, for generate --raw: a prompt and its reply are one text. A "
+            "base that has no template is always trained so.",
+        ),
         option("--resume", is_flag=True, help="Go on from the checkpoint in --out."),
     ),
 )

@@ -128,18 +128,20 @@ class Tokenizer:
     def encode_example(self, prompt: Prompt, reply: str) -> tuple[list[int], list[int]]:
         """Return the ids of a training example: (prompt, reply). A chat reply ends with the token that ends the turn.
 
-        The ids of a plain text without a prompt begin with a prompt of one token: the BOS, or else its first token.
+        The ids of a plain text without a prompt begin with a prompt of one token: the BOS, or else its first token. Its
+        end is learnt too, unless it ends with a space or a line break: then it goes on.
         """
         if prompt.messages is None:
+            end = [] if self.end_id is None or reply != reply.rstrip() or not reply else [self.end_id]
             whole = self.encode(Prompt(text=(prompt.text or "") + reply)) if prompt.ids is None else None
             start = self.encode(prompt)
             if whole is None:
-                return start, self.ids(reply)
+                return start, self.ids(reply) + end
             shared = 0
             while shared < min(len(start), len(whole) - 1) and start[shared] == whole[shared]:
                 shared += 1
             shared = max(1, shared)
-            return whole[:shared], whole[shared:]
+            return whole[:shared], whole[shared:] + end
         asked = self._marked(prompt.messages)
         told = self._marked([*prompt.messages, {"role": "assistant", "content": reply}], ask=False)
         start, whole = self.ids(asked), self.ids(told)

@@ -89,4 +89,5 @@ def _lines(name: str) -> list[str]:
 
 def is_hard_negative(example: Example) -> bool:
     """Return whether a prompt has the word "my": a gate can't tell it from the person's own questions."""
-    return re.search(r"\bmy\b", (example.prompt.messages or ({"content": ""},))[-1]["content"].lower()) is not None
+    text = example.prompt.messages[-1]["content"] if example.prompt.messages else example.prompt.text or ""
+    return re.search(r"\bmy\b", text.lower()) is not None

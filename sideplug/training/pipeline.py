@@ -29,6 +29,7 @@ from sideplug.plugins.base import trained_kind
 from sideplug.readers import Example
 from sideplug.training import data, gate, head, recorder, tape
 from sideplug.training.fit import TrainConfig
+from sideplug.training.raw import without_chat
 from sideplug.training.tape import Tape
 from sideplug.training.trainer import Progress, Result, Trainer
 
@@ -46,7 +47,7 @@ Interrupts = Callable[[], AbstractContextManager[Callable[[], bool]]]  # yields:
 class Recipe:
     """What kind of plugin, on which tap (by name, raw, or so many layers of this rank), and how it is trained.
 
-    width 0: the kind's own. candidates: rows of the candidate softmax, at least.
+    width 0: the kind's own. candidates: rows of the candidate softmax, at least. raw: without the base's chat template.
     """
 
     kind: str = "ladder"
@@ -56,6 +57,7 @@ class Recipe:
     width: int = 0
     candidates: int = 4096
     training: TrainConfig = TrainConfig()
+    raw: bool = False
 
     def choose_tap(self, model: ModelInfo) -> Tap:
         """The tap of this recipe. Raises InputError for a name that is none, PluginError for an unknown kind."""
@@ -168,7 +170,10 @@ def make(
 ) -> Made:
     """Record, train, fit the gate, save. Raises Stopped where somebody wanted that: what was done is kept."""
     started = time.perf_counter()
-    plugin = recipe.new_plugin(client.model())
+    model = client.model()
+    if recipe.raw or not model.chat:
+        texts = without_chat(texts)
+    plugin = recipe.new_plugin(model)
     part = plugin.trained
     with client.connect(responder=Silent(part.tap, part.context)) as session:
         tapes = record(session, part.tap, part.context, texts, out, show)

@@ -112,7 +112,8 @@ class Reads:
                 if error.number is None or not 0 <= error.number < len(self._examples):
                     raise
                 if isinstance(error, InputError):
-                    raise type(error)(f"{self._examples[error.number].where}: {error}") from error
+                    where = self._examples[error.number].where or "a general prompt"
+                    raise type(error)(f"{where}: {error}") from error
                 time.sleep(min(error.retry_s or 1.0, LONGEST_WAIT_S))
                 self.ask(error.number)
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from sideplug.cloud import kept
 from sideplug.cloud.engines import open_model
 from sideplug.cloud.model.base import Chunk, Model
-from sideplug.cloud import kept
 from sideplug.cloud.model.ort import blueprint, prepack, prepare, q4_offsets
 from sideplug.cloud.model.ort.model import pipeline
 from sideplug.cloud.model.ort.stage import CHUNKS
