@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,8 +151,11 @@ def cut(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 
 
-@pytest.mark.parametrize("name", ["a/..", "../a", "a/b@..", "a/b@", "a/b@../../x", "-a/b", "a/.b", "a/b/c", "", " ", "a\0b",
-                                  "x" * 5000, "~nobody-here/x", "a//b", "a/b c", "é/b", "x.gguf"])  # fmt: skip
+NAMES = ["a/..", "../a", "a/b@..", "a/b@", "a/b@../../x", "-a/b", "a/.b", "a/b/c", "", " ", "a\0b", "x" * 5000]
+NAMES += ["~nobody-here/x", "a//b", "a/b c", "é/b", "x.gguf"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_odd_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert re.match("a model must be smollm2-135m|there is no file", refusal(name))
@@ -174,6 +178,37 @@ def test_damaged_gguf_files(tiny: Path, tmp_path: Path, name: str, damage: Calla
     write_gguf(tmp_path / name, tiny)
     damage(tmp_path / name)
     assert why in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda w: w.add_block_count(1 << 30), "num_hidden_layers must be a whole number"),
+        (lambda w: w.add_block_count(0), "num_hidden_layers must be a whole number"),
+        (lambda w: w.add_block_count(4000), "the weights have 2 layers"),
+        (lambda w: w.add_head_count(0), "num_attention_heads must be a whole number"),
+        (lambda w: w.add_head_count_kv(3), "must divide 4 heads, got 3"),
+        (lambda w: w.add_context_length(1 << 31), "max_position_embeddings must be a whole number"),
+        (lambda w: w.add_embedding_length(128), "would be"),
+        (lambda w: w.add_layer_norm_rms_eps(0.0), "rms_norm_eps must be a number above 0"),
+        (lambda w: w.add_eos_token_id(1 << 30), "eos_token_id"),
+        (lambda w: w.add_eot_token_id(1 << 30), "eot_token_id"),
+        (lambda w: w.add_token_types([1]), "can't be read"),
+        (lambda w: w.add_uint16("split.count", 2), "is one of 2 parts of a split model"),
+    ],
+)
+def test_numbers_of_a_gguf_header(tiny: Path, tmp_path: Path, change: Callable[[object], None], why: str) -> None:
+    write_gguf(tmp_path / "m.gguf", tiny, change=change)
+    assert why in refusal(tmp_path / "m.gguf")
+
+
+def test_what_ends_a_reply_of_a_gguf_file(tiny: Path, tmp_path: Path) -> None:
+    def change(writer: Any) -> None:
+        writer.add_eot_token_id(7)
+        writer.add_eom_token_id(9)
+
+    write_gguf(tmp_path / "m.gguf", tiny, change=change)
+    assert Tokenizer(find(str(tmp_path / "m.gguf")).folder).stop_ids == {1, 7, 9}
 
 
 @pytest.mark.parametrize("suffix", ["GGUF", "Gguf"])
