@@ -208,7 +208,7 @@ def test_lock_and_unlock(cloud: Cloud, run: Run, tmp_path: Path, plugin: Path) -
 
 
 def write(path: Path, text: str) -> Path:
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 

@@ -384,7 +384,7 @@ def test_commands_that_a_page_shows_exist(page: Path) -> None:
     """Every `sideplug …` with its options, and every `make …`."""
     commands = {path.removeprefix("sideplug").strip(): command for path, command, _ in all_commands()}
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
-    for line in shell_lines(page.read_text()):
+    for line in shell_lines(page.read_text(encoding="utf-8")):
         program, *words = line.split("  #")[0].split(" # ")[0].split()
         names = [word for word in words[:2] if re.fullmatch(r"[a-z]+", word)]
         if program == "make":

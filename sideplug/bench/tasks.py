@@ -71,7 +71,9 @@ class Task:
 def _user(name: str, train: list[Example], test: list[Example], folder: Path) -> User:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name.replace(' ', '-').replace('.', '')}.jsonl"
-    file.write_text("".join(json.dumps(_record(example), ensure_ascii=False) + "\n" for example in train))
+    file.write_text(
+        "".join(json.dumps(_record(example), ensure_ascii=False) + "\n" for example in train), encoding="utf-8"
+    )
     return User(name, train, test, file)
 
 

@@ -205,7 +205,7 @@ def interrupts() -> Iterator[Callable[[], bool]]:
 def peak_rss_mb() -> float | None:
     """The largest resident memory of this process so far, in MB; None where the system does not tell (Windows)."""
     with contextlib.suppress(OSError):  # Linux: getrusage would also count the process that started this one
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return round(int(line.split()[1]) / 1024, 1)
     with contextlib.suppress(ImportError):

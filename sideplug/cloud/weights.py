@@ -104,9 +104,7 @@ class Safetensors:
             with reading(path):
                 safe_open(path, "np")
             if names is not None and names - set(entries):
-                raise UnknownModel(
-                    f"{path} lacks the weight {min(names - set(entries))}, which its index puts there"
-                )
+                raise UnknownModel(f"{path} lacks the weight {min(names - set(entries))}, which its index puts there")
             chosen = entries if names is None else {name: entries[name] for name in names}
             self._tensors |= {name: (path, start, entry) for name, entry in chosen.items()}
 

@@ -81,7 +81,7 @@ class DeviceHead:
                     header |= {"scale": transform.scale, "softcap": transform.softcap}
                     progress(sum(map(len, biases)))
                 file.write(np.concatenate(biases).astype(np.float32).tobytes())
-            path.with_suffix(".json").write_text(json.dumps(header))
+            path.with_suffix(".json").write_text(json.dumps(header), encoding="utf-8")
             aside.replace(path)
         except OSError as error:
             aside.unlink(missing_ok=True)
@@ -94,7 +94,7 @@ class DeviceHead:
     def _load(cls, path: Path, vocab: int) -> DeviceHead | None:
         """Return the head in the files of `path`; None if there is none, or one of another size."""
         try:
-            header = json.loads(path.with_suffix(".json").read_text())
+            header = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
             numbers = np.memmap(path, np.float32, "r")
             width = header["width"]
             if header["vocab"] != vocab or numbers.size != vocab * (width + 1):

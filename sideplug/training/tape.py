@@ -128,7 +128,7 @@ def digest(examples: Sequence[Example]) -> str:
 def read_identity(path: Path) -> Any:
     """What the .json file beside a tape says; None where there is none that can be read."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -166,7 +166,7 @@ def _tapes(folder: Path, plugin: Plugin, additions: int) -> pipeline.Tapes:
         training = training + whole(_addition(folder, number))
     held = whole(folder / pipeline.HELD)
     try:
-        about = json.loads((folder / pipeline.RETAIN).read_text())
+        about = json.loads((folder / pipeline.RETAIN).read_text(encoding="utf-8"))
         path, negatives = pipeline.retain_tape(about["tape"]), folder / pipeline.HARD_NEGATIVES
         own = whole(negatives) if negatives.is_file() else None
         return pipeline.Tapes.of(training, held, whole(path), about["negatives"], own)

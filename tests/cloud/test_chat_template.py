@@ -26,7 +26,8 @@ def render(source: str) -> str:
         ("{% if tools is none and documents is none %}none{% endif %}{% if tools %}T{% endif %}", "none"),
         ("{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}{% break %}{% endfor %}", "1/2False"),
         (
-            "{% for m in messages %}{{ loop.previtem.role if loop.previtem }}{{ loop.nextitem is defined }}{% endfor %}",
+            "{% for m in messages %}{{ loop.previtem.role if loop.previtem }}{{ loop.nextitem is defined }}"
+            "{% endfor %}",
             "TrueuserFalse",
         ),
         ("{{ messages | map(attribute='content') | join('|') }}{{ messages[1:] | length }}", "hi|yo1"),
