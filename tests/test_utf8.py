@@ -20,9 +20,8 @@ def unsaid(source: str) -> list[int]:
         said = {keyword.arg: keyword.value for keyword in node.keywords}
         if "encoding" in said or None in said:
             continue
-        mode = (
-            node.args[1 if isinstance(node.func, ast.Name) else 0] if name in ("open", "fdopen") and node.args else None
-        )
+        place = 0 if isinstance(node.func, ast.Attribute) and name == "open" else 1
+        mode = node.args[place] if name in ("open", "fdopen") and len(node.args) > place else None
         if (
             (name == "read_text" and not node.args)
             or (name == "write_text" and len(node.args) < 2)

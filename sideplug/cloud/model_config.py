@@ -1,6 +1,6 @@
 """A model's sizes, as its config.json or its GGUF header says them: checked before anything is made by them.
 
-It knows no engine. Test: pytest tests/cloud/test_model_config.py
+It knows no engine. Test: pytest tests/cloud/test_model_files.py
 """
 
 from __future__ import annotations
