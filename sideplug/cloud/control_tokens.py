@@ -93,13 +93,12 @@ class Mask:
         return text.translate(self._back)
 
 
-def load(source: str, more: Iterable[str] = ()) -> tuple[FastTokenizer, ControlTokens]:
+def load(described: dict[str, Any], more: Iterable[str] = ()) -> tuple[FastTokenizer, ControlTokens]:
     """Return a tokenizer.json as a tokenizer that reads stand-ins in place of its control tokens, and these tokens.
 
     more: spellings that are control tokens too, if they are added tokens (the model's own names of its end). Raises
     UnknownModel for one that can't be kept apart from text; the library's own errors for one that can't be read.
     """
-    described = json.loads(source)
     named, added = set(more), {token["content"]: token for token in described.get("added_tokens") or ()}
     ids: dict[str, int] = {
         spelling: token["id"]
@@ -110,7 +109,7 @@ def load(source: str, more: Iterable[str] = ()) -> tuple[FastTokenizer, ControlT
     stand_ins = {spelling: f"{_EDGE}{nonce}{number}{_EDGE}" for spelling, number in ids.items()}
     tokens = ControlTokens(ids, stand_ins, frozenset(added) - set(ids))
     if not ids:
-        return FastTokenizer.from_str(source), tokens
+        return FastTokenizer.from_str(json.dumps(described)), tokens
     for normalized in (True, False):
         fast = FastTokenizer.from_str(json.dumps(_renamed(described, stand_ins, normalized)))
         if all(fast.token_to_id(stand_ins[spelling]) == number for spelling, number in ids.items()):

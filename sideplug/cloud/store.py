@@ -97,7 +97,8 @@ def _check_folder(folder: Path) -> None:
             raise UnknownModel(f"the model folder {folder} must have {needed}{way_out}")
     config = read_json(folder / "config.json")
     check_sizes(config, folder / "config.json")
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+    check_whole(folder / "tokenizer.json")
+    for name in ("tokenizer_config.json", "generation_config.json"):
         read_json(folder / name)
     if (folder / GGUF_WEIGHTS).is_file():
         return

@@ -53,9 +53,9 @@ class Tokenizer:
             if name.endswith("_token") and (isinstance(token, str) or _is_spelt(token))
         }
         named = [self._special[name] for name in _NAMED_ENDS if name in self._special]
-        source = read_text(folder / "tokenizer.json")
+        described = read_json(folder / "tokenizer.json")
         with reading(folder / "tokenizer.json"):
-            self._fast, self._control = control_tokens.load(source, [*named, *_ENDS])
+            self._fast, self._control = control_tokens.load(described, [*named, *_ENDS])
         self._fast.no_truncation()
         self._fast.no_padding()
         given = [read_json(folder / name) for name in ("generation_config.json", "config.json")]
