@@ -177,6 +177,9 @@ max_tokens_option = option("--max-tokens", default=256, help="The most tokens of
 format_option = option(
     "--format", "form", default="auto", help="The examples' format: auto, alpaca, messages, sharegpt or text."
 )
+skip_bad_option = option(
+    "--skip-bad", is_flag=True, help="Leave out rows that can't be learnt, and say which, instead of refusing them all."
+)
 limit_option = option(
     "--limit", default=0, type=click.IntRange(0), help="Use only this many examples, drawn by seed; 0: all."
 )

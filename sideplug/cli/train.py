@@ -23,12 +23,15 @@ from sideplug.cli.common import (
     limit_option,
     option,
     print_json,
+    skip_bad_option,
 )
 from sideplug.cli.session import Cloud, interrupts, peak_rss_mb
 from sideplug.contract.errors import InputError
 from sideplug.terminal import progress, say
 
 if TYPE_CHECKING:
+    from sideplug.device.client import Client
+    from sideplug.readers import Example
     from sideplug.training.pipeline import Made, Recipe, Tell, Texts
 
 
@@ -44,6 +47,21 @@ def plugin_kinds() -> list[str]:
     from sideplug.plugins import trained_kinds
 
     return list(trained_kinds())
+
+
+@dataclass(frozen=True)
+class Source:
+    """The person's data, and how it is read. skip_bad: leave out rows that can't be learnt."""
+
+    path: Path
+    form: str
+    skip_bad: bool
+
+    def read(self, skip: Path | None = None) -> list[Example]:
+        """The examples, but for those in the folder `skip`; what is passed over is told. Raises DataError."""
+        from sideplug.readers import read
+
+        return read(self.path, self.form, skip, self.skip_bad, say)
 
 
 @dataclass(frozen=True)
@@ -75,13 +93,15 @@ class NewPlugin:
         )
         return Recipe(self.kind, self.taps, self.rank, self.tap or "", self.width, self.candidates, training)
 
-    def texts(self, data: Path, form: str, skip: Path) -> Texts:
-        """The examples of `data` (but for those in the folder `skip`), and the retain set. Raises DataError."""
-        from sideplug.readers import read
+    def texts(self, source: Source, skip: Path, client: Client, recipe: Recipe) -> Texts:
+        """The examples of `source` (but for those in the folder `skip`), and the retain set. Raises DataError."""
         from sideplug.training.data import sample
         from sideplug.training.pipeline import Texts
+        from sideplug.training.preflight import readable
 
-        examples = sample(read(data, form, skip=skip), self.limit, self.seed)
+        examples = sample(source.read(skip), self.limit, self.seed)
+        part = recipe.new_plugin(client.model()).trained
+        examples = readable(client, examples, part.tap, part.context, source.skip_bad, say)
         return Texts.prepare(examples, self.held_out, self.seed, self.retain_weight, self.retain)
 
 
@@ -138,6 +158,7 @@ new_plugin_options = gathered(
 @option("--update", type=FOLDER, metavar="DIR", help="A plugin's folder: that plugin learns more, without forgetting.")
 @cloud_options
 @format_option
+@skip_bad_option
 @option("--epochs", default=6, type=click.IntRange(1), help="The most passes over the examples.")
 @option(
     "--force",
@@ -154,6 +175,7 @@ def train(
     update: Path | None,
     cloud: Cloud,
     form: str,
+    skip_bad: bool,
     epochs: int,
     force: bool,
     new: NewPlugin,
@@ -161,22 +183,23 @@ def train(
 ) -> None:
     """Train a plugin on your files, on this device.
 
-    DATA is a file or a folder: text, alpaca, OpenAI messages, ShareGPT. Ctrl-C keeps a checkpoint; the same command
-    with --resume goes on from it.
+    DATA is a file or a folder: text, Markdown, HTML, mail, tables, JSON of questions and answers or of messages. What
+    is not learnt of it is told. Ctrl-C keeps a checkpoint; the same command with --resume goes on from it.
 
     With --update, an existing plugin learns more from DATA: replies that you liked, corrections, new notes. A plugin
-    that gets worse is not kept, and plugin rollback goes back. Of the options below only --format, --epochs and
-    --force apply then, beside those of the cloud.
+    that gets worse is not kept, and plugin rollback goes back. Of the options below only --format, --skip-bad,
+    --epochs and --force apply then, beside those of the cloud.
 
     The cloud reads each example once, for the tape, and keeps none of it. The plugin is made here and stays here.
     """
     if out and update:
         raise InputError("--out and --update can't be given together: --out makes a new plugin")
+    source = Source(data, form, skip_bad)
     if update:
         check_update(context)
-        result, line = learn_more(data, update, cloud, form, epochs, force)
+        result, line = learn_more(source, update, cloud, epochs, force)
     elif out:
-        result, line = make_new(data, out, cloud, form, epochs, force, new)
+        result, line = make_new(source, out, cloud, epochs, force, new)
     else:
         raise click.UsageError("Missing option '--out' (or '--update', for a plugin that is to learn more).")
     if as_json:
@@ -198,20 +221,18 @@ def check_update(context: click.Context) -> None:
         raise InputError(f"{' and '.join(given)} can't be given with --update, only with --out")
 
 
-def learn_more(
-    data: Path, folder: Path, cloud: Cloud, form: str, epochs: int, force: bool
-) -> tuple[dict[str, Any], str]:
+def learn_more(source: Source, folder: Path, cloud: Cloud, epochs: int, force: bool) -> tuple[dict[str, Any], str]:
     """Let the plugin in `folder` learn more; (what is told as JSON, the same as a sentence). The cloud reads only what
     is new."""
-    from sideplug.readers import read
     from sideplug.training.update import update
 
-    made = update(cloud.client, folder, read(data, form), training_progress, interrupts, epochs, force)
+    examples, skip_bad = source.read(), source.skip_bad
+    made = update(cloud.client, folder, examples, training_progress, interrupts, epochs, force, skip_bad, say)
     return {"plugin": str(folder), **made.to_json()}, made.line
 
 
 def make_new(
-    data: Path, out: Path, cloud: Cloud, form: str, epochs: int, force: bool, new: NewPlugin
+    source: Source, out: Path, cloud: Cloud, epochs: int, force: bool, new: NewPlugin
 ) -> tuple[dict[str, Any], str]:
     """Train a new plugin into `out`; (what is told as JSON, the same as a sentence)."""
     from sideplug.plugins.file import is_plugin, is_sealed
@@ -221,11 +242,11 @@ def make_new(
         raise InputError(f"{out} already holds a plugin: give another --out, or --force to replace it")
     if is_sealed(out):
         raise InputError(f"{out} holds a sealed plugin: unlock it first, or give another --out")
-    texts = new.texts(data, form, skip=out)
+    recipe = new.recipe(epochs)
+    texts = new.texts(source, out, cloud.client, recipe)
     first = texts.training[0]
     start = " ".join(((first.prompt.messages or ({"content": ""},))[-1]["content"] + " ⟶ " + first.reply).split())
     say(f"{len(texts.training)} examples to train on, {len(texts.held)} held out; {first.where}: {start[:100]}…")
-    recipe = new.recipe(epochs)
     made = make(cloud.client, texts, out, recipe, training_progress, interrupts, new.resume, say)
     about = {"parameters": made.plugin.size, "tap": made.plugin.tap.name, "peak_rss_mb": peak_rss_mb()}
     return {"plugin": str(out), **about, **made.plugin.about}, summary(made, out)

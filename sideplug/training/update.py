@@ -20,8 +20,10 @@ from sideplug.paths import write_aside
 from sideplug.plugins import Plugin
 from sideplug.plugins.file import is_sealed
 from sideplug.readers import Example
+from sideplug.readers.report import Tell
 from sideplug.training import pipeline
 from sideplug.training.fit import TrainConfig
+from sideplug.training.preflight import readable
 from sideplug.training.tape import Tape
 from sideplug.training.trainer import Trainer
 
@@ -67,8 +69,10 @@ def update(
     interrupts: pipeline.Interrupts,
     epochs: int = 6,
     force: bool = False,
+    skip_bad: bool = False,
+    tell: Tell = lambda line: None,
 ) -> Update:
-    """Train the plugin in `folder` on these examples too.
+    """Train the plugin in `folder` on these examples too; skip_bad: but for those that the cloud can't read.
 
     Raises PluginError for a plugin without its tapes, Stopped where somebody wanted that (the plugin stays).
     """
@@ -82,6 +86,7 @@ def update(
     ]
     if not all(path.is_file() for path in tapes_of_it):
         raise PluginError(f"{folder} has no tape to learn on from (it was imported, perhaps): train it anew")
+    added = readable(client, added, part.tap, part.context, skip_bad, tell)
     with client.connect(responder=Silent(part.tap, part.context)) as session:
         plugin.check_base(session.model.fingerprint, session.model.name)
         new = pipeline.record_one(session, part.tap, part.context, "new", added, _addition(folder, number), show)

@@ -635,7 +635,10 @@ async function takeFiles(files) {
   const refused = [];
   for (const file of files) {
     try {
-      const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
+      const bytes = new Uint8Array(await file.arrayBuffer());
+      const mark = bytes[0] * 256 + bytes[1];
+      const encoding = mark === 0xfffe ? "utf-16le" : mark === 0xfeff ? "utf-16be" : "utf-8";
+      const text = new TextDecoder(encoding, { fatal: true }).decode(bytes);
       if (text.includes("\0")) throw new Error();
       texts = [...texts.filter((one) => one.name !== file.name), { name: file.name, text }];
     } catch {
@@ -695,7 +698,7 @@ function showTraining() {
     return;
   }
   [$("halt").disabled, $("halt").textContent] = [false, "Stop training"];
-  $("outcome").textContent = job.error || job.line;
+  $("outcome").textContent = [job.error || job.line, ...(job.told ?? [])].join("; ");
   $("outcome").className = job.error ? "bad" : "";
   $("outcome").hidden = false;
   if (followed === job.name) finishTraining(job);
