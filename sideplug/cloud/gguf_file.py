@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from sideplug.cloud.causal import check_decoder
 from sideplug.cloud.weights import GGUF_INDEX, GGUF_WEIGHTS, Gguf, Unfit
 from sideplug.contract.errors import UnknownModel
 
@@ -37,6 +38,7 @@ def unpack(path: Path, folder: Path) -> None:
         header = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # the library raises many classes for a damaged file
         raise UnknownModel(f"{path.name} can't be read: {str(error) or type(error).__name__}") from error
+    check_decoder(path.name, {"model_type": header.get("general.architecture")})
     names = {tensor.name for tensor in reader.tensors}
     config = _config(header, names)
     _write(folder / "config.json", config)

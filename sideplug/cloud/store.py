@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sideplug.cloud.causal import check_decoder
 from sideplug.cloud.weights import GGUF_WEIGHTS, Unfit
 from sideplug.contract.defaults import DEFAULT_MODEL
 from sideplug.contract.errors import NoNetwork, Stopped, UnknownModel
@@ -71,8 +72,19 @@ def find(name: str, say: Say = lambda line: None) -> Base:
             f"a model must be {DEFAULT_MODEL}, a hub id (owner/name, @revision if you like), a folder or a .gguf file; "
             f"got {name!r}"
         )
+    _check_kind(name, folder / "config.json")
     _check_folder(folder)
     return Base(name, folder, _fingerprint(folder))
+
+
+def _check_kind(name: str, config: Path) -> None:
+    """Raises UnknownModel for a model that does not continue text, as its config says."""
+    try:
+        settings = json.loads(config.read_bytes())
+    except (OSError, ValueError):
+        return  # what is wrong with it is said elsewhere
+    if isinstance(settings, dict):
+        check_decoder(name, settings)
 
 
 def _check_folder(folder: Path) -> None:
@@ -132,7 +144,7 @@ def fetch_wheel(requirement: str, folder: Path) -> Path:
 
 def _from_hub(name: str, say: Say) -> Path:
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repo, _, revision = name.partition("@")
     try:  # a copy in the cache needs no network
@@ -144,12 +156,16 @@ def _from_hub(name: str, say: Say) -> Path:
     except (LocalEntryNotFoundError, OSError):
         pass
     say(f"fetching {name} from the Hugging Face hub")
-    try:
+    try:  # the config first: gigabytes of a model that can't be served are not fetched
+        config = huggingface_hub.hf_hub_download(repo, "config.json", revision=revision or None)
+        _check_kind(name, Path(config))
         return Path(huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES))
     except HFValidationError as error:
         raise UnknownModel(f"{name!r} is no hub id: {error}") from error
     except LocalEntryNotFoundError as error:
         raise NoNetwork(f"the hub can't be reached and {name} is not in its cache") from error
+    except EntryNotFoundError as error:
+        raise UnknownModel(f"{name} has no config.json on the hub, so it can't be served") from error
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403, 404):
             raise UnknownModel(f"the hub has no model {name} that you may read") from error

@@ -20,6 +20,7 @@ from sideplug.readers.exports import WAYS_OUT, refuse_chat_text, refuse_suffix
 from sideplug.readers.folder import EMPTY, files_in, shown
 from sideplug.readers.html_page import HtmlPage
 from sideplug.readers.json_file import JsonFile
+from sideplug.readers.lamp import LampUser
 from sideplug.readers.mail import Mail, Mailbox
 from sideplug.readers.records import AUTO, UnknownRecord, check_format, examples_of
 from sideplug.readers.report import Report, Tell
@@ -146,6 +147,26 @@ def _read_file(file: Path, form: str, report: Report) -> Iterator[Example]:
         yield from _examples(file.read_bytes(), name, form, report)
     else:
         yield from examples_of(lamp_rows(file, report), name, form, report)
+
+
+def lamp_users(path: Path) -> list[LampUser]:
+    """Return the users of LaMP's files, each with a profile and questions; none where a file is not LaMP's.
+
+    Raises DataError.
+    """
+    report = Report()
+    files = list(files_in(path, None, report)) if path.is_dir() else [path]
+    outputs = {lamp.outputs_of(file) for file in files}
+    rows = list[tuple[str, Row]]()
+    try:
+        for file in files:
+            if file.suffix.lower() in JsonFile.suffixes and file not in outputs:
+                rows += [(f"{shown(file)}:{row.line}", row) for row in lamp_rows(file, report)]
+    except OSError as error:
+        raise DataError(f"{shown(path)} can't be read: {error.strerror or error}") from error
+    if not all(isinstance(row.value, dict) and lamp.Lamp().fits(row.value) for _, row in rows):
+        return []
+    return lamp.users(rows)
 
 
 def lamp_rows(file: Path, report: Report) -> Iterator[Row]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,23 +55,19 @@ class Lamp:
         yield question
 
 
-def users(rows: Iterator[Row], name: str) -> list[LampUser]:
-    """Return the users of LaMP's records: by their id, or by equal profiles. Raises DataError."""
+def users(rows: Iterable[tuple[str, Row]]) -> list[LampUser]:
+    """Return the users of LaMP's records, of (where, row): by their id, or by equal profiles. Raises DataError."""
     found: dict[str, LampUser] = {}
-    for row in rows:
-        where = f"{name}:{row.line}"
-        if isinstance(row.value, DataError):
-            raise row.value
-        if not isinstance(row.value, dict) or not Lamp().fits(row.value):
-            raise DataError(f"{where}: a record must have input and profile, as LaMP has them")
-        who = next((str(row.value[key]) for key in USER if row.value.get(key) is not None), None)
+    for where, row in rows:
+        record = row.value
+        who = next((str(record[key]) for key in USER if record.get(key) is not None), None)
         if who is None:
-            said = json.dumps(row.value[PROFILE], sort_keys=True)
-            who = hashlib.sha256(said.encode()).hexdigest()[:8] if row.value[PROFILE] else f"{where}"
+            said = json.dumps(record[PROFILE], sort_keys=True) if record[PROFILE] else where
+            who = hashlib.sha256(said.encode()).hexdigest()[:8]
         user = found.setdefault(who, LampUser(who))
         known = {(example.prompt, example.reply) for example in user.profile}
-        user.profile += [e for e in _profile(row.value, where) if (e.prompt, e.reply) not in known]
-        user.questions.append(_question(row.value, where))
+        user.profile += [each for each in _profile(record, where) if (each.prompt, each.reply) not in known]
+        user.questions.append(_question(record, where))
     return list(found.values())
 
 

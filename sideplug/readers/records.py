@@ -48,29 +48,27 @@ def examples_of(rows: Iterable[Row], name: str, form: str, report: Report) -> It
 
     Raises NotRead for a program's export, UnknownRecord where no row at all is in a known format.
     """
-    unknown, others = list[UnknownRecord](), 0
+    bad, unknown, count = list[DataError](), 0, 0
     for number, row in enumerate(rows):
         where = f"{name}:{row.line}"
         if not number and form == AUTO:
             refuse_export(row.value, name)
-        report.rows += 1
+        count += 1
         try:
             if isinstance(row.value, DataError):
                 raise row.value
             found = list(_examples(row.value, where, form, report))
             for example in found:
                 check_text(example)
-            others += 1
-        except UnknownRecord as error:
-            unknown.append(error)
         except DataError as error:
-            report.bad.append(str(error))
-            others += 1
+            bad.append(error)
+            unknown += isinstance(error, UnknownRecord)
         else:
             yield from found
-    if unknown and not others:
-        raise unknown[0]
-    report.bad += map(str, unknown)
+    if unknown and unknown == count:
+        raise bad[0]
+    report.rows += count
+    report.bad += map(str, bad)
 
 
 def check_text(example: Example) -> None:

@@ -28,8 +28,8 @@ log = logging.getLogger("sideplug.training")
 class TrainingJob:
     """Trains one plugin at a time, in a thread. retain: a file of prompts for the retain set; None: our own list.
 
-    state has: running, name, stage, done, total, note, losses ([step, training, held out] …), line, error, told: what is
-    not learnt of the files, in sentences.
+    state has: running, name, stage, done, total, note, losses ([step, training, held out] …), line, error, told: what
+    is not learnt of the files, in sentences.
     """
 
     def __init__(self, store: PluginStore, client: Client, retain: Path | None = None) -> None:

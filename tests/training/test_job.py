@@ -132,7 +132,11 @@ def test_what_is_wrong_is_said_before_it_begins(job: TrainingJob, tmp_path: Path
         ("anna", [], "give at least one file"),
         ("anna", [("notes.md", "")], "^notes.md is empty$"),
         ("anna", [a_file({"dog": "Pepper"})], "at least 2 examples"),
-        ("anna", [a_file(FACTS), ("bad.jsonl", "{}\n{")], "^bad.jsonl:1: an example must have"),
+        (
+            "anna",
+            [a_file(FACTS), ("bad.jsonl", "{}\n{")],
+            "^2 of 8 rows can't be learnt: bad.jsonl:1: an example must have.*; bad.jsonl:2: ",
+        ),
     ):
         with pytest.raises(InputError, match=says):
             job.start(name, files, {})
@@ -221,8 +225,10 @@ def test_a_name_is_never_a_path(name: str) -> None:
 
 
 def test_files_as_they_come() -> None:
-    read = read_files([a_file(FACTS), ("notes", "One.\n\nTwo."), ("x.json", '[{"text": "bees"}]'), ("x.csv", "a,b")])
-    where = [*[f"facts.jsonl:{i}" for i in range(1, 7)], "notes:1", "x.json:1", "x.csv:1"]
+    read = read_files(
+        [a_file(FACTS), ("notes", "One.\n\nTwo."), ("x.json", '[{"text": "bees"}]'), ("x.csv", "q,a\nBees?,Yes.")]
+    )
+    where = [*[f"facts.jsonl:{i}" for i in range(1, 7)], "notes:1", "x.json:1", "x.csv:2"]
     assert [example.where for example in read] == where
     twice = read_files([("a.md", "bees"), ("a.md", "nails")])
     assert [example.reply for example in twice] == ["bees", "nails"]
