@@ -84,16 +84,16 @@ def _parts(parts: list[object], name: str) -> tuple[str | None, list[str]]:
     """Return (the text of the parts, None where there are only tools' parts; what is passed over)."""
     words, passed = list[str](), list[str]()
     for part in parts:
-        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+        kind = str(part.get("type", "text")) if isinstance(part, Mapping) else "text"
         text = part if isinstance(part, str) else None
         if isinstance(part, Mapping) and kind in _TEXT_PARTS:
             text = part.get(_TEXT_PARTS[kind])
         if isinstance(text, str):
             words.append(text)
-        elif isinstance(kind, str) and kind in _PASSED_PARTS:
+        elif kind in _PASSED_PARTS:
             passed.append(_PASSED_PARTS[kind])
         else:
-            got = f"a part of the type {str(kind)[:40]!r}" if isinstance(part, Mapping) else kind_of(part)
+            got = f"a part of the type {kind[:40]!r}" if isinstance(part, Mapping) else kind_of(part)
             raise InputError(f"{name}'s content must be text: pictures, sound and files can't be read; it has {got}")
     return "".join(words) if words or not passed else None, passed
 

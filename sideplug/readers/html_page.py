@@ -91,7 +91,7 @@ class _Reader(HTMLParser):
             self._break("\n")
             if tag == "li":
                 self.parts.append("- ")
-        elif tag in ("td", "th"):
+        elif tag in ("td", "th") and self.parts and not self.parts[-1].endswith("\n"):
             self.parts.append(" ")
         self._pre += tag == "pre"
 

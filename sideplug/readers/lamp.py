@@ -65,8 +65,8 @@ def users(rows: Iterable[tuple[str, Row]]) -> list[LampUser]:
             said = json.dumps(record[PROFILE], sort_keys=True) if record[PROFILE] else where
             who = hashlib.sha256(said.encode()).hexdigest()[:8]
         user = found.setdefault(who, LampUser(who))
-        known = {(example.prompt, example.reply) for example in user.profile}
-        user.profile += [each for each in _profile(record, where) if (each.prompt, each.reply) not in known]
+        known = [example.to_json() for example in user.profile]
+        user.profile += [each for each in _profile(record, where) if each.to_json() not in known]
         user.questions.append(_question(record, where))
     return list(found.values())
 
