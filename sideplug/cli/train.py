@@ -245,7 +245,8 @@ def make_new(
     recipe = new.recipe(epochs)
     texts = new.texts(source, out, cloud.client, recipe)
     first = texts.training[0]
-    start = " ".join(((first.prompt.messages or ({"content": ""},))[-1]["content"] + " ⟶ " + first.reply).split())
+    start = (first.prompt.messages or ({"content": ""},))[-1]["content"] + " ⟶ " + first.reply.replace("\n", " ⏎ ")
+    start = " ".join(start.split())
     say(f"{len(texts.training)} examples to train on, {len(texts.held)} held out; {first.where}: {start[:100]}…")
     made = make(cloud.client, texts, out, recipe, training_progress, interrupts, new.resume, say)
     about = {"parameters": made.plugin.size, "tap": made.plugin.tap.name, "peak_rss_mb": peak_rss_mb()}

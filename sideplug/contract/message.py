@@ -68,8 +68,8 @@ def read_message(message: object, name: str = "a message") -> ChatMessage:
         return ChatMessage(role, None, (CALLS if str(given).strip().lower() in _CALL_ROLES else RESULTS,))
     key = next((key for key in CONTENT_KEYS if key in message), "content")
     content = message.get(key)
-    if content is None and isinstance(message.get("refusal"), str):
-        content = message["refusal"]
+    if content is None and role == "assistant" and not has_call:
+        content = message.get("refusal") or ""
     if isinstance(content, list):
         words, passed_parts = _parts(content, name)
         return ChatMessage(role, words, (*passed, *passed_parts))

@@ -29,6 +29,7 @@ READ: list[tuple[dict[str, Any], ChatMessage]] = [
     ({"role": "user", "content": [{"type": "input_text", "text": "a"}]}, ChatMessage("user", "a")),
     ({"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}, ChatMessage("assistant", "No.")),
     ({"role": "assistant", "content": None, "refusal": "No."}, ChatMessage("assistant", "No.")),
+    ({"role": "assistant", "content": None}, ChatMessage("assistant", "")),
     ({"role": "assistant", "content": "hi", "refusal": None, "tool_calls": []}, ChatMessage("assistant", "hi")),
     ({"role": "assistant", "content": None, "tool_calls": [{}]}, ChatMessage("assistant", None, (CALLS,))),
     ({"role": "assistant", "content": "", "tool_calls": [{}]}, ChatMessage("assistant", None, (CALLS,))),

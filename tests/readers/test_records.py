@@ -118,6 +118,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"messages": messages((U, "q"), (A, ""))},
         "a.jsonl:2: message 2 must not be empty: it is a reply of the assistant",
     ),
+    "a message of null": (
+        {"messages": [*messages((U, "q")), {"role": A, "content": None}]},
+        "a.jsonl:2: message 2 must not",
+    ),
     "a number": ({"instruction": "q", "output": 6}, "a.jsonl:2: output must be text, got a number"),
     "nothing": ({"instruction": "q", "output": None}, "a.jsonl:2: output must be text, got nothing"),
     "a history of words": (
