@@ -17,6 +17,7 @@ from sideplug.device.client import Client
 from sideplug.plugins import Plugin
 from sideplug.plugins.file import is_plugin
 from sideplug.readers import Example, read
+from sideplug.readers.records import check_example
 from sideplug.terminal import progress, say
 
 if TYPE_CHECKING:
@@ -114,4 +115,5 @@ def _examples(data: Data, skip_bad: bool, tell: Callable[[str], None]) -> list[E
             examples.append(Example(Prompt.user(item[0]), item[1], where))
         else:
             raise DataError(f"{where} must be a text, a (question, answer) pair or an Example, got {item!r:.60}")
+        check_example(examples[-1])
     return examples

@@ -1,6 +1,6 @@
 """Formats that are known and not read: each is refused by its name, with the way out.
 
-Test: pytest tests/readers/test_exports.py
+Test: pytest tests/readers/test_tables_and_pages.py
 """
 
 from __future__ import annotations

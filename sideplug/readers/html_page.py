@@ -1,6 +1,6 @@
 """Web pages: the text of .html files, without what a browser does not show.
 
-Test: pytest tests/readers/test_html.py
+Test: pytest tests/readers/test_tables_and_pages.py
 """
 
 from __future__ import annotations

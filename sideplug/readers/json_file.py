@@ -1,6 +1,6 @@
 """JSON files: an array of records, JSON lines, objects one after the other, or an object with a list of records in it.
 
-It does not know formats of records. Test: pytest tests/readers/test_json.py
+It does not know formats of records. Test: pytest tests/readers/test_tables_and_pages.py
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sideplug.contract.errors import DataError
 from sideplug.readers.base import Passage, Row, count_unused
 from sideplug.readers.decoding import decode
 from sideplug.readers.exports import refuse_export
-from sideplug.readers.records import is_known
+from sideplug.readers.records import holds_records, is_known
 from sideplug.readers.report import Report
 
 _SPACES = re.compile(r"\s*")
@@ -30,7 +30,7 @@ class JsonFile:
         text = decode(data, name)
         found = list(rows(text, name))
         value = found[0].value if len(found) == 1 else None
-        if isinstance(value, dict) and not is_known(value):
+        if isinstance(value, dict) and (not is_known(value) or holds_records(value)):
             refuse_export(value, name)
             lists = [
                 key for key, held in value.items() if isinstance(held, list) and held and isinstance(held[0], dict)

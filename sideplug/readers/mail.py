@@ -1,6 +1,6 @@
 """Mail: .eml files and .mbox archives. The words of each message are learnt as text, without what it quotes.
 
-Test: pytest tests/readers/test_mail.py
+Test: pytest tests/readers/test_tables_and_pages.py
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from sideplug.contract.errors import DataError
 from sideplug.contract.message import kind_of
 from sideplug.readers.base import Example, Format, Record, Row
-from sideplug.readers.conversations import Conversations
+from sideplug.readers.conversations import LISTS, Conversations
 from sideplug.readers.exports import refuse_export
 from sideplug.readers.lamp import Lamp
 from sideplug.readers.pairs import Pairs
@@ -43,6 +43,12 @@ def is_known(record: Record) -> bool:
     return any(each.fits(_with_small_keys(record)) for each in _TRIED)
 
 
+def holds_records(record: Record) -> bool:
+    """Return whether what looks like a conversation is a list of them: {"conversations": [{"messages": […]}, …]}."""
+    lists = [record[name] for name in LISTS if isinstance(record.get(name), list)]
+    return any(isinstance(each, dict) and is_known(each) for held in lists for each in held[:1])
+
+
 def examples_of(rows: Iterable[Row], name: str, form: str, report: Report) -> Iterator[Example]:
     """Yield the examples of rows. What can't be learnt is counted in the report, each row with its line.
 
@@ -59,7 +65,7 @@ def examples_of(rows: Iterable[Row], name: str, form: str, report: Report) -> It
                 raise row.value
             found = list(_examples(row.value, where, form, report))
             for example in found:
-                check_text(example)
+                check_example(example)
         except DataError as error:
             bad.append(error)
             unknown += isinstance(error, UnknownRecord)
@@ -71,8 +77,10 @@ def examples_of(rows: Iterable[Row], name: str, form: str, report: Report) -> It
     report.bad += map(str, bad)
 
 
-def check_text(example: Example) -> None:
-    """Raises DataError for a text that can't be sent: it has half of a character."""
+def check_example(example: Example) -> None:
+    """Raises DataError for an empty reply, and for a text that can't be sent: it has half of a character."""
+    if not example.reply.strip() and not example.greedy_tokens:
+        raise DataError(f"{example.where}: the reply must not be empty")
     try:
         for text in (example.reply, example.prompt.text or "", *(m["content"] for m in example.prompt.messages or ())):
             text.encode()

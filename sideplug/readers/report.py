@@ -1,6 +1,6 @@
 """What became of the files and rows that a person gave, beside the examples: nothing of them disappears silently.
 
-It does not know formats. Test: pytest tests/readers/test_report.py
+It does not know formats. Test: pytest tests/readers/test_fields.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tables: .csv and .tsv, whose first line names the columns. Each row is a record, as JSON has them.
 
-Test: pytest tests/readers/test_table.py
+Test: pytest tests/readers/test_tables_and_pages.py
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import TypeVar
 from sideplug.contract.errors import DataError
 from sideplug.contract.text import Prompt
 from sideplug.readers import Example, read
+from sideplug.readers.decoding import decode
 
 T = TypeVar("T")
 RETAIN_TOKENS = 32  # of a reply of the retain set, because a plugin would change its beginning first
@@ -50,11 +51,11 @@ def retain_set(path: Path | None = None) -> list[Example]:
     """
     if path is None:
         return [Example(Prompt.user(line), "", "", RETAIN_TOKENS) for line in _lines("retain.txt")]
-    if path.suffix in (".txt", ".md"):
+    if path.suffix.lower() in (".txt", ".md"):
         try:
-            lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} can't be read: {error}") from error
+            lines = [line.strip() for line in decode(path.read_bytes(), str(path)).splitlines()]
+        except OSError as error:
+            raise DataError(f"{path} can't be read: {error.strerror or error}") from error
         return [Example(Prompt.user(line), "", str(path), RETAIN_TOKENS) for line in lines if line]
     return [Example(e.prompt, "", e.where, RETAIN_TOKENS) for e in read(path)]
 

@@ -90,6 +90,22 @@ def test_what_may_not_be_read(notes: Path) -> None:
     (notes / "y").chmod(0o700)
 
 
+def test_what_the_system_does_not_let_read(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where tests run as root, who may read everything."""
+    put(notes / "x.md")
+    put(notes / "y" / "z.md")
+    access, scandir = os.access, os.scandir
+
+    def refused(path: Path) -> object:
+        if Path(path).name == "y":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "x.md" and access(path, mode))
+    monkeypatch.setattr(os, "scandir", refused)
+    assert told(notes) == (["Row one.", "Row two."], ["2 files read; 2 passed over: 2 unreadable"])
+
+
 def test_a_folder_that_is_called_like_a_file(notes: Path) -> None:
     put(notes / "x.md" / "c.txt", "Row three.")
     put(notes / "y.json" / "d.md", "Row four.")

@@ -140,6 +140,7 @@ SHAPES = {
     "objects over lines": (json.dumps(PAIR, indent=1) * 2, ["1", "4"]),
     "a wrapper": (json.dumps({"version": 1, "data": [PAIR, PAIR]}, indent=1), ["4", "8"]),
     "a wrapper in the middle": (json.dumps({"a": "[{", "rows": [PAIR], "b": []}), ["1"]),
+    "a wrapper that looks like a conversation": (json.dumps({"conversations": [PAIR, PAIR]}), ["1", "1"]),
     "an empty array and a record": (json.dumps({**PAIR, "tags": []}), ["1"]),
 }
 
