@@ -102,4 +102,9 @@ def count_unused(record: Record, used: tuple[str, ...], report: Report, of: str 
     """Count the record's fields that are not used and hold something."""
     for name, value in record.items():
         if name not in used and value is not None and value not in ("", [], {}):
-            report.fields[f"{of}{str(name)[:40]}"] += 1
+            report.fields[of + printable(name)] += 1
+
+
+def printable(name: object) -> str:
+    """Return a name out of a file as a sentence can show it: short, on one line, without control characters."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in str(name)[:40])

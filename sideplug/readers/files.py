@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from sideplug.contract.errors import DataError
 from sideplug.contract.text import Prompt
 from sideplug.readers import lamp
-from sideplug.readers.base import Example, FileFormat, NotRead, Passage, Row
+from sideplug.readers.base import Example, FileFormat, NotRead, Passage, Row, printable
 from sideplug.readers.decoding import decode
 from sideplug.readers.exports import WAYS_OUT, refuse_chat_text, refuse_suffix
 from sideplug.readers.folder import EMPTY, files_in, shown
@@ -113,7 +113,7 @@ def _read_folder(root: Path, form: str, skip: Path | None, report: Report) -> It
             if file not in outputs:
                 yield from _one_of_many(partial(_read_file, file, form), shown(file), report)
         else:
-            report.passed[suffix or "without a suffix"] += 1
+            report.passed[printable(suffix) or "without a suffix"] += 1
 
 
 def _one_of_many(reading: Callable[[Report], Iterator[Example]], name: str, report: Report) -> list[Example]:

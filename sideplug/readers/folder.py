@@ -26,8 +26,9 @@ HIDDEN, EMPTY, UNREADABLE, DANGLING, SEEN, SPECIAL, PLUGIN = (
 
 
 def shown(path: Path) -> str:
-    """Return a path as text that can be printed: names on disk may be any bytes."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    """Return a path as text that can be printed: names on disk may be any bytes, control characters too."""
+    text = os.fsencode(path).decode("utf-8", "replace")
+    return "".join(each if each.isprintable() else "\ufffd" for each in text)
 
 
 def files_in(root: Path, skip: Path | None, report: Report) -> Iterator[Path]:

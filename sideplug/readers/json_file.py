@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from sideplug.contract.errors import DataError
-from sideplug.readers.base import Passage, Row, count_unused
+from sideplug.readers.base import Passage, Row, count_unused, printable
 from sideplug.readers.decoding import decode
 from sideplug.readers.exports import refuse_export
 from sideplug.readers.records import holds_records, is_known
@@ -29,18 +29,18 @@ class JsonFile:
         """See FileFormat."""
         text = decode(data, name)
         found = list(rows(text, name))
-        value = found[0].value if len(found) == 1 else None
+        value = found[0].value if len(found) == 1 and text.lstrip().startswith("{") else None
         if isinstance(value, dict) and (not is_known(value) or holds_records(value)):
             refuse_export(value, name)
             lists = [
                 key for key, held in value.items() if isinstance(held, list) and held and isinstance(held[0], dict)
             ]
             if len(lists) > 1:
-                raise DataError(f"{name} holds several lists ({', '.join(lists[:6])}): give each in a file of its own")
+                names = ", ".join(map(printable, lists[:6]))
+                raise DataError(f"{name} holds several lists ({names}): give each in a file of its own")
             if lists:  # {"data": […]}
                 count_unused(value, (lists[0],), report)
-                at = next(at for key, at in members(text) if key == lists[0])
-                yield from elements(text, at, name)
+                yield from elements(text, dict(members(text))[lists[0]], name)  # of equal keys the last, as JSON has it
                 return
         yield from found
 

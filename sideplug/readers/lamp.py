@@ -18,7 +18,7 @@ from typing import Any
 from sideplug.contract.errors import DataError
 from sideplug.contract.message import kind_of
 from sideplug.contract.text import Prompt
-from sideplug.readers.base import Example, Record, Row, count_unused, text_of
+from sideplug.readers.base import Example, Record, Row, count_unused, printable, text_of
 from sideplug.readers.passages import passages_of
 from sideplug.readers.report import Report
 
@@ -91,7 +91,7 @@ def _profile(record: Record, where: str) -> Iterator[Example]:
         item = next((str(entry[key]) for key in _ITEMS if entry.get(key)), "")
         label = next((str(entry[key]) for key in _LABELS if entry.get(key) not in (None, "")), "")
         if not (item or label):
-            keys = ", ".join(map(str, list(entry)[:6])) or "none"
+            keys = ", ".join(map(printable, list(entry)[:6])) or "none"
             raise DataError(
                 f"{where}: the profile's entry {number} must have text, abstract or description; it has {keys}"
             )

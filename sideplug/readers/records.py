@@ -5,11 +5,12 @@ A new format of records is a module with a `Format` and its place here. Test: py
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 
 from sideplug.contract.errors import DataError
 from sideplug.contract.message import kind_of
-from sideplug.readers.base import Example, Format, Record, Row
+from sideplug.readers.base import Example, Format, Record, Row, printable
 from sideplug.readers.conversations import LISTS, Conversations
 from sideplug.readers.exports import refuse_export
 from sideplug.readers.lamp import Lamp
@@ -63,6 +64,7 @@ def examples_of(rows: Iterable[Row], name: str, form: str, report: Report) -> It
         try:
             if isinstance(row.value, DataError):
                 raise row.value
+            check_characters(row.value, where)
             found = list(_examples(row.value, where, form, report))
             for example in found:
                 check_example(example)
@@ -78,16 +80,18 @@ def examples_of(rows: Iterable[Row], name: str, form: str, report: Report) -> It
 
 
 def check_example(example: Example) -> None:
-    """Raises DataError for an empty reply, and for a text that can't be sent: it has half of a character."""
+    """Raises DataError for an empty reply, and for a text that can't be sent."""
     if not example.reply.strip() and not example.greedy_tokens:
         raise DataError(f"{example.where}: the reply must not be empty")
+    check_characters(example.to_json(), example.where)
+
+
+def check_characters(value: object, where: str) -> None:
+    """Raises DataError where a text in a JSON value has half of a character, which can't be sent."""
     try:
-        for text in (example.reply, example.prompt.text or "", *(m["content"] for m in example.prompt.messages or ())):
-            text.encode()
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise DataError(
-            f"{example.where}: must be text, has half of a character (a lone \\ud800 to \\udfff)"
-        ) from error
+        raise DataError(f"{where}: must be text, has half of a character (a lone \\ud800 to \\udfff)") from error
 
 
 def _examples(value: object, where: str, form: str, report: Report) -> Iterator[Example]:
@@ -96,7 +100,7 @@ def _examples(value: object, where: str, form: str, report: Report) -> Iterator[
     record = _with_small_keys(value)
     chosen = _NAMED.get(form) or next((each for each in _TRIED if each.fits(record)), None)
     if chosen is None:
-        keys = ", ".join(str(key)[:40] for key in list(value)[:6]) or "none"
+        keys = ", ".join(map(printable, list(value)[:6])) or "none"
         raise UnknownRecord(
             f"{where}: an example must have instruction and output (or prompt and completion, question and answer), "
             f"messages, conversations or text; its keys: {keys}"

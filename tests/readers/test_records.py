@@ -175,6 +175,15 @@ def test_all_bad_rows_are_told_at_once_in_their_order() -> None:
     assert next(report.sentences()).startswith("left out: 5 of 6 rows: a.jsonl:1: ")
 
 
+def test_a_name_out_of_a_file_can_not_steer_a_terminal() -> None:
+    _, report = learnt({"instruction": "q", "output": "r", "\x1b]0;x\x07\n" + "y" * 99: "z"})
+    (line,) = report.sentences()
+    assert line == "fields that are not used: \ufffd]0;x\ufffd\ufffd" + "y" * 33 + " (1 row)"
+    with pytest.raises(UnknownRecord) as caught:
+        learnt({"\x1b[2J": 1})
+    assert "\x1b" not in str(caught.value)
+
+
 def test_a_file_of_nothing_known() -> None:
     with pytest.raises(UnknownRecord, match=r"^a\.jsonl:1: an example must have .*; its keys: x, y$"):
         learnt({"x": 1, "y": 2}, {"z": 1})

@@ -141,6 +141,8 @@ SHAPES = {
     "a wrapper": (json.dumps({"version": 1, "data": [PAIR, PAIR]}, indent=1), ["4", "8"]),
     "a wrapper in the middle": (json.dumps({"a": "[{", "rows": [PAIR], "b": []}), ["1"]),
     "a wrapper that looks like a conversation": (json.dumps({"conversations": [PAIR, PAIR]}), ["1", "1"]),
+    "an array of one, with a list in it": (json.dumps([{**PAIR, "tags": [{"a": 1}]}]), ["1"]),
+    "a key that stands twice": ('{"data": 1, "data": ' + json.dumps([PAIR]) + "}", ["1"]),
     "an empty array and a record": (json.dumps({**PAIR, "tags": []}), ["1"]),
 }
 
