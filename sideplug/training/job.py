@@ -17,18 +17,19 @@ from sideplug.contract.errors import InputError, SideplugError, Stopped
 from sideplug.device.client import Client
 from sideplug.device.plugin_store import PluginStore
 from sideplug.readers import Example, parse
-from sideplug.training import pipeline, update
+from sideplug.training import pipeline, report, update
 from sideplug.training.fit import TrainConfig
-from sideplug.training.trainer import Progress
+from sideplug.training.recipe import Recipe
+from sideplug.training.trainer import CHECKPOINT, Progress
 
-HELD_OUT = 0.1
 log = logging.getLogger("sideplug.training")
 
 
 class TrainingJob:
     """Trains one plugin at a time, in a thread. retain: a file of prompts for the retain set; None: our own list.
 
-    state has: running, name, stage, done, total, note, losses ([step, training, held out] …), line, error.
+    state has: running, name, stage, done, total, note, losses ([step, training, held out] …), line, error, and notes:
+    what a person should know of a new plugin, a line each.
     """
 
     def __init__(self, store: PluginStore, client: Client, retain: Path | None = None) -> None:
@@ -60,10 +61,11 @@ class TrainingJob:
                 work = lambda: self._update(folder, examples, settings)  # noqa: E731
             else:
                 folder = self._store.new_folder(name)
-                texts = pipeline.Texts.prepare(examples, HELD_OUT, 0, retain=self._retain)
-                work = lambda: self._make(folder, texts, settings)  # noqa: E731
+                recipe = Recipe(width=settings.get("width", 0)).with_epochs(settings.get("epochs", 0))
+                texts = pipeline.Texts.prepare(examples, recipe, self._retain)
+                work = lambda: self._make(folder, texts, recipe, settings)  # noqa: E731
             self._state = {"running": True, "name": name, "stage": "starting", "done": 0, "total": 0, "note": ""}
-            self._state |= {"losses": [], "line": "", "error": "", "examples": len(examples)}
+            self._state |= {"losses": [], "line": "", "error": "", "notes": [], "examples": len(examples)}
             self._wants_stop.clear()
             self._thread = threading.Thread(target=self._run, args=(work,), name="training", daemon=True)
             self._thread.start()
@@ -88,14 +90,15 @@ class TrainingJob:
         finally:
             self._state |= {"running": False, "stage": ""}
 
-    def _make(self, folder: Path, texts: pipeline.Texts, settings: dict[str, Any]) -> str:
-        recipe = pipeline.Recipe(width=settings.get("width", 0), training=TrainConfig(settings.get("epochs", 6)))
-        made = pipeline.make(self._client, texts, folder, recipe, self._show, self._interrupts)
-        gain = made.result.base_loss - made.result.best_loss
-        return f"held-out loss {made.result.base_loss:.3f} → {made.result.best_loss:.3f} nats a token ({-gain:+.3f})"
+    def _make(self, folder: Path, texts: pipeline.Texts, recipe: Recipe, settings: dict[str, Any]) -> str:
+        """A training that was stopped goes on where its checkpoint fits; `force` begins anew."""
+        resume = (folder / CHECKPOINT).is_file() and not settings.get("force", False)
+        made = pipeline.make(self._client, texts, folder, recipe, self._show, self._interrupts, resume)
+        self._state["notes"] = [*texts.lines, *(made.trial.lines if made.trial else [])]
+        return report.reached(made)
 
     def _update(self, folder: Path, examples: list[Example], settings: dict[str, Any]) -> str:
-        epochs, force = settings.get("epochs", 6), settings.get("force", False)
+        epochs, force = settings.get("epochs", TrainConfig().epochs), settings.get("force", False)
         return update.update(self._client, folder, examples, self._show, self._interrupts, epochs, force).line
 
     @contextlib.contextmanager

@@ -70,8 +70,9 @@ def test_a_new_one_is_made_and_learns_on(cloud: Cloud, job: TrainingJob, tmp_pat
     shelf = PluginStore(tmp_path / "shelf")
     state = taught(job, a_file(FACTS), epochs=3, width=24)
     assert (state["error"], state["name"], state["examples"]) == ("", "anna", 6)
-    assert state["line"].startswith("held-out loss ")
+    assert state["line"].startswith("told facts in other words: ")
     assert state["line"].endswith(")")
+    assert any(note.startswith("asked “") for note in state["notes"]), "what it says is shown"
     first = shelf.load("anna")
     assert first.trained.params["a"].shape[2] == 24
     assert first.about["examples"] == 5, "one is held out"
