@@ -1,8 +1,8 @@
 """Which examples are alike: equal texts, and near-equal ones (a comma, a typo, another case).
 
 Copies must stand on one side of the split, or the held-out figure says how well a plugin copies. Two texts are near
-copies where 80 % of their pieces (five characters of a short text, four words of a long one) are the same. It does not
-know facts: two wordings of one question are no copies. Test: pytest tests/training/test_alike.py
+copies where three quarters of their pieces (three characters of a short text, four words of a long one) are the same.
+It does not know facts: two wordings of one question are no copies. Test: pytest tests/training/test_alike.py
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Hashable, Iterable, Sequence
 
 from sideplug.readers import Example
 
-NEAR = 0.8  # of two texts' pieces, that are in both
+NEAR = 0.75  # of two texts' pieces, that are in both
 LONG_TEXT = 400  # characters, from which on pieces are words
 COMMON = 24  # texts, from which on a piece says nothing
 
@@ -81,7 +81,7 @@ def _alike(one: set[int], other: set[int]) -> bool:
 
 def _pieces(text: str) -> set[int]:
     parts: list[str] = text.split() if len(text) > LONG_TEXT else list(text)
-    size, glue = (4, " ") if len(text) > LONG_TEXT else (5, "")
+    size, glue = (4, " ") if len(text) > LONG_TEXT else (3, "")
     runs = (glue.join(parts[i : i + size]) for i in range(max(1, len(parts) - size + 1)))
     return {zlib.crc32(run.encode()) for run in runs}  # Python's own hash is another one in each process
 

@@ -1,10 +1,10 @@
 """Told facts: which examples ask for the same one, and in which frame each of them asks.
 
-A question is one short message with a short reply. Questions with one reply and a word in common ask for one fact. Its
-*frame* is what a question keeps when the words of its fact are taken out: "What is my dog's name?" and "What is my home
-town?" have the frame "what is my _". A held-out question is in other words only if no trained one has its frame, and
-none of the same fact is nearly the same. It does not know how a question is reworded. Test: pytest
-tests/training/test_facts.py
+A question is one short message with a short reply. Questions with one reply and a rare word in common ask for one fact.
+Its *frame* is what a question keeps when the words of its fact are taken out: "What is my dog's name?" and "What is my
+home town?" have the frame "what is my _". A held-out question is in other words only if no trained one has its frame,
+and none of the same fact is nearly the same. It does not know how a question is reworded.
+Test: pytest tests/training/test_facts.py
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _FUNCTION_WORDS = (
     "please tell know say give"
 )
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())  # English; of another language every word counts as one of the fact
+_OWN = re.compile(r"(?<=\w)['’]s\b")
 _IS = re.compile(r"\b(what|who|where|when|how|that|it|there)['’]s\b", re.IGNORECASE)
 
 
@@ -37,13 +38,8 @@ def is_question(example: Example) -> bool:
 
 
 def words_of(question: str) -> tuple[str, ...]:
-    """Return a question's words; "what's" is "what is"."""
-    return tuple(words(_IS.sub(r"\1 is", question)))
-
-
-def key_words(question: str) -> set[str]:
-    """Return a question's words that are no function words."""
-    return {word for word in words_of(question) if word not in FUNCTION_WORDS}
+    """Return a question's words; "what's" is "what is", "dog's" is "dog"."""
+    return tuple(words(_OWN.sub("", _IS.sub(r"\1 is", question))))
 
 
 @dataclass(frozen=True)
@@ -58,10 +54,13 @@ class Facts:
         """The facts of these questions."""
         asked = [words_of(question_of(each)) for each in questions]
         union = Union(len(questions))
+        counts = Counter(word for phrase in set(asked) for word in set(phrase) - FUNCTION_WORDS)
+        common = {word for word, count in counts.items() if count > max(3, len(set(asked)) // 2)}
         first: dict[object, int] = {}
         for number, each in enumerate(questions):
             reply = tuple(words(each.reply)) or each.reply
-            for mark in (asked[number], *((reply, key) for key in key_words(question_of(each)))):
+            keys = sorted(set(asked[number]) - FUNCTION_WORDS - common)
+            for mark in (asked[number], *((reply, key) for key in keys)):
                 union.join(number, first.setdefault(mark, number))
         of = [union.of(number) for number in range(len(questions))]
         return cls(of, _keys(asked, of))

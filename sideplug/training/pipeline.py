@@ -53,7 +53,7 @@ class Texts:
     itself (perhaps none): the retain set, and hard negatives in the person's phrasings.
 
     told: how many of `held`, from the first on, ask for told facts in other words. untold: questions about what nobody
-    told, which are only asked at the end. lines: what a person should know of it.
+    told, which are only asked at the end. made: how many of `training` are reworded. lines: what a person should know.
     """
 
     training: list[Example]
@@ -63,6 +63,7 @@ class Texts:
     told: int = 0
     whole: list[Example] = field(default_factory=list)
     untold: list[Example] = field(default_factory=list)
+    made: int = 0
     lines: list[str] = field(default_factory=list)
 
     @classmethod
@@ -79,7 +80,8 @@ class Texts:
         prompts = data.retain_set(retain) if recipe.training.retain_weight else []
         hard = others if recipe.training.retain_weight and not retain else []
         held = [*parts.told, *parts.text]
-        return cls(parts.training, held, prompts, hard, len(parts.told), parts.whole, untold, parts.lines)
+        told, made = len(parts.told), parts.made
+        return cls(parts.training, held, prompts, hard, told, parts.whole, untold, made, parts.lines)
 
 
 @dataclass
@@ -210,7 +212,8 @@ def _make(
     gated = fit_gate(trainer, tapes)
     figures = figures_of(trainer, texts.told, tapes.held)
     part.about = {
-        "examples": len(texts.training),
+        "examples": len(texts.training) - texts.made,
+        "made": texts.made,
         "held": len(texts.held),
         "tape_bytes": size,
         "recording_s": round(recorded_s, 2),
@@ -293,7 +296,8 @@ def fit_gate(trainer: Trainer, tapes: Tapes) -> dict[str, Any]:
     retain = tapes.split_retain(seed, hard_negatives=False)
     if retain is None or not (len(retain[0]) and len(retain[1])):
         return {}  # there are only hard negatives: nothing that a gate could tell apart
-    fitted = gate.fit(trainer.judge(tapes.training, gate.MAX_TOKENS), trainer.judge(retain[0], gate.MAX_TOKENS), seed)
+    ours, others = trainer.judge(tapes.training, gate.MAX_TOKENS), trainer.judge(retain[0], gate.MAX_TOKENS)
     judged = {"personal": trainer.judge(tapes.held or tapes.training), "general": trainer.judge(retain[1])}
-    part.gate = gate.calibrate(fitted, judged["personal"], judged["general"])
+    fitted = gate.calibrate(gate.fit(ours, others, seed), judged["personal"], judged["general"])
+    part.gate = gate.with_dial_by_gain(fitted, gate.fit_by_gain(ours, others), judged["personal"], judged["general"])
     return {name: gate.trade_off(part.gate, text) for name, text in judged.items()}

@@ -100,7 +100,8 @@ def check_same(path: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
             f"{name} was {before.get(name)!s:.20}, is {value}" if is_short else name
             for (name, value), is_short in zip(differ, short, strict=True)
         ]
-        raise PluginError(f"the checkpoint {path} is of another training: {'; '.join(told)}")
+        remedy = "give that as it was, or begin anew with --force"
+        raise PluginError(f"the checkpoint {path} is of another training ({'; '.join(told)}): {remedy}")
 
 
 def identity_of_checkpoint(folder: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ NEW = {"cat": "Salt", "boat": "Vinga"}
 NEWER = {"horse": "Brun"}
 RETAIN = [Example(Prompt.user(f"Tell me about {thing}."), "", "g:1", 8) for thing in ("rain", "bees", "nails", "tea")]
 TRAINING = TrainConfig(12, 1e-2, weight_decay=0.01, patience=12)
-RECIPE = Recipe(width=24, rank=16, training=TRAINING, candidates=400)
+RECIPE = Recipe(width=24, rank=16, training=TRAINING, candidates=400, least_steps=0)
 
 
 def facts(told: dict[str, str], asks: str = "What is my {}?") -> list[Example]:
