@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sideplug.contract.errors import Stopped
@@ -77,6 +77,54 @@ def locked(path: Path) -> Iterator[None]:
 
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def alone(path: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold `path` as the only writer during the block. A lock beside it names the process, and is gone afterwards.
+
+    wait: called with who holds it, before this waits for that process; None: raises Stopped, with the same words.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        with open(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
+            if not _lock(file.fileno(), block=False):
+                number = file.read(20).decode("ascii", "replace") or "unknown"
+                owner = f"another training writes into {path} (process {number})"
+                if wait is None:
+                    raise Stopped(owner)
+                wait(owner)
+                _lock(file.fileno(), block=True)
+            if _is_file(lock, file.fileno()):  # else its holder has just deleted it
+                file.truncate(0)
+                file.write(str(os.getpid()).encode())
+                try:
+                    yield
+                finally:
+                    lock.unlink(missing_ok=True)
+                return
+
+
+def _is_file(path: Path, file: int) -> bool:
+    """Whether an open file is the one at `path` now."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: int, block: bool) -> bool:
+    """Whether an open file is locked for this process now."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX if block else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows has no flock: two writers at once are not seen
+        return True
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _chosen(variable: str) -> Path | None:

@@ -17,19 +17,19 @@ from sideplug.contract.errors import InputError, SideplugError, Stopped
 from sideplug.device.client import Client
 from sideplug.device.plugin_store import PluginStore
 from sideplug.readers import Example, read_texts
-from sideplug.training import pipeline, preflight, update
+from sideplug.training import pipeline, preflight, report, update
 from sideplug.training.fit import TrainConfig
-from sideplug.training.trainer import Progress
+from sideplug.training.recipe import Recipe
+from sideplug.training.trainer import CHECKPOINT, Progress
 
-HELD_OUT = 0.1
 log = logging.getLogger("sideplug.training")
 
 
 class TrainingJob:
     """Trains one plugin at a time, in a thread. retain: a file of prompts for the retain set; None: our own list.
 
-    state has: running, name, stage, done, total, note, losses ([step, training, held out] …), line, error, told: what
-    is not learnt of the files, in sentences.
+    state has: running, name, stage, done, total, note, losses ([step, training, held out] …), line, error, and notes:
+    what is not learnt of the files, and what a person should know of a new plugin, a line each.
     """
 
     def __init__(self, store: PluginStore, client: Client, retain: Path | None = None) -> None:
@@ -63,10 +63,11 @@ class TrainingJob:
                 work = lambda: self._update(folder, examples, settings)  # noqa: E731
             else:
                 folder = self._store.new_folder(name)
-                pipeline.Texts.prepare(examples, HELD_OUT, 0, retain=self._retain)  # what is wrong is said at once
-                work = lambda: self._make(folder, examples, settings)  # noqa: E731
+                recipe = Recipe(width=settings.get("width", 0)).with_epochs(settings.get("epochs", 0))
+                pipeline.Texts.prepare(examples, recipe, self._retain)  # what is wrong is said at once
+                work = lambda: self._make(folder, examples, recipe, settings)  # noqa: E731
             self._state = {"running": True, "name": name, "stage": "starting", "done": 0, "total": 0, "note": ""}
-            self._state |= {"losses": [], "line": "", "error": "", "examples": len(examples), "told": told}
+            self._state |= {"losses": [], "line": "", "error": "", "notes": told, "examples": len(examples)}
             self._wants_stop.clear()
             self._thread = threading.Thread(target=self._run, args=(work,), name="training", daemon=True)
             self._thread.start()
@@ -91,25 +92,22 @@ class TrainingJob:
         finally:
             self._state |= {"running": False, "stage": ""}
 
-    def _make(self, folder: Path, examples: list[Example], settings: dict[str, Any]) -> str:
-        recipe = pipeline.Recipe(width=settings.get("width", 0), training=TrainConfig(settings.get("epochs", 6)))
+    def _make(self, folder: Path, examples: list[Example], recipe: Recipe, settings: dict[str, Any]) -> str:
+        """A training that was stopped goes on where its checkpoint fits; `force` begins anew."""
+        resume = (folder / CHECKPOINT).is_file() and not settings.get("force", False)
         part, skip_bad = recipe.new_plugin(self._client.model()).trained, settings.get("skip_bad", False)
-        tell = self._state["told"].append
-        examples = preflight.readable(self._client, examples, part.tap, part.context, skip_bad, tell)
-        texts = pipeline.Texts.prepare(examples, HELD_OUT, 0, retain=self._retain)
-        made = pipeline.make(self._client, texts, folder, recipe, self._show, self._interrupts)
-        gain = made.result.base_loss - made.result.best_loss
-        return f"held-out loss {made.result.base_loss:.3f} → {made.result.best_loss:.3f} nats a token ({-gain:+.3f})"
+        notes = self._state["notes"]
+        examples = preflight.readable(self._client, examples, part.tap, part.context, skip_bad, notes.append)
+        texts = pipeline.Texts.prepare(examples, recipe, self._retain)
+        made = pipeline.make(self._client, texts, folder, recipe, self._show, self._interrupts, resume)
+        self._state["notes"] = [*notes, *texts.lines, *(made.trial.lines if made.trial else [])]
+        return report.reached(made)
 
     def _update(self, folder: Path, examples: list[Example], settings: dict[str, Any]) -> str:
-        epochs, force, skip_bad = (
-            settings.get("epochs", 6),
-            *(settings.get(key, False) for key in ("force", "skip_bad")),
-        )
-        tell = self._state["told"].append
-        show, interrupts = self._show, self._interrupts
-        made = update.update(self._client, folder, examples, show, interrupts, epochs, force, skip_bad, tell)
-        return made.line
+        epochs = settings.get("epochs", TrainConfig().epochs)
+        force, skip_bad = settings.get("force", False), settings.get("skip_bad", False)
+        show, interrupts, tell = self._show, self._interrupts, self._state["notes"].append
+        return update.update(self._client, folder, examples, show, interrupts, epochs, force, skip_bad, tell).line
 
     @contextlib.contextmanager
     def _show(self, label: str, total: int) -> Iterator[pipeline.Tell]:

@@ -698,7 +698,7 @@ function showTraining() {
     return;
   }
   [$("halt").disabled, $("halt").textContent] = [false, "Stop training"];
-  $("outcome").textContent = [job.error || job.line, ...(job.told ?? [])].join("; ");
+  $("outcome").textContent = [job.error || job.line, ...(job.notes ?? [])].join("; ");
   $("outcome").className = job.error ? "bad" : "";
   $("outcome").hidden = false;
   if (followed === job.name) finishTraining(job);
