@@ -169,6 +169,7 @@ sampling_options = gathered(
         option("--temperature", default=0.0, help="Randomness of the choice; 0 is greedy."),
         option("--top-k", default=0, help="Choose among this many best tokens; 0: all."),
         option("--top-p", default=1.0, help="Choose among the best tokens that together have this probability."),
+        option("--min-p", default=0.0, help="Leave out tokens below this share of the best one's probability."),
         option("--repetition-penalty", default=1.0, help="Values above 1 discourage tokens that occurred before."),
         option("--seed", default=0, help="The same seed gives the same text."),
     ),

@@ -58,6 +58,14 @@ from sideplug.sockets import LOOPBACK, bind
     help="The origin of a web page that may call; may be repeated.",
 )
 @option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    env="SIDEPLUG_GATEWAY_ALLOW_HOST",
+    metavar="NAME",
+    help="A further name that the gateway answers to, as a container or a proxy calls it; may be repeated.",
+)
+@option(
     "--max-tokens",
     default=512,
     env="SIDEPLUG_GATEWAY_MAX_TOKENS",
@@ -81,6 +89,7 @@ def gateway(
     port: int,
     key: str,
     origins: tuple[str, ...],
+    hosts: tuple[str, ...],
     max_tokens: int,
     temperature: float,
     decode: DecodeChoice,
@@ -114,7 +123,7 @@ def gateway(
     config = GatewayConfig(
         key,
         origins,
-        () if host in LOOPBACK else (host,),
+        hosts if host in LOOPBACK else (host, *hosts),
         options=decode.options(head),
         defaults=Defaults(max_tokens, temperature),
     )

@@ -125,11 +125,13 @@ def fetch_head(session: Session) -> DeviceHead:
         )
 
 
-def sampling(temperature: float, top_k: int, top_p: float, repetition_penalty: float, seed: int) -> Sampling:
+def sampling(
+    temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float, seed: int
+) -> Sampling:
     """The Sampling of the options of common.sampling_options. Raises InputError."""
     from sideplug.contract.sampling import Sampling
 
-    return Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    return Sampling(temperature, top_k, top_p, repetition_penalty, seed, min_p)
 
 
 def load_plugin(folder: Path) -> Plugin:

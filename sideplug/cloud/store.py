@@ -43,7 +43,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on disk."""
+    """A base model on disk. name: what everybody may hear; of a local folder or file only the last part of its path."""
 
     name: str
     folder: Path
@@ -72,7 +72,8 @@ def find(name: str, say: Say = lambda line: None) -> Base:
             f"got {name!r}"
         )
     _check_folder(folder)
-    return Base(name, folder, _fingerprint(folder))
+    is_local = path.is_dir() or path.suffix == ".gguf"
+    return Base(path.resolve().name if is_local and name != DEFAULT_MODEL else name, folder, _fingerprint(folder))
 
 
 def _check_folder(folder: Path) -> None:
