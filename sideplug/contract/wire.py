@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sideplug.contract.errors import Busy, ProtocolError
+from sideplug.contract.errors import Busy, ProtocolError, TooLong
 from sideplug.contract.frames import FRAMES, MAX_SENTENCE, MAX_TENSORS, Error, Frame, Kind, layout, tensors_of
 
 PATH = "/v1/session"  # where a cloud's WebSocket is
@@ -50,7 +50,7 @@ _decoders = {kind: msgspec.msgpack.Decoder(layout(cls).control) for kind, cls in
 def encode(frame: Frame, number: int = 0) -> bytes:
     """The frame's bytes; `number`: of the frames that its side has sent before it on this connection.
 
-    Raises ProtocolError (blame "local") for a frame that its class or the limits don't allow.
+    Raises ProtocolError (blame "local") for a frame that its class or the limits don't allow; TooLong for its text.
     """
     shape = layout(type(frame))
     tensors = tensors_of(frame)
@@ -69,12 +69,11 @@ def encode(frame: Frame, number: int = 0) -> bytes:
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
         raise ProtocolError(f"{frame.kind.name} can't be packed: {error}", "local") from error
     payload = b"".join(parts)
-    if len(packed) > MAX_CONTROL_BYTES or len(payload) > MAX_PAYLOAD_BYTES:
-        raise ProtocolError(
-            f"a {frame.kind.name} frame must have at most {MAX_CONTROL_BYTES} control bytes and "
-            f"{MAX_PAYLOAD_BYTES} payload bytes, got {len(packed)} and {len(payload)}",
-            "local",
-        )
+    if len(packed) > MAX_CONTROL_BYTES:  # it holds the person's text
+        size, most = (f"{count / (1 << 20):.1f}" for count in (len(packed), MAX_CONTROL_BYTES))
+        raise TooLong(f"the text must have at most {most} MiB, got {size} MiB: no base model takes so much")
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise ProtocolError(f"a message must carry at most {MAX_PAYLOAD_BYTES:,} bytes, got {len(payload):,}", "local")
     return join(frame.kind, packed, payload, number)
 
 

@@ -279,18 +279,25 @@ def test_a_plugin_of_another_base(stage: Stage, root: Path) -> None:
 
 
 def test_a_cloud_without_room(tiny: Path, tmp_path: Path) -> None:
-    """Two sessions are all that it has: the third is told to come again."""
+    """Idle sessions of ours give way to the plugin that is needed; where others have them all, come again."""
     with a_cloud(tiny, sessions=2) as small:
         for name in NAMES:
             a_person(small.base.fingerprint, name).save(tmp_path / name)
         with a_stage(small.url, tmp_path) as stage:
-            stage.text(model="anna")
+            for name in ("anna", "mill", "", "anna"):
+                assert stage.text(model=name) == wanted(small, name)
+            stage.gateway.pool.close()
+            soon(lambda: not small.server.sessions)
+            others = [a_session(small.url) for _ in range(2)]
             answer = stage.post(model="mill")
             refused(answer, 429, "busy", "the cloud has its 2 sessions: try later")
             assert answer.headers["retry-after"] == "5"
             with stage.client() as client, pytest.raises(openai.RateLimitError):
                 client.chat.completions.create(model="mill", messages=HI)  # type: ignore[arg-type]
+            others.pop().close()
+            soon(lambda: len(small.server.sessions) == 1)
             assert stage.text(model="anna")
+            others.pop().close()
 
 
 def test_a_cloud_that_is_gone_and_comes_back(

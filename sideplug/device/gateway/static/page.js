@@ -159,7 +159,7 @@ async function reply(plugin, prompt, box, signal, seed) {
   };
   const got = { text: "", by: {}, usage: null, why: "", problem: "", stopped: false };
   try {
-    const response = await api(chat ? "/v1/chat/completions" : "/v1/completions", { method: "POST", json, signal });
+    const response = await api(chat ? "v1/chat/completions" : "v1/completions", { method: "POST", json, signal });
     for await (const chunk of events(response)) addChunk(got, chunk, box);
     if (!got.usage) throw new Error("The reply broke off.");
   } catch (problem) {
@@ -205,7 +205,7 @@ function gateRate(plugin) {
 /** Ask the gateway how things stand, and show it. */
 async function refresh() {
   try {
-    state = await (await api("/sideplug/state")).json();
+    state = await (await api("sideplug/state")).json();
   } catch (problem) {
     state = { ...state, error: problem.message };
   }
@@ -656,7 +656,7 @@ async function train() {
   const epochs = Math.round(Number($("epochs").value));
   const json = { name, files, settings: epochs ? { epochs } : {} };
   try {
-    const answer = await api("/sideplug/training", { method: "POST", json });
+    const answer = await api("sideplug/training", { method: "POST", json });
     [sent, followed, losses] = [[...texts, ...replies], name, []];
     showSentence("refused", "");
     state.training = await answer.json();
@@ -670,7 +670,7 @@ async function train() {
 /** Stop the running training. */
 function stopTraining() {
   [$("halt").disabled, $("halt").textContent] = [true, "Stopping …"];
-  api("/sideplug/training", { method: "DELETE" }).catch((problem) => showSentence("refused", problem.message));
+  api("sideplug/training", { method: "DELETE" }).catch((problem) => showSentence("refused", problem.message));
 }
 
 /** Show how far the training is, or what came of it. */
@@ -768,7 +768,7 @@ const endOf = (name, loss) => `${name} ${loss.toFixed(2)}`;
 // ── plugins ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /** Where a plugin is, for the gateway. */
-const pluginPath = (name) => `/sideplug/plugins/${encodeURIComponent(name)}`;
+const pluginPath = (name) => `sideplug/plugins/${encodeURIComponent(name)}`;
 
 /** The header of a passphrase, where there is one. */
 const passphraseHeader = (phrase) => (phrase ? { "X-Passphrase": encodeURIComponent(phrase) } : {});
@@ -921,7 +921,7 @@ async function importFile() {
 async function look() {
   $("whose").textContent = "Reading the messages …";
   try {
-    showReport(await (await api("/sideplug/audit")).json());
+    showReport(await (await api("sideplug/audit")).json());
   } catch (problem) {
     $("whose").textContent = problem.message;
     announce(problem.message);
