@@ -173,7 +173,8 @@ def tls(tmp_path: Path) -> Iterator[tuple[trustme.CA, Path]]:
 def test_a_broken_line_prints_nothing(cloud: Cloud) -> None:
     """What websockets logs of one (two tracebacks where a machine slept) is for nobody: our own sentence says it."""
     code = (
-        "import logging, sys; logging.basicConfig(); from sideplug.device.link import WebSocketLink; from sideplug.device.address import Address; "
+        "import logging, sys; logging.basicConfig()\n"
+        "from sideplug.device.link import WebSocketLink; from sideplug.device.address import Address; "
         "link = WebSocketLink.open(Address(sys.argv[1])); "
         "link._connection.logger.error('unexpected internal error'); link.close()"
     )
