@@ -127,6 +127,13 @@ trust_options = (
         metavar="KEY",
         help="Your key for that cloud. A cloud on this machine needs none.",
     ),
+    option(
+        "--cloud-key-file",
+        type=FOLDER,
+        env=True,
+        metavar="FILE",
+        help="A file with that key, which only you can read.",
+    ),
     option("--ca", type=FOLDER, env=True, help="A PEM file to trust beside the system's certificates (wss)."),
     option(
         "--pin", default="", env=True, metavar="SHA256", help="Trust this certificate and no other: sha256:… (wss)."

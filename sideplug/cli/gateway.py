@@ -23,6 +23,7 @@ from sideplug.cli.session import (
     Cloud,
     DecodeChoice,
     fetch_head,
+    key_or_file,
     load_plugin,
     passphrase_in_environment,
     passphrase_of,
@@ -48,6 +49,13 @@ from sideplug.sockets import LOOPBACK, bind
     default="",
     env="SIDEPLUG_GATEWAY_KEY",
     help="A key that callers must show. Beyond this machine there must be one.",
+)
+@option(
+    "--key-file",
+    type=FOLDER,
+    env="SIDEPLUG_GATEWAY_KEY_FILE",
+    metavar="FILE",
+    help="A file with that key, which only you can read.",
 )
 @option(
     "--allow-origin",
@@ -88,6 +96,7 @@ def gateway(
     host: str,
     port: int,
     key: str,
+    key_file: Path | None,
     origins: tuple[str, ...],
     hosts: tuple[str, ...],
     max_tokens: int,
@@ -105,6 +114,7 @@ def gateway(
     from sideplug.plugins.file import is_sealed
     from sideplug.training.job import TrainingJob
 
+    key = key_or_file("--key", key, key_file)
     if host not in LOOPBACK and not key:
         raise InputError(f"--host {host} is beyond this machine: give a --key that callers must bear")
     for folder in folders:

