@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from sideplug.training.pipeline import Made, Recipe, Tell, Texts
 
 
+FORCED = " (the same command with --force replaces it all the same)"
+
+
 @contextlib.contextmanager
 def training_progress(label: str, total: int) -> Iterator[Tell]:
     """A progress bar that shows the losses as they come."""
@@ -208,7 +211,7 @@ def learn_more(
     from sideplug.training.update import update
 
     made = update(cloud.client, folder, read(data, form), training_progress, interrupts, epochs, force)
-    return {"plugin": str(folder), **made.to_json()}, made.line
+    return {"plugin": str(folder), **made.to_json()}, made.line + ("" if made.kept else FORCED)
 
 
 def make_new(

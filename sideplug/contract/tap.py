@@ -47,7 +47,7 @@ class Tap:
         if not 1 <= self.rank <= MAX_RANK:
             raise InputError(f"a tap's rank must be 1 to {MAX_RANK}, got {self.rank}")
         if self.codec not in CODECS:
-            raise InputError(f"a tap's codec must be one of {', '.join(CODECS)}, got {self.codec!r}")
+            raise InputError(f"a tap's number format must be one of {', '.join(CODECS)}, got {self.codec!r}")
 
     @property
     def name(self) -> str:
@@ -93,7 +93,7 @@ class Tap:
         first = taps[0]
         if any((tap.rank, tap.seed, tap.codec) != (first.rank, first.seed, first.codec) for tap in taps):
             raise InputError(
-                f"the parts of a plugin must tap with one rank, seed and codec, got {', '.join(t.name for t in taps)}"
+                f"the parts of a plugin must tap with one rank, seed and number format, got {', '.join(t.name for t in taps)}"
             )
         return cls(tuple(sorted({layer for tap in taps for layer in tap.layers})), first.rank, first.seed, first.codec)
 

@@ -119,7 +119,7 @@ class Decoder:
             body = bytes(self._buffer[HEADER_BYTES:total])
             del self._buffer[:total]
             if CHECKSUM.unpack(header[HEADER.size :])[0] != _checksum(header[: HEADER.size], body):
-                raise ProtocolError(f"a {kind.name} frame arrived changed: its checksum is wrong")
+                raise ProtocolError(f"a {kind.name} message arrived changed: its checksum is wrong")
             frames.append(_parse_body(kind, body[:control_bytes], body[control_bytes:]))
         return frames
 
@@ -143,10 +143,10 @@ def decode(message: bytes, number: int | None = None) -> Frame:
     decoder = Decoder()
     frames = decoder.feed(message)
     if len(frames) != 1 or decoder.pending_bytes:
-        raise ProtocolError(f"a message must hold one whole frame, got {len(frames)} and {decoder.pending_bytes} bytes")
+        raise ProtocolError(f"a message must be one and whole, got {len(frames)} and {decoder.pending_bytes} bytes")
     if number is not None and HEADER.unpack_from(message)[3] != number & 0xFFFFFFFF:
         raise ProtocolError(
-            f"a frame is lost, doubled or out of order: number {number} must come, got {HEADER.unpack_from(message)[3]}"
+            f"a message is lost, doubled or out of order: number {number} must come, got {HEADER.unpack_from(message)[3]}"
         )
     return frames[0]
 
@@ -154,13 +154,13 @@ def decode(message: bytes, number: int | None = None) -> Frame:
 def _parse_header(header: bytes) -> tuple[Kind, int, int]:
     magic, version, kind, _, control_bytes, payload_bytes = HEADER.unpack(header)
     if magic != MAGIC:
-        raise ProtocolError(f"a frame must begin with {MAGIC!r}, got {magic!r}")
+        raise ProtocolError(f"a message must begin with {MAGIC!r}, got {magic!r}")
     if version != VERSION:
         raise ProtocolError(
             f"the wire's version must be {VERSION}, got {version}: use one version of sideplug on both sides"
         )
     if kind not in Kind.__members__.values():
-        raise ProtocolError(f"the frame's kind must be 1 to {max(Kind)}, got {kind}")
+        raise ProtocolError(f"the message's kind must be 1 to {max(Kind)}, got {kind}")
     if control_bytes > MAX_CONTROL_BYTES:
         raise ProtocolError(f"a control map must have at most {MAX_CONTROL_BYTES} bytes, got {control_bytes}")
     if payload_bytes > MAX_PAYLOAD_BYTES:

@@ -28,7 +28,8 @@ log = logging.getLogger("sideplug.training")
 class TrainingJob:
     """Trains one plugin at a time, in a thread. retain: a file of prompts for the retain set; None: our own list.
 
-    state has: running, name, stage, done, total, note, losses ([step, training, held out] …), line, error.
+    state has: running, name, stage, done, total, note, losses ([step, training, held out] …), line, error, kept (was
+    the plugin made, or replaced?).
     """
 
     def __init__(self, store: PluginStore, client: Client, retain: Path | None = None) -> None:
@@ -38,7 +39,7 @@ class TrainingJob:
         self._lock = threading.Lock()
         self._wants_stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._state: dict[str, Any] = {"running": False, "line": "", "error": ""}
+        self._state: dict[str, Any] = {"running": False, "line": "", "error": "", "kept": False}
 
     @property
     def state(self) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class TrainingJob:
                 texts = pipeline.Texts.prepare(examples, HELD_OUT, 0, retain=self._retain)
                 work = lambda: self._make(folder, texts, settings)  # noqa: E731
             self._state = {"running": True, "name": name, "stage": "starting", "done": 0, "total": 0, "note": ""}
-            self._state |= {"losses": [], "line": "", "error": "", "examples": len(examples)}
+            self._state |= {"losses": [], "line": "", "error": "", "kept": False, "examples": len(examples)}
             self._wants_stop.clear()
             self._thread = threading.Thread(target=self._run, args=(work,), name="training", daemon=True)
             self._thread.start()
@@ -92,11 +93,14 @@ class TrainingJob:
         recipe = pipeline.Recipe(width=settings.get("width", 0), training=TrainConfig(settings.get("epochs", 6)))
         made = pipeline.make(self._client, texts, folder, recipe, self._show, self._interrupts)
         gain = made.result.base_loss - made.result.best_loss
+        self._state["kept"] = True
         return f"held-out loss {made.result.base_loss:.3f} → {made.result.best_loss:.3f} nats a token ({-gain:+.3f})"
 
     def _update(self, folder: Path, examples: list[Example], settings: dict[str, Any]) -> str:
         epochs, force = settings.get("epochs", 6), settings.get("force", False)
-        return update.update(self._client, folder, examples, self._show, self._interrupts, epochs, force).line
+        made = update.update(self._client, folder, examples, self._show, self._interrupts, epochs, force)
+        self._state["kept"] = made.kept
+        return made.line
 
     @contextlib.contextmanager
     def _show(self, label: str, total: int) -> Iterator[pipeline.Tell]:
