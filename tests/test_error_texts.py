@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-
 from sideplug.contract import errors
 from sideplug.contract.errors import SideplugError
 

@@ -10,7 +10,7 @@ import click
 
 from sideplug.cli.common import (
     DEFAULT_MODEL,
-    DEFAULT_URL,
+    address_option,
     command,
     json_option,
     option,
@@ -50,13 +50,15 @@ def check_cloud_packages() -> None:
 
 
 @command("top", "sideplug top wss://mill.example:8765 --cloud-key sp-…")
-@click.argument("url", default=DEFAULT_URL, envvar="SIDEPLUG_CLOUD")
+@click.argument("url", required=False)
+@address_option
 @options(trust_options)
 @option("--every", default=2.0, type=click.FloatRange(0.1), metavar="SECONDS", help="Seconds between two looks.")
 @option("--once", is_flag=True, help="Look twice, show the result and end; --json always does so.")
 @json_option
 def top(
-    url: str,
+    url: str | None,
+    cloud: str,
     cloud_key: str,
     cloud_key_file: Path | None,
     ca: Path | None,
@@ -67,8 +69,8 @@ def top(
 ) -> None:
     """Watch a cloud at work.
 
-    It shows sessions, queue, memory, tokens, gate, answers and traffic, of the cloud at URL, or else of that in
-    SIDEPLUG_CLOUD. Ctrl-C ends it.
+    It shows sessions, queue, memory, tokens, gate, answers and traffic, of the cloud at URL (or --cloud). Ctrl-C
+    ends it.
     """
     import time
 
@@ -81,6 +83,7 @@ def top(
     from sideplug.cloud.top import Now, Sample
     from sideplug.device.address import Address, get
 
+    url = url or cloud
     address = Address(url, ca, key_or_file("--cloud-key", cloud_key, cloud_key_file), pin)
 
     def look() -> Sample:

@@ -119,6 +119,9 @@ def gathered(name: str, make: Function, several: Iterable[Decorator], names: Ite
     return decorate
 
 
+address_option = option(
+    "--cloud", default=DEFAULT_URL, env=True, metavar="URL", help="The cloud's address, ws:// or wss://."
+)
 trust_options = (
     option(
         "--cloud-key",
@@ -143,7 +146,7 @@ cloud_options = gathered(
     "cloud",
     session.Cloud.chosen,
     (
-        option("--cloud", default=DEFAULT_URL, env=True, metavar="URL", help="The cloud's address, ws:// or wss://."),
+        address_option,
         *trust_options,
         option(
             "--retry",

@@ -92,9 +92,8 @@ class Tap:
         """The tap of all layers of these, which must agree in rank, seed and codec. Raises InputError."""
         first = taps[0]
         if any((tap.rank, tap.seed, tap.codec) != (first.rank, first.seed, first.codec) for tap in taps):
-            raise InputError(
-                f"the parts of a plugin must tap with one rank, seed and number format, got {', '.join(t.name for t in taps)}"
-            )
+            names = ", ".join(tap.name for tap in taps)
+            raise InputError(f"the parts of a plugin must tap with one rank, seed and number format, got {names}")
         return cls(tuple(sorted({layer for tap in taps for layer in tap.layers})), first.rank, first.seed, first.codec)
 
     def rows_of(self, other: Tap) -> list[int]:

@@ -145,9 +145,8 @@ def decode(message: bytes, number: int | None = None) -> Frame:
     if len(frames) != 1 or decoder.pending_bytes:
         raise ProtocolError(f"a message must be one and whole, got {len(frames)} and {decoder.pending_bytes} bytes")
     if number is not None and HEADER.unpack_from(message)[3] != number & 0xFFFFFFFF:
-        raise ProtocolError(
-            f"a message is lost, doubled or out of order: number {number} must come, got {HEADER.unpack_from(message)[3]}"
-        )
+        got = HEADER.unpack_from(message)[3]
+        raise ProtocolError(f"a message is lost, doubled or out of order: number {number} must come, got {got}")
     return frames[0]
 
 

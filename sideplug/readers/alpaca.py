@@ -28,7 +28,7 @@ class Alpaca:
         reply = text_of(record, "output", where)
         extra_input = "" if has_input_only else record.get("input") or ""
         if not isinstance(extra_input, str):
-            raise DataError(f"{where}: input must be text, got {type(extra_input).__name__}")
+            raise DataError(f"{where}: input must be text, got {str(extra_input)[:40]!r}")
         if not reply.strip():
             raise DataError(f"{where}: output must not be empty")
         question = f"{instruction}\n\n{extra_input}" if extra_input.strip() else instruction

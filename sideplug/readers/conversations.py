@@ -52,7 +52,7 @@ def _turns(turns: list[Any], role_key: str, content_key: str, where: str) -> Ite
     replies = 0
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
-            raise DataError(f"{where}: message {number} must be an object, got {type(turn).__name__}")
+            raise DataError(f"{where}: message {number} must be an object, got {str(turn)[:40]!r}")
         role = _SHAREGPT_ROLES.get(str(turn.get(role_key)))
         content = turn.get(content_key)
         if role is None:
@@ -61,7 +61,7 @@ def _turns(turns: list[Any], role_key: str, content_key: str, where: str) -> Ite
                 f"got {str(turn.get(role_key))[:40]!r}"
             )
         if not isinstance(content, str):
-            raise DataError(f"{where}: message {number}'s {content_key} must be text, got {type(content).__name__}")
+            raise DataError(f"{where}: message {number}'s {content_key} must be text, got {str(content)[:40]!r}")
         if role == "assistant" and messages and turn.get("weight") != 0:  # OpenAI's 0: context only
             replies += 1
             yield Example(Prompt(messages=tuple(messages)), content, where)

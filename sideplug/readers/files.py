@@ -90,7 +90,7 @@ def _from_records(text: str, name: str, form: str, outputs: Path | None) -> Iter
     for line, record in records(text, name):
         where = f"{name}:{line}"
         if not isinstance(record, dict):
-            raise DataError(f"{where}: an example must be a JSON object, got {type(record).__name__}")
+            raise DataError(f"{where}: an example must be a JSON object, got {str(record)[:40]!r}")
         if outputs:
             if str(record.get("id")) not in outputs_by_id:
                 raise DataError(f"{where}: {outputs.name} has no output for the id {str(record.get('id'))[:40]!r}")

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -543,3 +544,9 @@ def test_events_are_a_line_each() -> None:
     assert b"\n" not in event[:-2]
     assert b"\r" not in event
     assert json.loads(event[6:]) == {"text": "a\nb\r\n\u2028é"}
+
+
+def test_the_docs_name_every_field() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "GATEWAY.md").read_text("utf-8")
+    for name in (*openai_api.OF_CHAT, *openai_api.OF_TEXT, *openai_api.PASSED_OVER, *openai_api.TEXT_PARTS):
+        assert re.search(rf"\b{name}\b", page), name
