@@ -132,7 +132,7 @@ MALFORMED = {
     "unknown keys": ("x.jsonl", lines({"q": 1}), "x.jsonl:1: an example must have instruction and output"),
     "alpaca without instruction": ("x.jsonl", lines({"output": "a"}), "instruction must be text, got none"),
     "empty output": ("x.jsonl", lines(ALPACA, {**ALPACA, "output": " "}), "x.jsonl:2: output must not be empty"),
-    "input no text": ("x.jsonl", lines({**ALPACA, "input": 5}), "input must be text, got int"),
+    "input no text": ("x.jsonl", lines({**ALPACA, "input": 5}), "input must be text, got '5'"),
     "no assistant": ("x.jsonl", lines({"messages": MESSAGES["messages"][:2]}), "there must be an assistant's message"),
     "no messages": ("x.jsonl", lines({"messages": []}), "messages must be a list"),
     "role": ("x.jsonl", lines({"messages": [{"role": "bot", "content": "a"}]}), "message 1's role must be one of"),
