@@ -19,7 +19,7 @@ from sideplug.cli.common import (
     print_json,
     required_plugin_option,
 )
-from sideplug.cli.session import Cloud, load_plugin
+from sideplug.cli.session import Cloud, data_or_stdin, load_plugin
 from sideplug.contract.errors import PluginError
 from sideplug.terminal import progress, say
 
@@ -68,6 +68,8 @@ def judge(plugin: Plugin, data: Path, cloud: Cloud, form: str, limit: int) -> tu
     from sideplug.readers import read
     from sideplug.training import recorder
     from sideplug.training.data import sample
+
+    data = click.get_current_context().with_resource(data_or_stdin(data))
 
     examples = sample(read(data, form, tell=say), limit)
     with cloud.session(plugin) as session, progress("evaluating", len(examples)) as show:

@@ -26,7 +26,7 @@ from sideplug.cli.common import (
     print_json,
     skip_bad_option,
 )
-from sideplug.cli.session import Cloud, interrupts, peak_rss_mb
+from sideplug.cli.session import Cloud, data_or_stdin, interrupts, peak_rss_mb
 from sideplug.contract.errors import InputError
 from sideplug.terminal import progress, say
 from sideplug.training.recipe import Recipe
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 
 RECIPE = Recipe()
+
+
+FORCED = " (the same command with --force replaces it all the same)"
 
 
 @contextlib.contextmanager
@@ -224,9 +227,10 @@ def train(
 ) -> None:
     """Train a plugin on your files, on this device.
 
-    DATA is a file or a folder: text, Markdown, HTML, mail, tables, JSON of questions and answers or of messages. What
-    is not learnt of it is told. Ctrl-C keeps a checkpoint; the same command with --resume goes on from it. At the end
-    the plugin is asked for what you told, in other words, and for what you did not tell; a plugin of text writes on.
+    DATA is a file, a folder, or - for standard input: text, Markdown, HTML, mail, tables, JSON of questions and answers
+    or of messages. What is not learnt of it is told. Ctrl-C keeps a checkpoint; the same command with --resume goes on
+    from it. At the end the plugin is asked for what you told, in other words, and for what you did not tell; a plugin
+    of text writes on.
 
     With --update, an existing plugin learns more from DATA: replies that you liked, corrections, new notes. A plugin
     that gets worse is not kept, and plugin rollback goes back. Of the options below only --format, --skip-bad,
@@ -236,7 +240,7 @@ def train(
     """
     if out and update:
         raise InputError("--out and --update can't be given together: --out makes a new plugin")
-    source = Source(data, form, skip_bad)
+    source = Source(context.with_resource(data_or_stdin(data)), form, skip_bad)
     if update:
         check_update(context)
         result, lines = learn_more(source, update, cloud, epochs, force)
@@ -273,7 +277,7 @@ def learn_more(
     passes = epochs or RECIPE.training.epochs
     examples, skip_bad = source.read(), source.skip_bad
     made = update(cloud.client, folder, examples, training_progress, interrupts, passes, force, skip_bad, say)
-    return {"plugin": str(folder), **made.to_json()}, [made.line]
+    return {"plugin": str(folder), **made.to_json()}, [made.line + ("" if made.kept else FORCED)]
 
 
 def make_new(

@@ -37,7 +37,7 @@ def unpack(path: Path, folder: Path) -> None:
         reader = GGUFReader(path)
         header = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # the library raises many classes for a damaged file
-        raise UnknownModel(f"{path.name} can't be read: {str(error) or type(error).__name__}") from error
+        raise UnknownModel(f"{path.name} can't be read: {error or 'it is damaged'}") from error
     check_decoder(path.name, {"model_type": header.get("general.architecture")})
     names = {tensor.name for tensor in reader.tensors}
     config = _config(header, names)

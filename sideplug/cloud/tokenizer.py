@@ -16,8 +16,10 @@ import jinja2.ext
 import jinja2.sandbox
 from tokenizers import Tokenizer as FastTokenizer
 
+from sideplug.cloud.token_bytes import token_bytes
 from sideplug.contract.errors import InputError, UnknownModel
 from sideplug.contract.text import Prompt
+from sideplug.contract.token_text import text_of
 
 
 class Tokenizer:
@@ -30,6 +32,7 @@ class Tokenizer:
             raise UnknownModel(f"{folder / 'tokenizer.json'} can't be read: {error}") from error
         self._fast.no_truncation()
         self._fast.no_padding()
+        self._token_bytes = token_bytes(self._fast)
         config = _read_json(folder / "tokenizer_config.json")
         self._special = {
             name: token["content"] if isinstance(token, dict) else token
@@ -118,6 +121,11 @@ class Tokenizer:
     def decode(self, ids: list[int]) -> str:
         """Return the text of these token ids, without special tokens."""
         return self._fast.decode(ids, skip_special_tokens=True)
+
+    def token_text(self, token: int, first: bool = False) -> str:
+        """Return what one token adds to a reply, as contract/token_text writes it. `first`: it begins the reply."""
+        begun = self.decode([token]) if first else "�"  # which may drop the space before the first word
+        return text_of(self._token_bytes(token)) if "�" in begun else begun
 
 
 class TextStream:

@@ -182,7 +182,7 @@ def _part_of(config: dict[str, Any], tensors: dict[str, np.ndarray], path: str) 
     except PluginError:
         raise
     except Exception as error:
-        raise PluginError(f"{path} is damaged: {type(error).__name__} {error}") from error
+        raise PluginError(f"{path} is damaged: a part of it is missing, or not as a plugin has it") from error
 
 
 def to_bytes(whole: Whole) -> bytes:
@@ -209,4 +209,4 @@ def from_bytes(data: bytes, path: str) -> Whole:
     except PluginError:
         raise
     except Exception as error:
-        raise PluginError(f"{path} is damaged: {type(error).__name__} {error}") from error
+        raise PluginError(f"{path} is damaged: a part of it is missing, or not as a plugin has it") from error

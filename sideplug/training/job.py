@@ -28,8 +28,9 @@ log = logging.getLogger("sideplug.training")
 class TrainingJob:
     """Trains one plugin at a time, in a thread. retain: a file of prompts for the retain set; None: our own list.
 
-    state has: running, name, stage, done, total, note, losses ([step, training, held out] …), line, error, and notes:
-    what is not learnt of the files, and what a person should know of a new plugin, a line each.
+    state has: running, name, stage, done, total, note, losses ([step, training, held out] …), line, error, kept (was
+    the plugin made, or replaced?) and notes: what is not learnt of the files, and what a person should know of a new plugin,
+    a line each.
     """
 
     def __init__(self, store: PluginStore, client: Client, retain: Path | None = None) -> None:
@@ -39,7 +40,7 @@ class TrainingJob:
         self._lock = threading.Lock()
         self._wants_stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._state: dict[str, Any] = {"running": False, "line": "", "error": ""}
+        self._state: dict[str, Any] = {"running": False, "line": "", "error": "", "kept": False}
 
     @property
     def state(self) -> dict[str, Any]:
@@ -67,7 +68,7 @@ class TrainingJob:
                 pipeline.Texts.prepare(examples, recipe, self._retain)  # what is wrong is said at once
                 work = lambda: self._make(folder, examples, recipe, settings)  # noqa: E731
             self._state = {"running": True, "name": name, "stage": "starting", "done": 0, "total": 0, "note": ""}
-            self._state |= {"losses": [], "line": "", "error": "", "notes": told, "examples": len(examples)}
+            self._state |= {"losses": [], "line": "", "error": "", "notes": told, "kept": False, "examples": len(examples)}
             self._wants_stop.clear()
             self._thread = threading.Thread(target=self._run, args=(work,), name="training", daemon=True)
             self._thread.start()
@@ -101,13 +102,16 @@ class TrainingJob:
         texts = pipeline.Texts.prepare(examples, recipe, self._retain)
         made = pipeline.make(self._client, texts, folder, recipe, self._show, self._interrupts, resume)
         self._state["notes"] = [*notes, *texts.lines, *(made.trial.lines if made.trial else [])]
+        self._state["kept"] = True
         return report.reached(made)
 
     def _update(self, folder: Path, examples: list[Example], settings: dict[str, Any]) -> str:
         epochs = settings.get("epochs", TrainConfig().epochs)
         force, skip_bad = settings.get("force", False), settings.get("skip_bad", False)
         show, interrupts, tell = self._show, self._interrupts, self._state["notes"].append
-        return update.update(self._client, folder, examples, show, interrupts, epochs, force, skip_bad, tell).line
+        made = update.update(self._client, folder, examples, show, interrupts, epochs, force, skip_bad, tell)
+        self._state["kept"] = made.kept
+        return made.line
 
     @contextlib.contextmanager
     def _show(self, label: str, total: int) -> Iterator[pipeline.Tell]:

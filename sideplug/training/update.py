@@ -128,7 +128,7 @@ def _update(
     old_after, new_after = losses()
     why = ""
     if old_after > old_before + WORSE:
-        why = "it would do worse on the old text (--force replaces it all the same)"
+        why = "it would do worse on the old text"
     elif not new_after < new_before:
         why = "it learnt nothing"
     made = Update(len(added), old_before, old_after, new_before, new_after, result.epochs, force or not why, why)

@@ -14,6 +14,7 @@ import pytest
 from sideplug.contract.errors import DataError, InputError
 from sideplug.device.client import Client
 from sideplug.device.plugin_store import PluginStore
+from sideplug.plugins.file import WEIGHTS
 from sideplug.training import pipeline, update
 from sideplug.training.job import TrainingJob, read_files
 from sideplug.training.trainer import CHECKPOINT, Progress
@@ -66,10 +67,10 @@ def taught(job: TrainingJob, *files: tuple[str, str], name: str = "anna", **sett
 
 
 def test_a_new_one_is_made_and_learns_on(cloud: Cloud, job: TrainingJob, tmp_path: Path) -> None:
-    assert job.state == {"running": False, "line": "", "error": ""}
+    assert job.state == {"running": False, "line": "", "error": "", "kept": False}
     shelf = PluginStore(tmp_path / "shelf")
     state = taught(job, a_file(FACTS), epochs=3, width=24)
-    assert (state["error"], state["name"], state["examples"]) == ("", "anna", 6)
+    assert (state["error"], state["name"], state["examples"], state["kept"]) == ("", "anna", 6, True)
     assert state["line"].startswith("told facts in other words: ")
     assert state["line"].endswith(")")
     assert any(note.startswith("asked “") for note in state["notes"]), "what it says is shown"
@@ -81,6 +82,25 @@ def test_a_new_one_is_made_and_learns_on(cloud: Cloud, job: TrainingJob, tmp_pat
     assert state["line"].startswith("learnt 2 more in ")
     assert shelf.load("anna").about["examples"] == 8
     assert update.rollback(tmp_path / "shelf" / "anna").to_bytes() == first.to_bytes()
+
+
+def test_what_is_rejected_is_said_to_be_and_can_be_forced(
+    job: TrainingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A correction that makes the plugin worse: not "done", no option of the command in it; again with force."""
+    taught(job, a_file(FACTS), epochs=1, width=8)
+    plugin = tmp_path / "shelf" / "anna" / WEIGHTS
+    before = plugin.read_bytes()
+    monkeypatch.setattr(update, "WORSE", -100.0)
+    correction = a_file({"cat": "Salt"})
+    state = taught(job, correction, epochs=1)
+    assert (state["kept"], state["error"]) == (False, "")
+    assert state["line"].endswith("the plugin stays as it was: it would do worse on the old text")
+    assert plugin.read_bytes() == before
+    state = taught(job, correction, epochs=1, force=True)
+    assert (state["kept"], state["error"]) == (True, "")
+    assert state["line"].endswith("the plugin is replaced")
+    assert plugin.read_bytes() != before
 
 
 def test_progress_is_numbers(job: TrainingJob) -> None:
