@@ -27,7 +27,7 @@ ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 CALLS, RESULTS, REASONING = "tool calls", "tool results", "reasoning"
 _CALL_ROLES = ("function_call", "tool_call")
 # Of each type of part the key of its text.
-_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _PASSED_PARTS = {
     "tool_use": CALLS,
     "tool_call": CALLS,
@@ -86,8 +86,8 @@ def _parts(parts: list[object], name: str) -> tuple[str | None, list[str]]:
     for part in parts:
         kind = str(part.get("type", "text")) if isinstance(part, Mapping) else "text"
         text = part if isinstance(part, str) else None
-        if isinstance(part, Mapping) and kind in _TEXT_PARTS:
-            text = part.get(_TEXT_PARTS[kind])
+        if isinstance(part, Mapping) and kind in TEXT_PARTS:
+            text = part.get(TEXT_PARTS[kind])
         if isinstance(text, str):
             words.append(text)
         elif kind in _PASSED_PARTS:

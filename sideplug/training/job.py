@@ -68,7 +68,14 @@ class TrainingJob:
                 pipeline.Texts.prepare(examples, recipe, self._retain)  # what is wrong is said at once
                 work = lambda: self._make(folder, examples, recipe, settings)  # noqa: E731
             self._state = {"running": True, "name": name, "stage": "starting", "done": 0, "total": 0, "note": ""}
-            self._state |= {"losses": [], "line": "", "error": "", "notes": told, "kept": False, "examples": len(examples)}
+            self._state |= {
+                "losses": [],
+                "line": "",
+                "error": "",
+                "notes": told,
+                "kept": False,
+                "examples": len(examples),
+            }
             self._wants_stop.clear()
             self._thread = threading.Thread(target=self._run, args=(work,), name="training", daemon=True)
             self._thread.start()

@@ -17,6 +17,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from sideplug.contract import errors
 from sideplug.contract.errors import InputError
+from sideplug.contract.message import TEXT_PARTS
 from sideplug.contract.sampling import Sampling
 from sideplug.device.gateway import openai_api, openai_reply
 from sideplug.device.gateway.openai_api import CompletionRequest, Defaults, parse
@@ -117,6 +118,19 @@ def test_fields_of_completions_only() -> None:
     assert text(prompt=[5]).prompt.ids == (5,)
     assert text(prompt=[5, 6]).prompt.ids == (5, 6)
     assert text(prompt=[[5, 6]]).prompt.ids == (5, 6)
+
+
+def test_calls_and_results_of_tools_are_passed_over_and_named() -> None:
+    messages = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "tool", "tool_call_id": "1", "content": "dry"},
+        {"role": "assistant", "content": "It is dry."},
+        {"role": "user", "content": "And now?"},
+    ]
+    request = chat(messages=messages)
+    assert request.prompt.messages == tuple(messages[i] for i in (0, 3, 4))
+    assert request.passed_over == ("messages: tool calls", "messages: tool results")
 
 
 def test_messages_as_clients_write_them() -> None:
@@ -244,18 +258,17 @@ def test_refusals(fields: dict[str, Any], says: str) -> None:
         ({"messages": None}, "messages must be a list of {role, content}"),
         ({"messages": "hi"}, "messages must be a list of {role, content}"),
         ({"messages": []}, "messages must be a list of 1 to "),
-        ({"messages": ["hi"]}, "a message must be an object of role and content, got .hi."),
-        ({"messages": [{"content": "hi"}]}, "a message's role must be system, user, assistant, got 'None'"),
-        ({"messages": [{"role": "tool", "content": "hi"}]}, "role must be .* got 'tool'"),
-        ({"messages": [{"role": ["user"], "content": "hi"}]}, "a message's role must be"),
-        ({"messages": [{"role": "user"}]}, "a message's content must be text, got null"),
+        ({"messages": ["hi"]}, "message 1 must be an object with role and content, got text"),
+        ({"messages": [{"content": "hi"}]}, "message 1's role must be one of system, developer, user, .*; got nothing"),
+        ({"messages": [{"role": "tool", "content": "hi"}]}, "messages must be a list of 1 to "),
+        ({"messages": [{"role": ["user"], "content": "hi"}]}, "message 1's role must be one of .*; got a list"),
+        ({"messages": [{"role": "user"}]}, "message 1's content must be text, got nothing"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            'a part of type "image_url" can.t be read: pictures, sound and files are not',
+            "pictures, sound and files can't be read; it has a part of the type 'image_url'",
         ),
-        ({"messages": [{"role": "user", "content": ["hi"]}]}, 'the part "hi" can.t be read'),
-        ({"messages": [{"role": "user", "content": [{"type": 1, "text": "x"}]}]}, "a part of type 1 can't be read"),
-        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "tool_calls can't be read"),
+        ({"messages": [{"role": "user", "content": [7]}]}, "message 1's content must be text: .*; it has a number"),
+        ({"messages": [{"role": "user", "content": [{"type": 1, "text": "x"}]}]}, "it has a part of the type '1'"),
     ],
     ids=str,
 )
@@ -548,5 +561,5 @@ def test_events_are_a_line_each() -> None:
 
 def test_the_docs_name_every_field() -> None:
     page = (Path(__file__).parents[2] / "docs" / "GATEWAY.md").read_text("utf-8")
-    for name in (*openai_api.OF_CHAT, *openai_api.OF_TEXT, *openai_api.PASSED_OVER, *openai_api.TEXT_PARTS):
+    for name in (*openai_api.OF_CHAT, *openai_api.OF_TEXT, *openai_api.PASSED_OVER, *TEXT_PARTS):
         assert re.search(rf"\b{name}\b", page), name

@@ -143,7 +143,7 @@ def test_progress_is_numbers(job: TrainingJob) -> None:
 def test_settings_that_can_not_be(job: TrainingJob, settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="settings must be epochs and width"):
         job.start("anna", [a_file(FACTS)], settings)
-    assert job.state == {"running": False, "line": "", "error": ""}
+    assert job.state == {"running": False, "line": "", "error": "", "kept": False}
 
 
 def test_what_is_wrong_is_said_before_it_begins(job: TrainingJob, tmp_path: Path) -> None:

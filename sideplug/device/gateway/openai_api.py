@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass
-from typing import Any
 
 from sideplug.contract.errors import InputError
 from sideplug.contract.frames import MAX_TOP
+from sideplug.contract.message import FIELDS as MESSAGE_FIELDS
+from sideplug.contract.message import read_message
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt, check_messages
 from sideplug.device.gateway.json_fields import Fields, is_same, json_object, number, shown, typed, whole
@@ -63,10 +64,6 @@ PASSED_OVER = (
     "prompt_cache_key",
     "prompt_cache_retention",
 ) + ("parallel_tool_calls", "prediction", "cache_prompt", "keep_alive", "ttl")
-TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-ROLES = {"developer": "system"}
-IN_MESSAGES = ("role", "content", "refusal")
-NOT_IN_MESSAGES = ("tool_calls", "function_call", "audio", "tool_call_id")  # beside text, what a message may carry
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,9 @@ def parse(body: bytes, chat: bool, defaults: Defaults = Defaults()) -> Completio
     Raises InputError, in one sentence, for a body that is no request or asks for something unsupported.
     """
     fields = json_object(body)
-    passed_over = (*_check_names(fields, OF_CHAT if chat else OF_TEXT), *_unread_of_messages(fields))
+    names = _check_names(fields, OF_CHAT if chat else OF_TEXT)
+    prompt, of_tools = _chat_prompt(fields) if chat else (_text_prompt(fields), ())
+    passed_over = (*names, *of_tools, *_unread_of_messages(fields))
     gate_rate, detail = _extensions(fields)
     temperature = number(fields, "temperature", defaults.temperature)
     # A caller who gives no seed wants a different text each time.
@@ -118,7 +117,7 @@ def parse(body: bytes, chat: bool, defaults: Defaults = Defaults()) -> Completio
     logprobs, shown_alternatives = _logprobs(fields, chat)
     return CompletionRequest(
         model=typed(fields, "model", str, ""),
-        prompt=_chat_prompt(fields) if chat else _text_prompt(fields),
+        prompt=prompt,
         chat=chat,
         max_tokens=_max_tokens(fields, defaults.max_tokens),
         sampling=Sampling(
@@ -160,13 +159,12 @@ def _check_names(fields: Fields, honoured: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _unread_of_messages(fields: Fields) -> tuple[str, ...]:
-    """What messages and their parts carry beside their text, by name."""
+    """What messages and their parts carry beside their words, by name."""
     listed = fields.get("messages")
     messages = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     contents = [message["content"] for message in messages if isinstance(message.get("content"), list)]
     parts = [part for content in contents for part in content if isinstance(part, dict)]
-    known = {*IN_MESSAGES, *NOT_IN_MESSAGES}
-    unread = {f"messages.{name}" for message in messages for name in message if name not in known}
+    unread = {f"messages.{name}" for message in messages for name in message if name not in MESSAGE_FIELDS}
     unread |= {f"messages.content.{name}" for part in parts for name in part if name not in ("type", "text", "refusal")}
     return tuple(name[:80] for name in sorted(unread))[:20]
 
@@ -217,41 +215,15 @@ def _logprobs(fields: Fields, chat: bool) -> tuple[bool, int]:
     return is_on, count if is_on else 0
 
 
-def _chat_prompt(fields: Fields) -> Prompt:
-    """The prompt of a chat: the one place where the gateway reads messages. Raises InputError."""
-    messages = fields.get("messages")
-    if not isinstance(messages, list):
+def _chat_prompt(fields: Fields) -> tuple[Prompt, tuple[str, ...]]:
+    """(the prompt of a chat, what of tools is passed over). Raises InputError."""
+    listed = fields.get("messages")
+    if not isinstance(listed, list):
         raise InputError("messages must be a list of {role, content}")
-    return Prompt(messages=tuple(check_messages([_message(message) for message in messages])))
-
-
-def _message(message: object) -> Any:
-    """The message with its parts joined to one text, and with a role that chat templates know."""
-    if not isinstance(message, dict):
-        raise InputError(f"a message must be an object of role and content, got {shown(message)}")
-    for name in NOT_IN_MESSAGES:
-        if message.get(name):
-            raise InputError(f"a message's {name} can't be read: this gateway has no tools, and reads text only")
-    role, content = message.get("role"), message.get("content")
-    if isinstance(content, list):
-        content = "".join(map(_part_text, content))
-    elif content is None and role == "assistant":
-        content = message.get("refusal") or ""
-    if not isinstance(content, str):
-        raise InputError(f"a message's content must be text, got {shown(content)}")
-    return {"role": ROLES.get(role, role) if isinstance(role, str) else role, "content": content}
-
-
-def _part_text(part: object) -> str:
-    """The text of one part of a message's content. Raises InputError for one that has none."""
-    kind = part.get("type", "text") if isinstance(part, dict) else None
-    text = part.get(TEXT_PARTS.get(kind, "")) if isinstance(part, dict) and isinstance(kind, str) else None
-    if not isinstance(text, str):
-        what = f"a part of type {shown(kind)}" if kind is not None else f"the part {shown(part)}"
-        raise InputError(
-            f"a message's content must be text, and {what} can't be read: pictures, sound and files are not"
-        )
-    return text
+    read = [read_message(each, f"message {number}") for number, each in enumerate(listed, 1)]
+    messages = [{"role": message.role, "content": message.content} for message in read if message.content is not None]
+    passed_over = {f"messages: {what}" for message in read for what in message.passed_over}
+    return Prompt(messages=tuple(check_messages(messages))), tuple(sorted(passed_over))
 
 
 def _text_prompt(fields: Fields) -> Prompt:
