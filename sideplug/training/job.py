@@ -29,8 +29,8 @@ class TrainingJob:
     """Trains one plugin at a time, in a thread. retain: a file of prompts for the retain set; None: our own list.
 
     state has: running, name, stage, done, total, note, losses ([step, training, held out] …), line, error, kept (was
-    the plugin made, or replaced?) and notes: what is not learnt of the files, and what a person should know of a new plugin,
-    a line each.
+    the plugin made, or replaced?) and notes: what is not learnt of the files, and what a person should know of a new
+    plugin, a line each.
     """
 
     def __init__(self, store: PluginStore, client: Client, retain: Path | None = None) -> None:
