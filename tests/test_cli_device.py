@@ -250,11 +250,11 @@ def test_learn_more_and_rollback(cloud: Cloud, run: Run, tmp_path: Path) -> None
     assert (learnt["plugin"], learnt["examples"], learnt["kept"]) == (str(out), 1, True)
     assert learnt["new_after"] < learnt["new_before"]
     (part,) = json.loads(run("plugin", "info", out, "--json").stdout)["parts"]
-    assert part["about"]["examples"] == 5
+    assert part["about"]["examples"] == 6
     told = run("train", new, "--update", out, "--cloud", cloud.url, "--epochs", 1, "--force")
     assert told.stdout.startswith("learnt 1 more in 1 epochs: new text ")
     assert len(told.stdout.splitlines()) == 1
-    for examples in (5, 4):
+    for examples in (6, 5):
         back = run("plugin", "rollback", out)
         assert (back.returncode, back.stdout) == (0, f"{out} is again what {examples} examples made of it\n")
     after = contents(out)

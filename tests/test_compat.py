@@ -192,7 +192,7 @@ def test_another_wire_is_refused_in_words(kept: Path, tmp_path: Path) -> None:
     tape = bytearray((kept / "train.tape").read_bytes())
     tape[2] = 2
     (tmp_path / "old.tape").write_bytes(tape)
-    with pytest.raises(DataError, match="not a tape of this version: delete it, and it is recorded anew"):
+    with pytest.raises(DataError, match="not a tape of this version: delete it, and sideplug train records it anew"):
         Tape.whole(tmp_path / "old.tape", Plugin.load(kept / "plugin").tap)
     with pytest.raises(ProtocolError, match="the wire's version must be 3, got 2"):
         decode(bytes(tape[:HEADER_BYTES]) + b"")

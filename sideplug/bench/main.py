@@ -82,7 +82,7 @@ def make_tasks(size: Scale, chosen: Sequence[str], data: Path | None, folder: Pa
     if "facts" in chosen:
         made.append(tasks.facts(size.facts, size.examples, size.questions, size.general, folder))
     if data:
-        made.append(tasks.from_file(data, size.questions, folder))
+        made.append(tasks.from_file(data, size.questions, folder, size.authors))
     if not made:
         raise InputError(f"there must be a task: --task {' or '.join(TASKS)}, or --data FILE")
     return made

@@ -31,10 +31,15 @@ def keys_group() -> None:
     help="The most tokens of prompts and replies a minute; 0: no limit.",
 )
 @keys_option
-def keys_add(name: str, sessions: int, tokens_per_minute: int, keys_path: Path | None) -> None:
+@json_option
+def keys_add(name: str, sessions: int, tokens_per_minute: int, keys_path: Path | None, as_json: bool) -> None:
     """Make a key for NAME and show it, this once: the file has only its hash."""
-    click.echo(_keys(keys_path).add(name, sessions, tokens_per_minute))
-    say(f"{name}'s device shows it as SIDEPLUG_CLOUD_KEY=… or --cloud-key …; it is not shown again")
+    key = _keys(keys_path).add(name, sessions, tokens_per_minute)
+    if as_json:
+        print_json({"name": name, "key": key, "sessions": sessions, "tokens_per_minute": tokens_per_minute})
+    else:
+        click.echo(key)
+    say(f"{name}'s device shows it as SIDEPLUG_CLOUD_KEY=… or --cloud-key-file …; it is not shown again")
 
 
 @keys_group.command("list", epilog="Example:  sideplug keys list")

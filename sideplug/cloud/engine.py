@@ -243,7 +243,7 @@ class Engine:
             logits_V = mix(logits_V, row.answer.mixture)
         token = choose(logits_V, reply.sampling, row.at, before) if row.token is None else row.token
         if reply.top and logits_V.size and not row.speculates_on:
-            reply.tops[row.at] = self._alternatives(logits_V, token, reply.top)
+            reply.tops[row.at] = self._alternatives(logits_V, token, reply.top, row.at == reply.prompt_tokens)
         if row.answer:
             reply.confirm(token)
         elif row.speculates_on:
@@ -346,14 +346,15 @@ class Engine:
         self.counters.gate.update(vars(reply.counts))
         self.drop(reply, cache=True)
 
-    def _alternatives(self, logits_V: np.ndarray, token: int, count: int) -> list[Top]:
+    def _alternatives(self, logits_V: np.ndarray, token: int, count: int, first: bool) -> list[Top]:
         """The chosen token, then the best `count`, each with its text and log-probability at temperature 1."""
         peak = float(logits_V.max())
         lse = peak + float(np.log(np.exp(logits_V - peak).sum()))
         best = np.argpartition(logits_V, -count)[-count:]
         best = best[np.argsort(-logits_V[best], kind="stable")]
         ids: Iterable[int] = (token, *best.tolist())
-        return [(self.tokenizer.decode([i]), max(round(float(logits_V[i]) - lse, 4), LEAST_LOGP)) for i in ids]
+        text = self.tokenizer.token_text
+        return [(text(i, first), max(round(float(logits_V[i]) - lse, 4), LEAST_LOGP)) for i in ids]
 
     def _fail(self, work: Sequence, error: Exception) -> None:
         """End one work, and its session, because of a fault in it; nobody else's work is touched."""

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from sideplug.cloud.causal import check_decoder
 from sideplug.cloud.model_config import check_shapes, check_sizes
 from sideplug.cloud.model_files import Unfit, check_whole, reading
 from sideplug.cloud.weights import GGUF_INDEX, GGUF_WEIGHTS, Gguf
@@ -74,6 +75,7 @@ def stop_ids(header: dict[str, Any]) -> list[int]:
 
 
 def _unpack(path: Path, folder: Path, reader: Any, header: dict[str, Any]) -> None:
+    check_decoder(path.name, {"model_type": header.get("general.architecture")})
     names = {tensor.name for tensor in reader.tensors}
     config = _config(header, names)
     shapes = {t.name: tuple(int(size) for size in reversed(t.shape)) for t in reader.tensors}

@@ -21,8 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sideplug.contract.errors import InputError, Stopped
-from sideplug.paths import locked, write_aside
+from sideplug.contract.errors import InputError
+from sideplug.paths import locked, not_written, write_aside
 
 FORMAT = "sideplug-keys-1"
 LOCAL = "local"  # the name of the key that `sideplug serve` makes for devices on its own machine
@@ -165,7 +165,7 @@ class Keys:
                     write_aside(self.path, json.dumps(content, indent=2).encode() + b"\n")
                     self._read()
         except OSError as error:
-            raise Stopped(f"{error.filename or self.path} could not be written: {error.strerror or error}") from error
+            raise not_written(Path(error.filename or self.path), error) from error
 
     def _refresh(self) -> None:
         """Read the file if it has changed. A damaged file is logged, and the keys that were read before stay valid."""

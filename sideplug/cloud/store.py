@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from sideplug.cloud import kept
+from sideplug.cloud.causal import check_decoder
 from sideplug.cloud.model_config import check_shapes, check_sizes
 from sideplug.cloud.model_files import Unfit, check_whole, read_json, reading, weight_files
 from sideplug.cloud.weights import GGUF_WEIGHTS, Safetensors
@@ -46,7 +47,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on disk."""
+    """A base model on disk. name: what everybody may hear; of a local folder or file only the last part of its path."""
 
     name: str
     folder: Path
@@ -64,8 +65,21 @@ def find(name: str, say: Say = lambda line: None) -> Base:
         with reading(name or "the empty name"):
             folder = _folder_of(name, say)
     with reading(folder):
+        _check_kind(name, folder / "config.json")
         _check_folder(folder)
-        return Base(name, folder, _fingerprint(folder))
+        path = Path(name).expanduser()
+        is_local = name != DEFAULT_MODEL and (path.is_dir() or path.suffix.lower() == ".gguf")
+        return Base(path.resolve().name if is_local else name, folder, _fingerprint(folder))
+
+
+def _check_kind(name: str, config: Path) -> None:
+    """Raises UnknownModel for a model that does not continue text, as its config says."""
+    try:
+        settings = json.loads(config.read_bytes())
+    except (OSError, ValueError):
+        return  # what is wrong with it is said elsewhere
+    if isinstance(settings, dict):
+        check_decoder(name, settings)
 
 
 def _folder_of(name: str, say: Say) -> Path:
@@ -159,7 +173,7 @@ def fetch_wheel(requirement: str, folder: Path) -> Path:
 
 def _from_hub(name: str, say: Say) -> Path:
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repo, _, revision = name.partition("@")
     try:  # a copy in the cache needs no network
@@ -173,10 +187,14 @@ def _from_hub(name: str, say: Say) -> Path:
     except (LocalEntryNotFoundError, OSError):
         pass
     say(f"fetching {name} from the Hugging Face hub")
-    try:
+    try:  # the config first: gigabytes of a model that can't be served are not fetched
+        config = huggingface_hub.hf_hub_download(repo, "config.json", revision=revision or None)
+        _check_kind(name, Path(config))
         return Path(huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES))
     except LocalEntryNotFoundError as error:
         raise NoNetwork(f"the hub can't be reached and {name} is not in its cache") from error
+    except EntryNotFoundError as error:
+        raise UnknownModel(f"{name} has no config.json on the hub, so it can't be served") from error
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403, 404):
             raise UnknownModel(f"the hub has no model {name} that you may read") from error

@@ -13,8 +13,10 @@ from sideplug.cloud import control_tokens
 from sideplug.cloud.chat_template import ChatTemplate
 from sideplug.cloud.control_tokens import Mask
 from sideplug.cloud.model_files import read_json, read_text, reading
+from sideplug.cloud.token_bytes import token_bytes
 from sideplug.contract.errors import InputError, UnknownModel
 from sideplug.contract.text import Prompt
+from sideplug.contract.token_text import text_of
 
 # The usual names of tokens that end a turn or a text. A model means them so even where its files name only one of them.
 _ENDS = (
@@ -58,6 +60,7 @@ class Tokenizer:
             self._fast, self._control = control_tokens.load(described, [*named, *_ENDS])
         self._fast.no_truncation()
         self._fast.no_padding()
+        self._token_bytes = token_bytes(self._fast, frozenset(self._control.ids.values()))
         given = [read_json(folder / name) for name in ("generation_config.json", "config.json")]
         stops = [token for each in given for token in _ids(each.get("eos_token_id"))]
         stops += [number for number in map(self._id, named) if number is not None]
@@ -169,6 +172,11 @@ class Tokenizer:
     def decode(self, ids: list[int]) -> str:
         """Return the text of these token ids, without special tokens."""
         return self._control.unmark(self._fast.decode(ids, skip_special_tokens=True))
+
+    def token_text(self, token: int, first: bool = False) -> str:
+        """Return what one token adds to a reply, as contract/token_text writes it. `first`: it begins the reply."""
+        begun = self.decode([token]) if first else "�"  # which may drop the space before the first word
+        return text_of(self._token_bytes(token)) if "�" in begun else begun
 
 
 class TextStream:

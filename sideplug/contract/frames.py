@@ -114,6 +114,7 @@ class SamplingSpec(Map, frozen=True, omit_defaults=True):
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
+    min_p: float = 0.0
 
 
 class ModelInfo(Map, frozen=True):

@@ -47,7 +47,7 @@ class Tap:
         if not 1 <= self.rank <= MAX_RANK:
             raise InputError(f"a tap's rank must be 1 to {MAX_RANK}, got {self.rank}")
         if self.codec not in CODECS:
-            raise InputError(f"a tap's codec must be one of {', '.join(CODECS)}, got {self.codec!r}")
+            raise InputError(f"a tap's number format must be one of {', '.join(CODECS)}, got {self.codec!r}")
 
     @property
     def name(self) -> str:
@@ -92,9 +92,8 @@ class Tap:
         """The tap of all layers of these, which must agree in rank, seed and codec. Raises InputError."""
         first = taps[0]
         if any((tap.rank, tap.seed, tap.codec) != (first.rank, first.seed, first.codec) for tap in taps):
-            raise InputError(
-                f"the parts of a plugin must tap with one rank, seed and codec, got {', '.join(t.name for t in taps)}"
-            )
+            names = ", ".join(tap.name for tap in taps)
+            raise InputError(f"the parts of a plugin must tap with one rank, seed and number format, got {names}")
         return cls(tuple(sorted({layer for tap in taps for layer in tap.layers})), first.rank, first.seed, first.codec)
 
     def rows_of(self, other: Tap) -> list[int]:

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sideplug.contract.errors import Busy, ProtocolError
+from sideplug.contract.errors import Busy, ProtocolError, TooLong
 from sideplug.contract.frames import FRAMES, MAX_SENTENCE, MAX_TENSORS, Error, Frame, Kind, layout, tensors_of
 
 PATH = "/v1/session"  # where a cloud's WebSocket is
@@ -50,7 +50,7 @@ _decoders = {kind: msgspec.msgpack.Decoder(layout(cls).control) for kind, cls in
 def encode(frame: Frame, number: int = 0) -> bytes:
     """The frame's bytes; `number`: of the frames that its side has sent before it on this connection.
 
-    Raises ProtocolError (blame "local") for a frame that its class or the limits don't allow.
+    Raises ProtocolError (blame "local") for a frame that its class or the limits don't allow; TooLong for its text.
     """
     shape = layout(type(frame))
     tensors = tensors_of(frame)
@@ -69,12 +69,11 @@ def encode(frame: Frame, number: int = 0) -> bytes:
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
         raise ProtocolError(f"{frame.kind.name} can't be packed: {error}", "local") from error
     payload = b"".join(parts)
-    if len(packed) > MAX_CONTROL_BYTES or len(payload) > MAX_PAYLOAD_BYTES:
-        raise ProtocolError(
-            f"a {frame.kind.name} frame must have at most {MAX_CONTROL_BYTES} control bytes and "
-            f"{MAX_PAYLOAD_BYTES} payload bytes, got {len(packed)} and {len(payload)}",
-            "local",
-        )
+    if len(packed) > MAX_CONTROL_BYTES:  # it holds the person's text
+        size, most = (f"{count / (1 << 20):.1f}" for count in (len(packed), MAX_CONTROL_BYTES))
+        raise TooLong(f"the text must have at most {most} MiB, got {size} MiB: no base model takes so much")
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise ProtocolError(f"a message must carry at most {MAX_PAYLOAD_BYTES:,} bytes, got {len(payload):,}", "local")
     return join(frame.kind, packed, payload, number)
 
 
@@ -120,7 +119,7 @@ class Decoder:
             body = bytes(self._buffer[HEADER_BYTES:total])
             del self._buffer[:total]
             if CHECKSUM.unpack(header[HEADER.size :])[0] != _checksum(header[: HEADER.size], body):
-                raise ProtocolError(f"a {kind.name} frame arrived changed: its checksum is wrong")
+                raise ProtocolError(f"a {kind.name} message arrived changed: its checksum is wrong")
             frames.append(_parse_body(kind, body[:control_bytes], body[control_bytes:]))
         return frames
 
@@ -144,24 +143,23 @@ def decode(message: bytes, number: int | None = None) -> Frame:
     decoder = Decoder()
     frames = decoder.feed(message)
     if len(frames) != 1 or decoder.pending_bytes:
-        raise ProtocolError(f"a message must hold one whole frame, got {len(frames)} and {decoder.pending_bytes} bytes")
+        raise ProtocolError(f"a message must be one and whole, got {len(frames)} and {decoder.pending_bytes} bytes")
     if number is not None and HEADER.unpack_from(message)[3] != number & 0xFFFFFFFF:
-        raise ProtocolError(
-            f"a frame is lost, doubled or out of order: number {number} must come, got {HEADER.unpack_from(message)[3]}"
-        )
+        got = HEADER.unpack_from(message)[3]
+        raise ProtocolError(f"a message is lost, doubled or out of order: number {number} must come, got {got}")
     return frames[0]
 
 
 def _parse_header(header: bytes) -> tuple[Kind, int, int]:
     magic, version, kind, _, control_bytes, payload_bytes = HEADER.unpack(header)
     if magic != MAGIC:
-        raise ProtocolError(f"a frame must begin with {MAGIC!r}, got {magic!r}")
+        raise ProtocolError(f"a message must begin with {MAGIC!r}, got {magic!r}")
     if version != VERSION:
         raise ProtocolError(
             f"the wire's version must be {VERSION}, got {version}: use one version of sideplug on both sides"
         )
     if kind not in Kind.__members__.values():
-        raise ProtocolError(f"the frame's kind must be 1 to {max(Kind)}, got {kind}")
+        raise ProtocolError(f"the message's kind must be 1 to {max(Kind)}, got {kind}")
     if control_bytes > MAX_CONTROL_BYTES:
         raise ProtocolError(f"a control map must have at most {MAX_CONTROL_BYTES} bytes, got {control_bytes}")
     if payload_bytes > MAX_PAYLOAD_BYTES:

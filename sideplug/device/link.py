@@ -13,7 +13,15 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Protocol
 
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidProxy, InvalidStatus, InvalidURI
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidProxy,
+    InvalidProxyStatus,
+    InvalidStatus,
+    InvalidURI,
+    ProxyError,
+)
 from websockets.http11 import Response
 from websockets.sync.client import ClientConnection, connect
 
@@ -27,8 +35,9 @@ CONNECT_TIMEOUT_S = 10.0
 REPLY_TIMEOUT_S = 300.0
 PING_S, PONG_S = 10.0, 20.0  # a cloud that does not answer a ping within PONG_S is taken to be gone
 CLOSE_S = 2.0  # how long to wait for the other side's closing handshake
-log = logging.getLogger("sideplug.link")  # of websockets: users see our errors instead
+log = logging.getLogger("sideplug.link")  # of websockets: users see our errors instead, and nothing of the library's
 log.addHandler(logging.NullHandler())
+log.propagate = False
 
 
 class Link(Protocol):
@@ -101,20 +110,28 @@ class WebSocketLink:
                     close_timeout=CLOSE_S,
                     ping_interval=PING_S,
                     ping_timeout=PONG_S,
-                    proxy=None if address.is_local else True,
+                    proxy=True if address.proxy else None,
                     logger=log,
                 )
             )
         except ssl.SSLCertVerificationError as error:
             raise Unreachable(f"the certificate of {url} is not trusted: {error.verify_message}") from error
-        except (InvalidURI, InvalidProxy, ValueError, ImportError) as error:
-            raise InputError(f"the cloud's address can't be used: {error}") from error
+        except InvalidURI as error:  # the address itself is well-formed, so it is one that a server named
+            raise Unreachable(f"{url} answers, but is no sideplug cloud: it sends on to another address") from error
+        except (InvalidProxy, ImportError) as error:
+            why = "it needs the package python-socks" if isinstance(error, ImportError) else "its address is none"
+            raise InputError(f"{address.proxy or 'the proxy'} can't be used: {why}") from error
+        except ValueError as error:
+            raise InputError(f"the cloud's address can't be used: {url}") from error
+        except ProxyError as error:
+            says = f" (it says HTTP {error.response.status_code})" if isinstance(error, InvalidProxyStatus) else ""
+            raise Unreachable(f"{address.proxy or 'the proxy'} does not let through to {url}{says}") from error
         except InvalidStatus as error:
             raise _refusal(url, error.response) from error
         except InvalidHandshake as error:
             raise Unreachable(f"{url} answers, but is no sideplug cloud: {error}") from error
         except (OSError, TimeoutError, EOFError, ConnectionClosed) as error:
-            raise unreachable(url, error) from error
+            raise unreachable(address, error) from error
         return cls(connection, url, closing, record)
 
     def send(self, frame: Frame) -> None:

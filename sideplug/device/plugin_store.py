@@ -8,9 +8,11 @@ Test: pytest tests/device/test_plugin_store.py
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import shutil
 import threading
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from sideplug.plugins import Plugin, sealed_file
 from sideplug.plugins.file import PART, SUFFIX, is_plugin, is_sealed, part_files
 
 NAME = re.compile(r"[\w][\w.-]{0,63}")
+log = logging.getLogger("sideplug.plugins")
 
 
 @dataclass(frozen=True)
@@ -35,28 +38,32 @@ class Entry:
 class PluginStore:
     """The plugins in `root`, where new and imported ones go, and those in `others`, folders that are read only.
 
-    passphrase: called with a sealed plugin's name.
+    passphrase: called with a sealed plugin's name. Raises InputError where two folders have one name.
     """
 
     def __init__(
         self, root: Path, others: Iterable[Path] = (), passphrase: Callable[[str], str] = lambda name: ""
     ) -> None:
         self.root = root
-        self._others = {folder.resolve().name: folder for folder in others}
+        self._others = _by_name(root, others)
         self._passphrase = passphrase
         self._loaded: dict[Path, tuple[tuple[int, ...], Plugin]] = {}
         self._lock = threading.Lock()
+        self._twins: set[Path] = set()  # folders that were said to have another's name
 
     def entries(self) -> list[Entry]:
         """Return the plugins that are there now, by name."""
-        inside = [folder for folder in self.root.glob("*") if NAME.fullmatch(folder.name)] if self.root.is_dir() else []
-        folders = {folder.name: folder for folder in inside} | self._others
+        folders = dict(self._others)
+        for folder in sorted(self.root.glob("*")) if self.root.is_dir() else []:
+            name = normal(folder.name)
+            if NAME.fullmatch(name) and folders.setdefault(name, folder) is not folder and is_plugin(folder):
+                self._tell_twin(folders[name], folder)
         return [Entry(name, folder, is_sealed(folder)) for name, folder in sorted(folders.items()) if is_plugin(folder)]
 
     def find(self, name: str) -> Entry:
         """Return the entry of this name. Raises UnknownModel."""
         for entry in self.entries():
-            if entry.name == name:
+            if entry.name == normal(name):
                 return entry
         names = ", ".join(entry.name for entry in self.entries()) or "none"
         raise UnknownModel(f"there is no plugin {name[:80]!r} here; there are: {names}")
@@ -78,6 +85,7 @@ class PluginStore:
 
     def new_folder(self, name: str) -> Path:
         """Return where a new plugin of this name would go. Raises InputError for a malformed or taken name."""
+        name = normal(name)
         if not NAME.fullmatch(name):
             raise InputError(f"a plugin's name must be 1 to 64 letters, digits, _ . or -, got {name[:80]!r}")
         if any(entry.name == name for entry in self.entries()):
@@ -114,11 +122,36 @@ class PluginStore:
         """Return whether the plugin lies in `root`, so that it may be renamed and deleted. Raises UnknownModel."""
         return self.find(name).folder.parent == self.root
 
+    def _tell_twin(self, used: Path, folder: Path) -> None:
+        """Say once that a folder's plugin is not offered, because another one has its name."""
+        if folder not in self._twins and not (used.exists() and used.samefile(folder)):
+            self._twins.add(folder)
+            log.warning("the plugin in %s is not offered: %s has the same name; rename one folder", folder, used)
+
     def _changeable(self, name: str) -> Entry:
         entry = self.find(name)
         if not self.is_own(name):
             raise InputError(f"{name} lies outside the plugin store, in {entry.folder}: change it there")
         return entry
+
+
+def normal(name: str) -> str:
+    """Return a name with each accented letter as one character, however it was written."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _by_name(root: Path, folders: Iterable[Path]) -> dict[str, Path]:
+    """The folders by their plugins' names. Raises InputError where two have one name, or one has that of a plugin in
+    `root`."""
+    inside = {normal(folder.name): folder for folder in root.glob("*") if is_plugin(folder)} if root.is_dir() else {}
+    named: dict[str, Path] = {}
+    for folder in folders:
+        name = normal(folder.resolve().name)
+        twin = named.get(name) or inside.get(name)
+        if twin is not None and twin.resolve() != folder.resolve():
+            raise InputError(f"two plugins are named {name}: {twin} and {folder}; rename one of the folders")
+        named[name] = folder
+    return named
 
 
 def lock(folder: Path, passphrase: str) -> None:

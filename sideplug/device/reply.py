@@ -10,7 +10,7 @@ Test: pytest tests/test_equalities.py
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -128,7 +128,8 @@ class Channel:
 class Reply:
     """An iterator over the pieces of one reply. Nothing is sent before the first piece is asked for.
 
-    usage: complete when the iterator has ended. ids: the token ids so far. `close`, or leaving a `with` block, cancels.
+    usage: complete when the iterator has ended. ids: the token ids so far. on_begun: called when the cloud has
+    taken the prompt, before it is read. `close`, or leaving a `with` block, cancels.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class Reply:
     ) -> None:
         self.usage = Usage()
         self.ids: list[int] = []
+        self.on_begun: Callable[[], None] = lambda: None
         self._channel = channel
         self._turn = turn
         self._text: list[str] = []
@@ -255,6 +257,7 @@ class Reply:
             self._next, self._hash = begun.prompt, begun.hash
         elif not self.ids and begun.hash != self._hash:
             raise ProtocolError("the cloud must read the prompt as the one that began the reply did", "local")
+        self.on_begun()
 
     def _take_context(self, frame: Context) -> None:
         start = time.perf_counter()

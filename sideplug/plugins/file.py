@@ -22,12 +22,11 @@ import safetensors
 import safetensors.numpy
 
 from sideplug.contract.errors import PluginError, Stopped
-from sideplug.contract.frames import GateSpec
-from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
 from sideplug.paths import write_aside
 from sideplug.plugins import sealed_file
 from sideplug.plugins.base import Part, kind_named
+from sideplug.plugins.gates import gate_config, gate_of, gate_tensors
 
 FORMAT = 3
 PLUGIN = "plugin.json"
@@ -36,7 +35,6 @@ CONFIG, PART = "adapter_config.json", "adapter_model.safetensors"
 WEIGHTS = f"{MANNER}/{PART}"
 SUFFIX = ".sealed"  # of what only a passphrase opens
 OLD_WEIGHTS = PART  # where format 2 (sideplug 0.1) had a plugin's one file
-GATE = "gate"
 
 
 def is_plugin(folder: Path) -> bool:
@@ -74,15 +72,10 @@ def part_config(part: Part, base: str, base_name: str) -> dict[str, Any]:
         "kind": part.kind_name,
         "name": part.name,
         "tap": part.tap.name,
-        "gate": {**_gate_numbers(part.gate), "dial": list(part.gate.dial)},
+        **gate_config(part.gate),
         **part.config(),
         "about": part.about,
     }
-
-
-def _gate_numbers(gate: Gate) -> dict[str, Any]:
-    spec = gate.to_wire()
-    return {"kind": spec.kind, "bias": spec.bias, "threshold": spec.threshold, "memory": spec.memory}
 
 
 def write_folder(whole: Whole, folder: Path) -> None:
@@ -156,7 +149,7 @@ def _part_path(folder: Path, name: str) -> Path:
 
 
 def _part_bytes(part: Part, config: dict[str, Any]) -> bytes:
-    return safetensors.numpy.save({**part.tensors(), GATE: part.gate.weight_D}, {"sideplug": json.dumps(config)})
+    return safetensors.numpy.save({**part.tensors(), **gate_tensors(part.gate)}, {"sideplug": json.dumps(config)})
 
 
 def _part_from_bytes(data: bytes, path: str) -> tuple[Part, dict[str, Any]]:
@@ -182,23 +175,21 @@ def _open_safetensors(data: bytes, path: str) -> tuple[dict[str, Any], dict[str,
 
 def _part_of(config: dict[str, Any], tensors: dict[str, np.ndarray], path: str) -> Part:
     try:
-        numbers = dict(config["gate"])
-        dial = tuple(numbers.pop("dial"))
-        gate = Gate.from_wire(GateSpec(**numbers), tensors.pop(GATE), dial)
+        gate = gate_of(config, tensors)
         part = kind_named(config["kind"]).load(config, tensors, Tap.parse(config["tap"]), gate, config["about"])
         part.name = config["name"]
         return part
     except PluginError:
         raise
     except Exception as error:
-        raise PluginError(f"{path} is damaged: {type(error).__name__} {error}") from error
+        raise PluginError(f"{path} is damaged: a part of it is missing, or not as a plugin has it") from error
 
 
 def to_bytes(whole: Whole) -> bytes:
     """The whole plugin as one safetensors file: each part's tensors below its name."""
     tensors: dict[str, np.ndarray] = {}
     for part in whole.parts:
-        own = {**part.tensors(), GATE: part.gate.weight_D}
+        own = {**part.tensors(), **gate_tensors(part.gate)}
         tensors |= {f"{part.name}.{name}": tensor for name, tensor in own.items()}
     about = {"format": FORMAT, "parts": [part_config(part, whole.base, whole.base_name) for part in whole.parts]}
     return safetensors.numpy.save(tensors, {"sideplug": json.dumps(about)})
@@ -218,4 +209,4 @@ def from_bytes(data: bytes, path: str) -> Whole:
     except PluginError:
         raise
     except Exception as error:
-        raise PluginError(f"{path} is damaged: {type(error).__name__} {error}") from error
+        raise PluginError(f"{path} is damaged: a part of it is missing, or not as a plugin has it") from error

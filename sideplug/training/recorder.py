@@ -22,10 +22,10 @@ from sideplug.contract.frames import Frame, Read, Score, Scored
 from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.contract.wire import VERSION, encode
 from sideplug.device.session import Session
-from sideplug.paths import write_aside, writing
+from sideplug.paths import alone, write_aside, writing
 from sideplug.readers import Example
 from sideplug.training.judged import Judged
-from sideplug.training.tape import Tape, digest, frame_spans, read_identity
+from sideplug.training.tape import Tape, digest, good_spans, read_identity
 
 LONGEST_WAIT_S = 60.0  # for a cloud that has no room
 
@@ -37,24 +37,25 @@ def record(
     path: Path,
     progress: Callable[[int], None] = lambda n: None,
     context: ContextSlice | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Tape:
     """Have the cloud read each example once, and keep what it says in `path`. `progress` receives the number done.
 
-    A tape of the same base, tap and examples is continued; another one in its place is replaced. Raises CloudError when
-    the connection breaks (what came is kept), InputError for an example that the cloud can't read, Stopped: disk full.
+    A tape of the same base, tap and examples is continued after its last good example; another one in its place is
+    replaced. Raises CloudError when the connection breaks (what came is kept), InputError for an example that the cloud
+    can't read, Stopped: disk full. Another process that records it is waited for.
     """
     identity: dict[str, Any] = {"base": session.model.fingerprint, "tap": tap.name, "examples": digest(examples)}
     identity |= {"wire": VERSION, "context": [list(context.layers), context.rank] if context else None}
     about = path.with_suffix(".json")
-    with writing(path, "the tape"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not (path.is_file() and read_identity(about) == identity):
+    with writing(path, "the tape"), alone(path, say):
+        if not (path.is_file() and _of_these(about, identity)):
             path.unlink(missing_ok=True)
-            write_aside(about, json.dumps(identity).encode())
-        spans = list(frame_spans(path)) if path.exists() else []
+        write_aside(about, json.dumps({**identity, "count": len(examples)}).encode())
+        spans = good_spans(path, tap)[0] if path.exists() else []
         path.touch(mode=0o600)  # it holds the person's words, as token ids
         with path.open("ab") as file:
-            file.truncate(sum(size for _, size in spans))
+            file.truncate(sum(span.size for span in spans))
             file.seek(0, 2)
             done = len(spans)
             while done < len(examples):
@@ -67,6 +68,12 @@ def record(
                 except (CloudError, ProtocolError) as error:
                     session.reconnect(error)
     return Tape.whole(path, tap, context)
+
+
+def _of_these(about: Path, identity: dict[str, Any]) -> bool:
+    """Whether the tape beside this file is of the same base, tap and examples."""
+    there = read_identity(about)
+    return isinstance(there, dict) and {name: there.get(name) for name in identity} == identity
 
 
 def _read_in_order(session: Session, examples: Sequence[Example], start: int, context: bool) -> Iterator[ExampleFrame]:

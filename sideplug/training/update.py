@@ -16,12 +16,14 @@ from typing import Any
 from sideplug.contract.errors import InputError, PluginError, Stopped
 from sideplug.device.client import Client
 from sideplug.device.responders import Silent
-from sideplug.paths import write_aside
+from sideplug.paths import alone, write_aside, writing
 from sideplug.plugins import Plugin
 from sideplug.plugins.file import is_sealed
 from sideplug.readers import Example
-from sideplug.training import pipeline
+from sideplug.readers.report import Tell
+from sideplug.training import pipeline, threads
 from sideplug.training.fit import TrainConfig
+from sideplug.training.preflight import readable
 from sideplug.training.tape import Tape
 from sideplug.training.trainer import Trainer
 
@@ -65,30 +67,49 @@ def update(
     added: list[Example],
     show: pipeline.Show,
     interrupts: pipeline.Interrupts,
-    epochs: int = 6,
+    epochs: int = TrainConfig().epochs,
     force: bool = False,
+    skip_bad: bool = False,
+    tell: Tell = lambda line: None,
 ) -> Update:
-    """Train the plugin in `folder` on these examples too.
+    """Train the plugin in `folder` on these examples too; skip_bad: but for those that the cloud can't read.
 
-    Raises PluginError for a plugin without its tapes, Stopped where somebody wanted that (the plugin stays).
+    Raises PluginError for a plugin without its tapes, Stopped where somebody wanted that, or another training writes
+    into the folder (the plugin stays).
     """
+    _open(folder)
+    with writing(folder), alone(folder / pipeline.TRAINING.parent), threads.measured():
+        return _update(client, folder, added, show, interrupts, epochs, force, skip_bad, tell)
+
+
+def _update(
+    client: Client,
+    folder: Path,
+    added: list[Example],
+    show: pipeline.Show,
+    interrupts: pipeline.Interrupts,
+    epochs: int,
+    force: bool,
+    skip_bad: bool,
+    tell: Tell,
+) -> Update:
     plugin = _open(folder)
     part, before = plugin.trained, plugin.to_bytes()
     number = int(part.about.get("additions", 0)) + 1
-    tapes_of_it = [
-        folder / pipeline.TRAINING,
-        folder / pipeline.HELD,
-        *(_addition(folder, n) for n in range(1, number)),
-    ]
+    tapes_of_it = [folder / pipeline.TRAINING, *(_addition(folder, n) for n in range(1, number))]
+    if part.about.get("held", 1):
+        tapes_of_it.append(folder / pipeline.HELD)
     if not all(path.is_file() for path in tapes_of_it):
         raise PluginError(f"{folder} has no tape to learn on from (it was imported, perhaps): train it anew")
+    added = readable(client, added, part.tap, part.context, skip_bad, tell)
     with client.connect(responder=Silent(part.tap, part.context)) as session:
         plugin.check_base(session.model.fingerprint, session.model.name)
         new = pipeline.record_one(session, part.tap, part.context, "new", added, _addition(folder, number), show)
         tapes = _tapes(folder, plugin, number - 1)
         old = tapes.training
         tapes.training = old + new.part([*range(len(new))] * _repeats(old, new))
-        held, tapes.held = tapes.held, tapes.held + new
+        held = tapes.held or old  # where nothing was held out, what it learnt must stay as it is
+        tapes.held = held + new
         config = replace(_config(plugin), epochs=epochs)
         rows = tapes.fetch_head(session, 4096)
     retain = tapes.split_retain(config.seed, hard_negatives=True)
@@ -107,7 +128,7 @@ def update(
     old_after, new_after = losses()
     why = ""
     if old_after > old_before + WORSE:
-        why = "it would do worse on the old text (--force replaces it all the same)"
+        why = "it would do worse on the old text"
     elif not new_after < new_before:
         why = "it learnt nothing"
     made = Update(len(added), old_before, old_after, new_before, new_after, result.epochs, force or not why, why)
@@ -164,7 +185,7 @@ def _tapes(folder: Path, plugin: Plugin, additions: int) -> pipeline.Tapes:
     training = whole(folder / pipeline.TRAINING)
     for number in range(1, additions + 1):
         training = training + whole(_addition(folder, number))
-    held = whole(folder / pipeline.HELD)
+    held = whole(folder / pipeline.HELD) if part.about.get("held", 1) else None
     try:
         about = json.loads((folder / pipeline.RETAIN).read_text(encoding="utf-8"))
         path, negatives = pipeline.retain_tape(about["tape"]), folder / pipeline.HARD_NEGATIVES

@@ -26,6 +26,7 @@ from sideplug.plugins.file import CONFIG, MANNER, PART, PLUGIN, SUFFIX, WEIGHTS
 from sideplug.readers import Example
 from sideplug.training import pipeline, update
 from sideplug.training.fit import TrainConfig
+from sideplug.training.recipe import Recipe
 from sideplug.training.recorder import score
 from sideplug.training.trainer import CHECKPOINT, Result
 from tests.conftest import Cloud, a_cloud, a_session
@@ -35,7 +36,7 @@ NEW = {"cat": "Salt", "boat": "Vinga"}
 NEWER = {"horse": "Brun"}
 RETAIN = [Example(Prompt.user(f"Tell me about {thing}."), "", "g:1", 8) for thing in ("rain", "bees", "nails", "tea")]
 TRAINING = TrainConfig(12, 1e-2, weight_decay=0.01, patience=12)
-RECIPE = pipeline.Recipe(width=24, rank=16, training=TRAINING, candidates=400)
+RECIPE = Recipe(width=24, rank=16, training=TRAINING, candidates=400, least_steps=0)
 
 
 def facts(told: dict[str, str], asks: str = "What is my {}?") -> list[Example]:
