@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sideplug.contract.defaults import DEFAULT_URL
-from sideplug.contract.errors import DataError
+from sideplug.contract.errors import DataError, Stopped
 from sideplug.contract.text import Prompt
+from sideplug.device import elsewhere
 from sideplug.device.client import Client
+from sideplug.paths import plugins_dir
 from sideplug.plugins import Plugin
 from sideplug.readers import Example, read
 from sideplug.readers.records import check_example
@@ -103,7 +105,10 @@ def train(
     def uninterrupted() -> Iterator[Callable[[], bool]]:
         yield lambda: False
 
-    return pipeline.make(client, texts, folder, recipe, show, uninterrupted, resume, check=check).plugin
+    plugin = pipeline.make(client, texts, folder, recipe, show, uninterrupted, resume, check=check).plugin
+    with contextlib.suppress(Stopped):  # `plugin list` will not show it
+        elsewhere.remember(plugins_dir(), folder)
+    return plugin
 
 
 def _examples(data: Data, skip_bad: bool, tell: Callable[[str], None]) -> list[Example]:

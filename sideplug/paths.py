@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sideplug.contract.errors import InputError, Stopped
+
+_ASIDE = re.compile(r"\..+-[a-z0-9_]{8}")  # the names that tempfile.mkstemp makes for write_aside
 
 
 def cache_dir() -> Path:
@@ -55,6 +58,15 @@ def write_aside(path: Path, data: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Delete what killed writes left below a folder (see write_aside), and return it. Raises Stopped."""
+    left = [path for path in folder.rglob(".*") if _ASIDE.fullmatch(path.name) and path.is_file()]
+    for path in left:
+        with writing(path):
+            path.unlink(missing_ok=True)
+    return left
 
 
 @contextlib.contextmanager

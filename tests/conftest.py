@@ -190,6 +190,7 @@ def own_cache(request: pytest.FixtureRequest) -> Iterator[None]:
 def own_config(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keys and certificates go where they vanish; a cloud of another file leaves no key of this machine here."""
     os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+    os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data"))
 
 
 class Cloud:

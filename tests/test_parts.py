@@ -28,7 +28,7 @@ from sideplug.device import audit
 from sideplug.device.client import Client
 from sideplug.device.head import DeviceHead
 from sideplug.device.link import WebSocketLink
-from sideplug.device.plugin_store import lock, unlock
+from sideplug.device.lock import lock, unlock
 from sideplug.device.reconnect import RetryPolicy
 from sideplug.device.reply import DecodeOptions
 from sideplug.device.responders import PluginResponder

@@ -20,6 +20,7 @@ from sideplug.cli.common import (
 )
 from sideplug.cli.session import key_or_file
 from sideplug.contract.errors import InputError
+from sideplug.contract.printable import escaped
 from sideplug.terminal import say
 
 
@@ -79,6 +80,7 @@ def top(
     from rich.console import Console
     from rich.live import Live
     from rich.table import Table
+    from rich.text import Text
 
     from sideplug.cloud.top import Now, Sample
     from sideplug.device.address import Address, get
@@ -90,9 +92,9 @@ def top(
         return Sample.read(get(address, "/metrics"), time.monotonic())
 
     def table(now: Now) -> Table:
-        rows = Table(title=url, title_justify="left", show_header=False, box=None)
+        rows = Table(title=Text(url), title_justify="left", show_header=False, box=None)
         for name, value in now.rows():
-            rows.add_row(f"[bold]{name}[/]", value)
+            rows.add_row(f"[bold]{name}[/]", Text(escaped(value)))
         return rows
 
     old = look()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ import click
 from sideplug.cli import session
 from sideplug.contract.defaults import DEFAULT_MODEL, DEFAULT_URL
 from sideplug.contract.version import __version__
+from sideplug.terminal import print_json
 
-__all__ = ["DEFAULT_MODEL", "DEFAULT_URL"]  # for commands that have nothing else of contract/defaults
+__all__ = ["DEFAULT_MODEL", "DEFAULT_URL", "print_json"]  # for commands that have nothing else of where these are
 
 FOLDER = click.Path(path_type=Path)
 # The commands by who asks for them, in the order of the help, each with the module of sideplug.cli that adds it.
@@ -252,8 +252,3 @@ decode_options = gathered(
         ),
     ),
 )
-
-
-def print_json(value: Any) -> None:
-    """Print a value as JSON, on one line of standard output."""
-    click.echo(json.dumps(value, ensure_ascii=False))

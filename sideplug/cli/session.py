@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sideplug.contract.errors import InputError, PluginError
-from sideplug.terminal import progress, say
+from sideplug.contract.errors import InputError, PluginError, Stopped
+from sideplug.terminal import progress, say, tell
 
 if TYPE_CHECKING:
     from sideplug.contract.gate import Gate
@@ -174,6 +174,17 @@ def load_plugin(folder: Path) -> Plugin:
     return Plugin.load(folder, lambda: passphrase_of(folder.name))
 
 
+def remember_plugin(folder: Path) -> None:
+    """Write down where a plugin was made, for plugin list; where that can't be, it is said."""
+    from sideplug.device import elsewhere
+    from sideplug.paths import plugins_dir
+
+    try:
+        elsewhere.remember(plugins_dir(), folder)
+    except Stopped as error:
+        say(f"sideplug: plugin list will not show {folder}: {error}")
+
+
 def load_plugin_if(folder: Path | None) -> Plugin | None:
     """The plugin in a folder; None for no folder."""
     return load_plugin(folder) if folder else None
@@ -213,7 +224,7 @@ def stream_reply(
             for piece in reply:
                 text.append(piece.text)
                 if show:
-                    click.echo(piece.text, nl=False)
+                    tell(piece.text, end="")
         except KeyboardInterrupt:
             interrupted = True
     return "".join(text), reply.ids, interrupted

@@ -26,7 +26,7 @@ from sideplug.cli.common import (
     print_json,
     skip_bad_option,
 )
-from sideplug.cli.session import Cloud, data_or_stdin, interrupts, peak_rss_mb
+from sideplug.cli.session import Cloud, data_or_stdin, interrupts, peak_rss_mb, remember_plugin
 from sideplug.contract.errors import InputError
 from sideplug.terminal import progress, say
 from sideplug.training.recipe import Recipe
@@ -305,6 +305,7 @@ def make_new(
         say(line)
     check = partial(check_out, out, new.resume, force)
     made = make(cloud.client, texts, out, recipe, training_progress, interrupts, new.resume, say, check)
+    remember_plugin(out)
     about = {"parameters": made.plugin.size, "tap": made.plugin.tap.name, "peak_rss_mb": peak_rss_mb()}
     trial = {"trial": made.trial.to_json()} if made.trial else {}
     lines = [report.line(made, out), *(made.trial.lines if made.trial else [])]

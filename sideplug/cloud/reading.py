@@ -20,10 +20,10 @@ from sideplug.cloud.tokenizer import Tokenizer
 from sideplug.contract.codec import pack
 from sideplug.contract.correction import Mixture, apply_delta, check_shapes, mixed_logp, mixture_of
 from sideplug.contract.errors import ProtocolError
+from sideplug.contract.frames import BEST_IDS, Score, Scored
 from sideplug.contract.frames import Example as ExampleFrame
-from sideplug.contract.frames import Score, Scored
 
-TOP = 16  # best ids that a tape holds for each position: the candidates of training
+TOP = BEST_IDS  # that a tape holds for each position: the candidates of training
 HEAD_ROWS = 64  # rows of one head call for examples: their logits stay small, and nobody waits long for the call
 Fail = Callable[[Sequence, Exception], None]  # what becomes of a work that met an error
 

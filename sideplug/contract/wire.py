@@ -22,7 +22,17 @@ import msgspec
 import numpy as np
 
 from sideplug.contract.errors import Busy, ProtocolError, TooLong
-from sideplug.contract.frames import FRAMES, MAX_SENTENCE, MAX_TENSORS, Error, Frame, Kind, layout, tensors_of
+from sideplug.contract.frames import (
+    FRAMES,
+    MAX_SENTENCE,
+    MAX_TENSORS,
+    MAX_WAIT_S,
+    Error,
+    Frame,
+    Kind,
+    layout,
+    tensors_of,
+)
 
 PATH = "/v1/session"  # where a cloud's WebSocket is
 MODEL_PATH = "/v1/model"  # where it describes its model, as JSON
@@ -209,5 +219,5 @@ def error_frame(error: Exception, number: int | None = None) -> Error:
     """
     code = getattr(error, "code", "internal")
     message = str(error) if code != "internal" else "the cloud met a fault of its own; its log has the details"
-    retry_s = float(error.retry_s) if isinstance(error, Busy) and error.retry_s is not None else None
+    retry_s = min(float(error.retry_s), MAX_WAIT_S) if isinstance(error, Busy) and error.retry_s is not None else None
     return Error(code, message[:MAX_SENTENCE], number, retry_s)

@@ -21,11 +21,13 @@ from urllib.parse import urlsplit
 
 from sideplug.contract.defaults import DEFAULT_URL
 from sideplug.contract.errors import CloudError, InputError, Unauthorized, Unreachable
+from sideplug.contract.printable import one_line
 from sideplug.contract.wire import PATH
 from sideplug.paths import local_key_file
 from sideplug.sockets import LOOPBACK
 
 KEY = re.compile(r"[\x21-\x7e]{1,1024}")
+MAX_BODY_BYTES = 16 << 20  # of a response to a plain request
 MAX_REASON = 300  # characters of a refusal's reason that are shown
 PIN = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -153,7 +155,7 @@ def refusal_reason(body: bytes) -> str:
     reason = ""
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         reason = str(json.loads(body)["error"])
-    return " ".join("".join(c if c.isprintable() else " " for c in reason)[:MAX_REASON].split())
+    return one_line(reason)[:MAX_REASON]
 
 
 def get(address: Address, path: str, timeout_s: float = 10.0) -> str:
@@ -166,7 +168,10 @@ def get(address: Address, path: str, timeout_s: float = 10.0) -> str:
     try:
         request = urllib.request.Request(url, headers=headers)
         with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as answer:
-            return str(answer.read().decode())
+            body: bytes = answer.read(MAX_BODY_BYTES + 1)
+            if len(body) > MAX_BODY_BYTES:
+                raise CloudError(f"{url} answers with more than {MAX_BODY_BYTES >> 20} MiB: it is no sideplug cloud")
+            return body.decode()
     except urllib.error.HTTPError as error:
         kind = Unauthorized if error.code == 401 else CloudError
         raise kind(refusal_reason(error.read(1000)) or f"{url} says HTTP {error.code}") from error

@@ -27,8 +27,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from sideplug.contract.errors import Busy, CloudError, InputError, Unauthorized, Unreachable, from_wire
 from sideplug.contract.frames import Error, Frame
+from sideplug.contract.printable import one_line
 from sideplug.contract.wire import MAX_FRAME_BYTES, decode, encode
-from sideplug.device.address import Address, refusal_reason, unreachable
+from sideplug.device.address import MAX_REASON, Address, refusal_reason, unreachable
 
 Record = Callable[[str, bytes], None]  # (">" up or "<" down, message)
 CONNECT_TIMEOUT_S = 10.0
@@ -45,6 +46,7 @@ class Link(Protocol):
 
     down: Counter[str]
     up: Counter[str]
+    check: Callable[[Frame], None]  # what every frame that comes is held against
 
     def send(self, frame: Frame) -> None:
         """Send a frame. Raises CloudError."""
@@ -88,6 +90,7 @@ class WebSocketLink:
         self.up: Counter[str] = Counter()
         self._sent = self._received = 0
         self.closed = False
+        self.check: Callable[[Frame], None] = lambda frame: None
 
     @classmethod
     def open(cls, address: Address, record: Record | None = None) -> WebSocketLink:
@@ -129,7 +132,8 @@ class WebSocketLink:
         except InvalidStatus as error:
             raise _refusal(url, error.response) from error
         except InvalidHandshake as error:
-            raise Unreachable(f"{url} answers, but is no sideplug cloud: {error}") from error
+            reason = one_line(str(error))[:MAX_REASON]
+            raise Unreachable(f"{url} answers, but is no sideplug cloud: {reason}") from error
         except (OSError, TimeoutError, EOFError, ConnectionClosed) as error:
             raise unreachable(address, error) from error
         return cls(connection, url, closing, record)
@@ -175,6 +179,7 @@ class WebSocketLink:
         self.down[frame.kind.name] += len(message)
         if isinstance(frame, Error):
             raise from_wire(frame.code, frame.message, frame.number, frame.retry_s)
+        self.check(frame)
         return frame
 
     def _gone(self, error: Exception) -> CloudError:
@@ -186,7 +191,7 @@ class WebSocketLink:
                     raise from_wire(frame.code, frame.message, None, frame.retry_s)
         except (ConnectionClosed, TimeoutError, OSError):
             pass
-        reason = error.rcvd.reason if isinstance(error, ConnectionClosed) and error.rcvd else ""
+        reason = one_line(error.rcvd.reason) if isinstance(error, ConnectionClosed) and error.rcvd else ""
         return CloudError(f"the cloud at {self._url} closed the connection{': ' + reason if reason else ''}")
 
     def close(self) -> None:

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sideplug.contract.errors import InputError, PluginError, Stopped, UnknownModel
-from sideplug.paths import write_aside, writing
-from sideplug.plugins import Plugin, sealed_file
-from sideplug.plugins.file import PART, SUFFIX, is_plugin, is_sealed, part_files
+from sideplug.paths import sweep
+from sideplug.plugins import Plugin, bundle, sealed_file
+from sideplug.plugins.file import CONFIG, PART, PLUGIN, SUFFIX, is_plugin, is_sealed, part_files
 
 NAME = re.compile(r"[\w][\w.-]{0,63}")
 log = logging.getLogger("sideplug.plugins")
+OURS = re.compile(r"plugin\.json|tape|versions|checkpoint\.safetensors(\.sealed)?|\..*\.lock")  # beside the parts
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,14 @@ class PluginStore:
         return sealed_file.seal(self.load(name).to_bytes(), passphrase)
 
     def import_(self, name: str, file: bytes, passphrase: str = "") -> Plugin:
-        """Save another device's plugin file under this name; return the plugin. Raises PluginError, InputError."""
+        """Save another device's plugin file, with its tapes if it has some, under this name; return the plugin.
+
+        Raises PluginError, InputError.
+        """
         folder = self.new_folder(name)
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} holds something else, perhaps of a stopped training: give another name")
-        plugin = Plugin.from_bytes(sealed_file.unseal(file, passphrase), "the plugin file")
-        plugin.save(folder)
-        return plugin
+        return import_to(folder, sealed_file.unseal(file, passphrase), "the plugin file")
 
     def is_own(self, name: str) -> bool:
         """Return whether the plugin lies in `root`, so that it may be renamed and deleted. Raises UnknownModel."""
@@ -154,40 +156,35 @@ def _by_name(root: Path, folders: Iterable[Path]) -> dict[str, Path]:
     return named
 
 
-def lock(folder: Path, passphrase: str) -> None:
-    """Seal a plugin's folder: the plugin, its tape and its checkpoints.
+def import_to(folder: Path, data: bytes, path: str) -> Plugin:
+    """Save the plugin of an unsealed file, and its tapes, to a folder; return it. Raises PluginError, Stopped."""
+    plugin, tapes = Plugin.from_bytes(data, path), bundle.tapes_in(data, path)
+    plugin.save(folder)
+    if tapes:
+        bundle.write_tapes(folder, tapes)
+    return plugin
 
-    Its main file is sealed last, so that after a full disk the same call with the same passphrase can finish the work.
-    Raises PluginError, InputError, Stopped; nothing is lost then.
+
+def delete_folder(folder: Path) -> list[Path]:
+    """Delete a plugin's folder: the plugin, its tapes, versions and checkpoint; return what else is there and stays.
+
+    Raises PluginError where there is no plugin, Stopped (the disk).
     """
-    if not passphrase:
-        raise InputError("a passphrase must not be empty")
-    parts = part_files(folder)
-    if all(path.suffix == SUFFIX for path in parts):
-        raise PluginError(f"there is no open plugin in {folder} that could be sealed")
-    for path in folder.rglob("*" + SUFFIX):  # of a call that was cut short: its passphrase must be this one
-        sealed_file.unseal(path.read_bytes(), passphrase)
-    plain = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".tape"))
-    for path in sorted(plain, key=lambda path: (path.name == PART, path)):
-        _replace(path, path.with_name(path.name + SUFFIX), sealed_file.seal(path.read_bytes(), passphrase))
-
-
-def unlock(folder: Path, passphrase: str) -> None:
-    """Undo lock(); the plugin's main file is opened last too.
-
-    Raises PluginError (wrong passphrase, damaged, altered); nothing is changed then.
-    """
-    if not is_sealed(folder):
-        raise PluginError(f"there is no sealed plugin in {folder}")
-    opened = {path: sealed_file.unseal(path.read_bytes(), passphrase) for path in sorted(folder.rglob("*" + SUFFIX))}
-    for path, data in sorted(opened.items(), key=lambda item: item[0].name == PART + SUFFIX):
-        _replace(path, path.with_name(path.name.removesuffix(SUFFIX)), data)
-
-
-def _replace(path: Path, new: Path, data: bytes) -> None:
-    with writing(new):
-        write_aside(new, data)
-    path.unlink()
+    if not is_plugin(folder):
+        raise PluginError(f"there is no plugin in {folder}")
+    sweep(folder)
+    with _stopping(f"{folder} could not be deleted"):
+        parts = {path.parent for name in (PART, PART + SUFFIX, CONFIG) for path in folder.glob(f"*/{name}")}
+        own = [path for path in folder.iterdir() if path in parts or OURS.fullmatch(path.name)]
+        for path in sorted(own, key=lambda path: path.name == PLUGIN):  # last, so that a cut work can be done again
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        left = sorted(folder.iterdir())
+        if not left:
+            folder.rmdir()
+    return left
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sideplug.contract.errors import PluginError
 from sideplug.contract.frames import GateSpec
 from sideplug.contract.gate import Gate
 
@@ -49,5 +50,7 @@ def _numbers(gate: Gate) -> dict[str, Any]:
 
 
 def _gate(numbers: Mapping[str, Any], weight_D: np.ndarray) -> Gate:
+    if weight_D.dtype != np.float32 or weight_D.ndim != 1:
+        raise PluginError("a gate's weights must be float32")
     spec = GateSpec(numbers["kind"], numbers["bias"], numbers["threshold"], numbers["memory"])
     return Gate.from_wire(spec, weight_D, tuple(numbers["dial"]))

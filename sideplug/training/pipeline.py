@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -24,6 +25,7 @@ from sideplug.device.responders import Silent
 from sideplug.device.session import Session
 from sideplug.paths import alone, cache_dir, write_aside, writing
 from sideplug.plugins import Plugin
+from sideplug.plugins.base import MAX_PHRASES
 from sideplug.plugins.file import is_plugin, is_sealed
 from sideplug.readers import Example
 from sideplug.training import data, gate, head, recorder, tape, threads, trial
@@ -41,7 +43,6 @@ TRAINING, HELD, HARD_NEGATIVES, RETAIN = (
     Path("tape", name) for name in ("train.tape", "held.tape", "hard_negatives.tape", "retain.json")
 )
 UNTOLD = 4  # questions about what nobody told, that are asked at the end
-MAX_PHRASES = 1 << 16  # tokens of the person's that a plugin keeps for its drafts
 
 Tell = Callable[[int, Progress | None], None]  # how much is done; losses, where there are some
 Show = Callable[[str, int], AbstractContextManager[Tell]]  # (label, total)
@@ -283,7 +284,9 @@ def record(
 
 
 def retain_tape(name: str) -> Path:
-    """Where the retain set's tape of this name is kept."""
+    """Where the retain set's tape of this name is kept. Raises InputError for a name that is none."""
+    if not re.fullmatch(r"[0-9a-f]{24}", name):
+        raise InputError("the plugin's folder names a retain set's tape that can't be: train the plugin anew")
     return cache_dir() / "retain" / f"{name}.tape"
 
 

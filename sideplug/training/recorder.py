@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sideplug.contract.codec import unpack
-from sideplug.contract.errors import Busy, CloudError, InputError, ProtocolError
+from sideplug.contract.errors import Busy, CloudError, InputError, ProtocolError, Untrusted
 from sideplug.contract.frames import Example as ExampleFrame
 from sideplug.contract.frames import Frame, Read, Score, Scored
 from sideplug.contract.tap import ContextSlice, Tap
@@ -86,7 +86,7 @@ def _read_in_order(session: Session, examples: Sequence[Example], start: int, co
             reads.ask(asked)
             asked += 1
         frame = reads.receive()
-        if not isinstance(frame, ExampleFrame) or not done <= frame.number < asked:
+        if not isinstance(frame, ExampleFrame):
             raise ProtocolError(f"the cloud must answer READ by EXAMPLE, got {frame.kind.name}")
         waiting[frame.number] = frame
         while done in waiting:
@@ -100,29 +100,47 @@ class Reads:
     def __init__(self, session: Session, examples: Sequence[Example], score: bool, context: bool) -> None:
         self._session, self._examples = session, examples
         self._score, self._context = score, context
+        self._under_way: set[int] = set()  # numbers of READs whose EXAMPLE did not come yet
 
     def ask(self, number: int) -> None:
         """Send the READ of an example. Raises CloudError."""
         example = self._examples[number]
+        self._under_way.add(number)
         read = Read(number, example.reply, self._score, **example.prompt.to_read())
         self._session.send(replace(read, greedy_tokens=example.greedy_tokens, context=self._context))
 
     def receive(self) -> Frame:
         """The next frame. What the cloud says against an example is raised with its file and line.
 
-        An example that the cloud has no room for is asked for again, when it says.
+        An example that the cloud has no room for is asked for again, when it says. Raises Untrusted for an EXAMPLE that
+        was not asked for, or asked for otherwise.
         """
         while True:
             try:
-                return self._session.receive()
+                frame = self._session.receive()
+                if isinstance(frame, ExampleFrame):
+                    self._check(frame)
+                return frame
             except (InputError, Busy) as error:
-                if error.number is None or not 0 <= error.number < len(self._examples):
+                if error.number is None or error.number not in self._under_way:
                     raise
                 if isinstance(error, InputError):
                     where = self._examples[error.number].where or "a general prompt"
                     raise type(error)(f"{where}: {error}") from error
                 time.sleep(min(error.retry_s or 1.0, LONGEST_WAIT_S))
                 self.ask(error.number)
+
+    def _check(self, frame: ExampleFrame) -> None:
+        if frame.number not in self._under_way:
+            raise Untrusted(f"the cloud sends example {frame.number}, which was not asked for")
+        self._under_way.remove(frame.number)
+        most = self._examples[frame.number].greedy_tokens
+        if (most and len(frame.ids) > most) or (frame.context is not None) != self._context:
+            raise Untrusted(f"the cloud sends example {frame.number} otherwise than it was asked for")
+
+    def forget(self) -> None:
+        """The connection broke: what was asked for and did not come will not come."""
+        self._under_way.clear()
 
 
 def score(session: Session, examples: Sequence[Example], progress: Callable[[int], None] = lambda n: None) -> Judged:
@@ -146,6 +164,9 @@ def score(session: Session, examples: Sequence[Example], progress: Callable[[int
                 states[frame.number] = unpack(frame.z, frame.z_scales)
                 session.send(Score(frame.number, **session.responder.score(frame)))
             elif isinstance(frame, Scored):
+                rows = len(states.get(frame.number, ()))
+                if frame.number not in under_way or not len(frame.base) == len(frame.plugin) == rows > 0:
+                    raise Untrusted(f"the cloud judges example {frame.number}, which it was not sent")
                 results[frame.number] = frame
                 under_way.discard(frame.number)
                 session.progressed()
@@ -156,4 +177,5 @@ def score(session: Session, examples: Sequence[Example], progress: Callable[[int
             session.reconnect(error)
             waiting.extendleft(sorted(under_way, reverse=True))
             under_way.clear()
+            reads.forget()
     return Judged.of([(results[n].base, results[n].plugin, states[n]) for n in sorted(results)])

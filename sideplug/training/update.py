@@ -18,7 +18,10 @@ from sideplug.device.client import Client
 from sideplug.device.responders import Silent
 from sideplug.paths import alone, write_aside, writing
 from sideplug.plugins import Plugin
-from sideplug.plugins.file import is_sealed
+from sideplug.plugins.base import MAX_PHRASES
+from sideplug.plugins.bundle import RETAIN, tapes_of
+from sideplug.plugins.file import SUFFIX, is_sealed
+from sideplug.plugins.validate import read_file
 from sideplug.readers import Example
 from sideplug.readers.report import Tell
 from sideplug.training import pipeline, threads
@@ -100,7 +103,12 @@ def _update(
     if part.about.get("held", 1):
         tapes_of_it.append(folder / pipeline.HELD)
     if not all(path.is_file() for path in tapes_of_it):
-        raise PluginError(f"{folder} has no tape to learn on from (it was imported, perhaps): train it anew")
+        if any(folder.rglob("*" + SUFFIX)):
+            raise PluginError(f"a tape of {folder} is sealed: unlock it first (sideplug plugin unlock {folder})")
+        raise PluginError(
+            f"{folder} has no tape to learn on from: export it with its tape where it was made (sideplug plugin export "
+            "--tape --seal), or train it anew"
+        )
     added = readable(client, added, part.tap, part.context, skip_bad, tell)
     with client.connect(responder=Silent(part.tap, part.context)) as session:
         plugin.check_base(session.model.fingerprint, session.model.name)
@@ -133,13 +141,27 @@ def _update(
         why = "it learnt nothing"
     made = Update(len(added), old_before, old_after, new_before, new_after, result.epochs, force or not why, why)
     if made.kept:
-        part.phrases = (old + new).texts()[-pipeline.MAX_PHRASES :]
+        part.phrases = (old + new).texts()[-MAX_PHRASES:]
         gated = pipeline.fit_gate(trainer, tapes)
         examples = int(part.about.get("examples", len(old))) + len(added)
         part.about = {**part.about, **result.to_json(), **gated, "examples": examples, "additions": number}
         _keep(folder, before)
         plugin.save(folder)
     return made
+
+
+def tapes_to_export(folder: Path) -> dict[str, bytes]:
+    """All tapes that the plugin in `folder` learnt from, by name, the retain set's too. Raises PluginError."""
+    _open(folder)
+    tapes = tapes_of(folder)
+    if pipeline.TRAINING.name not in tapes:
+        raise PluginError(f"{folder} has no tape to export")
+    if pipeline.RETAIN.name in tapes and RETAIN not in tapes:
+        path = pipeline.retain_tape(json.loads(tapes[pipeline.RETAIN.name])["tape"])
+        if not path.is_file():
+            raise PluginError("the retain set's tape is not in the cache any more: train the plugin anew")
+        tapes[RETAIN] = read_file(path)
+    return tapes
 
 
 def rollback(folder: Path) -> Plugin:
@@ -188,7 +210,8 @@ def _tapes(folder: Path, plugin: Plugin, additions: int) -> pipeline.Tapes:
     held = whole(folder / pipeline.HELD) if part.about.get("held", 1) else None
     try:
         about = json.loads((folder / pipeline.RETAIN).read_text(encoding="utf-8"))
-        path, negatives = pipeline.retain_tape(about["tape"]), folder / pipeline.HARD_NEGATIVES
+        imported, negatives = (folder / pipeline.RETAIN).with_name(RETAIN), folder / pipeline.HARD_NEGATIVES
+        path = imported if imported.is_file() else pipeline.retain_tape(about["tape"])
         own = whole(negatives) if negatives.is_file() else None
         return pipeline.Tapes.of(training, held, whole(path), about["negatives"], own)
     except FileNotFoundError:

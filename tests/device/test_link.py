@@ -292,7 +292,7 @@ REFUSALS = [
     (401, b"", Unauthorized, "ws://127.0.0.1:PORT says HTTP 401"),
     (401, b'{"error": "   "}', Unauthorized, "ws://127.0.0.1:PORT says HTTP 401"),
     (401, b"[" * 5000, Unauthorized, "ws://127.0.0.1:PORT says HTTP 401"),
-    (429, b'{"error": "a\\n\\u001b[2Jb\\u202ec"}', Busy, "a [2Jb c"),
+    (429, b'{"error": "a\\n\\u001b[2Jb\\u202ec"}', Busy, r"a \x1b[2Jb\u202ec"),
     (429, b'{"error": "' + b"x" * 9000 + b'"}', Busy, "x" * 300),
     (404, b'{"error": "no such path"}', Unreachable, "answers, but is no sideplug cloud: it says HTTP 404"),
     (500, b"", Unreachable, "answers, but is no sideplug cloud: it says HTTP 500"),

@@ -223,7 +223,7 @@ class Gateway:
             if record is None:
                 report = audit.report([])
                 return {**report.to_json(), "plugin": "", "lines": list(report.lines()), "dropped": 0}
-            report, dropped = audit.report(record.messages, record.plugin), record.messages.dropped
+            report, dropped = audit.report(record.messages, record.plugin, whole=False), record.messages.dropped
             lines = list(report.lines())
             return {**report.to_json(), "plugin": record.plugin_name, "lines": lines, "dropped": dropped}
 
