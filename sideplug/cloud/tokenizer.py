@@ -43,6 +43,8 @@ _ENDS = (
 )
 _NAMED_ENDS = ("eos_token", "eot_token", "eom_token")
 
+LONG_CHARACTERS = 16_000  # a longer text takes milliseconds, for which others would wait
+
 
 class Tokenizer:
     """The tokenizer of a model folder. Raises UnknownModel for a folder that can't be read."""
@@ -118,7 +120,13 @@ class Tokenizer:
 
         special: with the special tokens that begin and end a whole text (BOS).
         """
-        return self._fast.encode(text, add_special_tokens=special).ids
+        return self._encode(text, special)
+
+    def _encode(self, text: str, special: bool = False) -> list[int]:
+        if len(text) < LONG_CHARACTERS:
+            return self._fast.encode(text, add_special_tokens=special).ids
+        # The same ids; but this call lets other threads run meanwhile.
+        return self._fast.encode_batch_fast([text], add_special_tokens=special)[0].ids
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return a prompt's token ids: plain text after the tokenizer's BOS, messages through the chat template."""

@@ -42,6 +42,7 @@ MAX_VOCAB = 1 << 21  # tokens of a model: eight times what the largest vocabular
 MAX_TOKEN_TEXT = 1024  # characters of one token
 MAX_WAIT_S = 86400.0  # that an ERROR may ask a device to wait
 MAX_LOGIT_SCALE = 1e6  # of what a head multiplies its logits by, and of its soft cap
+MAX_DIMS = 4  # of a tensor
 MAX_SENTENCE = 1000  # characters of an ERROR's message
 HEADS = ("cloud", "device")  # where a token that the device was asked about is picked
 
@@ -444,6 +445,12 @@ FRAMES: dict[Kind, type[Frame]] = {
 }
 
 
+# The frames that a device sends; the cloud sends the others. What comes from the wrong side is not decoded.
+FROM_DEVICE = frozenset({Kind.OPEN, Kind.PROMPT, Kind.ANSWER, Kind.CANCEL, Kind.READ, Kind.SCORE, Kind.ROWS})
+FROM_CLOUD = frozenset(Kind) - FROM_DEVICE
+WITH_TEXT = frozenset({Kind.PROMPT, Kind.READ, Kind.TOKENS, Kind.ASK})  # whose control map holds a text or its ids
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a frame class stands on the wire. optional: the tensors that may be left out."""
@@ -478,7 +485,8 @@ def _make_layout(cls: type[Frame]) -> Layout:
         else:
             control.append((each.name, hint, msgspec.NODEFAULT))
     names = tuple(name for name, _, _ in control)
-    listing: Any = Annotated[list[tuple[Word, Word, list[int]]], Meta(max_length=MAX_TENSORS)]
+    shape = Annotated[list[int], Meta(max_length=MAX_DIMS)]
+    listing: Any = Annotated[list[tuple[Word, Word, shape]], Meta(max_length=MAX_TENSORS)]
     control.append(("t", listing, msgspec.field(default_factory=list)))
     struct = msgspec.defstruct(
         cls.__name__,

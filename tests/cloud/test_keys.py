@@ -189,7 +189,7 @@ def test_the_local_key(path: Path, tmp_path: Path) -> None:
     keys.keep_local(file)
     first = file.read_text().strip()
     assert file.stat().st_mode & 0o777 == 0o600
-    assert keys.check(first) == Holder(LOCAL, first.split("-")[1], KeyLimits(0, 0))
+    assert keys.check(first) == Holder(LOCAL, first.split("-")[1], KeyLimits(0, 0), is_operator=True)
     keys.add("ada")
     before = (path.read_bytes(), file.read_bytes())
     Keys(path).keep_local(file)
