@@ -327,7 +327,7 @@ def start(*arguments: Any, cache: Path) -> subprocess.Popen[str]:
 def test_ctrl_c_in_training_keeps_a_checkpoint(run: Run, served: dict[str, Any], tmp_path: Path) -> None:
     data = tmp_path / "d.jsonl"
     data.write_text(FACTS)
-    options = ["--out", tmp_path / "p", "--cloud", served["url"], "--epochs", "200", "--batch-tokens", "16"]
+    options = ["--out", tmp_path / "p", "--cloud", served["url"], "--epochs", "30", "--batch-tokens", "16"]
     process = start("train", data, *options, cache=tmp_path)
     checkpoint = tmp_path / "p" / "checkpoint.safetensors"
     deadline = time.monotonic() + 60
