@@ -68,7 +68,7 @@ ELSEWHERE = ("sideplug plugin import",)  # "on the other device": in an empty fo
 def commands(page: Path) -> list[str]:
     """The commands in a page's code blocks, without what is said of them, in their order."""
     found, fenced = [], False
-    for line in page.read_text().splitlines():
+    for line in page.read_text("utf-8").splitlines():
         if line.startswith("```"):
             fenced = not fenced
         elif fenced or line.startswith("    "):
