@@ -354,8 +354,8 @@ def test_two_trainings_into_one_folder(run: Run, served: dict[str, Any], tmp_pat
     data, out = tmp_path / "d.jsonl", tmp_path / "p"
     data.write_text(FACTS)
     options = ["--out", out, "--cloud", served["url"], "--retain-weight", "0"]
-    first = start("train", data, *options, "--epochs", "2000", cache=tmp_path)
-    eventually((out / ".tape.lock").exists, 30)
+    first = start("train", data, *options, "--epochs", "2000", "--held-out", "0", cache=tmp_path)
+    eventually((out / ".tape.lock").exists, 60)
     second = ["train", data, *options, "--epochs", "1", "--seed", "1"]
     sentence(run(*second), 1, f"another training writes into {out} (process {first.pid})")
     sentence(run(*second, "--force"), 1, f"(process {first.pid})")
@@ -371,7 +371,7 @@ def test_a_checkpoint_is_not_thrown_away_unasked(run: Run, served: dict[str, Any
     """Without --resume it is refused; where --resume does not fit, it says which setting differs, before it records."""
     data, out = tmp_path / "d.jsonl", tmp_path / "p"
     data.write_text(FACTS)
-    how = ["--out", out, "--cloud", served["url"], "--retain-weight", "0"]
+    how = ["--out", out, "--cloud", served["url"], "--retain-weight", "0", "--held-out", "0"]
     first = start("train", data, *how, "--epochs", "2000", cache=tmp_path)
     checkpoint = out / "checkpoint.safetensors"
     eventually(checkpoint.exists, 60)
@@ -387,7 +387,7 @@ def test_a_checkpoint_is_not_thrown_away_unasked(run: Run, served: dict[str, Any
         (["--epochs", "12"], "--epochs was 2000, is 12"),
         (["--epochs", "2000", "--seed", "1"], "--seed was 0, is 1"),
         (["--epochs", "2000", "--width", "8"], "--width was 0, is 8"),
-        (["--epochs", "2000", "--held-out", "0"], "--held-out was 0.1, is 0"),
+        (["--epochs", "2000", "--held-out", "0.2"], "--held-out was 0.0, is 0.2"),
         (["--epochs", "2000", "--no-reword"], "--reword was True, is False"),
         ([], "--epochs was 2000, is as needed"),
     ):
