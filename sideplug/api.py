@@ -85,7 +85,7 @@ def train(
     def check() -> None:
         pipeline.check_out(folder, resume, replace, ("resume=True", "replace=True"))
 
-    check()
+    pipeline.check_early(folder, check)
     tell = (lambda line: None) if quiet else say
     client = Client.at(cloud)
     examples = _examples(data, skip_bad, tell)

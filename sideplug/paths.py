@@ -118,10 +118,11 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(path: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+def alone(path: Path, wait: Callable[[str], None] | None = None, shown: Path | None = None) -> Iterator[None]:
     """Hold `path` as the only writer during the block. A lock beside it names the process, and is gone afterwards.
 
     wait: called with who holds it, before this waits for that process; None: raises Stopped, with the same words.
+    shown: what these words name, instead of `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
@@ -129,7 +130,7 @@ def alone(path: Path, wait: Callable[[str], None] | None = None) -> Iterator[Non
         with open(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
             if not _lock(file.fileno(), block=False):
                 number = file.read(20).decode("ascii", "replace") or "unknown"
-                owner = f"another training writes into {path} (process {number})"
+                owner = f"another training writes into {shown or path} (process {number})"
                 if wait is None:
                     raise Stopped(owner)
                 wait(owner)

@@ -292,9 +292,10 @@ def make_new(
 ) -> tuple[dict[str, Any], list[str]]:
     """Train a new plugin into `out`; (what is told as JSON, the same as lines)."""
     from sideplug.training import report
-    from sideplug.training.pipeline import check_out, make
+    from sideplug.training.pipeline import check_early, check_out, make
 
-    check_out(out, new.resume, force)
+    check = partial(check_out, out, new.resume, force)
+    check_early(out, check)
     recipe = new.recipe(epochs)
     texts = new.texts(source, out, cloud.client, recipe)
     first = texts.training[0]
@@ -303,7 +304,6 @@ def make_new(
     say(f"{len(texts.training)} examples to train on, {len(texts.held)} held out; {first.where}: {start[:100]}…")
     for line in texts.lines:
         say(line)
-    check = partial(check_out, out, new.resume, force)
     made = make(cloud.client, texts, out, recipe, training_progress, interrupts, new.resume, say, check)
     remember_plugin(out)
     about = {"parameters": made.plugin.size, "tap": made.plugin.tap.name, "peak_rss_mb": peak_rss_mb()}

@@ -162,6 +162,13 @@ def check_out(out: Path, resume: bool, replace: bool, ways: tuple[str, str] = ("
         raise InputError(f"{out} has a checkpoint of a stopped training: {ways[0]}, or {ways[1]} to begin anew")
 
 
+def check_early(out: Path, check: Callable[[], None]) -> None:
+    """Call `check` before there are texts. Raises what it raises; Stopped where another training writes into `out`."""
+    if out.is_dir():
+        with writing(out), alone(out / TRAINING.parent, shown=out):
+            check()
+
+
 def make(
     client: Client,
     texts: Texts,
@@ -178,7 +185,7 @@ def make(
 
     check: called when `out` is this training's alone, before anything is written; it may raise.
     """
-    with writing(out), alone(out / TRAINING.parent), threads.measured(say):
+    with writing(out), alone(out / TRAINING.parent, shown=out), threads.measured(say):
         check()
         return _make(client, texts, out, recipe, show, interrupts, resume, say)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sideplug.contract.errors import CloudError, InputError
+from sideplug.contract.errors import SideplugError
 from sideplug.contract.text import Prompt
 from sideplug.device.client import Client
 from sideplug.device.session import Session
@@ -121,7 +121,7 @@ def tried(
             answers = [_answer(mine, base, prompt, reply) for prompt, reply in asked]
             others = [_answer(mine, base, each.prompt, "") for each in untold[:MOST_UNTOLD]]
             continued = [_continuation(mine, base, start) for start in starts if start]
-    except (CloudError, InputError) as error:
+    except SideplugError as error:
         say(f"the plugin is saved; it could not be tried: {error}")
         return None
     return Trial(answers, others, continued)

@@ -81,7 +81,7 @@ def update(
     into the folder (the plugin stays).
     """
     _open(folder)
-    with writing(folder), alone(folder / pipeline.TRAINING.parent), threads.measured():
+    with writing(folder), alone(folder / pipeline.TRAINING.parent, shown=folder), threads.measured():
         return _update(client, folder, added, show, interrupts, epochs, force, skip_bad, tell)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import click
 import pytest
 
 import sideplug
@@ -15,7 +16,8 @@ from sideplug.training.update import update
 
 def test_everybody_takes_them_from_it() -> None:
     recipe = Recipe()
-    options = {parameter.opts[0]: parameter.default for parameter in command.params}
+    context = click.Context(command)
+    options = {parameter.opts[0]: parameter.get_default(context) for parameter in command.params}
     chosen = {name: value for name, value in recipe.options().items() if name not in ("--epochs", "--tap")}
     assert {name: options[name] for name in chosen} == chosen
     assert options["--epochs"] == 0
