@@ -140,7 +140,7 @@ def test_a_gateway_without_a_cloud(run: Run, tmp_path: Path) -> None:
         (["plugin", "export", "missing", "x"], "there is no plugin in missing"),
         (["plugin", "import", "missing", "x"], "missing can't be read"),
         (["plugin", "lock", "missing"], "a passphrase must not be empty: set SIDEPLUG_PASSPHRASE"),
-        (["plugin", "unlock", "missing"], "there is no sealed plugin in missing"),
+        (["plugin", "unlock", "missing"], "there is no plugin in missing"),
         (["plugin", "rollback", "missing"], "there is no plugin in missing"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",

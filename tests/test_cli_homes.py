@@ -141,9 +141,9 @@ def test_keys_from_files(run: Run, tiny: Path, tmp_path: Path) -> None:
     """A key that is made as JSON, kept in a file, shown from it by every command, and by its variable."""
     from sideplug.cloud.keys import Keys
 
-    made = run("keys", "add", "ada", "--sessions", 2, "--json", "--keys", tmp_path / "keys.json")
+    made = run("keys", "add", "ada", "--role", "operator", "--sessions", 2, "--json", "--keys", tmp_path / "keys.json")
     about = json.loads(made.stdout)
-    assert {**about, "key": ""} == {"name": "ada", "key": "", "sessions": 2, "tokens_per_minute": 0}
+    assert {**about, "key": ""} == {"name": "ada", "key": "", "sessions": 2, "tokens_per_minute": 0, "role": "operator"}
     file = secret_file(tmp_path, about["key"])
     with a_cloud(tiny, keys=Keys(tmp_path / "keys.json")) as cloud:
         ask = ("generate", "hi", "--max-tokens", 3, "--cloud", cloud.url)

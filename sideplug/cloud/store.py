@@ -76,7 +76,7 @@ def _check_kind(name: str, config: Path) -> None:
     """Raises UnknownModel for a model that does not continue text, as its config says."""
     try:
         settings = json.loads(config.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return  # what is wrong with it is said elsewhere
     if isinstance(settings, dict):
         check_decoder(name, settings)

@@ -46,8 +46,9 @@ class Sampling:
         _must("seed", self.seed, isinstance(self.seed, int) and 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
 
     def to_wire(self) -> SamplingSpec:
-        """Return the settings as a PROMPT frame carries them."""
-        return SamplingSpec(**asdict(self))
+        """Return the settings as a PROMPT frame carries them: those that are not the default's."""
+        plain = asdict(Sampling())
+        return SamplingSpec(**{name: value for name, value in asdict(self).items() if value != plain[name]})
 
     @classmethod
     def from_wire(cls, spec: SamplingSpec) -> Sampling:

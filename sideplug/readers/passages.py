@@ -42,13 +42,19 @@ _FENCE = re.compile(r"^(```|~~~)", re.MULTILINE)
 
 
 def passages_of(text: str, size: int = PASSAGE_BYTES) -> Iterator[tuple[int, str]]:
-    """Yield (offset in the text, passage) of passages of at most `size` bytes. Nothing but blank ends is left out."""
-    at = 0
+    """Yield (offset in the text, passage) of passages of at most `size` bytes. Nothing but blank ends is left out.
+
+    Behind a passage that the text goes on after, one character of the white space between stays: the text does not end
+    there, and a plugin must not learn that it does.
+    """
+    at, end = 0, len(text.rstrip())
     for run in _packed(_pieces(joined(text), size, 0), size):
         passage = run.rstrip()
+        if at + len(passage) < end:
+            passage = run[: len(passage) + 1]
         start = re.match(r"(?:[^\S\n]*\n)*", passage)  # blank lines before it, not its indentation
         skipped = start.end() if start else 0
-        if passage:
+        if passage.strip():
             yield at + skipped, passage[skipped:]
         at += len(run)
 

@@ -1,7 +1,7 @@
 """Plain text and Markdown: files, or records {"text"}, cut into passages that are learnt as continuations.
 
 Of a Markdown note the front matter is not learnt, and a wiki link [[page|words]] becomes its words.
-Test: pytest tests/readers/test_text.py
+Test: pytest tests/readers/test_text_files.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What training tells at its end: one line, for the command and for the page. What the plugin says is in trial.py.
 
-Test: pytest tests/training/test_report.py
+Test: pytest tests/training/test_report_of_training.py
 """
 
 from __future__ import annotations

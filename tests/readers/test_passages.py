@@ -106,7 +106,9 @@ def test_wrapped_prose_is_joined(width: int) -> None:
 def test_paragraphs_stay_whole_where_they_fit() -> None:
     paragraphs = [f"Paragraph {i}. " + "It has words. " * 20 for i in range(9)]
     found = texts("\n\n".join(paragraphs))
-    assert found[0] == "\n\n".join(paragraphs[:3]).rstrip()
+    assert found[0].rstrip() == "\n\n".join(paragraphs[:3]).rstrip()
+    assert found[0] != found[0].rstrip(), "the text goes on behind it"
+    assert found[-1] == found[-1].rstrip()
     assert all(passage.startswith("Paragraph") for passage in found)
 
 

@@ -82,7 +82,7 @@ def test_a_suspicion_may_be_wrong(cloud: Cloud) -> None:
 
 
 def test_a_text_that_is_one_token(cloud: Cloud) -> None:
-    oak = Example(Prompt(text=""), "a", "a.txt:1")
+    oak = Example(Prompt(text=""), "\n", "a.txt:1")  # which goes on, so no end is learnt either
     with pytest.raises(DataError, match=r"^a\.txt:1: the example has nothing to learn"):
         readable(Client.at(cloud.url), [oak, *GOOD], TAP, None)
 
