@@ -68,5 +68,5 @@ def test_what_a_device_calls_itself_can_forge_no_line(tiny: Path, caplog: pytest
     with a_cloud(tiny) as cloud:
         error = exchange(cloud, Malformed(opening(), {"client": "x\n2026 ERROR forged " + "y" * 200}))
     assert type(error) is ProtocolError, error
-    assert "forged" in "".join(lines(caplog)), "or this test shows nothing"
-    assert not any(line.startswith("2026 ERROR forged") for line in "\n".join(lines(caplog, False)).splitlines())
+    assert '"refused"' in "".join(lines(caplog)), "or this test shows nothing"
+    assert "forged" not in "".join(lines(caplog))
