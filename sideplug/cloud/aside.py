@@ -1,8 +1,8 @@
 """Work aside: what would hold up the event loop is done in one thread of its own, a piece of each user at a time.
 
 Decoding a frame of megabytes, tokenizing a long text and making a tap's projection take up to a second. In the event
-loop everybody would wait for it; in a thread for each session they would take all cores. The thread rests as long as it
-has worked, so that it takes half a core at most, and a user's next piece waits for longer than that. It does not know
+loop everybody would wait for it; in a thread for each session they would take all cores. The thread rests three times
+as long as it has worked, so that it takes a quarter of a core at most, and a user's next piece waits for longer than that. It does not know
 what is done. Test: pytest tests/cloud/test_aside.py
 """
 
@@ -17,7 +17,8 @@ from typing import TypeVar
 from weakref import WeakValueDictionary
 
 T = TypeVar("T")
-USER_REST = 3.0  # how many times as long as its piece took a user's next one waits
+REST = 3.0  # how many times as long as a piece took the thread rests
+USER_REST = 5.0  # how many times as long as its piece took a user's next one waits
 MAX_REST_S = 2.0
 
 
@@ -32,9 +33,10 @@ def _rest(seconds: float) -> None:
 
 
 class Aside:
-    """One thread. `run` is called in the event loop."""
+    """One thread. `run` is called in the event loop. charge: told of the seconds that a piece of a user took."""
 
-    def __init__(self) -> None:
+    def __init__(self, charge: Callable[[str, float], None] = lambda user, seconds: None) -> None:
+        self._charge = charge
         self._thread = ThreadPoolExecutor(1, "aside")
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -54,7 +56,8 @@ class Aside:
                 return function()
             finally:
                 took_s = min(time.monotonic() - started_s, MAX_REST_S)
-                self._thread.submit(_rest, took_s)
+                self._charge(user, took_s)
+                self._thread.submit(_rest, min(REST * took_s, MAX_REST_S))
 
         try:
             return await loop.run_in_executor(self._thread, timed)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -88,6 +88,7 @@ class Engine:
         self._scheduler = Scheduler(budget or Budget())
         self._speculation = SpeculationPolicy()
         self._fair = FairShare()
+        self._charges: deque[tuple[str, float]] = deque()  # of work outside the engine
         self._chores: list[Chore] = []
         self._works: list[Sequence] = []
         self._rows: list[HeadRow] = []  # rows of the last forward that have not been through the head
@@ -102,6 +103,10 @@ class Engine:
     def working(self) -> int:
         """Works that have begun."""
         return len(self._works)
+
+    def charge(self, user: str, seconds: float) -> None:
+        """Count work of a user outside the engine as time of the engine's. May be called from any thread."""
+        self._charges.append((user, seconds))
 
     # What sessions ask for ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -250,6 +255,9 @@ class Engine:
 
         A step is not interrupted, so while an answer is on its way nobody else's prompt may make it a long one.
         """
+        while self._charges:
+            user, seconds = self._charges.popleft()
+            self._fair.spend(seconds, {user: 1})
         now_s, running, answering = time.monotonic(), set[str](), set[str]()
         for work in self._works:
             if work.pending:

@@ -123,8 +123,8 @@ class Shared:
     model_info: ModelInfo
     taps: TapStore
     predictors: Shares
+    aside: Aside
     usage: Usage = field(default_factory=Usage)
-    aside: Aside = field(default_factory=Aside)
     draining: threading.Event = field(default_factory=threading.Event)
 
     def predictor_memory(self, user: str, size: int) -> Reservation | None:

@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 
 from sideplug.cloud.access import RETRY_S, AccessControl, RefusalLog
+from sideplug.cloud.aside import Aside
 from sideplug.cloud.engine import Engine
 from sideplug.cloud.host import PREDICTORS_BYTES, PREDICTORS_SHARE, EngineThread, Limits, Shared
 from sideplug.cloud.keys import Holder, Keys
@@ -87,6 +88,7 @@ class Service:
             counters=self.counters,
             model_info=_describe(base, engine),
             taps=TapStore(engine.model),
+            aside=Aside(engine.charge),
             predictors=Shares(max(PREDICTORS_BYTES, engine.model.memory.limit_bytes // PREDICTORS_SHARE)),
         )
         self._refusals = RefusalLog()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import random
 import threading
 import time
@@ -236,7 +237,12 @@ def run_well(address: Address, fingerprint: str, seed: int, stop: Event) -> None
 
 
 def neighbours(kinds: list[str], addresses: list[Address], fingerprint: str, seed: int, stop: Event) -> None:
-    """The process of the neighbours: one thread for each; the kind "well" behaves."""
+    """The process of the neighbours: one thread for each; the kind "well" behaves.
+
+    Their devices would be machines of their own; here they have the lowest priority, so that what is measured is what
+    they take of the cloud, not of its cores.
+    """
+    os.nice(19)
     threads = []
     for number, (kind, address) in enumerate(zip(kinds, addresses, strict=True)):
         if kind == "well":
