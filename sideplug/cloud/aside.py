@@ -2,8 +2,9 @@
 
 Decoding a frame of megabytes, tokenizing a long text and making a tap's projection take up to a second. In the event
 loop everybody would wait for it; in a thread for each session they would take all cores. The thread rests three times
-as long as it has worked, so that it takes a quarter of a core at most, and a user's next piece waits for longer than that. It does not know
-what is done. Test: pytest tests/cloud/test_aside.py
+as long as it has worked, so that it takes a quarter of a core at most, and a user's next piece waits for longer than
+that. The time counts as the user's share of the engine (`charge`). It does not know what is done.
+Test: pytest tests/cloud/test_aside.py
 """
 
 from __future__ import annotations

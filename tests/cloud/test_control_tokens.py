@@ -129,7 +129,7 @@ PIECES = st.sampled_from(
 PLAIN = st.lists(PIECES | st.text(max_size=6), max_size=8).map("".join)
 DIRTY = st.lists(PIECES | st.sampled_from([*CONTROL, *LISTED_AS_TEXT]), max_size=8).map("".join)
 ROLES = ("system", "user", "assistant", "user")
-SLOW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+SLOW = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def messages_of(texts: list[str]) -> list[dict[str, str]]:

@@ -290,7 +290,7 @@ def test_a_session_that_was_cut_off_is_free_at_once(cloud: Cloud) -> None:
         next(reply)
         (session,) = map(weakref.ref, cloud.server.sessions)
         socket.socket.shutdown(link._connection.socket, socket.SHUT_RDWR)
-        eventually(lambda: session() is None)
+        eventually(lambda: session() is None, 30)
     finally:
         gc.enable()
     link.close()

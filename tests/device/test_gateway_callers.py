@@ -35,7 +35,7 @@ def a_small_key(tiny: Path, folder: Path, sessions: int, **how: Any) -> Iterator
             yield cloud, Stage(gateway, url), key
 
 
-@pytest.mark.parametrize(("callers", "sessions"), [(8, 8), (50, 3), (9, 1)])
+@pytest.mark.parametrize(("callers", "sessions"), [(8, 8), pytest.param(50, 3, marks=pytest.mark.slow), (9, 1)])
 def test_all_callers_get_their_reply(cloud: Cloud, tiny: Path, tmp_path: Path, callers: int, sessions: int) -> None:
     """With and without plugins, streamed and whole: nobody is sent away, whatever the key's sessions are."""
     want = {name: wanted(cloud, name) for name in ("", *NAMES)}
