@@ -220,9 +220,11 @@ def _make(
     retain = tapes.split_retain(config.seed, hard_negatives=True)
     trainer = Trainer(part, plugin.base, rows, tapes.training, tapes.held, config, out, retain=retain, about=made_with)
     result = train(trainer, show, interrupts, resume)
+    figures = figures_of(trainer, texts.told, tapes.held)
+    if result.best_loss < result.base_loss:
+        trainer.learn_held()
     part.phrases = tapes.training.texts()[-MAX_PHRASES:]
     gated = fit_gate(trainer, tapes)
-    figures = figures_of(trainer, texts.told, tapes.held)
     part.about = {
         "examples": len(texts.training) - texts.made,
         "made": texts.made,

@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from sideplug.training.judged import Judged
 from sideplug.training.tape import Tape
 
 CHECKPOINT = "checkpoint.safetensors"
+LAST_EPOCHS, LAST_RATE = 3, 0.3  # of learn_held: passes, and the learning rate relative to training's
 TRAIN, HELD, RETAIN, RETAIN_HELD = "train", "held", "retain", "retain held"  # the tapes
 
 
@@ -234,6 +235,30 @@ class Trainer:
         best_loss, divergence = self._held_loss(state.best), self._divergence(state.best)
         return Result(base_loss, best_loss, divergence, state.epoch, seconds, self._of[TRAIN].tape.tokens)
 
+    def learn_held(self) -> None:
+        """Learn what was held out too, from the best parameters on: a few passes over all of it, at falling steps.
+
+        What was held out has told when to stop, and its figures are taken before this: a person wants all that they
+        gave to be learnt. Without held-out text it does nothing.
+        """
+        if HELD not in self._of:
+            return
+        fit = FitState.new(self.part.params)
+        steps: list[tuple[str, int, int, list[int]]] = []
+        for lap in range(LAST_EPOCHS):
+            order = [
+                (name, lap, number, examples)
+                for name in (TRAIN, HELD)
+                for number, examples in enumerate(self._of[name].epoch(lap, self.config.batch_tokens, self.config.seed))
+            ]
+            np.random.default_rng([self.config.seed, lap, 2]).shuffle(order)
+            steps += order
+        config = replace(self.config, learning_rate=self.config.learning_rate * LAST_RATE)
+        for name, lap, number, examples in steps:
+            terms = self._terms(self.config.epochs + lap, number, examples, name)
+            take_step(self.part.kind, self.head, fit, terms, config, len(steps))
+        self.part.params = fit.params
+
     def forget_checkpoint(self) -> None:
         """Delete it, once the plugin is saved."""
         self._path.unlink(missing_ok=True)
@@ -251,9 +276,9 @@ class Trainer:
     def _batches(self, epoch: int) -> list[list[int]]:
         return self._of[TRAIN].epoch(epoch, self.config.batch_tokens, self.config.seed)
 
-    def _terms(self, epoch: int, batch: int, examples: list[int]) -> Sequence[Term]:
+    def _terms(self, epoch: int, batch: int, examples: list[int], of: str = TRAIN) -> Sequence[Term]:
         """The objective of a step; of the retain set as many tokens as a step has personal ones."""
-        terms: list[Term] = [TargetLoss(self._of[TRAIN].rows(examples))]
+        terms: list[Term] = [TargetLoss(self._of[of].rows(examples))]
         retain = self._of.get(RETAIN)
         if retain is not None:
             drawn = retain.drawn(self.config.batch_tokens, [self.config.seed, epoch, batch, 1])
