@@ -106,10 +106,11 @@ def a_value(rng: random.Random, what: inspect.Type) -> Any:
 def _a_text(rng: random.Random, what: inspect.StrType) -> str:
     if what.pattern is not None:
         digits = re.search(r"\{(\d+)\}", what.pattern)
-        assert digits is not None
-        return rng.choice(["", f"{rng.getrandbits(256):064x}"[: int(digits[1])]])
+        if digits is not None:
+            return f"{rng.getrandbits(256):064x}"[: int(digits[1])]
     text = rng.choice([*TEXTS[:4], *TEXTS[6:], "l0.1.2-r16-s0-int8", "x" * min(what.max_length or 9, 2048)])
-    return text[: what.max_length]
+    text = text[: what.max_length]
+    return text if what.pattern is None or re.search(what.pattern, text) else "x"
 
 
 def edges(what: inspect.Type) -> list[Any]:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from websockets.exceptions import WebSocketException
 
 from sideplug.bench.meters import machine
 from sideplug.bench.sessions import open_session
@@ -195,7 +196,7 @@ def held_memory(settings: Settings, scratch: Path) -> dict[str, float]:
 
 def fill(line: Line, rng: random.Random, number: int) -> None:
     """Make the cloud hold what it will for a session: a tap, a predictor, examples not scored, frames of megabytes."""
-    with suppress(TimeoutError, OSError):
+    with suppress(TimeoutError, OSError, WebSocketException):
         line.open(tap=f"l0.1.2-r{WIDTH}-s{rng.randrange(1, 10**9)}-int8")
         line.send(Kind.PROMPT, prompt(rng, 50, 20))
         for _ in range(60):

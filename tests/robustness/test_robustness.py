@@ -42,4 +42,4 @@ def test_hostile_sessions_beside_a_person(tmp_path: Path) -> None:
     figures, _ = hostile.run(hostile.Settings(seconds=2.0, rounds=1), tmp_path)
     assert all(rate > 0 for rates in figures["tokens_s"].values() for rate in rates)
     assert set(figures["figures"]) == set(hostile.BOUNDS)
-    assert figures["memory"]["sessions"] == hostile.HOLDERS // 2
+    assert hostile.HOLDERS // 2 <= figures["memory"]["sessions"] <= hostile.HOLDERS

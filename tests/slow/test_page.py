@@ -238,7 +238,7 @@ def test_training(trained: dict[str, Any]) -> None:
     assert trained["corrected"] == "Anna packs nails, honey and tea."
     assert trained["sent"]["settings"] == {"epochs": 5}
     assert len(trained["notes"]) > 1
-    assert "held-out loss" in trained["line"]
+    assert "nats a token" in trained["line"]
     assert re.match(r"Loss by step: training \d", trained["curve"])
     assert trained["left"] == 0
     assert trained["selected"] == NAME

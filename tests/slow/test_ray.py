@@ -291,7 +291,7 @@ def test_one_is_killed_in_the_middle_of_replies(fleet: Fleet, wanted: tuple[Any,
     print("from the kill to the next token, s:", [round(wait, 3) for wait in waits if wait])
 
 
-def test_all_are_replaced_while_they_serve(fleet: Fleet, wanted: tuple[Any, list[str]]) -> None:
+def test_all_are_replaced_while_they_serve(tiny: Path, fleet: Fleet, wanted: tuple[Any, list[str]]) -> None:
     """A redeployment: replies under way end where they began, and who is idle is told to come back."""
     plugin, texts = wanted
     before = fleet.replicas
@@ -309,7 +309,7 @@ def test_all_are_replaced_while_they_serve(fleet: Fleet, wanted: tuple[Any, list
 
     def replace() -> None:
         try:
-            command = [sys.executable, "-c", REDEPLOY, str(fleet.health()["model"]), str(fleet.keys)]
+            command = [sys.executable, "-c", REDEPLOY, str(tiny), str(fleet.keys)]
             subprocess.run(command, env=fleet.env, cwd=fleet.home, check=True, capture_output=True, timeout=200)
             fleet.two_without(before, before)
         finally:
