@@ -43,7 +43,7 @@ class Line:
         headers = {"Authorization": f"Bearer {address.key}"}
         self.connection: ClientConnection = connect(
             address.endpoint, ssl=address.tls(), additional_headers=headers, compression=None, max_size=None
-        )
+        ).__enter__()  # left by closing its socket, without a word
         self._number = 0
 
     def __enter__(self) -> Line:
