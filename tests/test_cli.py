@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from sideplug.bench.shaper import Network, shaped
+from sideplug.contract.printable import escaped
 from sideplug.plugins.file import WEIGHTS
 from tests.conftest import Cloud, Run, a_cloud, a_plugin, eventually
 from tests.tiny_model import TEXT
@@ -87,7 +88,7 @@ def test_the_whole_path_by_hand(served: dict[str, Any], run: Run, facts: Path, t
     plain = run(*asked)
     assert plain.returncode == 0, plain.stderr
     whole = json.loads(run(*asked, "--json").stdout)
-    assert whole["text"] == plain.stdout.removesuffix("\n")
+    assert escaped(whole["text"]) == plain.stdout.removesuffix("\n")
     usage = whole["usage"]
     assert usage["asked"] >= usage["plugin_tokens"]
     assert usage["reply_tokens"] > 0
