@@ -1,8 +1,8 @@
 """Work aside: what would hold up the event loop is done in one thread of its own, a piece of each user at a time.
 
 Decoding a frame of megabytes, tokenizing a long text and making a tap's projection take up to a second. In the event
-loop everybody would wait for it; in a thread for each session they would take all cores. The thread rests three times
-as long as it has worked, so that it takes a quarter of a core at most, and a user's next piece waits for longer than
+loop everybody would wait for it; in a thread for each session they would take all cores. The thread rests six times
+as long as it has worked, so that it takes a seventh of a core at most, and a user's next piece waits for longer than
 that. The time counts as the user's share of the engine (`charge`). It does not know what is done.
 Test: pytest tests/cloud/test_aside.py
 """
@@ -18,8 +18,8 @@ from typing import TypeVar
 from weakref import WeakValueDictionary
 
 T = TypeVar("T")
-REST = 3.0  # how many times as long as a piece took the thread rests
-USER_REST = 5.0  # how many times as long as its piece took a user's next one waits
+REST = 6.0  # how many times as long as a piece took the thread rests
+USER_REST = 12.0  # how many times as long as its piece took a user's next one waits
 MAX_REST_S = 2.0
 
 

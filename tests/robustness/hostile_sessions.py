@@ -239,8 +239,7 @@ def run_well(address: Address, fingerprint: str, seed: int, stop: Event) -> None
 def neighbours(kinds: list[str], addresses: list[Address], fingerprint: str, seed: int, stop: Event) -> None:
     """The process of the neighbours: one thread for each; the kind "well" behaves.
 
-    Their devices would be machines of their own; here they have the lowest priority, so that what is measured is what
-    they take of the cloud, not of its cores.
+    They have the lowest priority: the core that they share with the person's device is the person's first.
     """
     os.nice(19)
     threads = []
