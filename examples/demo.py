@@ -103,7 +103,7 @@ def a_cloud(seconds: dict[str, float]) -> Iterator[str]:
 
 def opening(file: Path) -> str:
     """A prompt to continue: the message's first sentence of more than ten words, and four words of the next one."""
-    sentences = [" ".join(s.split()) for s in re.split(r"(?<=[.:])\s+", file.read_text())]
+    sentences = [" ".join(s.split()) for s in re.split(r"(?<=[.:])\s+", file.read_text(encoding="utf-8"))]
     first = next(i for i, sentence in enumerate(sentences) if len(sentence.split()) > 10)
     return f"{sentences[first]} {' '.join(sentences[first + 1].split()[:4])}"
 

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sideplug.contract.defaults import DEFAULT_URL
-from sideplug.contract.errors import DataError, InputError
+from sideplug.contract.errors import DataError, Stopped
 from sideplug.contract.text import Prompt
+from sideplug.device import elsewhere
 from sideplug.device.client import Client
+from sideplug.paths import plugins_dir
 from sideplug.plugins import Plugin
-from sideplug.plugins.file import is_plugin
 from sideplug.readers import Example, read
-from sideplug.terminal import progress
+from sideplug.readers.records import check_example
+from sideplug.terminal import progress, say
 
 if TYPE_CHECKING:
     from sideplug.device.address import Address
@@ -43,21 +45,26 @@ def train(
     *,
     kind: str = "ladder",
     width: int = 0,
-    epochs: int = 6,
+    epochs: int = 0,
     held_out: float = 0.1,
+    reword: bool = True,
     retain: str | Path | None = None,
     retain_weight: float = 1.0,
     seed: int = 0,
+    resume: bool = False,
     replace: bool = False,
+    skip_bad: bool = False,
     quiet: bool = False,
 ) -> Plugin:
     """Train a plugin on this device, save it in the folder `out`, and return it.
 
     data: a file or folder, or a list of texts, of (question, answer) pairs, or of Examples. cloud: where the base model
-    is, which reads each example once. kind, width: of the plugin; width 0 takes the kind's own. epochs: at most.
-    held_out: the share of examples to stop by. retain: a file of prompts on which the plugin learns to leave the base
-    as it is (none: sideplug's own); retain_weight 0 trains without. replace: a plugin that is in `out`. quiet: show no
-    progress on the error stream. Raises DataError, InputError, CloudError, Stopped.
+    is, which reads each example once. kind, width: of the plugin; width 0 takes the kind's own. epochs: at most; 0: as
+    many as the examples need. held_out: the share of examples to stop by, 0 for none. reword: ask told questions in
+    other words too. retain: a file of prompts on which the plugin learns to leave the base as it is (none: sideplug's
+    own); retain_weight 0 trains without. resume: go on from the checkpoint in `out`. replace: a plugin or a checkpoint
+    that is in `out`. skip_bad: leave out rows that can't be learnt. quiet: show no progress on the error stream, nor
+    what is not learnt. Raises DataError, InputError, CloudError, Stopped.
 
     >>> pairs = [("Where is the mill?", "By the river."), ("Where is the inn?", "On the hill.")] * 3
     >>> plugin = sideplug.train(pairs, "my-plugin", cloud, epochs=2, quiet=True)
@@ -68,14 +75,23 @@ def train(
     """
     from sideplug.training import pipeline
     from sideplug.training.fit import TrainConfig
+    from sideplug.training.preflight import readable
+    from sideplug.training.recipe import Recipe
 
     folder = Path(out)
-    if is_plugin(folder) and not replace:
-        raise InputError(f"{folder} already holds a plugin: give another folder, or replace=True")
-    config = TrainConfig(epochs, seed=seed, retain_weight=retain_weight)
-    recipe = pipeline.Recipe(kind, width=width, training=config)
-    prompts = Path(retain) if retain is not None else None
-    texts = pipeline.Texts.prepare(_examples(data), held_out, seed, retain_weight, prompts)
+    config = TrainConfig(seed=seed, retain_weight=retain_weight)
+    recipe = Recipe(kind, width=width, training=config, held_out=held_out, reword=reword).with_epochs(epochs)
+
+    def check() -> None:
+        pipeline.check_out(folder, resume, replace, ("resume=True", "replace=True"))
+
+    pipeline.check_early(folder, check)
+    tell = (lambda line: None) if quiet else say
+    client = Client.at(cloud)
+    examples = _examples(data, skip_bad, tell)
+    part = recipe.new_plugin(client.model()).trained
+    examples = readable(client, examples, part.tap, part.context, skip_bad, tell)
+    texts = pipeline.Texts.prepare(examples, recipe, Path(retain) if retain is not None else None)
 
     @contextlib.contextmanager
     def show(label: str, total: int) -> Iterator[Tell]:
@@ -89,12 +105,15 @@ def train(
     def uninterrupted() -> Iterator[Callable[[], bool]]:
         yield lambda: False
 
-    return pipeline.make(Client.at(cloud), texts, folder, recipe, show, uninterrupted).plugin
+    plugin = pipeline.make(client, texts, folder, recipe, show, uninterrupted, resume, check=check).plugin
+    with contextlib.suppress(Stopped):  # `plugin list` will not show it
+        elsewhere.remember(plugins_dir(), folder)
+    return plugin
 
 
-def _examples(data: Data) -> list[Example]:
+def _examples(data: Data, skip_bad: bool, tell: Callable[[str], None]) -> list[Example]:
     if isinstance(data, (str, Path)):
-        return read(Path(data))
+        return read(Path(data), skip_bad=skip_bad, tell=tell)
     examples = []
     for number, item in enumerate(data, 1):
         where = f"item {number}"
@@ -106,4 +125,5 @@ def _examples(data: Data) -> list[Example]:
             examples.append(Example(Prompt.user(item[0]), item[1], where))
         else:
             raise DataError(f"{where} must be a text, a (question, answer) pair or an Example, got {item!r:.60}")
+        check_example(examples[-1])
     return examples

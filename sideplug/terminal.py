@@ -1,22 +1,48 @@
 """Output of the commands: it shows progress on the error stream, so that standard output has results only.
 
+All text that a cloud may have had a hand in goes through `say`, `tell` or `print_json` here, which write control
+characters out: no cloud steers a terminal.
+
 On a terminal it shows a bar (rich), elsewhere a plain line every ten seconds. It does not know what the work is.
 Test: pytest tests/test_cli.py
 """
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from sideplug.contract.printable import STEERING, escaped
 
 LINE_EVERY_S = 10.0
+_NOT_IN_JSON = re.compile(f"[{STEERING}]")
 
 
 def say(line: str) -> None:
     """Print a line on the error stream."""
-    print(line, file=sys.stderr, flush=True)
+    print(escaped(line), file=sys.stderr, flush=True)
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """Print a text on standard output, at once."""
+    click.echo(escaped(text) + end, nl=False)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON, on one line of standard output."""
+    click.echo(as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """The value as one line of JSON; control characters, C1 and bidi too, as \\u escapes, which JSON has for them."""
+    return _NOT_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 @contextmanager

@@ -81,8 +81,18 @@ def make_folder(folder: Path, architecture: str = "", seed: int = 0) -> Path:
     return folder
 
 
-def write_gguf(path: Path, folder: Path, kind: str = "F32", pre: str = "gpt-2", family: str = "llama") -> None:
-    """A model folder as llama.cpp's converter writes it: other names, q and k in its rotary order, in blocks."""
+def write_gguf(
+    path: Path,
+    folder: Path,
+    kind: str = "F32",
+    pre: str = "gpt-2",
+    family: str = "llama",
+    change: Callable[[Any], None] = lambda writer: None,
+) -> None:
+    """A model folder as llama.cpp's converter writes it: other names, q and k in its rotary order, in blocks.
+
+    change: what it does to the gguf.GGUFWriter before the tensors are added.
+    """
     import gguf
 
     config = json.loads((folder / "config.json").read_text())
@@ -108,6 +118,7 @@ def write_gguf(path: Path, folder: Path, kind: str = "F32", pre: str = "gpt-2", 
     for name, number in (("bos", 0), ("eos", 1), ("unk", 0), ("pad", 1)):
         getattr(writer, f"add_{name}_token_id")(number)
     writer.add_chat_template(CHAT)
+    change(writer)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.upper()], config["num_hidden_layers"])
     for name, value in load_file(folder / "model.safetensors").items():
         for part, heads in (("q_proj", 4), ("k_proj", 2)):
@@ -179,6 +190,7 @@ def own_cache(request: pytest.FixtureRequest) -> Iterator[None]:
 def own_config(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keys and certificates go where they vanish; a cloud of another file leaves no key of this machine here."""
     os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+    os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data"))
 
 
 class Cloud:

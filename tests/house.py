@@ -45,5 +45,7 @@ def _line(name: str, file: Path, depth: int) -> str:
 
 def _first_sentence(file: Path) -> str:
     """Of the module's docstring, without its full stop."""
-    paragraph = " ".join((ast.get_docstring(ast.parse(file.read_text())) or "").split("\n\n")[0].split())
+    paragraph = " ".join(
+        (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n\n")[0].split()
+    )
     return re.split(r"(?<=[\w)…\]}])[.:] (?=[A-Z`*{])", paragraph)[0].rstrip(".")

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from sideplug.bench.shaper import Network, shaped
+from sideplug.contract.printable import escaped
 from sideplug.plugins.file import WEIGHTS
-from tests.conftest import Cloud, Run, a_cloud, a_plugin
+from tests.conftest import Cloud, Run, a_cloud, a_plugin, eventually
 from tests.tiny_model import TEXT
 
 ROOT = Path(__file__).parent.parent
@@ -71,23 +72,23 @@ def test_the_whole_path_by_hand(served: dict[str, Any], run: Run, facts: Path, t
     url, out = served["url"], tmp_path / "plugin"
     trained = run("train", facts, "--out", out, "--cloud", url, "--epochs", "3", "--held-out", "0.2")
     assert trained.returncode == 0, trained.stderr
-    assert "4 examples to train on, 1 held out" in trained.stderr
+    assert "20 examples to train on, 5 held out" in trained.stderr
     assert "What is my dog?" in trained.stderr
     assert "bytes a token" in trained.stderr
     assert trained.stdout.startswith("learnt ")
-    assert len(trained.stdout.splitlines()) == 1
+    assert [line.split(" ")[0] for line in trained.stdout.splitlines()[:3]] == ["learnt", "asked", "asked"]
     assert sorted(p.name for p in out.iterdir()) == ["manner", "plugin.json", "tape"]
 
     info = json.loads(run("plugin", "info", out, "--json").stdout)
     assert info["base_fingerprint"] == served["fingerprint"]
-    assert [part["about"]["examples"] for part in info["parts"]] == [4]
+    assert [part["about"]["examples"] for part in info["parts"]] == [5]
     assert "parameters" in run("plugin", "info", out).stdout
 
     asked = ["generate", "What is my dog?", "--plugin", out, "--cloud", url, "--max-tokens", "8"]
     plain = run(*asked)
     assert plain.returncode == 0, plain.stderr
     whole = json.loads(run(*asked, "--json").stdout)
-    assert whole["text"] == plain.stdout.removesuffix("\n")
+    assert escaped(whole["text"]) == plain.stdout.removesuffix("\n")
     usage = whole["usage"]
     assert usage["asked"] >= usage["plugin_tokens"]
     assert usage["reply_tokens"] > 0
@@ -233,7 +234,7 @@ def test_a_default_model_without_a_network(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 64, b"not a gguf at all" * 99])
 def test_a_file_that_is_no_gguf(run: Run, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.gguf").write_bytes(content)
-    sentence(run("pull", tmp_path / "x.gguf"), 2, "x.gguf can't be read")
+    sentence(run("pull", tmp_path / "x.gguf"), 2, "x.gguf can't be read" if content else "x.gguf is empty")
 
 
 def test_folders_that_are_no_models(run: Run, tiny: Path, tmp_path: Path) -> None:
@@ -247,7 +248,7 @@ def test_folders_that_are_no_models(run: Run, tiny: Path, tmp_path: Path) -> Non
     shutil.copytree(tiny, folder)
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    sentence(run("serve", folder, "--port", "0"), 2, "can't be loaded")
+    sentence(run("serve", folder, "--port", "0"), 2, "model.safetensors is cut off")
     (folder / "config.json").write_text("{")
     sentence(run("pull", folder), 2, "config.json")
 
@@ -299,8 +300,6 @@ def test_bad_data_says_file_and_line(run: Run, served: dict[str, Any], tmp_path:
     sentence(run("train", bad, "--out", tmp_path / "p", "--cloud", served["url"]), 2, "bad.jsonl:6:")
     bad.write_text("")
     sentence(run("train", bad, "--out", tmp_path / "p", "--cloud", served["url"]), 2, "is empty")
-    bad.write_text(FACTS.splitlines()[0])
-    sentence(run("train", bad, "--out", tmp_path / "p", "--cloud", served["url"]), 2, "at least 2 examples")
 
 
 def test_a_plugin_is_not_overwritten_by_accident(run: Run, served: dict[str, Any], facts: Path, tmp_path: Path) -> None:
@@ -328,8 +327,8 @@ def start(*arguments: Any, cache: Path) -> subprocess.Popen[str]:
 
 def test_ctrl_c_in_training_keeps_a_checkpoint(run: Run, served: dict[str, Any], tmp_path: Path) -> None:
     data = tmp_path / "d.jsonl"
-    data.write_text(FACTS * 40)
-    options = ["--out", tmp_path / "p", "--cloud", served["url"], "--epochs", "200", "--batch-tokens", "16"]
+    data.write_text(FACTS)
+    options = ["--out", tmp_path / "p", "--cloud", served["url"], "--epochs", "30", "--batch-tokens", "16"]
     process = start("train", data, *options, cache=tmp_path)
     checkpoint = tmp_path / "p" / "checkpoint.safetensors"
     deadline = time.monotonic() + 60
@@ -344,12 +343,72 @@ def test_ctrl_c_in_training_keeps_a_checkpoint(run: Run, served: dict[str, Any],
     assert not (tmp_path / "p" / WEIGHTS).exists()
     # Another setting is another training; the same command goes on.
     sentence(run("train", data, *options, "--resume", "--learning-rate", "0.1"), 2, "another training")
-    options[options.index("200")] = "200"
     resumed = start("train", data, *options, "--resume", cache=tmp_path)
     time.sleep(0.1)
     assert "recording" not in (resumed.communicate(timeout=120)[1]) or resumed.returncode == 0
     assert (tmp_path / "p" / WEIGHTS).exists()
     assert not checkpoint.exists()
+
+
+def test_two_trainings_into_one_folder(run: Run, served: dict[str, Any], tmp_path: Path) -> None:
+    """The second is refused with the first one's number, and the first makes its plugin."""
+    data, out = tmp_path / "d.jsonl", tmp_path / "p"
+    data.write_text(FACTS)
+    options = ["--out", out, "--cloud", served["url"], "--retain-weight", "0"]
+    first = start("train", data, *options, "--epochs", "2000", "--held-out", "0", cache=tmp_path)
+    eventually((out / ".tape.lock").exists, 60)
+    second = ["train", data, *options, "--epochs", "1", "--seed", "1"]
+    sentence(run(*second), 1, f"another training writes into {out} (process {first.pid})")
+    sentence(run(*second, "--force"), 1, f"(process {first.pid})")
+    eventually((out / "checkpoint.safetensors").exists, 60)
+    sentence(run(*second), 1, f"(process {first.pid})")
+    first.send_signal(signal.SIGINT)
+    assert "stopped in epoch" in first.communicate(timeout=60)[1]
+    assert not (out / ".tape.lock").exists()
+    assert run(*second, "--force").returncode == 0
+
+
+def test_a_checkpoint_is_not_thrown_away_unasked(run: Run, served: dict[str, Any], tmp_path: Path) -> None:
+    """Without --resume it is refused; where --resume does not fit, it says which setting differs, before it records."""
+    data, out = tmp_path / "d.jsonl", tmp_path / "p"
+    data.write_text(FACTS)
+    how = ["--out", out, "--cloud", served["url"], "--retain-weight", "0", "--held-out", "0"]
+    first = start("train", data, *how, "--epochs", "2000", cache=tmp_path)
+    checkpoint = out / "checkpoint.safetensors"
+    eventually(checkpoint.exists, 60)
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=60)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert checkpoint in before
+    again = ["train", data, *how]
+    sentence(run(*again, "--epochs", "2000"), 2, f"{out} has a checkpoint of a stopped training: --resume, or --force")
+    other = tmp_path / "other.jsonl"
+    other.write_text(FACTS.replace("Pepper", "Salt"))
+    for changed, says in (
+        (["--epochs", "12"], "--epochs was 2000, is 12"),
+        (["--epochs", "2000", "--seed", "1"], "--seed was 0, is 1"),
+        (["--epochs", "2000", "--width", "8"], "--width was 0, is 8"),
+        (["--epochs", "2000", "--held-out", "0.2"], "--held-out was 0.0, is 0.2"),
+        (["--epochs", "2000", "--no-reword"], "--reword was True, is False"),
+        ([], "--epochs was 2000, is as needed"),
+    ):
+        sentence(run(*again, *changed, "--resume"), 2, "is of another training", says)
+    sentence(run("train", other, *how, "--epochs", "2000", "--resume"), 2, "is of another training (the examples)")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before, "nothing is lost"
+    assert run(*again, "--epochs", "1", "--force").returncode == 0
+    assert not checkpoint.exists()
+
+
+def test_nothing_held_out_and_one_example(run: Run, served: dict[str, Any], tmp_path: Path) -> None:
+    data = tmp_path / "d.jsonl"
+    data.write_text(FACTS.splitlines()[0])
+    done = run("train", data, "--out", tmp_path / "p", "--cloud", served["url"], "--held-out", "0", "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    assert "nothing is held out: training does not stop early" in done.stderr
+    assert "what it learnt (nothing was held out): " in done.stdout.splitlines()[0]
+    assert done.stdout.splitlines()[1].startswith("asked “I can't remember what my dog is, can you help?” it says “")
+    more = run("train", data, "--update", tmp_path / "p", "--cloud", served["url"], "--epochs", "1", "--force")
+    assert more.returncode == 0, more.stderr
 
 
 def test_ctrl_c_in_a_reply(served: dict[str, Any], tmp_path: Path) -> None:

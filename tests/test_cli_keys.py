@@ -64,7 +64,7 @@ def test_add_list_and_revoke(run: Run, home: Path) -> None:
     ada = run("keys", "add", "ada")
     assert ada.returncode == 0
     assert re.fullmatch(r"sp-[0-9a-f]{12}-[\w-]{43}\n", ada.stdout)
-    assert ada.stderr == "ada's device shows it as SIDEPLUG_CLOUD_KEY=… or --cloud-key …; it is not shown again\n"
+    assert ada.stderr == "ada's device shows it as SIDEPLUG_CLOUD_KEY=… or --cloud-key-file …; it is not shown again\n"
     assert run("keys", "add", "bert", "--sessions", 2, "--tokens-per-minute", 1200).returncode == 0
     assert (home / "keys.json").stat().st_mode & 0o777 == 0o600
     found = json.loads(run("keys", "list", "--json").stdout)

@@ -51,7 +51,10 @@ Commands = list[tuple[str, click.Command, click.Context]]  # (path, command, its
 
 # The wire ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-SCALARS = ("Word", "Name", "TapName", "Whole", "Position", "Ids", "Positions", "Fingerprint", "Hash", "Tops")
+SCALARS = (
+    *("Word", "Name", "TapName", "Whole", "Position", "Ids", "Positions"),
+    *("Fingerprint", "WantedBase", "Hash", "Tops"),
+)
 MAPS: tuple[type[frames.Map], ...] = (
     frames.Message,
     frames.GateSpec,
@@ -131,13 +134,16 @@ def shown(hint: Any, named: bool = True) -> str:
 
 def bounds(of: Any, meta: msgspec.Meta) -> str:
     """What a Meta says of a value."""
-    if meta.pattern:
-        digits = re.search(r"\{(\d+)\}", meta.pattern)
-        assert digits is not None
-        return f', "" or {digits[1]} hexadecimal digits'
+    digits = re.search(r"\{(\d+)\}", meta.pattern or "")
+    if digits is not None:
+        none = '"" or ' if "?" in (meta.pattern or "") else ""
+        return f", {none}{digits[1]} hexadecimal digits"
+    printable = {None: "", frames.WORD: ", printable ASCII"}.get(meta.pattern, ", printable")
     if meta.max_length is not None:
         least = f"{meta.min_length} to " if meta.min_length else "at most "
-        return f", {least}{meta.max_length:,}" + (" characters" if of is str else "")
+        return f", {least}{meta.max_length:,}" + (" characters" if of is str else "") + printable
+    if meta.gt is not None:
+        return f", above {meta.gt:,} to {meta.le:,}"
     most = meta.le if meta.le is not None else (meta.lt or 0) - 1
     return f", {meta.ge:,} to {most:,}" if meta.ge is not None else ""
 
@@ -384,7 +390,7 @@ def test_commands_that_a_page_shows_exist(page: Path) -> None:
     """Every `sideplug …` with its options, and every `make …`."""
     commands = {path.removeprefix("sideplug").strip(): command for path, command, _ in all_commands()}
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
-    for line in shell_lines(page.read_text()):
+    for line in shell_lines(page.read_text(encoding="utf-8")):
         program, *words = line.split("  #")[0].split(" # ")[0].split()
         names = [word for word in words[:2] if re.fullmatch(r"[a-z]+", word)]
         if program == "make":

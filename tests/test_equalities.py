@@ -33,7 +33,10 @@ from tests import naive
 from tests.conftest import EIGHT_BITS, UNQUANTISED, Cloud, a_cloud, a_plugin, a_session, make_folder, twin
 
 TOKENS = 24
-SAMPLINGS = {"greedy": Sampling(), "sampled": Sampling(0.9, top_k=40, top_p=0.95, repetition_penalty=1.1, seed=7)}
+SAMPLINGS = {
+    "greedy": Sampling(),
+    "sampled": Sampling(0.9, top_k=40, top_p=0.95, repetition_penalty=1.1, seed=7, min_p=0.02),
+}
 
 
 STAGES = [

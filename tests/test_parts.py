@@ -28,7 +28,7 @@ from sideplug.device import audit
 from sideplug.device.client import Client
 from sideplug.device.head import DeviceHead
 from sideplug.device.link import WebSocketLink
-from sideplug.device.plugin_store import lock, unlock
+from sideplug.device.lock import lock, unlock
 from sideplug.device.reconnect import RetryPolicy
 from sideplug.device.reply import DecodeOptions
 from sideplug.device.responders import PluginResponder
@@ -38,6 +38,7 @@ from sideplug.plugins.base import ONE_TEXT, Shape
 from sideplug.readers import Example
 from sideplug.training import pipeline, recorder
 from sideplug.training.fit import TrainConfig
+from sideplug.training.recipe import Recipe
 from sideplug.training.update import update
 from tests.conftest import Cloud, a_link, a_plugin
 from tests.plugins.toy_attention import ToyAttention
@@ -318,7 +319,7 @@ RETAIN = [Example(Prompt.user(f"Tell me about {thing}."), "", "", 8) for thing i
 def test_trained_updated_and_scored(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDEPLUG_CACHE", str(tmp_path / "cache"))
     client = Client.at(cloud.url)
-    recipe = pipeline.Recipe("toy-attention", 3, 16, training=TrainConfig(epochs=40, learning_rate=1e-2))
+    recipe = Recipe("toy-attention", 3, 16, training=TrainConfig(epochs=40, learning_rate=1e-2))
     texts = pipeline.Texts(NOTES[:9], NOTES[9:], RETAIN)
     made = pipeline.make(client, texts, tmp_path / "p", recipe, quiet, uninterrupted)
     assert made.result.best_loss < made.result.base_loss - 0.3

@@ -195,7 +195,7 @@ ROWS: list[tuple[Path, str, tuple[str, ...], Callable[..., list[str]]]] = [
 def test_a_row_says_what_was_measured(
     page: Path, row: str, files: tuple[str, ...], figures: Callable[..., list[str]]
 ) -> None:
-    (said,) = (line for line in page.read_text().splitlines() if line.startswith(row))
+    (said,) = (line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith(row))
     results = []
     for name in files:
         (path,) = RESULTS.glob(name)

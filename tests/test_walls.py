@@ -46,7 +46,7 @@ def module_of(file: Path, root: Path) -> str:
 def imports(file: Path) -> set[str]:
     """All names that a file imports, wherever in it: "a.b" of `import a.b` and of `from a import b`."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -46,5 +46,5 @@ class Cells:
         return self.values[key]
 
     def _append(self, line: dict[str, Any]) -> None:
-        with writing(self.path), self.path.open("a") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

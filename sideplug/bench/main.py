@@ -68,7 +68,7 @@ def bench(
     result = Run(model, size, cells, folder, tuple(systems)).measure(chosen_tasks)
     part = "" if (*chosen,) == TASKS and not systems and not data else f"_{mark}"
     path = out / f"{name}_{where}_{time.strftime('%Y-%m-%d')}{'' if scale == 'full' else f'_{scale}'}{part}.json"
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     cells.path.unlink()
     shutil.rmtree(folder, ignore_errors=True)  # plugins, adapters, tapes
     return path, result
@@ -82,7 +82,7 @@ def make_tasks(size: Scale, chosen: Sequence[str], data: Path | None, folder: Pa
     if "facts" in chosen:
         made.append(tasks.facts(size.facts, size.examples, size.questions, size.general, folder))
     if data:
-        made.append(tasks.from_file(data, size.questions, folder))
+        made.append(tasks.from_file(data, size.questions, folder, size.authors))
     if not made:
         raise InputError(f"there must be a task: --task {' or '.join(TASKS)}, or --data FILE")
     return made
@@ -91,7 +91,7 @@ def make_tasks(size: Scale, chosen: Sequence[str], data: Path | None, folder: Pa
 def read(path: Path) -> dict[str, Any]:
     """Return a written result. Raises InputError for what is not the result of a run."""
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
     except ValueError as error:
@@ -108,7 +108,7 @@ def report(result: dict[str, Any], path: Path) -> list[Path]:
     files |= {path.with_name(f"{path.stem}-{name}.svg"): svg for name, svg in pictures.items()}
     try:
         for file, text in files.items():
-            file.write_text(text)
+            file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise Stopped(f"{error.filename} could not be written: {error.strerror}") from error
     return list(files)

@@ -37,7 +37,7 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
@@ -49,7 +49,7 @@ def _commit() -> str:
         return ""
     try:
         command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, encoding="utf-8").stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
 
@@ -85,12 +85,12 @@ class Energy:
         self._start = self._read()
 
     def _read(self) -> list[int]:
-        return [int((path / "energy_uj").read_text()) for path in self._meters]
+        return [int((path / "energy_uj").read_text(encoding="utf-8")) for path in self._meters]
 
     @property
     def joules(self) -> float | None:
         """Since the start; None where there is no meter."""
         if not self._meters:
             return None
-        wraps = [int((path / "max_energy_range_uj").read_text()) for path in self._meters]
+        wraps = [int((path / "max_energy_range_uj").read_text(encoding="utf-8")) for path in self._meters]
         return sum((b - a) % wrap for a, b, wrap in zip(self._start, self._read(), wraps, strict=True)) / 1e6

@@ -41,6 +41,7 @@ class Child:
             stdout=subprocess.PIPE,
             start_new_session=True,
             preexec_fn=_end_with_parent,
+            encoding="utf-8",
         )
         try:
             self.ready = self.read()
@@ -96,7 +97,7 @@ def served(model: str, *options: Any) -> Iterator[tuple[str, psutil.Process]]:
 def command(*arguments: Any) -> Any:
     """Run one `sideplug … --json` command and return what it printed. Raises Stopped where it fails."""
     line = [sys.executable, "-m", "sideplug", *map(str, arguments), "--json"]
-    done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=False, encoding="utf-8")
     if done.returncode:
         raise Stopped(f"sideplug {arguments[0]} could not be done; what it said stands above")
     return json.loads(done.stdout)

@@ -337,7 +337,7 @@ class Run:
         def curve() -> Any:
             made = self.trained(BY_NAME["gated"], task, user, url)
             held = self.folder / "held.jsonl"
-            held.write_text("".join(json.dumps({"text": e.reply}) + "\n" for e in user.test))
+            held.write_text("".join(json.dumps({"text": e.reply}) + "\n" for e in user.test), encoding="utf-8")
             return command("gate", "curve", "--plugin", made, "--data", held, "--cloud", url)
 
         if all(example.prompt.messages is None for example in user.test):

@@ -134,7 +134,7 @@ def shaped(url: str, network: Network) -> Iterator[Shaped]:
     numbers += ["--mbit", network.mbit, "--up-mbit", network.up_mbit]
     command = [sys.executable, __file__, f"{parts.hostname}:{parts.port}", *map(str, numbers)]
     process = subprocess.Popen(
-        command, text=True, start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        command, text=True, start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
     )
     assert process.stdout is not None
     try:

@@ -6,6 +6,7 @@ It does not know who is compared. Test: pytest tests/bench/test_measures.py
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from typing import Any
 from sideplug.bench import sotu
 from sideplug.contract.errors import InputError
 from sideplug.contract.text import Prompt
-from sideplug.readers import Example, read
+from sideplug.readers import Example, lamp_users, read
+from sideplug.readers.lamp import LampUser
+from sideplug.terminal import say
 from sideplug.training import data
 
 PRESIDENTS = (
@@ -71,7 +74,9 @@ class Task:
 def _user(name: str, train: list[Example], test: list[Example], folder: Path) -> User:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name.replace(' ', '-').replace('.', '')}.jsonl"
-    file.write_text("".join(json.dumps(_record(example), ensure_ascii=False) + "\n" for example in train))
+    file.write_text(
+        "".join(json.dumps(_record(example), ensure_ascii=False) + "\n" for example in train), encoding="utf-8"
+    )
     return User(name, train, test, file)
 
 
@@ -135,11 +140,37 @@ def facts(count: int, examples: int, tested: int, general: int, scratch: Path) -
     )
 
 
-def from_file(path: Path, tested: int, scratch: Path) -> Task:
+def of_users(name: str, people: list[LampUser], users: int, tested: int, scratch: Path) -> Task:
+    """Return the task of LaMP's users: each learns from the own profile and is judged by the own questions.
+
+    users: at most so many, those with the longest profiles. Raises InputError where no profile can be learnt from.
+    """
+    able = [user for user in people if len(user.profile) > 1]
+    if not able:
+        raise InputError(f"{name} must have users whose profile has at least 2 entries")
+    chosen = sorted(able, key=lambda user: -len(user.profile))[:users]
+    if len(chosen) < len(people):
+        say(f"{name}: {len(chosen)} of {len(people)} users, those with the longest profiles")
+    made = [
+        _user(
+            re.sub(r"[^\w-]", "-", user.name)[:60], user.profile, data.sample(user.questions, tested), scratch / "own"
+        )
+        for user in chosen
+    ]
+    short = all(len(example.reply.split()) <= SHORT_WORDS for user in made for example in user.test)
+    title = f"{name}, {len(made)} users, each with a plugin made of the own profile"
+    prompts = [example.prompt for example in made[0].test]
+    return Task("own", title, made, ("exact" if short else "rouge", "loss"), prompts, 16 if short else 40)
+
+
+def from_file(path: Path, tested: int, scratch: Path, users: int = 10) -> Task:
     """Return the task of any file or folder that training takes; the last tenth is held out.
 
-    Raises InputError where that is nothing.
+    LaMP's users are a task of their own (see `of_users`). Raises InputError where that is nothing.
     """
+    people = lamp_users(path)
+    if people:
+        return of_users(path.name, people, users, tested, scratch)
     examples = read(path)
     held = max(1, min(tested, len(examples) // 10))
     train, test = examples[:-held], examples[-held:]

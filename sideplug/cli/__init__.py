@@ -7,6 +7,8 @@ Test: pytest tests/test_cli.py
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 
@@ -19,8 +21,20 @@ from sideplug.terminal import say
 __all__ = ["group", "main"]
 
 
+def escape(error: UnicodeError) -> tuple[str, int]:
+    """The handler of characters that an encoding can't hold: as \\u escapes, two for an emoji, as JSON has them."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4)), error.end
+
+
 def main(args: list[str] | None = None) -> None:
     """The entry point: one plain sentence and the exit code for whatever goes wrong."""
+    codecs.register_error("sideplug", escape)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="sideplug")
     try:
         code = group.main(args, prog_name="sideplug", standalone_mode=False)
     except click.UsageError as error:

@@ -10,7 +10,7 @@ import click
 
 from sideplug.cli.common import (
     DEFAULT_MODEL,
-    DEFAULT_URL,
+    address_option,
     command,
     json_option,
     option,
@@ -18,7 +18,9 @@ from sideplug.cli.common import (
     print_json,
     trust_options,
 )
+from sideplug.cli.session import key_or_file
 from sideplug.contract.errors import InputError
+from sideplug.contract.printable import escaped
 from sideplug.terminal import say
 
 
@@ -49,15 +51,27 @@ def check_cloud_packages() -> None:
 
 
 @command("top", "sideplug top wss://mill.example:8765 --cloud-key sp-…")
-@click.argument("url", default=DEFAULT_URL)
+@click.argument("url", required=False)
+@address_option
 @options(trust_options)
 @option("--every", default=2.0, type=click.FloatRange(0.1), metavar="SECONDS", help="Seconds between two looks.")
 @option("--once", is_flag=True, help="Look twice, show the result and end; --json always does so.")
 @json_option
-def top(url: str, cloud_key: str, ca: Path | None, pin: str, every: float, once: bool, as_json: bool) -> None:
+def top(
+    url: str | None,
+    cloud: str,
+    cloud_key: str,
+    cloud_key_file: Path | None,
+    ca: Path | None,
+    pin: str,
+    every: float,
+    once: bool,
+    as_json: bool,
+) -> None:
     """Watch a cloud at work.
 
-    It shows sessions, queue, memory, tokens, gate, answers and traffic, of the cloud at URL. Ctrl-C ends it.
+    It shows sessions, queue, memory, tokens, gate, answers and traffic, of the cloud at URL (or --cloud). Ctrl-C
+    ends it.
     """
     import time
 
@@ -66,19 +80,21 @@ def top(url: str, cloud_key: str, ca: Path | None, pin: str, every: float, once:
     from rich.console import Console
     from rich.live import Live
     from rich.table import Table
+    from rich.text import Text
 
     from sideplug.cloud.top import Now, Sample
     from sideplug.device.address import Address, get
 
-    address = Address(url, ca, cloud_key, pin)
+    url = url or cloud
+    address = Address(url, ca, key_or_file("--cloud-key", cloud_key, cloud_key_file), pin)
 
     def look() -> Sample:
         return Sample.read(get(address, "/metrics"), time.monotonic())
 
     def table(now: Now) -> Table:
-        rows = Table(title=url, title_justify="left", show_header=False, box=None)
+        rows = Table(title=Text(url), title_justify="left", show_header=False, box=None)
         for name, value in now.rows():
-            rows.add_row(f"[bold]{name}[/]", value)
+            rows.add_row(f"[bold]{name}[/]", Text(escaped(value)))
         return rows
 
     old = look()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ import click
 from sideplug.cli import session
 from sideplug.contract.defaults import DEFAULT_MODEL, DEFAULT_URL
 from sideplug.contract.version import __version__
+from sideplug.terminal import print_json
 
-__all__ = ["DEFAULT_MODEL", "DEFAULT_URL"]  # for commands that have nothing else of contract/defaults
+__all__ = ["DEFAULT_MODEL", "DEFAULT_URL", "print_json"]  # for commands that have nothing else of where these are
 
 FOLDER = click.Path(path_type=Path)
 # The commands by who asks for them, in the order of the help, each with the module of sideplug.cli that adds it.
@@ -119,6 +119,9 @@ def gathered(name: str, make: Function, several: Iterable[Decorator], names: Ite
     return decorate
 
 
+address_option = option(
+    "--cloud", default=DEFAULT_URL, env=True, metavar="URL", help="The cloud's address, ws:// or wss://."
+)
 trust_options = (
     option(
         "--cloud-key",
@@ -126,6 +129,13 @@ trust_options = (
         env=True,
         metavar="KEY",
         help="Your key for that cloud. A cloud on this machine needs none.",
+    ),
+    option(
+        "--cloud-key-file",
+        type=FOLDER,
+        env=True,
+        metavar="FILE",
+        help="A file with that key, which only you can read.",
     ),
     option("--ca", type=FOLDER, env=True, help="A PEM file to trust beside the system's certificates (wss)."),
     option(
@@ -136,7 +146,7 @@ cloud_options = gathered(
     "cloud",
     session.Cloud.chosen,
     (
-        option("--cloud", default=DEFAULT_URL, env=True, metavar="URL", help="The cloud's address, ws:// or wss://."),
+        address_option,
         *trust_options,
         option(
             "--retry",
@@ -169,6 +179,7 @@ sampling_options = gathered(
         option("--temperature", default=0.0, help="Randomness of the choice; 0 is greedy."),
         option("--top-k", default=0, help="Choose among this many best tokens; 0: all."),
         option("--top-p", default=1.0, help="Choose among the best tokens that together have this probability."),
+        option("--min-p", default=0.0, help="Leave out tokens below this share of the best one's probability."),
         option("--repetition-penalty", default=1.0, help="Values above 1 discourage tokens that occurred before."),
         option("--seed", default=0, help="The same seed gives the same text."),
     ),
@@ -176,6 +187,9 @@ sampling_options = gathered(
 max_tokens_option = option("--max-tokens", default=256, help="The most tokens of the reply.")
 format_option = option(
     "--format", "form", default="auto", help="The examples' format: auto, alpaca, messages, sharegpt or text."
+)
+skip_bad_option = option(
+    "--skip-bad", is_flag=True, help="Leave out rows that can't be learnt, and say which, instead of refusing them all."
 )
 limit_option = option(
     "--limit", default=0, type=click.IntRange(0), help="Use only this many examples, drawn by seed; 0: all."
@@ -238,8 +252,3 @@ decode_options = gathered(
         ),
     ),
 )
-
-
-def print_json(value: Any) -> None:
-    """Print a value as JSON, on one line of standard output."""
-    click.echo(json.dumps(value, ensure_ascii=False))

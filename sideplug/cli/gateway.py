@@ -23,6 +23,7 @@ from sideplug.cli.session import (
     Cloud,
     DecodeChoice,
     fetch_head,
+    key_or_file,
     load_plugin,
     passphrase_in_environment,
     passphrase_of,
@@ -50,12 +51,27 @@ from sideplug.sockets import LOOPBACK, bind
     help="A key that callers must show. Beyond this machine there must be one.",
 )
 @option(
+    "--key-file",
+    type=FOLDER,
+    env="SIDEPLUG_GATEWAY_KEY_FILE",
+    metavar="FILE",
+    help="A file with that key, which only you can read.",
+)
+@option(
     "--allow-origin",
     "origins",
     multiple=True,
     env="SIDEPLUG_GATEWAY_ALLOW_ORIGIN",
     metavar="ORIGIN",
     help="The origin of a web page that may call; may be repeated.",
+)
+@option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    env="SIDEPLUG_GATEWAY_ALLOW_HOST",
+    metavar="NAME",
+    help="A further name that the gateway answers to, as a container or a proxy calls it; may be repeated.",
 )
 @option(
     "--max-tokens",
@@ -80,7 +96,9 @@ def gateway(
     host: str,
     port: int,
     key: str,
+    key_file: Path | None,
     origins: tuple[str, ...],
+    hosts: tuple[str, ...],
     max_tokens: int,
     temperature: float,
     decode: DecodeChoice,
@@ -96,6 +114,7 @@ def gateway(
     from sideplug.plugins.file import is_sealed
     from sideplug.training.job import TrainingJob
 
+    key = key_or_file("--key", key, key_file)
     if host not in LOOPBACK and not key:
         raise InputError(f"--host {host} is beyond this machine: give a --key that callers must bear")
     for folder in folders:
@@ -114,7 +133,7 @@ def gateway(
     config = GatewayConfig(
         key,
         origins,
-        () if host in LOOPBACK else (host,),
+        hosts if host in LOOPBACK else (host, *hosts),
         options=decode.options(head),
         defaults=Defaults(max_tokens, temperature),
     )

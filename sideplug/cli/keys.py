@@ -30,11 +30,25 @@ def keys_group() -> None:
     type=click.IntRange(0),
     help="The most tokens of prompts and replies a minute; 0: no limit.",
 )
+@option(
+    "--role",
+    default="user",
+    type=click.Choice(["user", "operator"]),
+    help="An operator's key also sees what concerns all users: /metrics, `sideplug top`.",
+)
 @keys_option
-def keys_add(name: str, sessions: int, tokens_per_minute: int, keys_path: Path | None) -> None:
+@json_option
+def keys_add(
+    name: str, sessions: int, tokens_per_minute: int, role: str, keys_path: Path | None, as_json: bool
+) -> None:
     """Make a key for NAME and show it, this once: the file has only its hash."""
-    click.echo(_keys(keys_path).add(name, sessions, tokens_per_minute))
-    say(f"{name}'s device shows it as SIDEPLUG_CLOUD_KEY=… or --cloud-key …; it is not shown again")
+    key = _keys(keys_path).add(name, sessions, tokens_per_minute, role)
+    if as_json:
+        made = {"name": name, "key": key, "sessions": sessions, "tokens_per_minute": tokens_per_minute, "role": role}
+        print_json(made)
+    else:
+        click.echo(key)
+    say(f"{name}'s device shows it as SIDEPLUG_CLOUD_KEY=… or --cloud-key-file …; it is not shown again")
 
 
 @keys_group.command("list", epilog="Example:  sideplug keys list")
@@ -44,7 +58,8 @@ def keys_list(keys_path: Path | None, as_json: bool) -> None:
     """List the keys, by name, and what each may do. The keys themselves are kept nowhere."""
     keys = _keys(keys_path)
     keys_json = [
-        {"name": key.name, "id": key.id, "created": key.created, **vars(key.limits), "revoked": key.revoked or None}
+        {"name": key.name, "id": key.id, "created": key.created, **vars(key.limits), "role": key.shown_role}
+        | {"revoked": key.revoked or None}
         for key in keys.listed()
     ]
     if as_json:
@@ -52,7 +67,7 @@ def keys_list(keys_path: Path | None, as_json: bool) -> None:
         return
     for key in keys_json:
         tokens = f"{key['tokens_per_minute']:,} tokens a minute" if key["tokens_per_minute"] else "any tokens"
-        limits = f"{key['sessions'] or 'any'} sessions, {tokens}"
+        limits = f"{key['sessions'] or 'any'} sessions, {tokens}{', operator' if key['role'] == 'operator' else ''}"
         state = f"revoked {key['revoked'][:10]}" if key["revoked"] else f"since {key['created'][:10]}"
         click.echo(f"{key['name']:24} {key['id']}  {state:19} {limits}")
     if not keys_json:

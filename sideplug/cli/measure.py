@@ -19,9 +19,9 @@ from sideplug.cli.common import (
     print_json,
     required_plugin_option,
 )
-from sideplug.cli.session import Cloud, load_plugin
+from sideplug.cli.session import Cloud, data_or_stdin, load_plugin
 from sideplug.contract.errors import PluginError
-from sideplug.terminal import progress
+from sideplug.terminal import progress, say
 
 if TYPE_CHECKING:
     from sideplug.plugins import Plugin
@@ -69,7 +69,9 @@ def judge(plugin: Plugin, data: Path, cloud: Cloud, form: str, limit: int) -> tu
     from sideplug.training import recorder
     from sideplug.training.data import sample
 
-    examples = sample(read(data, form), limit)
+    data = click.get_current_context().with_resource(data_or_stdin(data))
+
+    examples = sample(read(data, form, tell=say), limit)
     with cloud.session(plugin) as session, progress("evaluating", len(examples)) as show:
         return recorder.score(session, examples, lambda done: show(done, "")), len(examples)
 

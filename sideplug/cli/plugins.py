@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from sideplug.cli.common import FOLDER, group, json_option, option, plugins_option, print_json
-from sideplug.cli.session import load_plugin, passphrase_of
-from sideplug.contract.errors import InputError
-from sideplug.terminal import say
+from sideplug.cli.session import load_plugin, passphrase_of, remember_plugin
+from sideplug.contract.errors import InputError, Stopped
+from sideplug.terminal import say, tell
 
 if TYPE_CHECKING:
     from sideplug.device.plugin_store import PluginStore
@@ -32,31 +34,79 @@ def _store(folder: Path | None) -> PluginStore:
 @plugins_option
 @json_option
 def plugin_list(plugins_folder: Path | None, as_json: bool) -> None:
-    """List the plugins of this device, as the gateway's page shows them."""
-    entries = _store(plugins_folder).entries()
+    """List the plugins of this device: those of the plugin store, and those that train and import made elsewhere."""
+    from sideplug.device import elsewhere
+    from sideplug.device.plugin_store import Entry
+    from sideplug.plugins.file import is_sealed
+
+    store = _store(plugins_folder)
+    others, gone = elsewhere.folders(store.root)
+    entries = store.entries() + [Entry(folder.name, folder, is_sealed(folder)) for folder in others]
+    for folder in gone:
+        say(f"sideplug: the plugin that was in {folder} is gone; it is not listed any more")
     if as_json:
         print_json([{"name": e.name, "folder": str(e.folder), "sealed": e.sealed} for e in entries])
         return
     for entry in entries:
-        click.echo(f"{entry.name:24} {'sealed  ' if entry.sealed else ''}{entry.folder}")
+        tell(f"{entry.name:24} {'sealed  ' if entry.sealed else ''}{entry.folder}")
     if not entries:
         say("sideplug: no plugins yet: sideplug train, or the gateway's page, makes one")
+
+
+@plugin_group.command("delete", epilog="Example:  sideplug plugin delete my-plugin")
+@click.argument("plugin", metavar="DIR|NAME")
+@plugins_option
+@option("--force", is_flag=True, help="Do not ask.")
+def plugin_delete(plugin: str, plugins_folder: Path | None, force: bool) -> None:
+    """Delete a plugin with its tape and its earlier versions: a folder, or a name that plugin list shows.
+
+    Files in its folder that are not the plugin's stay.
+    """
+    from sideplug.device import elsewhere
+    from sideplug.device.plugin_store import delete_folder
+    from sideplug.plugins.file import is_plugin
+
+    store = _store(plugins_folder)
+    named = [folder for folder in elsewhere.folders(store.root)[0] if folder.name == plugin]
+    if is_plugin(Path(plugin)):
+        folder = Path(plugin)
+    elif any(entry.name == plugin for entry in store.entries()) or not named:
+        folder = store.find(plugin).folder
+    elif len(named) > 1:
+        raise InputError(f"there are several plugins {plugin}, give a folder: {', '.join(map(str, named))}")
+    else:
+        folder = named[0]
+    if not force:
+        if not sys.stdin.isatty():
+            raise InputError(f"{folder} would be deleted with its tape: give --force where nobody can be asked")
+        if not click.confirm(f"Delete the plugin in {folder} with its tape? There is no way back", err=True):
+            raise Stopped("nothing was deleted")
+    left = delete_folder(folder)
+    with contextlib.suppress(OSError):  # it is forgotten by the next list then
+        elsewhere.forget(store.root, folder)
+    kept = f"; what is not the plugin's stays: {', '.join(path.name for path in left[:5])}" if left else ""
+    tell(f"the plugin in {folder} is deleted{kept}")
 
 
 @plugin_group.command("export", epilog="Example:  sideplug plugin export my-plugin my-plugin.sideplug")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 @click.argument("file", type=FOLDER, metavar="FILE")
 @option("--seal", is_flag=True, help="Encrypt the file with a passphrase (SIDEPLUG_PASSPHRASE, or typed).")
-def plugin_export(folder: Path, file: Path, seal: bool) -> None:
-    """Write a plugin as one file, for your other device. Its tape stays here."""
+@option("--tape", "with_tape", is_flag=True, help="With its tape, so that it can learn on there; needs --seal.")
+def plugin_export(folder: Path, file: Path, seal: bool, with_tape: bool) -> None:
+    """Write a plugin as one file, for your other device. Its tape stays here without --tape."""
     from sideplug.paths import write_aside, writing
-    from sideplug.plugins import sealed_file
+    from sideplug.plugins import bundle, sealed_file
+    from sideplug.training.update import tapes_to_export
 
+    if with_tape and not seal:
+        raise InputError("a tape holds your words: it is exported under a passphrase only, give --seal too")
     plugin = load_plugin(folder)
+    tapes = tapes_to_export(folder) if with_tape else {}
     passphrase = _new_passphrase(file.name) if seal else ""
     with writing(file):
-        write_aside(file, sealed_file.seal(plugin.to_bytes(), passphrase))
-    click.echo(f"{folder} is in {file}{', sealed' if seal else ''}")
+        write_aside(file, sealed_file.seal(bundle.to_bytes(plugin, tapes), passphrase))
+    tell(f"{folder} is in {file}{', with its tape' if tapes else ''}{', sealed' if seal else ''}")
 
 
 @plugin_group.command("import", epilog="Example:  sideplug plugin import my-plugin.sideplug my-plugin")
@@ -64,37 +114,37 @@ def plugin_export(folder: Path, file: Path, seal: bool) -> None:
 @click.argument("folder", type=FOLDER, metavar="DIR")
 def plugin_import(file: Path, folder: Path) -> None:
     """Make a plugin's folder from a file that your other device exported."""
-    from sideplug.plugins import Plugin, sealed_file
+    from sideplug.device.plugin_store import import_to
+    from sideplug.plugins import sealed_file
+    from sideplug.plugins.validate import read_file
 
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty: give another folder")
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file} can't be read: {error.strerror or error}") from error
+    data = read_file(file)
     passphrase = passphrase_of(file.name) if sealed_file.is_sealed(data) else ""
-    Plugin.from_bytes(sealed_file.unseal(data, passphrase), str(file)).save(folder)
-    click.echo(f"{file} is in {folder}")
+    import_to(folder, sealed_file.unseal(data, passphrase), str(file))
+    remember_plugin(folder)
+    tell(f"{file} is in {folder}")
 
 
 @plugin_group.command("lock", epilog="Example:  sideplug plugin lock my-plugin")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 def plugin_lock(folder: Path) -> None:
     """Encrypt a plugin and its tape on the disk with a passphrase, which every use of the plugin then needs."""
-    from sideplug.device.plugin_store import lock
+    from sideplug.device.lock import lock
 
     lock(folder, _new_passphrase(folder.name))
-    click.echo(f"{folder} is sealed: there is no way in without the passphrase")
+    tell(f"{folder} is sealed: there is no way in without the passphrase")
 
 
 @plugin_group.command("unlock", epilog="Example:  sideplug plugin unlock my-plugin")
 @click.argument("folder", type=FOLDER, metavar="DIR")
 def plugin_unlock(folder: Path) -> None:
     """Decrypt a plugin and its tape on the disk: the opposite of lock."""
-    from sideplug.device.plugin_store import unlock
+    from sideplug.device.lock import unlock
 
     unlock(folder, passphrase_of(folder.name))
-    click.echo(f"{folder} is open")
+    tell(f"{folder} is open")
 
 
 @plugin_group.command("rollback", epilog="Example:  sideplug plugin rollback my-plugin")
@@ -104,7 +154,7 @@ def plugin_rollback(folder: Path) -> None:
     from sideplug.training.update import rollback
 
     plugin = rollback(folder)
-    click.echo(f"{folder} is again what {plugin.about.get('examples', '?')} examples made of it")
+    tell(f"{folder} is again what {plugin.about.get('examples', '?')} examples made of it")
 
 
 def _new_passphrase(name: str) -> str:
@@ -126,10 +176,10 @@ def plugin_info(folder: Path, as_json: bool) -> None:
         print_json(about)
         return
     for name in ("base_model_name_or_path", "base_fingerprint", "tap_bytes_per_token", "parameters"):
-        click.echo(f"{name:24} {about[name]}")
-    click.echo(f"{'phrases':24} {len(plugin.phrases):,} tokens, for the drafts")
+        tell(f"{name:24} {about[name]}")
+    tell(f"{'phrases':24} {len(plugin.phrases):,} tokens, for the drafts")
     for part in plugin.parts:
-        click.echo(f"\npart {part.name}")
+        tell(f"\npart {part.name}")
         shown = {"kind": part.kind_name, "tap": part.tap.name, "gate": part.gate.kind, "parameters": part.size}
         for name, value in {**shown, **part.about}.items():
-            click.echo(f"  {name:22} {value}")
+            tell(f"  {name:22} {value}")

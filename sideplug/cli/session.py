@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sideplug.contract.errors import InputError, PluginError
-from sideplug.terminal import progress, say
+from sideplug.contract.errors import InputError, PluginError, Stopped
+from sideplug.terminal import progress, say, tell
 
 if TYPE_CHECKING:
     from sideplug.contract.gate import Gate
@@ -41,14 +42,22 @@ class Cloud:
 
     @classmethod
     def chosen(
-        cls, cloud: str, ca: Path | None, cloud_key: str, pin: str, retry: float, transcript: Path | None
+        cls,
+        cloud: str,
+        ca: Path | None,
+        cloud_key: str,
+        cloud_key_file: Path | None,
+        pin: str,
+        retry: float,
+        transcript: Path | None,
     ) -> Cloud:
         """The cloud of the options of common.cloud_options. Raises InputError; Stopped for a transcript that can't be
         written."""
         from sideplug.device.address import Address
         from sideplug.device.audit import Recorder
 
-        address = Address(cloud, ca, cloud_key, pin, retry)
+        key = key_or_file("--cloud-key", cloud_key, cloud_key_file)
+        address = Address(cloud, ca, key, pin, retry)
         return cls(address, Recorder(transcript) if transcript else None)
 
     @property
@@ -61,6 +70,30 @@ class Cloud:
     def session(self, plugin: Plugin | None = None, gate: Gate | None = None) -> Session:
         """An open session, for a `with` statement. Raises CloudError and its kin."""
         return self.client.connect(plugin, gate)
+
+
+def key_or_file(option: str, key: str, file: Path | None) -> str:
+    """The key of an option, or of the file that the option with -file names. Raises InputError."""
+    from sideplug.paths import read_secret
+
+    if key and file:
+        raise InputError(f"{option} and {option}-file can't be given together (a variable counts): give one of them")
+    return read_secret(file, "the key file") if file else key
+
+
+@contextlib.contextmanager
+def data_or_stdin(data: Path) -> Iterator[Path]:
+    """Yields the path of the data; of - that of a file with what comes on standard input. Raises InputError."""
+    if str(data) != "-":
+        yield data
+        return
+    content = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
+    if not content.strip():
+        raise InputError("standard input is empty: there is nothing to learn from")
+    name = "standard-input.jsonl" if content.lstrip()[:1] in (b"{", b"[") else "standard-input.txt"
+    with tempfile.TemporaryDirectory(prefix="sideplug-") as folder:
+        (Path(folder) / name).write_bytes(content)
+        yield Path(folder) / name
 
 
 @dataclass(frozen=True)
@@ -125,11 +158,13 @@ def fetch_head(session: Session) -> DeviceHead:
         )
 
 
-def sampling(temperature: float, top_k: int, top_p: float, repetition_penalty: float, seed: int) -> Sampling:
+def sampling(
+    temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float, seed: int
+) -> Sampling:
     """The Sampling of the options of common.sampling_options. Raises InputError."""
     from sideplug.contract.sampling import Sampling
 
-    return Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    return Sampling(temperature, top_k, top_p, repetition_penalty, seed, min_p)
 
 
 def load_plugin(folder: Path) -> Plugin:
@@ -137,6 +172,17 @@ def load_plugin(folder: Path) -> Plugin:
     from sideplug.plugins import Plugin
 
     return Plugin.load(folder, lambda: passphrase_of(folder.name))
+
+
+def remember_plugin(folder: Path) -> None:
+    """Write down where a plugin was made, for plugin list; where that can't be, it is said."""
+    from sideplug.device import elsewhere
+    from sideplug.paths import plugins_dir
+
+    try:
+        elsewhere.remember(plugins_dir(), folder)
+    except Stopped as error:
+        say(f"sideplug: plugin list will not show {folder}: {error}")
 
 
 def load_plugin_if(folder: Path | None) -> Plugin | None:
@@ -178,7 +224,7 @@ def stream_reply(
             for piece in reply:
                 text.append(piece.text)
                 if show:
-                    click.echo(piece.text, nl=False)
+                    tell(piece.text, end="")
         except KeyboardInterrupt:
             interrupted = True
     return "".join(text), reply.ids, interrupted
@@ -205,7 +251,7 @@ def interrupts() -> Iterator[Callable[[], bool]]:
 def peak_rss_mb() -> float | None:
     """The largest resident memory of this process so far, in MB; None where the system does not tell (Windows)."""
     with contextlib.suppress(OSError):  # Linux: getrusage would also count the process that started this one
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return round(int(line.split()[1]) / 1024, 1)
     with contextlib.suppress(ImportError):

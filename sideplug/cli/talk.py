@@ -32,7 +32,7 @@ from sideplug.cli.session import (
     stream_reply,
 )
 from sideplug.contract.errors import InputError, Stopped
-from sideplug.terminal import say
+from sideplug.terminal import say, tell
 
 if TYPE_CHECKING:
     from sideplug.contract.sampling import Sampling
@@ -159,6 +159,6 @@ def audit(transcript: Path, folder: Path | None, as_json: bool) -> None:
         print_json(report.to_json())
     else:
         for line in report.lines():
-            click.echo(line)
+            tell(line)
     if not report.clean:
         raise Stopped("the transcript has what must not be in it")

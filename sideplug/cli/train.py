@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,23 @@ from sideplug.cli.common import (
     limit_option,
     option,
     print_json,
+    skip_bad_option,
 )
-from sideplug.cli.session import Cloud, interrupts, peak_rss_mb
+from sideplug.cli.session import Cloud, data_or_stdin, interrupts, peak_rss_mb, remember_plugin
 from sideplug.contract.errors import InputError
 from sideplug.terminal import progress, say
+from sideplug.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from sideplug.training.pipeline import Made, Recipe, Tell, Texts
+    from sideplug.device.client import Client
+    from sideplug.readers import Example
+    from sideplug.training.pipeline import Tell, Texts
+
+
+RECIPE = Recipe()
+
+
+FORCED = " (the same command with --force replaces it all the same)"
 
 
 @contextlib.contextmanager
@@ -44,6 +55,21 @@ def plugin_kinds() -> list[str]:
     from sideplug.plugins import trained_kinds
 
     return list(trained_kinds())
+
+
+@dataclass(frozen=True)
+class Source:
+    """The person's data, and how it is read. skip_bad: leave out rows that can't be learnt."""
+
+    path: Path
+    form: str
+    skip_bad: bool
+
+    def read(self, skip: Path | None = None) -> list[Example]:
+        """The examples, but for those in the folder `skip`; what is passed over is told. Raises DataError."""
+        from sideplug.readers import read
+
+        return read(self.path, self.form, skip, self.skip_bad, say)
 
 
 @dataclass(frozen=True)
@@ -63,26 +89,34 @@ class NewPlugin:
     retain: Path | None
     retain_weight: float
     seed: int
+    raw: bool
+    reword: bool
     resume: bool
 
     def recipe(self, epochs: int) -> Recipe:
         """The kind of plugin, and how it is trained."""
         from sideplug.training.fit import TrainConfig
-        from sideplug.training.pipeline import Recipe
 
         training = TrainConfig(
-            epochs, self.learning_rate, self.batch_tokens, seed=self.seed, retain_weight=self.retain_weight
+            learning_rate=self.learning_rate,
+            batch_tokens=self.batch_tokens,
+            seed=self.seed,
+            retain_weight=self.retain_weight,
         )
-        return Recipe(self.kind, self.taps, self.rank, self.tap or "", self.width, self.candidates, training)
+        tap = self.tap or ""
+        recipe = Recipe(self.kind, self.taps, self.rank, tap, self.width, self.candidates, training, self.held_out)
+        return replace(recipe, reword=self.reword, raw=self.raw).with_epochs(epochs)
 
-    def texts(self, data: Path, form: str, skip: Path) -> Texts:
-        """The examples of `data` (but for those in the folder `skip`), and the retain set. Raises DataError."""
-        from sideplug.readers import read
+    def texts(self, source: Source, skip: Path, client: Client, recipe: Recipe) -> Texts:
+        """The examples of `source` (but for those in the folder `skip`), and the retain set. Raises DataError."""
         from sideplug.training.data import sample
         from sideplug.training.pipeline import Texts
+        from sideplug.training.preflight import readable
 
-        examples = sample(read(data, form, skip=skip), self.limit, self.seed)
-        return Texts.prepare(examples, self.held_out, self.seed, self.retain_weight, self.retain)
+        examples = sample(source.read(skip), self.limit, self.seed)
+        part = recipe.new_plugin(client.model()).trained
+        examples = readable(client, examples, part.tap, part.context, source.skip_bad, say)
+        return Texts.prepare(examples, recipe, self.retain)
 
 
 new_plugin_options = gathered(
@@ -90,23 +124,37 @@ new_plugin_options = gathered(
     NewPlugin,
     (
         limit_option,
-        option("--held-out", default=0.1, help="The share of examples that is held out, to tell when to stop."),
+        option(
+            "--held-out",
+            default=RECIPE.held_out,
+            help="The share of examples that is held out, to tell when to stop: phrasings of told facts, and text. 0 "
+            "holds out nothing.",
+        ),
         option(
             "--kind",
-            default="ladder",
+            default=RECIPE.kind,
             type=click.Choice(plugin_kinds()),
             help="ladder is sideplug's own. The output of paper (arXiv 2403.07088) replaces z, that of paper-added is "
             "added to z.",
         ),
-        option("--taps", default=9, type=click.IntRange(1, 256), help="The number of layers that are tapped."),
-        option("--rank", default=64, type=click.IntRange(1), help="The width of each tapped layer's code."),
+        option(
+            "--taps", default=RECIPE.taps, type=click.IntRange(1, 256), help="The number of layers that are tapped."
+        ),
+        option("--rank", default=RECIPE.rank, type=click.IntRange(1), help="The width of each tapped layer's code."),
         option("--tap", help="A tap by its name, or raw: every layer, unprojected, in fp16."),
-        option("--width", default=0, type=click.IntRange(0), help="The plugin's width; 0 takes the kind's own."),
-        option("--learning-rate", default=1e-3, help="The peak learning rate of AdamW."),
-        option("--batch-tokens", default=64, type=click.IntRange(1), help="The approximate number of tokens a step."),
+        option(
+            "--width", default=RECIPE.width, type=click.IntRange(0), help="The plugin's width; 0 takes the kind's own."
+        ),
+        option("--learning-rate", default=RECIPE.training.learning_rate, help="The peak learning rate of AdamW."),
+        option(
+            "--batch-tokens",
+            default=RECIPE.training.batch_tokens,
+            type=click.IntRange(1),
+            help="The approximate number of tokens a step.",
+        ),
         option(
             "--candidates",
-            default=4096,
+            default=RECIPE.candidates,
             type=click.IntRange(1),
             help="The fewest rows of the vocabulary in the candidate softmax.",
         ),
@@ -120,13 +168,30 @@ new_plugin_options = gathered(
         ),
         option(
             "--retain-weight",
-            default=1.0,
+            default=RECIPE.training.retain_weight,
             env=True,
             type=click.FloatRange(0),
             help="The weight of the KL term that keeps the plugin equal to the base on the retain set. 0 trains "
             "without one, and leaves the gate always open.",
         ),
-        option("--seed", default=0, type=click.IntRange(0), help="Seed of the split, the start and the order."),
+        option(
+            "--seed",
+            default=RECIPE.training.seed,
+            type=click.IntRange(0),
+            help="Seed of the split, the start and the order.",
+        ),
+        option(
+            "--raw",
+            is_flag=True,
+            help="Train without the base's chat template, for generate --raw: a prompt and its reply are one text. A "
+            "base that has no template is always trained so.",
+        ),
+        option(
+            "--reword/--no-reword",
+            default=RECIPE.reword,
+            help="Ask a fact that you told in one or two phrasings in other words too: in training, and to tell when "
+            "to stop.",
+        ),
         option("--resume", is_flag=True, help="Go on from the checkpoint in --out."),
     ),
 )
@@ -138,11 +203,18 @@ new_plugin_options = gathered(
 @option("--update", type=FOLDER, metavar="DIR", help="A plugin's folder: that plugin learns more, without forgetting.")
 @cloud_options
 @format_option
-@option("--epochs", default=6, type=click.IntRange(1), help="The most passes over the examples.")
+@skip_bad_option
+@option(
+    "--epochs",
+    default=0,
+    type=click.IntRange(0),
+    help="The most passes over the examples; 0: 6, or more where there are few examples.",
+)
 @option(
     "--force",
     is_flag=True,
-    help="Replace the plugin in --out. With --update, replace it even if it gets worse on what was held out before.",
+    help="Replace the plugin, or the checkpoint, in --out. With --update, replace the plugin even if it gets worse on "
+    "what was held out before.",
 )
 @new_plugin_options
 @json_option
@@ -154,6 +226,7 @@ def train(
     update: Path | None,
     cloud: Cloud,
     form: str,
+    skip_bad: bool,
     epochs: int,
     force: bool,
     new: NewPlugin,
@@ -161,28 +234,31 @@ def train(
 ) -> None:
     """Train a plugin on your files, on this device.
 
-    DATA is a file or a folder: text, alpaca, OpenAI messages, ShareGPT. Ctrl-C keeps a checkpoint; the same command
-    with --resume goes on from it.
+    DATA is a file, a folder, or - for standard input: text, Markdown, HTML, mail, tables, JSON of questions and answers
+    or of messages. What is not learnt of it is told. Ctrl-C keeps a checkpoint; the same command with --resume goes on
+    from it. At the end the plugin is asked for what you told, in other words, and for what you did not tell; a plugin
+    of text writes on.
 
     With --update, an existing plugin learns more from DATA: replies that you liked, corrections, new notes. A plugin
-    that gets worse is not kept, and plugin rollback goes back. Of the options below only --format, --epochs and
-    --force apply then, beside those of the cloud.
+    that gets worse is not kept, and plugin rollback goes back. Of the options below only --format, --skip-bad,
+    --epochs and --force apply then, beside those of the cloud.
 
     The cloud reads each example once, for the tape, and keeps none of it. The plugin is made here and stays here.
     """
     if out and update:
         raise InputError("--out and --update can't be given together: --out makes a new plugin")
+    source = Source(context.with_resource(data_or_stdin(data)), form, skip_bad)
     if update:
         check_update(context)
-        result, line = learn_more(data, update, cloud, form, epochs, force)
+        result, lines = learn_more(source, update, cloud, epochs, force)
     elif out:
-        result, line = make_new(data, out, cloud, form, epochs, force, new)
+        result, lines = make_new(source, out, cloud, epochs, force, new)
     else:
         raise click.UsageError("Missing option '--out' (or '--update', for a plugin that is to learn more).")
     if as_json:
         print_json(result)
     else:
-        click.echo(line)
+        click.echo("\n".join(lines))
 
 
 def check_update(context: click.Context) -> None:
@@ -199,54 +275,38 @@ def check_update(context: click.Context) -> None:
 
 
 def learn_more(
-    data: Path, folder: Path, cloud: Cloud, form: str, epochs: int, force: bool
-) -> tuple[dict[str, Any], str]:
-    """Let the plugin in `folder` learn more; (what is told as JSON, the same as a sentence). The cloud reads only what
-    is new."""
-    from sideplug.readers import read
+    source: Source, folder: Path, cloud: Cloud, epochs: int, force: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Let the plugin in `folder` learn more; (what is told as JSON, the same as lines). The cloud reads only what is
+    new."""
     from sideplug.training.update import update
 
-    made = update(cloud.client, folder, read(data, form), training_progress, interrupts, epochs, force)
-    return {"plugin": str(folder), **made.to_json()}, made.line
+    passes = epochs or RECIPE.training.epochs
+    examples, skip_bad = source.read(), source.skip_bad
+    made = update(cloud.client, folder, examples, training_progress, interrupts, passes, force, skip_bad, say)
+    return {"plugin": str(folder), **made.to_json()}, [made.line + ("" if made.kept else FORCED)]
 
 
 def make_new(
-    data: Path, out: Path, cloud: Cloud, form: str, epochs: int, force: bool, new: NewPlugin
-) -> tuple[dict[str, Any], str]:
-    """Train a new plugin into `out`; (what is told as JSON, the same as a sentence)."""
-    from sideplug.plugins.file import is_plugin, is_sealed
-    from sideplug.training.pipeline import make
+    source: Source, out: Path, cloud: Cloud, epochs: int, force: bool, new: NewPlugin
+) -> tuple[dict[str, Any], list[str]]:
+    """Train a new plugin into `out`; (what is told as JSON, the same as lines)."""
+    from sideplug.training import report
+    from sideplug.training.pipeline import check_early, check_out, make
 
-    if is_plugin(out) and not (force or new.resume):
-        raise InputError(f"{out} already holds a plugin: give another --out, or --force to replace it")
-    if is_sealed(out):
-        raise InputError(f"{out} holds a sealed plugin: unlock it first, or give another --out")
-    texts = new.texts(data, form, skip=out)
-    first = texts.training[0]
-    start = " ".join(((first.prompt.messages or ({"content": ""},))[-1]["content"] + " ⟶ " + first.reply).split())
-    say(f"{len(texts.training)} examples to train on, {len(texts.held)} held out; {first.where}: {start[:100]}…")
+    check = partial(check_out, out, new.resume, force)
+    check_early(out, check)
     recipe = new.recipe(epochs)
-    made = make(cloud.client, texts, out, recipe, training_progress, interrupts, new.resume, say)
+    texts = new.texts(source, out, cloud.client, recipe)
+    first = texts.training[0]
+    start = (first.prompt.messages or ({"content": ""},))[-1]["content"] + " ⟶ " + first.reply.replace("\n", " ⏎ ")
+    start = " ".join(start.split())
+    say(f"{len(texts.training)} examples to train on, {len(texts.held)} held out; {first.where}: {start[:100]}…")
+    for line in texts.lines:
+        say(line)
+    made = make(cloud.client, texts, out, recipe, training_progress, interrupts, new.resume, say, check)
+    remember_plugin(out)
     about = {"parameters": made.plugin.size, "tap": made.plugin.tap.name, "peak_rss_mb": peak_rss_mb()}
-    return {"plugin": str(out), **about, **made.plugin.about}, summary(made, out)
-
-
-def summary(made: Made, out: Path) -> str:
-    """One line on what training reached."""
-    result, gated = made.result, made.gated
-    gain = result.best_loss - result.base_loss
-    reached = f"held-out loss {result.base_loss:.3f} → {result.best_loss:.3f} nats a token ({gain:+.3f})"
-    if gain >= 0:
-        reached = (
-            f"nothing that helps on held-out text (loss {result.base_loss:.3f}): the plugin leaves the base as it is"
-        )
-    if gated:
-        ours, others = gated["personal"], gated["general"]
-        reached += (
-            f", gated {ours['gated']:.3f}; the gate opens for {ours['rate']:.0%} of your tokens and for "
-            f"{others['rate']:.1%} of general ones (loss there {others['base']:.3f} → {others['gated']:.3f})"
-        )
-    return (
-        f"learnt from {result.tokens:,} tokens in {result.seconds:.0f} s: {reached}; "
-        f"{made.plugin.size / 1e6:.2f} M parameters in {out}"
-    )
+    trial = {"trial": made.trial.to_json()} if made.trial else {}
+    lines = [report.line(made, out), *(made.trial.lines if made.trial else [])]
+    return {"plugin": str(out), **about, **made.plugin.about, **trial}, lines

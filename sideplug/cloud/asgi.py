@@ -19,7 +19,6 @@ from starlette.responses import Response as HttpResponse
 from starlette.routing import Route, WebSocketRoute
 
 from sideplug.cloud import flow_control
-from sideplug.cloud.access import RETRY_S
 from sideplug.cloud.keys import Holder
 from sideplug.cloud.service import Response, Service
 from sideplug.cloud.session import Gone
@@ -121,8 +120,6 @@ class WebSocketApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
         answer = _respond(self._service, scope)
-        if not isinstance(answer, Response) and not self._service.ready:
-            answer = Response.json(503, {"error": "this part of the cloud is going down"}, Retry_After=str(RETRY_S))
         if isinstance(answer, Response):
             await _deny(scope, send, answer)
             return
@@ -152,7 +149,8 @@ async def _deny(scope: Scope, send: Send, response: Response) -> None:
 def _respond(service: Service, scope: Scope) -> Response | Holder | None:
     """Return what Service.respond returns for the request of an ASGI scope."""
     path = scope["path"].removeprefix(scope.get("root_path", ""))
-    return service.respond(path, Headers(scope=scope).getlist("authorization"))
+    address = str((scope.get("client") or ("",))[0])
+    return service.respond(path, Headers(scope=scope).getlist("authorization"), address)
 
 
 def app(service: Service, queued: bool = False) -> Starlette:
@@ -166,6 +164,7 @@ def app(service: Service, queued: bool = False) -> Starlette:
         finally:
             await service.end()
             await asyncio.to_thread(service.thread.stop)
+            service.shared.aside.stop()
 
     async def http(request: Request) -> HttpResponse:
         answer = _respond(service, request.scope)

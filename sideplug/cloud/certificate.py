@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sideplug.contract.errors import InputError, Stopped
-from sideplug.paths import locked, write_aside
+from sideplug.contract.errors import InputError
+from sideplug.paths import locked, not_written, write_aside
 from sideplug.sockets import LOOPBACK
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def self_signed(file: Path, host: str) -> Certificate:
                 certificate = _read(file)
             assert certificate is not None
     except OSError as error:
-        raise Stopped(f"{error.filename or file} could not be written: {error.strerror or error}") from error
+        raise not_written(Path(error.filename or file), error) from error
     from cryptography.hazmat.primitives.hashes import SHA256
 
     return Certificate(file, f"sha256:{certificate.fingerprint(SHA256()).hex()}")

@@ -13,20 +13,32 @@ from __future__ import annotations
 import numpy as np
 
 from sideplug.contract.frames import Context
-from sideplug.contract.tap import ContextSlice
+from sideplug.contract.tap import ContextSlice, Encoder
 
+ROW_OVERHEAD = 300  # bytes of the two arrays of a row beside their numbers
 BUNDLE = 256  # rows in one CONTEXT frame
 
 
 class ContextRows:
     """The rows of one text from position `start` on; the device has those before `sent`."""
 
-    def __init__(self, context: ContextSlice, start: int) -> None:
-        """`start`: rows that the device has already; they are not computed again."""
+    def __init__(self, context: ContextSlice, start: int, encoder: Encoder | None = None) -> None:
+        """`start`: rows that the device has already; they are not computed again. encoder: the tap's, if it is made."""
         self.context = context
+        self._encoder = encoder
         self.start = self.sent = start
         self._codes: list[np.ndarray] = []  # (K, R) of each row
         self._scales: list[np.ndarray] = []  # (K,), or empty for codecs without scales
+
+    @property
+    def bytes_per_row(self) -> int:
+        """The bytes that a row takes in memory."""
+        return self.context.bytes_per_token + ROW_OVERHEAD
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes that its rows take in memory."""
+        return len(self._codes) * self.bytes_per_row
 
     @property
     def end(self) -> int:
@@ -37,7 +49,7 @@ class ContextRows:
         """Rows from position `row` on, from the tapped states. Those before `start` are not needed."""
         for position, hidden_KD in enumerate(hidden_CKD, row):
             if position >= self.start:
-                codes, scales = self.context.tap.encode(hidden_KD[None])
+                codes, scales = (self._encoder or self.context.tap).encode(hidden_KD[None])
                 self.put(position, codes, scales)
 
     def put(self, row: int, codes: np.ndarray, scales: np.ndarray) -> None:
@@ -46,8 +58,8 @@ class ContextRows:
             return
         assert row == self.end, "rows are added in their order"
         cut_codes, cut_scales = self.context.cut(codes, scales)
-        self._codes.append(cut_codes[0])
-        self._scales.append(cut_scales[0])
+        self._codes.append(cut_codes[0].copy())  # a view would hold all of the tap's codes
+        self._scales.append(cut_scales[0].copy())
 
     def mark_sent(self, row: int) -> None:
         """The device has been sent the rows before this one."""

@@ -26,7 +26,7 @@ def memory_bytes() -> int:
     """Return the bytes of memory that this process can use now: those that system and cgroup have left."""
     free = 4 << 30
     try:
-        lines = _MEMINFO.read_text().splitlines()
+        lines = _MEMINFO.read_text(encoding="utf-8").splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         pass
@@ -46,7 +46,7 @@ def _cpu_quota() -> float | None:
     quotas = []
     for folder in _groups("cpu"):
         try:
-            quota, period = (folder / "cpu.max").read_text().split()
+            quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
             if quota != "max":
                 quotas.append(int(quota) / int(period))
         except (OSError, ValueError):
@@ -61,7 +61,7 @@ def _groups(controller: str) -> list[Path]:
     """Return the folders of the process's cgroups: version 2 below the root, version 1 below the controller's."""
     folders = []
     try:
-        lines = _CGROUP.read_text().splitlines()
+        lines = _CGROUP.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     for line in lines:
@@ -76,6 +76,6 @@ def _groups(controller: str) -> list[Path]:
 
 def _number(path: Path) -> int | None:
     try:
-        return int(path.read_text())
+        return int(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

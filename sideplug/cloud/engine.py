@@ -2,8 +2,9 @@
 
 Two kinds of work share the steps: a Reply is generated, an ExampleWork is read once for a device's tape or score. Where
 a Reply's gate opens, the device is asked, and the text goes on with a speculative token or waits (see reply). Each step
-has one head call for all tokens that are due: of replies whose gate is shut, of speculation, and of corrected z. The
-engine does not know sockets (each work has a `send` function) nor how plugins are made. All of it runs in one thread.
+has one head call for all tokens that are due: of replies whose gate is shut, of speculation, and of corrected z. What
+a step takes is charged to users (fair_share), and each token to its key (bill). The engine does not know sockets (each
+work has a `send` function) nor how plugins are made. All of it runs in one thread.
 D width, V vocabulary. Test: pytest tests/cloud/test_engine.py
 """
 
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +21,7 @@ import numpy as np
 from sideplug.cloud import correction_predictor, reply_frames
 from sideplug.cloud.admission import Admission, AdmissionLimits
 from sideplug.cloud.counters import Counters
+from sideplug.cloud.fair_share import FairShare
 from sideplug.cloud.model.base import Chunk, Forward, Model, NoCache
 from sideplug.cloud.prefix_cache import MIN_PREFIX, PrefixCache, Text
 from sideplug.cloud.reading import ExampleWork, GreedyRow, Reader
@@ -27,11 +30,14 @@ from sideplug.cloud.scheduler import Budget, Scheduler
 from sideplug.cloud.speculation import SpeculationPolicy
 from sideplug.cloud.tokenizer import Tokenizer
 from sideplug.contract.correction import mix
+from sideplug.contract.errors import CloudError
 from sideplug.contract.frames import Answer as AnswerFrame
 from sideplug.contract.frames import Score, Top
 from sideplug.contract.sampling import choose
 from sideplug.contract.wire import error_frame
 
+ABOUT_TO_ANSWER_S = 1.0  # for so long after an ASK its device counts as one that takes part
+STALLED_S = 5.0  # a reply that waits for its device for so long is ended where another user waits for its memory
 LEAST_LOGP = -9999.0  # told of a token that a mixture leaves no probability: JSON has no infinity
 _NO_LOGITS = np.zeros(0, np.float32)  # of a row whose token the device has chosen
 log = logging.getLogger("sideplug.cloud")
@@ -57,6 +63,14 @@ class HeadRow:
         return self.answer.token if self.answer else None
 
 
+@dataclass(frozen=True)
+class Chore:
+    """Work that is no text's, such as reading rows of the head: one is done in a step."""
+
+    user: str
+    run: Callable[[], None]
+
+
 class Engine:
     """`add` work, `answer` its questions, and call `step` until it returns False."""
 
@@ -73,6 +87,9 @@ class Engine:
         self.alive_s = time.monotonic()  # when it last took a call or ticked; one that hangs does neither
         self._scheduler = Scheduler(budget or Budget())
         self._speculation = SpeculationPolicy()
+        self._fair = FairShare()
+        self._charges: deque[tuple[str, float]] = deque()  # of work outside the engine
+        self._chores: list[Chore] = []
         self._works: list[Sequence] = []
         self._rows: list[HeadRow] = []  # rows of the last forward that have not been through the head
         self._answered: list[Reply] = []  # replies with answers that have not been through the head
@@ -86,6 +103,10 @@ class Engine:
     def working(self) -> int:
         """Works that have begun."""
         return len(self._works)
+
+    def charge(self, user: str, seconds: float) -> None:
+        """Count work of a user outside the engine as time of the engine's. May be called from any thread."""
+        self._charges.append((user, seconds))
 
     # What sessions ask for ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -118,9 +139,13 @@ class Engine:
         """Score a read example under a SCORE frame's corrections; SCORED follows. Raises ProtocolError."""
         self.reader.score(example, frame)
 
+    def do(self, chore: Chore) -> None:
+        """Do this when its user's turn comes."""
+        self._chores.append(chore)
+
     def hold(self, reply: Reply, held: bool) -> None:
         """Stop running a reply whose device does not read what it is sent, or go on with it."""
-        reply.held = held
+        reply.held_since_s = time.monotonic() if held else 0.0
 
     def cancel(self, reply: Reply) -> None:
         """End a reply where it is settled; DONE says "cancelled"."""
@@ -137,6 +162,7 @@ class Engine:
             if cache and work.alive and isinstance(work, Reply):
                 self._cache_text(work)
             work.alive = False
+            work.bill.close()
             self.admission.remove(work)
             work.cache = NoCache()  # frees its memory now, even if somebody still refers to the work
             if work in self._works:
@@ -161,8 +187,24 @@ class Engine:
     def tick(self) -> None:
         """Once a second or so: send away works that waited too long, and evict prefixes that were not used."""
         self.admission.expire()
+        self._end_stalled()
         self.prefix_cache.expire()
         self.alive_s = time.monotonic()
+
+    def _end_stalled(self) -> None:
+        """Where a text waits for memory, end the reply of another user whose device has been away for the longest.
+
+        Its connection is cut, so that a device that is still there takes the reply up again, as after any break.
+        """
+        lacking, now_s = self.admission.lacking, time.monotonic()
+        if lacking is None:
+            return
+        others = [work for work in self._works if isinstance(work, Reply) and work.user != lacking.user]
+        longest = max(others, key=lambda reply: reply.waits_s(now_s), default=None)
+        if longest is not None and longest.waits_s(now_s) > STALLED_S:
+            self.counters.refused["stalled"] += 1
+            longest.send(error_frame(CloudError("the device was away while others wanted the memory that it held")))
+            self.drop(longest)
 
     # The step, in the order in which it runs ──────────────────────────────────────────────────────────────────────────
 
@@ -172,17 +214,19 @@ class Engine:
         A token crosses two steps: the forward of one step gives the z that predicts it, and the head call of the next
         step chooses it, together with the tokens of all answers that came in between.
         """
-        started_s = time.monotonic()
         # 1. Admit: begin the works that there is memory for.
         self.admission.begin_waiting(self._works, self._fail)
-        # 2. Choose: the head, for the rows of the last step's forward, for answers and for scores.
+        # 2. Choose: the head, for the rows of the last step's forward and for answers. Then one chore, or score.
+        started_s = time.monotonic()
         chose = self._choose()
-        scored = self.reader.score_rows(self._fail)
+        resting, most_prefill = self._shares_of_the_step()
+        did = self._do_chore(resting)
         # 3. Forward: pick the tokens of this step and run them as one batch.
-        batch = self._scheduler.pick(self._works)
+        batch = self._scheduler.pick(self._works, resting, most_prefill)
         self._speculation.batch = len(batch)
         if not batch:
-            return chose or scored
+            return chose or did
+        picked_s = time.monotonic()
         try:
             layers = {layer for work, _ in batch for layer in work.layers}
             out = self.model.forward([Chunk(ids, work.cache) for work, ids in batch], layers)
@@ -194,11 +238,54 @@ class Engine:
         self.counters.batch.add(len(batch))
         self.counters.tokens["prompt"] += sum(len(ids) for _, ids in batch if len(ids) > 1)
         # 4. Postprocess: ask the device where a gate opens, note the rows of the next head call, read examples.
+        parts: Counter[str] = Counter()
+        for work, ids in batch:
+            work.bill.run_to(work.cache.length - len(ids), work.cache.length)
+            parts[work.user] += len(ids)
         self._postprocess(batch, out)
-        seconds = time.monotonic() - started_s
-        self.counters.step_s.add(seconds)
+        ended_s = time.monotonic()
+        self._fair.spend(ended_s - picked_s, parts)
+        self.counters.step_s.add(ended_s - started_s)
         if all(len(ids) == 1 for _, ids in batch):
-            self._speculation.observe_step(seconds)
+            self._speculation.observe_step(ended_s - started_s)
+        return True
+
+    def _shares_of_the_step(self) -> tuple[set[str], int | None]:
+        """Which users rest in this step, and how many tokens of prefill it may have if others wait for their devices.
+
+        A step is not interrupted, so while an answer is on its way nobody else's prompt may make it a long one.
+        """
+        while self._charges:
+            user, seconds = self._charges.popleft()
+            self._fair.spend(seconds, {user: 1})
+        now_s, running, answering = time.monotonic(), set[str](), set[str]()
+        for work in self._works:
+            if work.pending:
+                running.add(work.user)
+            elif isinstance(work, Reply) and work.waits_s(now_s) < ABOUT_TO_ANSWER_S and not work.end:
+                answering.add(work.user)
+        running |= self.reader.scoring_users | {chore.user for chore in self._chores}
+        resting = self._fair.resting(running, answering)
+        awake, budget = running - resting, self._scheduler.budget
+        if not answering - awake or not awake:
+            return resting, None
+        all_ahead = all(self._fair.is_ahead(user) for user in awake)
+        return resting, budget.prefill_ahead_tokens if all_ahead else budget.prefill_beside_decode_tokens
+
+    def _do_chore(self, resting: set[str]) -> bool:
+        """One chore, or one head call for a score, of the user who has had the least. False: there is none."""
+        chores = [chore for chore in self._chores if chore.user not in resting]
+        users = {chore.user for chore in chores} | self.reader.scoring_users - resting
+        if not users:
+            return False
+        user, started_s = min(users, key=self._fair.used), time.monotonic()
+        chore = next((chore for chore in chores if chore.user == user), None)
+        if chore is not None:
+            self._chores.remove(chore)
+            chore.run()
+        else:
+            self.reader.score_rows(user, self._fail)
+        self._fair.spend(time.monotonic() - started_s, {user: 1})
         return True
 
     def _choose(self) -> bool:
@@ -212,6 +299,7 @@ class Engine:
         self._rows = []
         if not rows:
             return False
+        started_s = time.monotonic()
         replies = list({id(row.reply): row.reply for row in rows}.values())
         headless = [row for row in rows if row.token is None]
         try:
@@ -229,6 +317,7 @@ class Engine:
         for reply in replies:
             if reply.alive:
                 self._settle(reply)
+        self._fair.spend(time.monotonic() - started_s, Counter(row.reply.user for row in rows))
         return True
 
     def _take(self, row: HeadRow, logits_V: np.ndarray) -> None:
@@ -243,7 +332,7 @@ class Engine:
             logits_V = mix(logits_V, row.answer.mixture)
         token = choose(logits_V, reply.sampling, row.at, before) if row.token is None else row.token
         if reply.top and logits_V.size and not row.speculates_on:
-            reply.tops[row.at] = self._alternatives(logits_V, token, reply.top)
+            reply.tops[row.at] = self._alternatives(logits_V, token, reply.top, row.at == reply.prompt_tokens)
         if row.answer:
             reply.confirm(token)
         elif row.speculates_on:
@@ -305,7 +394,7 @@ class Engine:
 
     def _ask(self, reply: Reply, z_1D: np.ndarray, hidden_1KD: np.ndarray, gates: int) -> None:
         """Ask the device for the next token, and speculate behind the question. Bit p of `gates`: part p's is open."""
-        codes, scales = reply.spec.tap.encode(hidden_1KD)
+        codes, scales = reply.spec.encode(hidden_1KD)
         few = codes.size <= correction_predictor.MAX_CODES
         ask = reply.ask(z_1D, reply.spec.tap.decode(codes, scales).ravel() if few else z_1D[0], time.monotonic())
         if reply.rows is not None:
@@ -328,6 +417,8 @@ class Engine:
     def _settle(self, reply: Reply) -> None:
         """Send the tokens that have become settled, and end a reply that is over."""
         parts = reply.settle()
+        # The last token is charged too, though it is not run.
+        reply.bill.run_to(reply.prompt_tokens + len(reply.done), reply.settled)
         for number, part in enumerate(parts):
             if part.at == reply.prompt_tokens:
                 self.counters.first_s.add(time.monotonic() - reply.since_s)
@@ -346,14 +437,15 @@ class Engine:
         self.counters.gate.update(vars(reply.counts))
         self.drop(reply, cache=True)
 
-    def _alternatives(self, logits_V: np.ndarray, token: int, count: int) -> list[Top]:
+    def _alternatives(self, logits_V: np.ndarray, token: int, count: int, first: bool) -> list[Top]:
         """The chosen token, then the best `count`, each with its text and log-probability at temperature 1."""
         peak = float(logits_V.max())
         lse = peak + float(np.log(np.exp(logits_V - peak).sum()))
         best = np.argpartition(logits_V, -count)[-count:]
         best = best[np.argsort(-logits_V[best], kind="stable")]
         ids: Iterable[int] = (token, *best.tolist())
-        return [(self.tokenizer.decode([i]), max(round(float(logits_V[i]) - lse, 4), LEAST_LOGP)) for i in ids]
+        text = self.tokenizer.token_text
+        return [(text(i, first), max(round(float(logits_V[i]) - lse, 4), LEAST_LOGP)) for i in ids]
 
     def _fail(self, work: Sequence, error: Exception) -> None:
         """End one work, and its session, because of a fault in it; nobody else's work is touched."""

@@ -15,10 +15,10 @@ from sideplug.cloud.admission import AdmissionLimits
 from sideplug.cloud.cores import cores, memory_bytes
 from sideplug.cloud.engine import Engine
 from sideplug.cloud.model.base import Model
+from sideplug.cloud.model_files import Unfit, reading
 from sideplug.cloud.scheduler import Budget
 from sideplug.cloud.store import Base
 from sideplug.cloud.tokenizer import Tokenizer
-from sideplug.cloud.weights import Unfit
 from sideplug.contract.errors import InputError, UnknownModel
 from sideplug.paths import cache_dir
 
@@ -60,6 +60,11 @@ class Opened:
 
 def open_model(base: Base, options: EngineOptions, say: Callable[[str], None] = lambda line: None) -> Opened:
     """Load and return a model, in the thread that will run it. Raises UnknownModel, InputError, Stopped."""
+    with reading(f"the model {base.name}"):
+        return _open_model(base, options, say)
+
+
+def _open_model(base: Base, options: EngineOptions, say: Callable[[str], None]) -> Opened:
     count, source = cores()
     if options.threads:
         count, source = options.threads, AS_ASKED

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from sideplug.cloud.weights import GGUF_INDEX, GGUF_WEIGHTS, Gguf, Unfit
+from sideplug.cloud.causal import check_decoder
+from sideplug.cloud.model_config import check_shapes, check_sizes
+from sideplug.cloud.model_files import Unfit, check_whole, reading
+from sideplug.cloud.weights import GGUF_INDEX, GGUF_WEIGHTS, Gguf
 from sideplug.contract.errors import UnknownModel
 
 _FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -25,24 +29,62 @@ _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _PATTERNS = {"llama-bpe": _LLAMA3, "llama3": _LLAMA3, "qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2}
 _GPT2 = ("default", "gpt-2")
 _DIGITS = ("smollm", "codeshell", "exaone")  # GPT-2's pattern, but every digit is a piece of its own
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)  # as llama-gguf-split names them
 _CONTROL, _USER_DEFINED = 3, 4  # token types
 
 
 def unpack(path: Path, folder: Path) -> None:
     """Write the model folder of a GGUF file. Raises Unfit, UnknownModel (a damaged file), OSError (a full disk)."""
+    reader, header = read_header(path)
+    with reading(path.name):
+        _unpack(path, folder, reader, header)
+
+
+def read_header(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Return the gguf package's reader of a whole file, and the values of its header by their names.
+
+    Raises UnknownModel for a file that is damaged, cut off, or a part of a split model.
+    """
     from gguf import GGUFReader
 
+    check_whole(path)
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise UnknownModel(f"{path.name} can't be read: it is no GGUF file")
+    part = _PART.search(path.name)
     try:
         reader = GGUFReader(path)
         header = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # the library raises many classes for a damaged file
-        raise UnknownModel(f"{path.name} can't be read: {str(error) or type(error).__name__}") from error
+        raise UnknownModel(f"{path.name} can't be read: it is cut off or damaged, fetch it again") from error
+    number, count = (header.get(name) for name in ("split.no", "split.count"))
+    if isinstance(count, int) and count > 1:
+        which = f"part {number + 1} of {count}" if isinstance(number, int) else f"one of {count} parts"
+    elif part and int(part[2]) > 1:
+        which = f"part {int(part[1])} of {int(part[2])}"
+    else:
+        return reader, header
+    raise UnknownModel(f"{path.name} is {which} of a split model: merge the parts first (llama-gguf-split --merge)")
+
+
+def stop_ids(header: dict[str, Any]) -> list[int]:
+    """Return the ids that end a reply by the header: eos, eot and eom."""
+    names = ("eos_token_id", "eot_token_id", "eom_token_id")
+    found = [header[f"tokenizer.ggml.{name}"] for name in names if _has(header, name)]
+    return list(dict.fromkeys(token for token in found if type(token) is int))
+
+
+def _unpack(path: Path, folder: Path, reader: Any, header: dict[str, Any]) -> None:
+    check_decoder(path.name, {"model_type": header.get("general.architecture")})
     names = {tensor.name for tensor in reader.tensors}
     config = _config(header, names)
+    shapes = {t.name: tuple(int(size) for size in reversed(t.shape)) for t in reader.tensors}
+    hub_names = {Gguf.name(name): name for name in Gguf.all_names(config["num_hidden_layers"])}
+    check_shapes(config, {hub_names[name]: shape for name, shape in shapes.items()}, path.name)
     _write(folder / "config.json", config)
     _write_tokenizer(header, folder)
-    ids = {name: header[f"tokenizer.ggml.{name}"] for name in ("bos_token_id", "eos_token_id") if _has(header, name)}
-    _write(folder / "generation_config.json", ids)
+    ids = {"bos_token_id": header["tokenizer.ggml.bos_token_id"]} if _has(header, "bos_token_id") else {}
+    _write(folder / "generation_config.json", ids | {"eos_token_id": stop_ids(header)})
     index = {
         tensor.name: {
             "type": tensor.tensor_type.name,
@@ -79,6 +121,11 @@ def _config(header: dict[str, Any], names: set[str]) -> dict[str, Any]:
         return value
 
     width, heads = of("embedding_length"), of("attention.head_count")
+    for name, value in header.items():
+        if name in (f"{family}.attention.head_count", f"{family}.attention.head_count_kv") and isinstance(value, list):
+            raise Unfit(f"its {name} differs from block to block")
+    said = {"hidden_size": width, "num_attention_heads": heads, "num_hidden_layers": of("block_count")}
+    check_sizes(said, "its header")
     head_size = of("attention.key_length", of("rope.dimension_count", width // heads))
     if of("rope.dimension_count", head_size) != head_size:
         raise Unfit("only a part of each head has rotary positions")
@@ -101,9 +148,15 @@ def _config(header: dict[str, Any], names: set[str]) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in names,
         "hidden_act": "silu",
     }
-    for name in ("bos_token_id", "eos_token_id"):
-        if _has(header, name):
-            config[name] = header[f"tokenizer.ggml.{name}"]
+    for name in ("bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id"):
+        if not _has(header, name):
+            continue
+        token = header[f"tokenizer.ggml.{name}"]
+        if type(token) is not int or not 0 <= token < config["vocab_size"]:
+            raise UnknownModel(f"its header says {name} {token}, of {config['vocab_size']} tokens")
+        if name in ("bos_token_id", "eos_token_id"):
+            config[name] = token
+    check_sizes(config, "its header")
     return config
 
 
@@ -142,8 +195,8 @@ def _write_tokenizer(header: dict[str, Any], folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     _write(folder / "tokenizer_config.json", config)
     if "tokenizer.chat_template" in header:
-        (folder / "chat_template.jinja").write_text(header["tokenizer.chat_template"])
+        (folder / "chat_template.jinja").write_text(header["tokenizer.chat_template"], "utf-8")
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1))
+    path.write_text(json.dumps(value, indent=1), "utf-8")

@@ -15,14 +15,22 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from sideplug.cloud.access import AccessControl
+from sideplug.cloud.aside import Aside
+from sideplug.cloud.bill import Account, Usage
 from sideplug.cloud.counters import Counters
 from sideplug.cloud.engine import Engine
+from sideplug.cloud.keys import Holder
+from sideplug.cloud.model.memory import Reservation
+from sideplug.cloud.shares import Shares
 from sideplug.cloud.store import Base
+from sideplug.cloud.tap_store import TapStore
 from sideplug.cloud.token_bucket import TokenBuckets
 from sideplug.cloud.tokenizer import Tokenizer
 from sideplug.contract.frames import ModelInfo
 
 HANGS_S = 60.0  # an engine that has not looked into its inbox for this long counts as hanging
+PREDICTORS_BYTES = 64 << 20  # of all sessions' predictors, at least …
+PREDICTORS_SHARE = 16  # … or a sixteenth of the memory for keys and values
 CALLS_PER_STEP = 256  # calls taken from the inbox before each step, so that one device's flood cannot delay the steps
 log = logging.getLogger("sideplug.cloud")
 
@@ -113,4 +121,18 @@ class Shared:
     buckets: TokenBuckets
     counters: Counters
     model_info: ModelInfo
+    taps: TapStore
+    predictors: Shares
+    aside: Aside
+    usage: Usage = field(default_factory=Usage)
     draining: threading.Event = field(default_factory=threading.Event)
+
+    def predictor_memory(self, user: str, size: int) -> Reservation | None:
+        """The memory of a session's correction predictor; None where its user has its share already."""
+        return self.predictors.take(user, size) if self.predictors.allows(user, size) else None
+
+    def account(self, holder: Holder | None) -> Account | None:
+        """The account of a key's holder; None where no keys are asked for."""
+        if holder is None:
+            return None
+        return Account(self.buckets, self.usage, holder.id, holder.name, holder.limits.tokens_per_minute)

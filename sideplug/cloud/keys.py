@@ -21,10 +21,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sideplug.contract.errors import InputError, Stopped
-from sideplug.paths import locked, write_aside
+from sideplug.contract.errors import InputError
+from sideplug.paths import locked, not_written, write_aside
 
-FORMAT = "sideplug-keys-1"
+FORMAT = "sideplug-keys-1"  # of a file in which every key is a user's, as every version since 0.1.0 reads it
+FORMAT_ROLES = "sideplug-keys-2"  # of a file with an operator's key
+USER, OPERATOR = ROLES = ("user", "operator")
 LOCAL = "local"  # the name of the key that `sideplug serve` makes for devices on its own machine
 NAME = re.compile(r"[\w.@+-]{1,64}")
 UNKNOWN_SHA256 = hashlib.sha256(b"").hexdigest()  # an unknown id is compared with it, so that it takes the same time
@@ -46,16 +48,20 @@ class KeyLimits:
 
 @dataclass(frozen=True)
 class Holder:
-    """The holder of a key: whose session it is, and with what limits."""
+    """The holder of a key: whose session it is, and with what limits.
+
+    is_operator: it may see what concerns all users: /metrics, and the sizes in /health.
+    """
 
     name: str
     id: str
     limits: KeyLimits
+    is_operator: bool = False
 
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of the file. created, revoked: UTC, ISO 8601; revoked is "" for a valid key."""
+    """An entry of the file. created, revoked: UTC, ISO 8601; revoked is "" for a valid key. role: one of ROLES."""
 
     name: str
     id: str
@@ -63,10 +69,24 @@ class Key:
     created: str
     limits: KeyLimits
     revoked: str = ""
+    role: str = USER
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether it is an operator's. The key of this machine is: who can read it runs the cloud."""
+        return self.role == OPERATOR or self.name == LOCAL
+
+    @property
+    def shown_role(self) -> str:
+        """Its role, as it is shown: "user" or "operator"."""
+        return OPERATOR if self.is_operator else USER
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields by name, as the file has them."""
-        return {**vars(self), "limits": vars(self.limits)}
+        """Return the fields by name, as the file has them: the role only where it is not a user's."""
+        fields = {**vars(self), "limits": vars(self.limits)}
+        if self.role == USER:
+            del fields["role"]
+        return fields
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Key:
@@ -76,6 +96,8 @@ class Key:
             raise TypeError("names, hashes and times are text")
         if not re.fullmatch("[0-9a-f]{64}", key.sha256):
             raise ValueError("sha256 has 64 hex digits")
+        if key.role not in ROLES:
+            raise ValueError("there is no such role")
         return key
 
 
@@ -89,8 +111,10 @@ class Keys:
         self._last_error = ""
         self._read()
 
-    def add(self, name: str, sessions: int = 8, tokens_per_minute: int = 0) -> str:
+    def add(self, name: str, sessions: int = 8, tokens_per_minute: int = 0, role: str = USER) -> str:
         """Make a key; return its text, which is not stored. Raises InputError (a taken name), Stopped (the disk)."""
+        if role not in ROLES:
+            raise InputError(f"a key's role must be {' or '.join(ROLES)}, got {role[:80]!r}")
         if not NAME.fullmatch(name):
             raise InputError(f"a key's name must have 1 to 64 letters, digits or . _ - + @, got {name[:80]!r}")
         if name == LOCAL:
@@ -98,7 +122,7 @@ class Keys:
         with self._changing() as keys:
             if any(key.name == name and not key.revoked for key in keys.values()):
                 raise InputError(f"there is a key named {name} already: revoke it first, or give another name")
-            return _new(keys, name, KeyLimits(sessions, tokens_per_minute))
+            return _new(keys, name, KeyLimits(sessions, tokens_per_minute), role)
 
     def revoke(self, name: str) -> None:
         """Revoke the key of this name. Raises InputError if there is no valid one, Stopped (the disk)."""
@@ -122,7 +146,7 @@ class Keys:
         is_equal = hmac.compare_digest(digest, key.sha256 if key else UNKNOWN_SHA256)
         if key is None or not is_equal or kind != "sp" or key.revoked:
             return None
-        return Holder(key.name, key.id, key.limits)
+        return Holder(key.name, key.id, key.limits, key.is_operator)
 
     def is_valid(self, holder: Holder) -> bool:
         """Return whether the holder's key is still valid."""
@@ -161,11 +185,13 @@ class Keys:
                 keys = dict(self._keys)
                 yield keys
                 if keys != self._keys:
-                    content = {"format": FORMAT, "keys": [key.to_json() for key in keys.values()]}
+                    has_roles = any(key.role != USER for key in keys.values())
+                    listed = [key.to_json() for key in keys.values()]
+                    content = {"format": FORMAT_ROLES if has_roles else FORMAT, "keys": listed}
                     write_aside(self.path, json.dumps(content, indent=2).encode() + b"\n")
                     self._read()
         except OSError as error:
-            raise Stopped(f"{error.filename or self.path} could not be written: {error.strerror or error}") from error
+            raise not_written(Path(error.filename or self.path), error) from error
 
     def _refresh(self) -> None:
         """Read the file if it has changed. A damaged file is logged, and the keys that were read before stay valid."""
@@ -193,15 +219,15 @@ class Keys:
 
 def _parse(data: bytes) -> dict[str, Key]:
     content = json.loads(data)
-    if content["format"] != FORMAT:
+    if content["format"] not in (FORMAT, FORMAT_ROLES):
         raise ValueError("another format")
     return {key.id: key for key in map(Key.from_json, content["keys"])}
 
 
-def _new(keys: dict[str, Key], name: str, limits: KeyLimits) -> str:
+def _new(keys: dict[str, Key], name: str, limits: KeyLimits, role: str = USER) -> str:
     """Add a new key to `keys`; return its text."""
     key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
-    keys[key_id] = Key(name, key_id, hashlib.sha256(secret.encode()).hexdigest(), _now(), limits)
+    keys[key_id] = Key(name, key_id, hashlib.sha256(secret.encode()).hexdigest(), _now(), limits, role=role)
     return f"sp-{key_id}-{secret}"
 
 

@@ -18,6 +18,7 @@ def configure(level: str, as_json: bool) -> None:
     handler.setFormatter(Formatter(as_json))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("sideplug").setLevel(level.upper())
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # nor is each answer to a device that has left
     logging.getLogger("websockets").setLevel(logging.CRITICAL)  # port scanners' broken handshakes are no events
 
 

@@ -7,7 +7,10 @@ user has asked.
 The keys and values at a position depend on the text before it and, bit for bit, on how it was run: as a prompt (many
 tokens at once) or one by one (a reply). So tokens that were run as a prompt are only reused as part of a prompt, and
 tokens of a reply only to continue that same reply. A text is therefore the same whether its beginning was cached,
-evicted, or is run for the first time. This module does not know sessions. Test: pytest tests/cloud/test_prefix_cache.py
+evicted, or is run for the first time.
+
+Where memory is needed, the scope that has the most cached gives its oldest text first, so that nobody's texts are
+driven out by another's many. This module does not know sessions. Test: pytest tests/cloud/test_prefix_cache.py
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ from typing import Any
 import numpy as np
 
 from sideplug.cloud.context_rows import ContextRows
-from sideplug.cloud.model.memory import Memory, Reservation
+from sideplug.cloud.model.memory import Memory, Reservation, tokens_for
+from sideplug.cloud.shares import Shares
 from sideplug.contract.errors import Busy
 
 MIN_PREFIX = 16  # tokens: running fewer is as quick as copying them
+MAX_TEXTS = 256  # of one scope: each is looked at when a text of that scope begins
 
 
 def common_length(a: np.ndarray, b: np.ndarray) -> int:
@@ -85,6 +90,7 @@ class PrefixCache:
         self._memory = memory
         self._entries: OrderedDict[int, CachedPrefix] = OrderedDict()
         self._declared: list[CachedPrefix] = []
+        self.shares = Shares(memory.tokens)  # of the tokens that are cached, by scope
         self.evicted = 0  # entries that were evicted because memory was needed
 
     def __len__(self) -> int:
@@ -98,8 +104,14 @@ class PrefixCache:
             older = entry.text
             if common_length(text.ids, older.ids) >= older.prompt_tokens <= text.prompt_tokens:
                 self._remove(entry)
-        reservation = self.reserve(len(text.ids))
+        size = len(text.ids) + (tokens_for(self._memory, text.rows.held_bytes) if text.rows else 0)
+        owner = text.scope or ""
+        own = [entry for entry in self._entries.values() if entry.text.scope == text.scope]
+        for entry in own[: max(0, len(own) - MAX_TEXTS + 1)]:
+            self._remove(entry)
+        reservation = self.reserve(size, owner=owner)
         if reservation is not None:
+            reservation.join(self.shares.take(owner, size))
             entry = CachedPrefix(text, states, reservation, time.monotonic())
             self._entries[id(entry)] = entry
 
@@ -107,16 +119,26 @@ class PrefixCache:
         """Cache a text for everybody and for good. Raises Busy when there is no memory for it."""
         self._declared.append(CachedPrefix(text, states, self._memory.reserve(len(text.ids)), 0.0))
 
-    def reserve(self, tokens: int, spare: CachedPrefix | None = None) -> Reservation | None:
-        """Memory for `tokens`, evicting entries for it (but never `spare`); None if that is not enough."""
+    def reserve(self, tokens: int, spare: CachedPrefix | None = None, owner: str | None = None) -> Reservation | None:
+        """Memory for `tokens`, evicting entries for it (but never `spare`); None if that is not enough.
+
+        `owner`: the scope of a text that is to be cached; it takes no place from scopes that have less than it will.
+        """
+        least = 0 if owner is None else self.shares.held(owner) + tokens
         while True:
             try:
                 return self._memory.reserve(tokens)
             except Busy:
-                oldest = next((e for e in self._entries.values() if e is not spare), None)
-                if oldest is None:
+                held = {id(entry): self.shares.held(entry.text.scope or "") for entry in self._entries.values()}
+                entries = [
+                    entry
+                    for entry in self._entries.values()
+                    if entry is not spare and ((entry.text.scope or "") == owner or held[id(entry)] >= least)
+                ]
+                if not entries:
                     return None
-                self._remove(oldest)
+                # max takes the first of the largest: the oldest text of the scope that has the most
+                self._remove(max(entries, key=lambda entry: held[id(entry)]))
                 self.evicted += 1
 
     def best(self, text: Text) -> tuple[CachedPrefix | None, int]:

@@ -20,10 +20,10 @@ from sideplug.cloud.tokenizer import Tokenizer
 from sideplug.contract.codec import pack
 from sideplug.contract.correction import Mixture, apply_delta, check_shapes, mixed_logp, mixture_of
 from sideplug.contract.errors import ProtocolError
+from sideplug.contract.frames import BEST_IDS, Score, Scored
 from sideplug.contract.frames import Example as ExampleFrame
-from sideplug.contract.frames import Score, Scored
 
-TOP = 16  # best ids that a tape holds for each position: the candidates of training
+TOP = BEST_IDS  # that a tape holds for each position: the candidates of training
 HEAD_ROWS = 64  # rows of one head call for examples: their logits stay small, and nobody waits long for the call
 Fail = Callable[[Sequence, Exception], None]  # what becomes of a work that met an error
 
@@ -39,6 +39,7 @@ class ExampleWork(Sequence):
     spec: SessionSpec
     prompt_tokens: int
     score: bool  # whether its score may be asked for
+    width: int = 0  # D of the model
     greedy_tokens: int = 0
     wants_context: bool = False  # whether the rows of its prompt are to be sent too
     context: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # their codes and scales so far
@@ -55,6 +56,13 @@ class ExampleWork(Sequence):
     def max_length(self) -> int:
         """The number of tokens that it may have at its end."""
         return len(self.ids) + self.greedy_tokens
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of what is kept of its rows until EXAMPLE has left, or SCORED: z twice, codes, ids; its context."""
+        tap, rows = self.spec.tap, self.spec.context
+        reply = (self.max_length - self.prompt_tokens) * (tap.bytes_per_token + 6 * self.width + 4 * TOP + 16)
+        return reply + (rows.bytes_per_token * self.prompt_tokens if rows and self.wants_context else 0)
 
     @property
     def targets(self) -> np.ndarray:
@@ -86,9 +94,9 @@ class Reader:
         self._scorings: list[Scoring] = []
 
     @property
-    def scoring(self) -> int:
-        """The number of examples whose score is under way."""
-        return len(self._scorings)
+    def scoring_users(self) -> set[str]:
+        """The users of the examples whose score is under way."""
+        return {scoring.example.user for scoring in self._scorings}
 
     def read(self, example: ExampleWork, count: int, first_row: int, out: Forward) -> bool:
         """Take the step's `count` rows of an example, from `first_row` on. True: it is complete and was sent."""
@@ -103,7 +111,7 @@ class Reader:
             z = out.z(rows)
             targets = np.asarray(example.ids[at + 1 : end + 1], np.int32)
             hidden = out.tapped(rows, example.spec.tap.layers)
-            example.parts.append((z, *example.spec.tap.encode(hidden), *self._model.read(z, targets, TOP)))
+            example.parts.append((z, *example.spec.encode(hidden), *self._model.read(z, targets, TOP)))
         if example.pending:
             return False
         self._hand_over(example)
@@ -115,7 +123,7 @@ class Reader:
         context = example.spec.context
         if example.wants_context and context is not None and start < stop:
             hidden = out.tapped(slice(first_row, first_row + stop - start), example.spec.tap.layers)
-            example.context.append(context.cut(*example.spec.tap.encode(hidden)))
+            example.context.append(context.cut(*example.spec.encode(hidden)))
 
     def write_greedily(self, rows: list[GreedyRow], fail: Fail) -> list[ExampleWork]:
         """One head call for the replies that the base writes: each gets its next token. Those now complete."""
@@ -132,7 +140,7 @@ class Reader:
         for i, (example, z, hidden) in enumerate(rows):
             try:
                 logp, top, lse = (column[i : i + 1] for column in columns)
-                example.parts.append((z, *example.spec.tap.encode(hidden), logp, top, lse))
+                example.parts.append((z, *example.spec.encode(hidden), logp, top, lse))
                 example.ids.append(int(top[0, 0]))
                 if example.ids[-1] in self._tokenizer.stop_ids or len(example.parts) >= example.greedy_tokens:
                     self._hand_over(example)
@@ -148,9 +156,10 @@ class Reader:
         rows = example.spec.context
         context = context_scales = None
         if example.wants_context and rows is not None:
-            tap = example.spec.tap
-            none = np.zeros((0, len(tap.layers), z.shape[1]), np.float32)
-            parts = example.context or [rows.cut(*tap.encode(none))]  # a prompt of one token has no row before it
+            none = np.zeros((0, len(example.layers), z.shape[1]), np.float32)
+            parts = example.context or [
+                rows.cut(*example.spec.encode(none))
+            ]  # a prompt of one token has no row before it
             context, context_scales = (np.concatenate(column) for column in zip(*parts, strict=True))
         self._counters.examples += 1
         example.parts, example.context = [], []
@@ -184,11 +193,9 @@ class Reader:
         mixtures = [mixture_of(frame, row) for row in range(len(z))]
         self._scorings.append(Scoring(example, logp, corrected, mixtures))
 
-    def score_rows(self, fail: Fail) -> bool:
-        """One head call for the score that has waited longest. False: there is none."""
-        if not self._scorings:
-            return False
-        scoring = self._scorings[0]
+    def score_rows(self, user: str, fail: Fail) -> None:
+        """One head call for this user's score that has waited longest."""
+        scoring = next(scoring for scoring in self._scorings if scoring.example.user == user)
         example = scoring.example
         at = sum(map(len, scoring.parts))
         try:
@@ -202,11 +209,10 @@ class Reader:
         except Exception as error:
             self._scorings.remove(scoring)
             fail(example, error)
-            return True
+            return
         if at + HEAD_ROWS >= len(scoring.corrected_TD):
             self._scorings.remove(scoring)
             example.send(Scored(example.number, scoring.base_T, np.concatenate(scoring.parts)))
-        return True
 
     def forget(self, work: Sequence) -> None:
         """Drop the score that is under way for this example, if there is one."""

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sideplug.cloud.bill import Bill
 from sideplug.cloud.context_rows import ContextRows
 from sideplug.cloud.model.base import Cache, NoCache
+from sideplug.cloud.model.memory import Reservation
 from sideplug.cloud.prefix_cache import Text
 from sideplug.cloud.speculation import AcceptanceStats
 from sideplug.cloud.tokenizer import TextStream
@@ -29,7 +31,7 @@ from sideplug.contract.frames import Answer as AnswerFrame
 from sideplug.contract.gate import Gate
 from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import Sampling
-from sideplug.contract.tap import ContextSlice, Tap
+from sideplug.contract.tap import ContextSlice, Encoder, Tap
 
 Send = Callable[[Frame], None]
 
@@ -39,7 +41,8 @@ class SessionSpec:
     """What a device set in OPEN: how it is asked, and how its answers are used.
 
     gates: one for each part of its plugin. merge: see contract/correction. context: what rows without a question carry.
-    granted: the settings of the capabilities that it has.
+    granted: the settings of the capabilities that it has. encoder: the tap's, which the session holds; None: the tap's
+    own, for tests.
     """
 
     tap: Tap
@@ -47,6 +50,11 @@ class SessionSpec:
     merge: Merge = "add"
     context: ContextSlice | None = None
     granted: Mapping[str, Map] = field(default_factory=dict)
+    encoder: Encoder | None = None
+
+    def encode(self, hidden_TKD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tapped states (T, K, D) → codes (T, K, R) and scales (T, K)."""
+        return (self.encoder or self.tap).encode(hidden_TKD)
 
     @property
     def max_pairs(self) -> int:
@@ -59,11 +67,14 @@ class SessionSpec:
 class Sequence:
     """Token ids of which the first `cache.length` are in the cache, and `send` for the frames that it gives rise to.
 
-    user: whom it belongs to, for fair shares of a step. scope: whose cached texts it may begin with.
+    user: whom it belongs to, for fair shares of a step. scope: whose cached texts it may begin with. bill: what its
+    tokens are charged to. claim: memory that it holds beside its cache.
     """
 
     ids: list[int]
     send: Send
+    bill: Bill = field(default_factory=Bill)
+    claim: Reservation | None = None
     cache: Cache = field(default_factory=NoCache)
     user: str = ""
     scope: str = ""
@@ -79,6 +90,11 @@ class Sequence:
     def max_length(self) -> int:
         """The number of tokens that it may have at its end."""
         return len(self.ids)
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes that it makes the cloud hold beside its keys and values."""
+        return 0
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -165,7 +181,7 @@ class Reply(Sequence):
     rows: ContextRows | None = None  # where the device wants the rows that it is not asked about
     first_draft: list[int] = field(default_factory=list)  # ids that the device expects the reply to begin with
     waits_for: tuple[Reply, int] | None = None  # a reply whose prompt begins alike, and how many tokens they share
-    held: bool = False  # the device does not read what it is sent, so no more is run
+    held_since_s: float = 0.0  # since when the device does not read, so that no more is run; 0: it reads
     prompt_tokens: int = field(init=False)
     prompt_hash: str = field(init=False)  # computed here, outside the engine's thread, so that no step waits for it
     settled: int = field(init=False)
@@ -180,6 +196,7 @@ class Reply(Sequence):
     scores: dict[int, tuple[float, ...]] = field(default_factory=dict)  # position → each gate's score
     draft: dict[int, int] = field(default_factory=dict)  # position → token that the device expects
     counts: Counts = field(default_factory=Counts)
+    _array: tuple[int, int, np.ndarray] | None = None  # run, length and ids when `ids_array` was last asked for
 
     def __post_init__(self) -> None:
         self.prompt_tokens = self.sent = len(self.ids)
@@ -193,6 +210,13 @@ class Reply(Sequence):
         self.text.push(self.done, last=bool(self.end))
         if self.head == "device" and self.sampling.repetition_penalty != 1:
             self.sent = 0  # the device needs the prompt too: the penalty looks at all ids
+
+    @property
+    def ids_array(self) -> np.ndarray:
+        """Its ids as an array, (T,) int32, made anew only when they have changed."""
+        if self._array is None or self._array[:2] != (self.run, len(self.ids)):
+            self._array = self.run, len(self.ids), np.asarray(self.ids, np.int32)
+        return self._array[2]
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -217,9 +241,24 @@ class Reply(Sequence):
         return prompt if prompt > 0 else min(1, len(self.ids) - self.cache.length)
 
     @property
+    def held(self) -> bool:
+        """Whether no more is run because the device does not read what it is sent."""
+        return bool(self.held_since_s)
+
+    @property
     def max_length(self) -> int:
         """The number of tokens that prompt and reply may have at the end."""
         return min(self.prompt_tokens + self.max_tokens, self.context)
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of the context rows of its whole text, where its device wants them."""
+        return 0 if self.rows is None else (self.max_length - self.rows.start) * self.rows.bytes_per_row
+
+    def waits_s(self, now_s: float) -> float:
+        """For how many seconds it has waited for its device: for an answer that has no deadline, or for its reading."""
+        asked_s = self.asks[0].asked_s if self.asks and not self.deadline_s else now_s
+        return max(now_s - asked_s, now_s - self.held_since_s if self.held else 0.0)
 
     @property
     def cacheable(self) -> Text:

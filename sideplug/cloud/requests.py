@@ -13,6 +13,7 @@ import numpy as np
 
 from sideplug.cloud.context_rows import ContextRows
 from sideplug.cloud.model.base import Sizes
+from sideplug.cloud.model.memory import Reservation
 from sideplug.cloud.reading import TOP, ExampleWork
 from sideplug.cloud.reply import Reply, Send, SessionSpec
 from sideplug.cloud.speculation import AcceptanceStats
@@ -46,7 +47,8 @@ CHARACTERS_PER_TOKEN = 100  # no tokenizer has longer tokens on average, so a te
 class Terms:
     """What all requests of an opened session have in common.
 
-    user: whom its work belongs to, for fair shares. scope: whose cached texts it may begin with.
+    user: whom its work belongs to, for fair shares. scope: whose cached texts it may begin with. claim: what holds the
+    memory of its tap.
     """
 
     spec: SessionSpec
@@ -55,6 +57,7 @@ class Terms:
     user: str = ""
     scope: str = ""
     stats: AcceptanceStats = field(default_factory=AcceptanceStats)
+    claim: Reservation | None = None
 
 
 def read_open(frame: Open, base: Base, shape: Sizes) -> SessionSpec:
@@ -124,7 +127,9 @@ def read_prompt(frame: PromptFrame, terms: Terms, send: Send) -> Reply:
         stats=terms.stats,
         done=done,
         gates=_gates(frame, spec),
-        rows=ContextRows(spec.context, frame.context) if spec.context and frame.context is not None else None,
+        rows=ContextRows(spec.context, frame.context, spec.encoder)
+        if spec.context and frame.context is not None
+        else None,
         first_draft=frame.draft,
     )
 
@@ -187,6 +192,7 @@ def read_example(frame: Read, terms: Terms, send: Send) -> ExampleWork:
         scope=terms.scope,
         number=frame.number,
         spec=spec,
+        width=shape.width,
         prompt_tokens=len(start),
         score=frame.score,
         greedy_tokens=frame.greedy_tokens,

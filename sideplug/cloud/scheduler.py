@@ -3,14 +3,15 @@
 A sequence that waits for its device has no pending tokens, so it takes no part and delays nobody. A prompt is prefilled
 in chunks, smaller ones while others decode, so that a long prompt does not stall them. Prefill is shared fairly between
 users by start-time fair queueing: the user who has had the least prefill comes first, so a user with many texts slows
-another's down to half at most; the texts of one user take turns. A chunk never has one token and never leaves one over:
-an engine may sum a single token in another order than several, and then a text would depend on what else was in its
-step. The scheduler does not know models, gates or sockets. Test: pytest tests/cloud/test_scheduler.py
+another's down to half at most; the texts of one user take turns. Who has had more of the engine's time than others
+rests meanwhile (fair_share). A chunk never has one token and never leaves one over: an engine may sum a single token in
+another order than several, and then a text would depend on what else was in its step. The scheduler does not know
+models, gates or sockets. Test: pytest tests/cloud/test_scheduler.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -38,13 +39,17 @@ MIN_STEP_TOKENS = 3  # with less, three remaining tokens could not be cut: a chu
 
 @dataclass(frozen=True)
 class Budget:
-    """The tokens of one step: in all, and for prefill while a sequence decodes. Raises InputError below 3."""
+    """The tokens of one step: in all, and for prefill while a sequence decodes. Raises InputError below 3.
+
+    prefill_ahead_tokens: for prefill of users who are ahead, while somebody else's device is about to answer.
+    """
 
     step_tokens: int = 512
     prefill_beside_decode_tokens: int = 64
+    prefill_ahead_tokens: int = 16
 
     def __post_init__(self) -> None:
-        if min(self.step_tokens, self.prefill_beside_decode_tokens) < MIN_STEP_TOKENS:
+        if min(self.step_tokens, self.prefill_beside_decode_tokens, self.prefill_ahead_tokens) < MIN_STEP_TOKENS:
             raise InputError(f"a step must have at least {MIN_STEP_TOKENS} tokens")
 
 
@@ -56,9 +61,14 @@ class Scheduler:
         # Tokens of prefill that each user has had, of the users with prefill now; the smallest number is 0.
         self._prefilled: dict[str, int] = {}
 
-    def pick(self, works: list[W]) -> list[tuple[W, list[int]]]:
-        """Return (work, token ids) for the next step. Reorders `works` in place so that prefills take turns."""
-        decoding = [work for work in works if work.pending == 1]
+    def pick(
+        self, works: list[W], resting: Collection[str] = (), most_prefill: int | None = None
+    ) -> list[tuple[W, list[int]]]:
+        """Return (work, token ids) for the next step. Reorders `works` in place so that prefills take turns.
+
+        `resting`: users whose works take no part. `most_prefill`: tokens of prefill, if fewer than the budget's.
+        """
+        decoding = [work for work in works if work.pending == 1 and work.user not in resting]
         for work in decoding[self.budget.step_tokens :]:  # these do not fit into this step: first in the next one
             works.remove(work)
             works.insert(0, work)
@@ -67,7 +77,9 @@ class Scheduler:
         left = self.budget.step_tokens - len(batch)
         if batch:
             left = min(left, self.budget.prefill_beside_decode_tokens)
-        for work in self._in_fair_order([work for work in works if work.pending > 1]):
+        if most_prefill is not None:
+            left = min(left, most_prefill)
+        for work in self._in_fair_order([work for work in works if work.pending > 1 and work.user not in resting]):
             count = min(work.pending, left)
             if work.pending - count == 1:
                 count -= 1

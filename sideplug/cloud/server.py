@@ -16,10 +16,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request
 from websockets.http11 import Response as HttpResponse
 
+from sideplug.cloud.inbound import BoundedConnection
 from sideplug.cloud.service import Response, Service
 from sideplug.cloud.session import Gone
 from sideplug.sockets import not_listening
 
+NO_ROOM_S = 0.5  # until a key that has no room is told so
 PING_S, PONG_S = 10.0, 20.0  # a device that does not answer a ping within PONG_S is taken to be gone
 
 
@@ -71,6 +73,7 @@ class CloudServer(Service):
                 ssl=tls,
                 compression=None,  # codes do not compress, and the deflate state would cost each session 300 KB
                 max_size=self.limits.message_bytes,
+                create_connection=BoundedConnection,
                 process_request=self._on_request,
                 server_header=None,
                 ping_interval=PING_S,
@@ -94,10 +97,10 @@ class CloudServer(Service):
         await self.close()
 
     async def drain(self) -> None:
-        """Stop listening, so that another server can take the port, and finish the running work."""
+        """Finish the running work, then stop listening; until then /ready and new sessions are answered with 503."""
+        await super().drain()
         if self._server is not None:
             self._server.close(close_connections=False)
-        await super().drain()
 
     async def close(self) -> None:
         """Stop listening, end all sessions, and stop the engine's thread."""
@@ -107,16 +110,24 @@ class CloudServer(Service):
         if self._server is not None:
             await self._server.wait_closed()
         self.thread.stop()
+        self.shared.aside.stop()
 
     async def _on_connection(self, connection: ServerConnection) -> None:
         await self.attend(WebSocketConnection(connection), getattr(connection, "holder", None))
 
-    def _on_request(self, connection: ServerConnection, request: Request) -> HttpResponse | None:
-        """Return the response to an HTTP request, or None to accept it as a WebSocket."""
-        answer = self.respond(request.path.split("?")[0], request.headers.get_all("Authorization"))
+    async def _on_request(self, connection: ServerConnection, request: Request) -> HttpResponse | None:
+        """Return the response to an HTTP request, or None to accept it as a WebSocket.
+
+        A key that has no room is answered after a pause, so that who asks again at once is no work.
+        """
+        peer = connection.remote_address
+        address = str(peer[0]) if isinstance(peer, tuple) and peer else ""
+        answer = self.respond(request.path.split("?")[0], request.headers.get_all("Authorization"), address)
         if not isinstance(answer, Response):
             connection.holder = answer  # type: ignore[attr-defined]  # for the session
             return None
+        if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
+            await asyncio.sleep(NO_ROOM_S)
         response = connection.respond(HTTPStatus(answer.status), answer.body)
         del response.headers["Content-Type"]
         response.headers.update(answer.headers)

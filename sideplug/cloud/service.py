@@ -5,8 +5,9 @@
     GET /metrics    for Prometheus
     GET /v1/model   the base model's name, fingerprint and sizes
 
-Where keys are required (cloud/access), every request must carry one. A Service does not know sockets: server.py has
-its own, asgi.py uses those of another web server. Test: pytest tests/cloud/test_watch.py
+Where keys are required (cloud/access), every request must carry one, but for /health and /ready: without a key they say
+yes or no and nothing else. What concerns all users is for an operator's key. A Service does not know sockets: server.py
+has its own, asgi.py uses those of another web server. Test: pytest tests/cloud/test_watch.py
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -22,20 +24,24 @@ from typing import Any
 
 import msgspec
 
-from sideplug.cloud.access import RETRY_S, AccessControl
+from sideplug.cloud.access import RETRY_S, AccessControl, RefusalLog
+from sideplug.cloud.aside import Aside
 from sideplug.cloud.engine import Engine
-from sideplug.cloud.host import EngineThread, Limits, Shared
+from sideplug.cloud.host import PREDICTORS_BYTES, PREDICTORS_SHARE, EngineThread, Limits, Shared
 from sideplug.cloud.keys import Holder, Keys
 from sideplug.cloud.logs import event
 from sideplug.cloud.metrics import CONTENT_TYPE, Exposition
 from sideplug.cloud.session import Connection, Session
+from sideplug.cloud.shares import Shares
 from sideplug.cloud.store import Base
+from sideplug.cloud.tap_store import TapStore
 from sideplug.cloud.token_bucket import TokenBuckets
 from sideplug.contract.errors import Busy, Unauthorized
 from sideplug.contract.frames import ModelInfo
 from sideplug.contract.version import __version__
 from sideplug.contract.wire import MODEL_PATH, PATH
 
+OPEN_PATHS = ("/health", "/ready")  # answered without a key, in one word
 WATCH_S = 1.0  # how often sessions, queue and prefix cache are looked after
 log = logging.getLogger("sideplug.cloud")
 
@@ -81,10 +87,14 @@ class Service:
             buckets=TokenBuckets(),
             counters=self.counters,
             model_info=_describe(base, engine),
+            taps=TapStore(engine.model),
+            aside=Aside(engine.charge),
+            predictors=Shares(max(PREDICTORS_BYTES, engine.model.memory.limit_bytes // PREDICTORS_SHARE)),
         )
+        self._refusals = RefusalLog()
         self.sessions: set[Session] = set()
         self._watching: asyncio.Task[None] | None = None
-        self._exposition = Exposition(self.counters, self._gauges, base.name)
+        self._exposition = Exposition(self.counters, self.shared.usage, self._gauges, base.name)
 
     def begin(self) -> None:
         """Start to look after sessions and engine; to be called in the event loop that runs the sessions."""
@@ -106,36 +116,63 @@ class Service:
         finally:
             self.sessions.discard(session)
 
-    def respond(self, path: str, authorization: list[str]) -> Response | Holder | None:
-        """The response to an HTTP request with these Authorization headers.
+    def respond(self, path: str, authorization: list[str], address: str = "") -> Response | Holder | None:
+        """The response to an HTTP request with these Authorization headers, from this address.
 
         For PATH it is instead whose key the request carries (None where no keys are required): it may become a
         WebSocket.
         """
-        base, access = self.shared.base, self.shared.access
+        access = self.shared.access
         try:
+            if path in OPEN_PATHS and access.wants_keys and not authorization:
+                return self._alive() if path == "/health" else self._ready(says_why=False)
             holder = access.admit(authorization)
             if path == PATH:
+                if not self.ready:
+                    why = "this part of the cloud is going down"
+                    return Response.json(503, {"error": why}, Retry_After=str(RETRY_S))
                 access.check_room(holder, (session.holder for session in self.sessions))
+                access.check_rate(holder)
                 return holder
         except Unauthorized as error:
             self.counters.refused[error.code] += 1
+            self._refusals.note(address, path)
             return Response.json(401, {"error": str(error)}, WWW_Authenticate="Bearer")
         except Busy as error:
             self.counters.refused[error.code] += 1
-            return Response.json(429, {"error": str(error)}, Retry_After=str(RETRY_S))
+            retry_s = math.ceil(error.retry_s or RETRY_S)
+            return Response.json(429, {"error": str(error)}, Retry_After=str(retry_s))
+        return self._answer(path, holder)
+
+    def _answer(self, path: str, holder: Holder | None) -> Response:
+        """The response to a request whose key is right."""
+        sees_all = holder is None or holder.is_operator
         if path == MODEL_PATH:
             return Response.json(200, msgspec.to_builtins(self.shared.model_info))
         if path == "/metrics":
+            if not sees_all:
+                why = (
+                    "/metrics concerns all users, so it wants an operator's key: sideplug keys add NAME --role operator"
+                )
+                return Response.json(403, {"error": why})
             return Response(200, self._exposition.text().decode(), {"Content-Type": CONTENT_TYPE})
         if path == "/ready":
-            why = "going down" if self.draining else "the engine hangs" if self.thread.hangs else ""
-            return Response.json(503 if why else 200, {"ready": not why, **({"why": why} if why else {})})
+            return self._ready(says_why=True)
         if path == "/health":
-            state: dict[str, Any] = {"status": "ok", "version": __version__, "model": base.name}
-            state |= {"fingerprint": base.fingerprint, "sessions": len(self.sessions), "pid": os.getpid()}
-            return Response.json(200, state)
+            return self._alive(about_all=sees_all, about_model=True)
         return Response.json(404, {"error": f"paths are {PATH}, {MODEL_PATH}, /health, /ready and /metrics"})
+
+    def _alive(self, about_all: bool = False, about_model: bool = False) -> Response:
+        base, state = self.shared.base, dict[str, Any](status="ok")
+        if about_model:
+            state |= {"version": __version__, "model": base.name, "fingerprint": base.fingerprint}
+        if about_all:
+            state |= {"sessions": len(self.sessions), "pid": os.getpid()}
+        return Response.json(200, state)
+
+    def _ready(self, says_why: bool) -> Response:
+        why = "going down" if self.draining else "the engine hangs" if self.thread.hangs else ""
+        return Response.json(503 if why else 200, {"ready": not why, **({"why": why} if why and says_why else {})})
 
     @property
     def draining(self) -> bool:
@@ -169,12 +206,14 @@ class Service:
             await asyncio.sleep(WATCH_S)
             self.thread.call(self.thread.engine.tick)
             now_s = time.monotonic()
+            self._refusals.tick()
             for session in list(self.sessions):
                 session.watch(now_s)
 
     def _gauges(self) -> dict[str, tuple[str, float]]:
         engine = self.thread.engine
         memory, cache = engine.model.memory, engine.prefix_cache
+        taps, predictors = self.shared.taps.shares, self.shared.predictors
         return {
             "sessions": ("Open sessions.", len(self.sessions)),
             "working": ("Texts in work.", engine.working),
@@ -183,6 +222,8 @@ class Service:
             "evicted_texts": ("Cached texts that were evicted because memory was needed.", cache.evicted),
             "kv_reserved_bytes": ("Memory that is reserved for keys and values.", memory.reserved_bytes),
             "kv_limit_bytes": ("Memory that keys and values may take.", memory.limit_bytes),
+            "tap_bytes": ("Memory that the projections of sessions' taps take.", taps.total),
+            "predictor_bytes": ("Memory that sessions' correction predictors take.", predictors.total),
             "ready": ("Does it take new work?", int(self.ready)),
         }
 

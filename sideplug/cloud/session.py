@@ -12,21 +12,28 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from sideplug.cloud import requests
+from sideplug.cloud.bill import Bill
+from sideplug.cloud.correction_predictor import CorrectionPredictor
+from sideplug.cloud.engine import Chore
 from sideplug.cloud.exchange import Exchange, State, Work
 from sideplug.cloud.host import Shared
 from sideplug.cloud.keys import Holder
 from sideplug.cloud.logs import event
 from sideplug.cloud.reply import Reply
 from sideplug.cloud.requests import Terms
+from sideplug.cloud.speculation import AcceptanceStats
 from sideplug.contract.capabilities import CAPABILITIES, check_extensions
 from sideplug.contract.errors import Busy, InputError, ProtocolError, SideplugError, Silent, Unauthorized
 from sideplug.contract.frames import (
+    FROM_DEVICE,
     Answer,
     Ask,
     Cancel,
@@ -42,11 +49,17 @@ from sideplug.contract.frames import (
     Rows,
     Score,
     SessionLimits,
+    tensors_of,
 )
 from sideplug.contract.wire import decode, encode, error_frame
 
 OPEN_TIMEOUT_S = 10.0  # from the connection to OPEN
-OUTBOX_FRAMES = 32  # with more frames waiting to be sent, the device is not read from and its reply is held
+OUTBOX_FRAMES = 32  # with more frames waiting to be sent, the device is not read from and its reply is held …
+OUTBOX_BYTES = 1 << 20  # … and held with more bytes too
+BIG_BYTES = 64 << 10  # a longer message is decoded aside, so that nobody waits for it
+BIG_CHARACTERS = 16_000  # a longer text is tokenized aside
+MIN_IDS = 1 << 16  # token ids that one list may have at least; beyond, twice the model's context
+TURN = 16  # frames of one device that are taken before the others have their turn
 STALL_S = 60.0  # a device that does not read a frame for this long is cut off
 GOODBYE_S = 2.0  # for sending the reason why a session ends, before the connection is cut
 GOING_DOWN = 1012  # close code: connect again, to the server that takes over
@@ -54,6 +67,7 @@ CLOSE_CODES = {"protocol": 1002, "busy": 1013, "internal": 1011}  # by error cod
 SURVIVED = ("busy", "bad-input", "too-long")  # codes of the engine's errors that do not end a session
 NEW_WORK = (Kind.PROMPT, Kind.READ)  # frames that a server that is going down does not take any more
 log = logging.getLogger("sideplug.cloud")
+T = TypeVar("T")
 
 
 class Gone(Exception):
@@ -94,6 +108,8 @@ class Session:
         self._opened: Terms | None = None
         self._outbox: asyncio.Queue[Frame] = asyncio.Queue()
         self._outbox_moved = asyncio.Event()
+        self._outbox_bytes = 0
+        self._unanswered = 0  # positions that the device was asked about and has not answered
         self._received = self._transmitted = 0  # frames
         self._bytes_up = self._bytes_down = 0
         self._held = False  # whether the reply is held because the device does not read
@@ -101,6 +117,9 @@ class Session:
         self._sending_since_s = 0.0  # since when the frame that is being sent waits for the device; 0: none is
         self._began_s = time.monotonic()
         self._name = secrets.token_hex(8)
+        # The sessions of one key share its part of all that is shared; without keys each session is a user of its own.
+        self._user = holder.id if holder else self._name
+        self._most_ids = max(MIN_IDS, 2 * self._engine.model.context)
 
     # The transport: frames in their order, in both directions ─────────────────────────────────────────────────────────
 
@@ -110,12 +129,7 @@ class Session:
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await self._open(await self._receive())
-            while True:
-                frame = await self._receive()
-                if self._shared.draining.is_set() and frame.kind in NEW_WORK:
-                    await self.go_down()
-                    return
-                self._handle(frame)
+            while await self._take_next():
                 while self._outbox.qsize() > OUTBOX_FRAMES and not sender.done():
                     self._outbox_moved.clear()
                     await self._outbox_moved.wait()
@@ -127,20 +141,39 @@ class Session:
             sender.cancel()
             reply, examples = self._exchange.reply, self._exchange.examples
             self._exchange.end()  # its works refer to this session, which would stay alive with them
+            self._opened = None  # and with it the projection of its tap
             self._shared.thread.call(lambda: self._engine.drop(*examples))
             if reply is not None:
                 self._shared.thread.call(lambda: self._engine.leave(reply))
             self._log_end()
+
+    async def _take_next(self) -> bool:
+        """Take one frame; False: the session ends. Nothing here keeps the frame, whose device may now be idle."""
+        frame = await self._receive()
+        if self._shared.draining.is_set() and frame.kind in NEW_WORK:
+            await self.go_down()
+            return False
+        rest = self._handle(frame)
+        if rest is not None:
+            await rest
+        if self._received % TURN == 0:
+            await asyncio.sleep(0)
+        return True
 
     async def _receive(self) -> Frame:
         message = await self._connection.recv()
         if not isinstance(message, bytes):
             raise ProtocolError("a message must be binary")
         self._received += 1
-        frame = decode(message, self._received - 1)
+        read = partial(decode, message, self._received - 1, FROM_DEVICE, self._most_ids)
+        frame = await self._aside(read, len(message) > BIG_BYTES)
         self._bytes_up += len(message)
         self._count("up", frame, message)
         return frame
+
+    async def _aside(self, function: Callable[[], T], is_long: bool) -> T:
+        """Return function(), called in the thread for long work if it `is_long`."""
+        return await self._shared.aside.run(self._user, function) if is_long else function()
 
     async def _transmit(self, frame: Frame) -> None:
         message = encode(frame, self._transmitted)
@@ -158,18 +191,23 @@ class Session:
         kind, codec = frame.kind.name.lower(), self._opened.spec.tap.codec if self._opened else ""
         self._shared.counters.frames[direction, kind] += 1
         self._shared.counters.bytes[direction, kind, codec] += len(message)
+        if self.holder is not None:
+            self._shared.usage.bytes[self.holder.name] += len(message)
 
     async def _send_all(self) -> None:
         """Send the outbox in its order. What a frame completes is completed when it leaves the outbox."""
         try:
             while True:
                 frame = await self._outbox.get()
+                self._outbox_bytes -= _payload_bytes(frame)
                 self._outbox_moved.set()
                 reply = self._exchange.reply
-                if self._held and reply is not None and self._outbox.qsize() < OUTBOX_FRAMES // 2:
+                if self._held and reply is not None and self._is_below(OUTBOX_FRAMES // 2, OUTBOX_BYTES // 2):
                     self._hold(reply, False)
                 if isinstance(frame, Done) and reply is not None:
-                    self._account(frame, reply)
+                    self._log_reply(frame, reply)
+                if isinstance(frame, Ask):
+                    self._unanswered += len(frame.at)
                 self._exchange.complete(frame)
                 if self._exchange.reply is None:
                     self._held = False
@@ -186,9 +224,14 @@ class Session:
     def _put(self, frame: Frame) -> None:
         """Queue a frame. If too many wait, the reply is held until the device has read some."""
         self._outbox.put_nowait(frame)
+        self._outbox_bytes += _payload_bytes(frame)
         reply = self._exchange.reply
-        if reply is not None and not self._held and self._outbox.qsize() > OUTBOX_FRAMES:
+        if reply is not None and not self._held and not self._is_below(OUTBOX_FRAMES + 1, OUTBOX_BYTES + 1):
             self._hold(reply, True)
+
+    def _is_below(self, frames: int, size: int) -> bool:
+        """Whether fewer frames than these wait to be sent, and fewer bytes."""
+        return self._outbox.qsize() < frames and self._outbox_bytes < size
 
     def _hold(self, reply: Reply, held: bool) -> None:
         """Tell the engine to hold a reply, or to go on with it."""
@@ -265,6 +308,10 @@ class Session:
 
     def _in_engine(self, function: Callable[[], Any]) -> None:
         """Run `function` in the engine's thread; an error there ends the session."""
+        self._shared.thread.call(self._guarded(function))
+
+    def _guarded(self, function: Callable[[], Any]) -> Callable[[], None]:
+        """The function, whose error ends the session."""
 
         def run() -> None:
             try:
@@ -273,7 +320,7 @@ class Session:
                 frame = self._error_frame(error)
                 self._in_loop(lambda: self._begin_end(frame))
 
-        self._shared.thread.call(run)
+        return run
 
     def _in_loop(self, function: Callable[[], Any]) -> None:
         try:
@@ -295,28 +342,31 @@ class Session:
             try:
                 self._engine.add(work)
             except (InputError, Busy) as error:
+                work.bill.close()
                 self._send_from_engine(error_frame(error, number))
 
         self._in_engine(add)
 
     # The frames that a device sends ───────────────────────────────────────────────────────────────────────────────────
 
-    def _handle(self, frame: Frame) -> None:
+    def _handle(self, frame: Frame) -> Awaitable[None] | None:
+        """Take a frame; return what is to be awaited before the next one."""
         self._exchange.check(frame)
         check_extensions(frame, self._terms.spec.granted)
         match frame:
             case PromptFrame():
-                self._prompt(frame)
+                return self._prompt(frame)
             case Answer():
                 self._answer(frame)
             case Cancel():
                 self._cancel(frame)
             case Read():
-                self._read(frame)
+                return self._read(frame)
             case Score():
                 self._score(frame)
             case Rows():
                 self._rows(frame)
+        return None
 
     @property
     def _terms(self) -> Terms:
@@ -329,10 +379,12 @@ class Session:
         assert isinstance(frame, Open)
         base, model, tokenizer = self._shared.base, self._engine.model, self._shared.tokenizer
         spec = requests.read_open(frame, base, model)
-        # The sessions of one key share its part of a step; without keys each session is a user of its own.
-        user, scope = (self.holder.id, self.holder.id) if self.holder else (self._name, "")
-        self._opened = Terms(spec, model, tokenizer, user, scope)
-        await asyncio.to_thread(spec.tap.prepare, model.width)
+        scope, user = self.holder.id if self.holder else "", self._user
+        tap = await self._shared.aside.run(user, partial(self._shared.taps.take, user, spec.tap, scope))
+        stats = AcceptanceStats(predictor=CorrectionPredictor(partial(self._shared.predictor_memory, user)))
+        self._opened = Terms(replace(spec, encoder=tap.encoder), model, tokenizer, user, scope, stats, tap.claim)
+        if self.holder is not None:
+            self._shared.usage.sessions[self.holder.name] += 1
         self._exchange.state = State.OPEN
         limits = SessionLimits(self._shared.limits.readings, self._shared.limits.message_bytes)
         offers, granted = list(CAPABILITIES), list(spec.granted)
@@ -342,10 +394,11 @@ class Session:
         opened = {"tap": spec.tap.name, "gate": gates, "client": client}
         event(log, "session opened", session=self._name, key=self._key_name, **opened)
 
-    def _prompt(self, frame: PromptFrame) -> None:
+    async def _prompt(self, frame: PromptFrame) -> None:
+        read = partial(requests.read_prompt, frame, self._terms, self._send_from_engine)
         try:
-            reply = requests.read_prompt(frame, self._terms, self._send_from_engine)
-            self._pay(reply.prompt_tokens)
+            reply = await self._aside(read, _is_long(frame))
+            reply.bill = self._open_bill(reply.prompt_tokens + len(reply.done))
         except (InputError, Busy) as error:  # the user's mistake, or a limit: the session goes on
             self._turn_away(frame, error)
             return
@@ -353,6 +406,9 @@ class Session:
         self._add(reply)
 
     def _answer(self, frame: Answer) -> None:
+        if not 0 < len(frame.at) <= self._unanswered:
+            raise ProtocolError(f"a device must answer each question once: {self._unanswered} positions are open")
+        self._unanswered -= len(frame.at)
         reply = self._exchange.reply
         if reply is not None:  # else it answers a reply that has just been cancelled
             self._in_engine(lambda: self._engine.answer(reply, frame))
@@ -362,10 +418,11 @@ class Session:
         if reply is not None and reply.turn == frame.turn:
             self._in_engine(lambda: self._engine.cancel(reply))
 
-    def _read(self, frame: Read) -> None:
+    async def _read(self, frame: Read) -> None:
+        read = partial(requests.read_example, frame, self._terms, self._send_from_engine)
         try:
-            example = requests.read_example(frame, self._terms, self._send_from_engine)
-            self._pay(example.max_length)
+            example = await self._aside(read, _is_long(frame))
+            example.bill = self._open_bill(example.max_length)
         except (InputError, Busy) as error:
             self._turn_away(frame, error)
             return
@@ -386,7 +443,7 @@ class Session:
             scale, softcap = float(model.logit_scale), float(model.softcap)
             self._send_from_engine(Head(frame.part, scale, softcap, rows.astype(np.float16), bias.astype(np.float32)))
 
-        self._in_engine(answer)
+        self._in_engine(lambda: self._engine.do(Chore(self._user, self._guarded(answer))))
 
     def _turn_away(self, frame: PromptFrame | Read, error: Exception) -> None:
         """Refuse a PROMPT or READ; the session goes on. Its slot is taken until the ERROR leaves."""
@@ -395,21 +452,13 @@ class Session:
 
     # What it costs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _pay(self, tokens: int) -> None:
-        """Take tokens from the key's bucket. Raises Busy when it holds too few."""
-        if self.holder is None:
-            return
-        limit = self.holder.limits.tokens_per_minute
-        wait_s = self._shared.buckets.take(self.holder.id, tokens, limit, time.monotonic())
-        if wait_s:
-            raise Busy(f"this key has used its {limit:,} tokens a minute: try again in {wait_s:.0f} s", wait_s)
+    def _open_bill(self, tokens: int) -> Bill:
+        """The bill of a work that needs so many tokens at least. Raises Busy when the key has used its tokens."""
+        account = self._shared.account(self.holder)
+        return account.open_bill(tokens) if account else Bill()
 
-    def _account(self, done: Done, reply: Reply) -> None:
-        """Charge the key with the tokens of a reply that has ended, and log what it took, without a word of it."""
-        if self.holder is not None:
-            new = done.reply - len(reply.done)
-            limit = self.holder.limits.tokens_per_minute
-            self._shared.buckets.charge(self.holder.id, new, limit, time.monotonic())
+    def _log_reply(self, done: Done, reply: Reply) -> None:
+        """Log what a reply that has ended took, without a word of it."""
         counts = {name: done.counts[name] for name in ("asked", "round_trips", "fallback")}
         seconds = round(time.monotonic() - reply.since_s, 3)
         took = {"prompt": done.prompt, "reply": done.reply, "why": done.why, **counts, "seconds": seconds}
@@ -423,3 +472,15 @@ class Session:
         seconds = round(time.monotonic() - self._began_s, 3)
         sizes = {"up": self._bytes_up, "down": self._bytes_down}
         event(log, "session ended", session=self._name, key=self._key_name, seconds=seconds, **sizes)
+
+
+def _payload_bytes(frame: Frame) -> int:
+    """The bytes of a frame's tensors."""
+    return sum(tensor.nbytes for tensor in tensors_of(frame).values())
+
+
+def _is_long(frame: PromptFrame | Read) -> bool:
+    """Whether its text, or its list of ids, takes long to be read."""
+    size = len(frame.text or "") + sum(len(message.content) for message in frame.messages or ())
+    size += len(frame.ids or ()) + len(frame.done) if isinstance(frame, PromptFrame) else len(frame.reply)
+    return size > BIG_CHARACTERS

@@ -6,6 +6,7 @@ Test: pytest tests/cloud/test_fleet.py tests/test_cli.py
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from sideplug.cloud.store import Base
 
 Say = Callable[[str], None]
 S = TypeVar("S", bound=Service)
+# For so long a thread keeps the interpreter while another waits for it. Python's own 5 ms are two steps of a small
+# model: while a frame of megabytes is decoded aside, each token would wait for them several times.
+SWITCH_S = 0.0005
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Parts:
 
         keys: those that are accepted; None: no key is needed. Raises UnknownModel, InputError, Stopped.
         """
+        sys.setswitchinterval(SWITCH_S)
         opened: list[Opened] = []
 
         def make_engine() -> Engine:

@@ -7,6 +7,7 @@ or key files: the time and the key's id are given. Test: pytest tests/cloud/test
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 MAX_BUCKETS = 4096  # beyond this, full buckets are forgotten (a new one is full too), or the fullest if none is full
@@ -24,32 +25,46 @@ class _Bucket:
 
 
 class TokenBuckets:
-    """The buckets of all keys. `limit` is always tokens per minute (0: no limit), `now_s` seconds of a steady clock."""
+    """The buckets of all keys, for several threads.
+
+    `limit` is always tokens per minute (0: no limit), `now_s` seconds of a steady clock.
+    """
 
     def __init__(self) -> None:
         self._buckets: dict[str, _Bucket] = {}
+        self._lock = threading.Lock()
 
     def take(self, holder_id: str, tokens: int, limit: int, now_s: float) -> float:
         """Take `tokens` from a key's bucket and return 0; or take nothing and return the seconds to wait."""
         if limit <= 0:
             return 0.0
+        with self._lock:
+            bucket = self._bucket(holder_id, limit, now_s)
+            lacking = min(tokens, limit) - bucket.level
+            if lacking > 1e-6:  # anything less is a rounding error of the floats
+                return lacking * 60 / limit
+            bucket.level -= tokens
+            return 0.0
+
+    def charge(self, holder_id: str, tokens: int, limit: int, now_s: float) -> None:
+        """Take tokens that have been used already, whatever the bucket holds: it may go below zero.
+
+        A number below 0 gives back what was taken and not used.
+        """
+        if limit > 0:
+            with self._lock:
+                bucket = self._bucket(holder_id, limit, now_s)
+                bucket.level = min(limit, bucket.level - tokens)
+
+    def _bucket(self, holder_id: str, limit: int, now_s: float) -> _Bucket:
+        """The bucket of a key, as it is now."""
         bucket = self._buckets.get(holder_id)
         if bucket is None:
             self._make_room(now_s)
             bucket = self._buckets[holder_id] = _Bucket(limit, now_s, limit)
         bucket.limit = limit
         bucket.fill(now_s)
-        lacking = min(tokens, limit) - bucket.level
-        if lacking > 1e-6:  # anything less is a rounding error of the floats
-            return lacking * 60 / limit
-        bucket.level -= tokens
-        return 0.0
-
-    def charge(self, holder_id: str, tokens: int, limit: int, now_s: float) -> None:
-        """Take tokens that have been used already, whatever the bucket holds: it may go below zero."""
-        self.take(holder_id, 0, limit, now_s)
-        if limit > 0:
-            self._buckets[holder_id].level -= tokens
+        return bucket
 
     def _make_room(self, now_s: float) -> None:
         if len(self._buckets) < MAX_BUCKETS:

@@ -6,71 +6,127 @@ Test: pytest tests/cloud/test_tokenizer.py
 
 from __future__ import annotations
 
-import json
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
-from tokenizers import Tokenizer as FastTokenizer
-
+from sideplug.cloud import control_tokens
+from sideplug.cloud.chat_template import ChatTemplate
+from sideplug.cloud.control_tokens import Mask
+from sideplug.cloud.model_files import read_json, read_text, reading
+from sideplug.cloud.token_bytes import token_bytes
 from sideplug.contract.errors import InputError, UnknownModel
 from sideplug.contract.text import Prompt
+from sideplug.contract.token_text import text_of
+
+# The usual names of tokens that end a turn or a text. A model means them so even where its files name only one of them.
+_ENDS = (
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|eot|>",
+    "<|eom|>",
+    "<|im_end|>",
+    "<end_of_turn>",
+    "<|end_of_turn|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<end_of_utterance>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<｜end▁of▁sentence｜>",
+    "<|return|>",
+    "<|call|>",
+    "<EOT>",
+    "<|EOT|>",
+    "[EOT]",
+    "<eos>",
+    "</s>",
+)
+_NAMED_ENDS = ("eos_token", "eot_token", "eom_token")
+
+LONG_CHARACTERS = 16_000  # a longer text takes milliseconds, for which others would wait
 
 
 class Tokenizer:
     """The tokenizer of a model folder. Raises UnknownModel for a folder that can't be read."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            self._fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the library raises no other class
-            raise UnknownModel(f"{folder / 'tokenizer.json'} can't be read: {error}") from error
-        self._fast.no_truncation()
-        self._fast.no_padding()
-        config = _read_json(folder / "tokenizer_config.json")
+        config = read_json(folder / "tokenizer_config.json")
         self._special = {
             name: token["content"] if isinstance(token, dict) else token
             for name, token in config.items()
-            if name.endswith("_token") and isinstance(token, (str, dict))
+            if name.endswith("_token") and (isinstance(token, str) or _is_spelt(token))
         }
-        self.stop_ids = self._stop_ids(folder)
-        template_file = folder / "chat_template.jinja"
-        source = template_file.read_text() if template_file.exists() else config.get("chat_template")
-        if isinstance(source, list):  # several named templates: the default one
-            source = next((entry["template"] for entry in source if entry["name"] == "default"), None)
-        self._template = _compile(source) if source else None
+        named = [self._special[name] for name in _NAMED_ENDS if name in self._special]
+        described = read_json(folder / "tokenizer.json")
+        with reading(folder / "tokenizer.json"):
+            self._fast, self._control = control_tokens.load(described, [*named, *_ENDS])
+        self._fast.no_truncation()
+        self._fast.no_padding()
+        self._token_bytes = token_bytes(self._fast, frozenset(self._control.ids.values()))
+        given = [read_json(folder / name) for name in ("generation_config.json", "config.json")]
+        stops = [token for each in given for token in _ids(each.get("eos_token_id"))]
+        stops += [number for number in map(self._id, named) if number is not None]
+        self.end_id = next((number for number in map(self._id, named) if number is not None), next(iter(stops), None))
+        self.stop_ids = frozenset(stops) | self._usual_ends()
+        template = _template_of(folder, config)
+        self._template = ChatTemplate(template, self._special) if template else None
 
-    def _stop_ids(self, folder: Path) -> frozenset[int]:
-        """Return the ids that end a reply: the eos of the config, of the generation config and of the tokenizer."""
-        stops: set[int] = set()
-        for name in ("generation_config.json", "config.json"):
-            eos = _read_json(folder / name).get("eos_token_id")
-            stops.update(eos if isinstance(eos, list) else [eos] if isinstance(eos, int) else [])
-        tokenizer_eos = self._fast.token_to_id(self._special.get("eos_token", ""))
-        if tokenizer_eos is not None:
-            stops.add(tokenizer_eos)
-        return frozenset(stops)
+    def _id(self, spelling: str) -> int | None:
+        """Return the id of a token by its spelling; None where there is none."""
+        number: int | None = self._fast.token_to_id(self._control.stand_ins.get(spelling, spelling))
+        return number
+
+    def _usual_ends(self) -> frozenset[int]:
+        """Return the ids of the model's control tokens that have the usual names of an end."""
+        control = self._control.ids
+        goes_on = {"<|return|>", "<|call|>"} <= set(control)  # then <|end|> ends one message of several
+        return frozenset(control[name] for name in _ENDS if name in control and not (goes_on and name == "<|end|>"))
 
     @property
     def has_chat(self) -> bool:
         """Return whether the model has a chat template."""
         return self._template is not None
 
-    def render(self, messages: list[dict[str, str]], ask: bool = True) -> str:
+    def render(self, messages: Sequence[Mapping[str, str]], ask: bool = True) -> str:
         """Return the chat template's text; `ask` adds the opening of the assistant's turn. Raises InputError."""
-        if self._template is None:
+        return self._control.unmark(self._marked(messages, ask))
+
+    def _marked(self, messages: Sequence[Mapping[str, str]], ask: bool = True) -> str:
+        """As `render`, with a stand-in for each control token of the template; those in the messages are text."""
+        template = self._template
+        if template is None:
             raise InputError("this base model has no chat template: give plain text (--raw) instead of messages")
-        try:
-            return self._template.render(messages=messages, add_generation_prompt=ask, **self._special)
-        except jinja2.TemplateError as error:
-            raise InputError(f"the base model's chat template refuses these messages: {error}") from error
+        plain = template.render(messages, ask)
+        texts = [text for message in messages for name, text in message.items() if name != "role"]
+        firsts = {spelling[0] for spelling in self._control.ids}
+        if not any(first in text for text in texts for first in firsts):
+            return self._control.mark(plain)
+        shown = marked = ""
+        # A template that looks at what is masked (a "<" of any kind) gets whole control tokens masked, and no more.
+        for whole in (False, True):
+            mask = Mask(self._control, texts, template.constants, whole)
+            hidden = [
+                {name: text if name == "role" else mask.hide(text) for name, text in message.items()}
+                for message in messages
+            ]
+            rendered = template.render(hidden, ask)
+            shown, marked = mask.show(rendered), mask.show(self._control.mark(rendered))
+            if shown == plain:
+                break
+        return marked
 
     def ids(self, text: str, special: bool = False) -> list[int]:
-        """Return the token ids of a text; `special` adds the special tokens that begin and end a whole text (BOS)."""
-        return self._fast.encode(text, add_special_tokens=special).ids
+        """Return the token ids of people's text, in which there is no control token.
+
+        special: with the special tokens that begin and end a whole text (BOS).
+        """
+        return self._encode(text, special)
+
+    def _encode(self, text: str, special: bool = False) -> list[int]:
+        if len(text) < LONG_CHARACTERS:
+            return self._fast.encode(text, add_special_tokens=special).ids
+        # The same ids; but this call lets other threads run meanwhile.
+        return self._fast.encode_batch_fast([text], add_special_tokens=special)[0].ids
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return a prompt's token ids: plain text after the tokenizer's BOS, messages through the chat template."""
@@ -78,31 +134,37 @@ class Tokenizer:
             return list(prompt.ids)
         if prompt.text is not None:
             return self.ids(prompt.text, special=True)
-        return self.ids(self.render(list(prompt.messages or ())))
+        return self.ids(self._marked(prompt.messages or ()))
 
     def encode_example(self, prompt: Prompt, reply: str) -> tuple[list[int], list[int]]:
         """Return the ids of a training example: (prompt, reply). A chat reply ends with the token that ends the turn.
 
-        The ids of a plain text without a prompt begin with a prompt of one token: the BOS, or else its first token.
+        The ids of a plain text without a prompt begin with a prompt of one token: the BOS, or else its first token. Its
+        end is learnt too, unless it ends with a space or a line break: then it goes on.
         """
         if prompt.messages is None:
+            end = [] if self.end_id is None or reply != reply.rstrip() or not reply else [self.end_id]
             whole = self.encode(Prompt(text=(prompt.text or "") + reply)) if prompt.ids is None else None
             start = self.encode(prompt)
             if whole is None:
-                return start, self.ids(reply)
+                return start, self.ids(reply) + end
             shared = 0
             while shared < min(len(start), len(whole) - 1) and start[shared] == whole[shared]:
                 shared += 1
             shared = max(1, shared)
-            return whole[:shared], whole[shared:]
-        prompt_text = self.render(list(prompt.messages))
-        whole_text = self.render([*prompt.messages, {"role": "assistant", "content": reply}], ask=False)
-        tail = self.ids(whole_text[len(prompt_text) :]) if whole_text.startswith(prompt_text) else []
+            return whole[:shared], whole[shared:] + end
+        asked = self._marked(prompt.messages)
+        told = self._marked([*prompt.messages, {"role": "assistant", "content": reply}], ask=False)
+        start, whole = self.ids(asked), self.ids(told)
+        if whole[: len(start)] == start:
+            tail = whole[len(start) :]
+        else:
+            tail = self.ids(told[len(asked) :]) if told.startswith(asked) else []
         stop = next((i for i, token in enumerate(tail) if token in self.stop_ids), None)
         if stop is None:  # the template trims or rewrites the reply: append the stop token here
-            tail = self.ids(reply) + sorted(self.stop_ids)[:1]
+            tail = self.ids(reply) + [token for token in [self.end_id] if token is not None]
             stop = len(tail) - 1
-        return self.ids(prompt_text), tail[: stop + 1]
+        return start, tail[: stop + 1]
 
     def shared_prefix(self, system: str) -> list[int]:
         """Return the ids that begin every conversation with this system message. Raises InputError if none do."""
@@ -117,7 +179,12 @@ class Tokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of these token ids, without special tokens."""
-        return self._fast.decode(ids, skip_special_tokens=True)
+        return self._control.unmark(self._fast.decode(ids, skip_special_tokens=True))
+
+    def token_text(self, token: int, first: bool = False) -> str:
+        """Return what one token adds to a reply, as contract/token_text writes it. `first`: it begins the reply."""
+        begun = self.decode([token]) if first else "�"  # which may drop the space before the first word
+        return text_of(self._token_bytes(token)) if "�" in begun else begun
 
 
 class TextStream:
@@ -149,27 +216,24 @@ class TextStream:
         return after[len(before) :]
 
 
-def _compile(source: str) -> jinja2.Template:
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, **kw: json.dumps(value, ensure_ascii=False, **kw)
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise UnknownModel(f"the model's chat template can't be read: {error}") from error
+def _is_spelt(token: object) -> bool:
+    return isinstance(token, dict) and isinstance(token.get("content"), str)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text())
-        return settings
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UnknownModel(f"{path} must be JSON: {error}") from error
+def _ids(value: object) -> list[int]:
+    """Return the token ids that a config gives: one, a list of them, or none."""
+    return [token for token in (value if isinstance(value, list) else [value]) if type(token) is int and token >= 0]
+
+
+def _template_of(folder: Path, config: Mapping[str, object]) -> str | None:
+    """Return the source of the chat template; of several named ones the default. Raises UnknownModel."""
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return read_text(file)
+    source = config.get("chat_template") or read_json(folder / "chat_template.json").get("chat_template")
+    if isinstance(source, list):
+        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = named.get("default")
+    if source is not None and not isinstance(source, str):
+        raise UnknownModel(f"the chat template of {folder} must be text")
+    return source or None

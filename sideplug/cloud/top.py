@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from prometheus_client.parser import text_string_to_metric_families
 
 from sideplug.contract.errors import CloudError
+from sideplug.contract.printable import one_line
 
+MAX_NAME = 256  # characters of a name that a cloud says
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -83,7 +85,7 @@ class Now:
         new = self.new
         replied = self.since("tokens_total", of="reply")
         return {
-            "model": next(iter(new.by("model", "name")), ""),
+            "model": one_line(next(iter(new.by("model", "name")), ""))[:MAX_NAME],
             **{name: new.sum(name) for name in ("ready", "sessions", "working", "waiting", "cached_texts")},
             "kv_reserved_bytes": new.sum("kv_reserved_bytes"),
             "kv_limit_bytes": new.sum("kv_limit_bytes"),
@@ -103,7 +105,10 @@ class Now:
             "resumed": self.since("resumed_total"),
             "bytes_down_per_s": self.per_s("bytes_total", direction="down"),
             "bytes_up_per_s": self.per_s("bytes_total", direction="up"),
-            "refused": {code: self.since("refused_total", code=code) for code in new.by("refused_total", "code")},
+            "refused": {
+                one_line(code)[:MAX_NAME]: self.since("refused_total", code=code)
+                for code in new.by("refused_total", "code")
+            },
         }
 
     def rows(self) -> Iterator[tuple[str, str]]:

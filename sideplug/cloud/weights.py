@@ -6,8 +6,6 @@ are used bit for bit. Names are Hugging Face's. It does not know any engine. Tes
 
 from __future__ import annotations
 
-import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -15,15 +13,13 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from safetensors import safe_open
 
+from sideplug.cloud.model_files import Unfit as Unfit
+from sideplug.cloud.model_files import read_json, reading, tensor_entries, weight_files
 from sideplug.contract.errors import UnknownModel
 
 BLOCK = 32
 GGUF_WEIGHTS = "model.gguf"  # in a model folder, instead of safetensors
 GGUF_INDEX = "model.gguf.json"  # the place of each tensor in it, because reading the file's own header takes seconds
-
-
-class Unfit(Exception):
-    """This engine or reader does not support the model, but another may. str(): the reason, "its … is …"."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +99,19 @@ class Safetensors:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._tensors: dict[str, tuple[Path, int, dict[str, Any]]] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            try:
+        for path, names in weight_files(folder).items():
+            start, entries = tensor_entries(path)
+            with reading(path):
                 safe_open(path, "np")
-            except Exception as error:  # a class of the library, or an OSError
-                raise UnknownModel(f"the model in {folder} can't be loaded: {path.name}: {error}") from error
-            with path.open("rb") as file:
-                (size,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(size))
-            header.pop("__metadata__", None)
-            self._tensors |= {name: (path, 8 + size, entry) for name, entry in header.items()}
+            if names is not None and names - set(entries):
+                raise UnknownModel(f"{path} lacks the weight {min(names - set(entries))}, which its index puts there")
+            chosen = entries if names is None else {name: entries[name] for name in names}
+            self._tensors |= {name: (path, start, entry) for name, entry in chosen.items()}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor."""
+        return {name: tuple(entry["shape"]) for name, (_, _, entry) in self._tensors.items()}
 
     def has(self, name: str) -> bool:
         """See Weights."""
@@ -158,7 +157,7 @@ class Gguf:
 
     def __init__(self, folder: Path, family: str, heads: int, kv_heads: int) -> None:
         self._path = folder / GGUF_WEIGHTS
-        self._index = json.loads((folder / GGUF_INDEX).read_text())
+        self._index = read_json(folder / GGUF_INDEX)
         self._heads = {"attn_q": heads, "attn_k": kv_heads} if family in self._ROTATED else {}
 
     @classmethod
@@ -242,5 +241,5 @@ def weights_of(folder: Path) -> Weights:
     """Return the source of a model folder's tensors."""
     if not (folder / GGUF_WEIGHTS).is_file():
         return Safetensors(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     return Gguf(folder, config["model_type"], config["num_attention_heads"], config["num_key_value_heads"])

@@ -8,6 +8,7 @@
     │   ├── UnknownModel          there is no such model, or it can't be run
     │   └── TooLong               a prompt or example does not fit into the context
     ├── ProtocolError             bytes that docs/WIRE.md does not allow; `blame` says which side sent them
+    │   └── Untrusted             the cloud asks or tells what a session can't have; it is not tried again
     ├── CloudError                the cloud refused, or the connection to it is lost
     │   ├── Unreachable           no cloud answers at the address
     │   ├── Unauthorized          the key is missing, unknown or revoked
@@ -21,6 +22,8 @@ It does not know how an error is shown: `sideplug.cli` prints it and chooses the
 """
 
 from __future__ import annotations
+
+from sideplug.contract.printable import one_line
 
 
 class SideplugError(Exception):
@@ -78,6 +81,12 @@ class ProtocolError(SideplugError):
         self.blame = blame
 
 
+class Untrusted(ProtocolError):
+    """The cloud asks or tells what this session can't have. No accident does that, so nothing is tried again."""
+
+    code = "untrusted"
+
+
 class CloudError(SideplugError):
     """The cloud refused, or the connection to it is lost."""
 
@@ -132,7 +141,7 @@ def _tree(cls: type[SideplugError]) -> list[type[SideplugError]]:
 def from_wire(code: str, message: str, number: int | None = None, retry_s: float | None = None) -> SideplugError:
     """Return the error that an ERROR frame carries, of the class of its code; an unknown code gives a CloudError."""
     cls = next((cls for cls in _tree(SideplugError) if cls.code == code), CloudError)
-    error = cls(message)
+    error = cls(one_line(message))
     error.number = number
     if isinstance(error, Busy):
         error.retry_s = retry_s

@@ -20,6 +20,8 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from sideplug.contract.printable import STEERING
+
 MAX_POSITIONS = 1 << 22  # of a text: far past every model's context
 MAX_IDS = 1 << 20  # token ids in one field
 MAX_ASKED = 2048  # positions in one ASK or ANSWER
@@ -33,7 +35,14 @@ MAX_MIXED = 64  # (token id, weight) pairs of one mixture
 MAX_TOP = 20  # alternatives of each token
 MAX_GREEDY_TOKENS = 512  # tokens of a reply that the base writes for the tape
 ROWS_PER_FRAME = 2048  # head rows in one HEAD frame
+BEST_IDS = 16  # of the base, at each token of an EXAMPLE
+MAX_BUNDLE = 256  # rows of one CONTEXT
 MAX_TENSORS = 12  # in one frame
+MAX_VOCAB = 1 << 21  # tokens of a model: eight times what the largest vocabularies have
+MAX_TOKEN_TEXT = 1024  # characters of one token
+MAX_WAIT_S = 86400.0  # that an ERROR may ask a device to wait
+MAX_LOGIT_SCALE = 1e6  # of what a head multiplies its logits by, and of its soft cap
+MAX_DIMS = 4  # of a tensor
 MAX_SENTENCE = 1000  # characters of an ERROR's message
 HEADS = ("cloud", "device")  # where a token that the device was asked about is picked
 
@@ -71,17 +80,20 @@ Tensor1 = Annotated[np.ndarray, Rank(1)]
 Tensor2 = Annotated[np.ndarray, Rank(2)]
 Tensor3 = Annotated[np.ndarray, Rank(3)]
 
-Word = Annotated[str, Meta(max_length=64)]
-Name = Annotated[str, Meta(max_length=256)]
+WORD = r"\A[ -~]*\Z"
+Word = Annotated[str, Meta(max_length=64, pattern=WORD)]
+Name = Annotated[str, Meta(max_length=256, pattern=rf"\A[^{STEERING}]*\Z")]  # printable
 TapName = Annotated[str, Meta(max_length=2048)]  # 256 layers of three digits fit
 Whole = Annotated[int, Meta(ge=0, lt=1 << 31)]
 Position = Annotated[int, Meta(ge=0, le=MAX_POSITIONS)]
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
 Ids = Annotated[list[TokenId], Meta(max_length=MAX_IDS)]
 Positions = Annotated[list[Position], Meta(max_length=MAX_ASKED)]
-Fingerprint = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{64})?\Z")]
+Fingerprint = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+WantedBase = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{64})?\Z")]  # "": any
 Hash = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{16})?\Z")]
-Top = tuple[str, float]  # a token's text and its log-probability
+Logp = Annotated[float, Meta(ge=-1e5, le=1e-3)]
+Top = tuple[Annotated[str, Meta(max_length=MAX_TOKEN_TEXT)], Logp]  # a token's text and its log-probability
 Tops = Annotated[list[Annotated[list[Top], Meta(max_length=MAX_TOP + 1)]], Meta(max_length=MAX_IDS)]
 Extensions = Annotated[dict[Word, msgspec.Raw], Meta(max_length=MAX_CAPABILITIES)]
 
@@ -93,7 +105,7 @@ class Map(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Message(Map, frozen=True):
     """One message of a chat."""
 
-    role: Word
+    role: Annotated[str, Meta(max_length=64)]
     content: str
 
 
@@ -114,6 +126,7 @@ class SamplingSpec(Map, frozen=True, omit_defaults=True):
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
+    min_p: float = 0.0
 
 
 class ModelInfo(Map, frozen=True):
@@ -122,8 +135,8 @@ class ModelInfo(Map, frozen=True):
     name: Name
     fingerprint: Fingerprint
     blocks: Annotated[int, Meta(ge=1, le=1 << 12)]
-    width: Annotated[int, Meta(ge=1, le=1 << 17)]
-    vocab: Annotated[int, Meta(ge=1, le=1 << 24)]
+    width: Annotated[int, Meta(ge=1, le=1 << 16)]
+    vocab: Annotated[int, Meta(ge=1, le=MAX_VOCAB)]
     context: Annotated[int, Meta(ge=1, le=MAX_POSITIONS)]
     chat: bool
 
@@ -161,7 +174,7 @@ class Open(Frame):
     """
 
     kind: ClassVar[Kind] = Kind.OPEN
-    base: Fingerprint
+    base: WantedBase
     tap: TapName
     merge: Word
     gates: Annotated[list[GateSpec], Meta(max_length=MAX_PARTS)]
@@ -391,8 +404,8 @@ class Head(Frame):
 
     kind: ClassVar[Kind] = Kind.HEAD
     part: Whole
-    scale: float
-    softcap: float
+    scale: Annotated[float, Meta(gt=0, le=MAX_LOGIT_SCALE)]
+    softcap: Annotated[float, Meta(ge=0, le=MAX_LOGIT_SCALE)]
     rows: Tensor2
     bias: Tensor1
 
@@ -405,7 +418,7 @@ class Error(Frame):
     code: Word
     message: Annotated[str, Meta(max_length=MAX_SENTENCE)]
     number: Whole | None = None
-    retry_s: float | None = None
+    retry_s: Annotated[float, Meta(ge=0, le=MAX_WAIT_S)] | None = None
 
 
 FRAMES: dict[Kind, type[Frame]] = {
@@ -430,6 +443,12 @@ FRAMES: dict[Kind, type[Frame]] = {
         Context,
     )
 }
+
+
+# The frames that a device sends; the cloud sends the others. What comes from the wrong side is not decoded.
+FROM_DEVICE = frozenset({Kind.OPEN, Kind.PROMPT, Kind.ANSWER, Kind.CANCEL, Kind.READ, Kind.SCORE, Kind.ROWS})
+FROM_CLOUD = frozenset(Kind) - FROM_DEVICE
+WITH_TEXT = frozenset({Kind.PROMPT, Kind.READ, Kind.TOKENS, Kind.ASK})  # whose control map holds a text or its ids
 
 
 @dataclass(frozen=True)
@@ -466,7 +485,8 @@ def _make_layout(cls: type[Frame]) -> Layout:
         else:
             control.append((each.name, hint, msgspec.NODEFAULT))
     names = tuple(name for name, _, _ in control)
-    listing: Any = Annotated[list[tuple[Word, Word, list[int]]], Meta(max_length=MAX_TENSORS)]
+    shape = Annotated[list[int], Meta(max_length=MAX_DIMS)]
+    listing: Any = Annotated[list[tuple[Word, Word, shape]], Meta(max_length=MAX_TENSORS)]
     control.append(("t", listing, msgspec.field(default_factory=list)))
     struct = msgspec.defstruct(
         cls.__name__,

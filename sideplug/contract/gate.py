@@ -6,7 +6,9 @@
 
 σ(s − threshold) is the g of a trained gate. A single token is weak evidence that a text is the person's, so the score
 is an exponential moving average with memory m (docs/LOG.md). A linear gate has a dial: the quantiles of its scores on
-held-out personal text. With it a user can choose any rate without training again. Each part of a plugin has a gate.
+held-out personal text. With it a user can choose any rate without training again. That score tells whose text it is,
+not which tokens need the plugin; so for low rates the dial turns another linear gate, `by_gain`, which tells that. Each
+part of a plugin has a gate.
 
 It does not know plugins or how a gate is trained. Test: pytest tests/contract/test_gate.py
 """
@@ -31,7 +33,10 @@ def _none() -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """A gate. weight_D: (D,) float32 of a linear gate, else empty. dial: score quantiles at even steps, ascending."""
+    """A gate. weight_D: (D,) float32 of a linear gate, else empty. dial: score quantiles at even steps, ascending.
+
+    by_gain: the gate that the dial turns for rates up to `by_gain_rate`.
+    """
 
     kind: str = "open"
     weight_D: np.ndarray = field(default_factory=_none)
@@ -39,6 +44,8 @@ class Gate:
     threshold: float = 0.0
     memory: float = 0.0
     dial: tuple[float, ...] = ()
+    by_gain: Gate | None = None
+    by_gain_rate: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -81,6 +88,8 @@ class Gate:
             return Gate("open" if rate else "shut")
         if not self.dial:
             raise InputError(f"this plugin's gate is {self.kind}, its rate can be 0 or 1: train it with a retain set")
+        if self.by_gain is not None and rate <= self.by_gain_rate:
+            return self.by_gain.at_rate(rate)
         steps = np.linspace(0, 1, len(self.dial))
         return replace(self, threshold=float(np.interp(1 - rate, steps, self.dial)))
 

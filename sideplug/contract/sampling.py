@@ -1,6 +1,6 @@
 """Sampling chooses a token from logits. Every path (streamed, resumed, cloud or device head) chooses the same token.
 
-    token = argmax(logits / temperature + gumbel(seed, position))       among the tokens that top-k and top-p keep
+    token = argmax(logits / temperature + gumbel(seed, position))   among the tokens that top-k, top-p and min-p keep
 
 The noise is counter-based: it comes from Philox with the seed as key and the token's position as counter, so it depends
 on nothing else. Temperature 0 is greedy. It does not know models or batches: it works on one position at a time.
@@ -21,7 +21,8 @@ from sideplug.contract.frames import SamplingSpec
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen. temperature 0 (greedy) or 0.001 to 10; top_k (0: off); top_p in (0, 1];
+    """How a token is chosen. temperature 0 (greedy) or 0.001 to 10; top_k (0: off); top_p in (0, 1]; min_p in [0, 1]:
+    tokens less probable than this share of the best one's probability are left out (0: off);
     repetition_penalty 0.1 to 10 (1: off); seed: the same one gives the same text. Raises InputError.
 
     >>> sideplug.Sampling(temperature=0.8, top_p=0.9, seed=1).top_k
@@ -33,6 +34,7 @@ class Sampling:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         greedy = self.temperature == 0
@@ -40,16 +42,18 @@ class Sampling:
         _must("top_k", self.top_k, isinstance(self.top_k, int) and 0 <= self.top_k <= 1 << 24, "0 or more")
         _must("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
         _must("repetition_penalty", self.repetition_penalty, 0.1 <= self.repetition_penalty <= 10, "0.1 to 10")
+        _must("min_p", self.min_p, 0 <= self.min_p <= 1, "0 to 1")
         _must("seed", self.seed, isinstance(self.seed, int) and 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
 
     def to_wire(self) -> SamplingSpec:
-        """Return the settings as a PROMPT frame carries them."""
-        return SamplingSpec(**asdict(self))
+        """Return the settings as a PROMPT frame carries them: those that are not the default's."""
+        plain = asdict(Sampling())
+        return SamplingSpec(**{name: value for name, value in asdict(self).items() if value != plain[name]})
 
     @classmethod
     def from_wire(cls, spec: SamplingSpec) -> Sampling:
         """Return the settings of a PROMPT frame. Raises InputError for values out of range."""
-        return cls(spec.temperature, spec.top_k, spec.top_p, spec.repetition_penalty, spec.seed)
+        return cls(spec.temperature, spec.top_k, spec.top_p, spec.repetition_penalty, spec.seed, spec.min_p)
 
 
 def _must(name: str, value: Any, ok: bool, allowed: str) -> None:
@@ -87,6 +91,9 @@ def choose(logits_V: np.ndarray, sampling: Sampling, position: int, context: Seq
         scores = scores[kept]
     if sampling.top_p < 1:
         inside = _nucleus(scores, sampling.top_p)
+        kept, scores = (inside if kept is None else kept[inside]), scores[inside]
+    if sampling.min_p > 0:
+        inside = np.flatnonzero(scores >= scores.max() + np.log(sampling.min_p))
         kept, scores = (inside if kept is None else kept[inside]), scores[inside]
     numbers = uniform(sampling.seed, position, logits_V.size if kept is None else int(kept[-1]) + 1)
     numbers = numbers if kept is None else numbers[kept]

@@ -47,7 +47,7 @@ class Tap:
         if not 1 <= self.rank <= MAX_RANK:
             raise InputError(f"a tap's rank must be 1 to {MAX_RANK}, got {self.rank}")
         if self.codec not in CODECS:
-            raise InputError(f"a tap's codec must be one of {', '.join(CODECS)}, got {self.codec!r}")
+            raise InputError(f"a tap's number format must be one of {', '.join(CODECS)}, got {self.codec!r}")
 
     @property
     def name(self) -> str:
@@ -92,19 +92,21 @@ class Tap:
         """The tap of all layers of these, which must agree in rank, seed and codec. Raises InputError."""
         first = taps[0]
         if any((tap.rank, tap.seed, tap.codec) != (first.rank, first.seed, first.codec) for tap in taps):
-            raise InputError(
-                f"the parts of a plugin must tap with one rank, seed and codec, got {', '.join(t.name for t in taps)}"
-            )
+            names = ", ".join(tap.name for tap in taps)
+            raise InputError(f"the parts of a plugin must tap with one rank, seed and number format, got {names}")
         return cls(tuple(sorted({layer for tap in taps for layer in tap.layers})), first.rank, first.seed, first.codec)
 
     def rows_of(self, other: Tap) -> list[int]:
         """Where the layers of `other` stand among this tap's."""
         return [self.layers.index(layer) for layer in other.layers]
 
-    def prepare(self, width: int) -> None:
-        """Make the projection now, so that no step has to wait for it."""
-        if self.codec != "raw":
-            _projection(self.layers, width, self.rank, self.seed)
+    def projection_bytes(self, width: int) -> int:
+        """The bytes that its projection takes for a model of this width."""
+        return 0 if self.codec == "raw" else 4 * len(self.layers) * width * self.rank
+
+    def encoder(self, width: int) -> Encoder:
+        """Its encoder for a model of this width. This makes the projection, which may take a while."""
+        return Encoder(self, None if self.codec == "raw" else _projection(self.layers, width, self.rank, self.seed))
 
     @property
     def bytes_per_token(self) -> int:
@@ -113,13 +115,11 @@ class Tap:
         return count * self.rank + 4 * count if self.codec == "int8" else 2 * count * self.rank
 
     def encode(self, hidden_TKD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Hidden states (T, K, D) float → codes (T, K, R) and scales (T, K) float32 (empty (T, 0) but for int8)."""
-        if self.codec == "raw":
-            return pack(hidden_TKD, int8=False)
-        projection_KDR = _projection(self.layers, hidden_TKD.shape[2], self.rank, self.seed)
-        normed_KTD = _layernorm(np.asarray(hidden_TKD, np.float32)).transpose(1, 0, 2)
-        code_TKR = (normed_KTD @ projection_KDR).transpose(1, 0, 2)
-        return pack(code_TKR, int8=self.codec == "int8")
+        """Hidden states (T, K, D) float → codes (T, K, R) and scales (T, K) float32 (empty (T, 0) but for int8).
+
+        The last two projections are remembered; who has more taps at once keeps an `encoder` of each.
+        """
+        return _encoder(self, hidden_TKD.shape[2]).encode(hidden_TKD)
 
     def decode(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
         """What `encode` gave → (T, K, R) float32."""
@@ -132,7 +132,6 @@ def _layernorm(x: np.ndarray, eps: float = 1e-5) -> np.ndarray:
     return scaled
 
 
-@lru_cache(maxsize=8)
 def _projection(layers: tuple[int, ...], width: int, rank: int, seed: int) -> np.ndarray:
     """(K, D, R) float32, orthonormal columns: the same numbers wherever NumPy runs (QR's signs are fixed)."""
     out = np.empty((len(layers), width, rank), np.float32)
@@ -142,6 +141,27 @@ def _projection(layers: tuple[int, ...], width: int, rank: int, seed: int) -> np
         # Orthonormal columns give each code a variance of 1 for a layernormed state, as a Gaussian/sqrt(D) would.
         out[k] = q * np.sign(np.diag(r))
     return out
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A tap with its projection (K, D, R) float32, which lives as long as this; None for the codec raw."""
+
+    tap: Tap
+    projection_KDR: np.ndarray | None
+
+    def encode(self, hidden_TKD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Hidden states (T, K, D) float → codes (T, K, R) and scales (T, K) float32 (empty (T, 0) but for int8)."""
+        if self.projection_KDR is None:
+            return pack(hidden_TKD, int8=False)
+        normed_KTD = _layernorm(np.asarray(hidden_TKD, np.float32)).transpose(1, 0, 2)
+        code_TKR = (normed_KTD @ self.projection_KDR).transpose(1, 0, 2)
+        return pack(code_TKR, int8=self.tap.codec == "int8")
+
+
+@lru_cache(maxsize=2)
+def _encoder(tap: Tap, width: int) -> Encoder:
+    return tap.encoder(width)
 
 
 @dataclass(frozen=True)

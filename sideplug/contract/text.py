@@ -94,11 +94,11 @@ def check_messages(messages: Any) -> list[dict[str, str]]:
     out = []
     for message in messages:
         if not isinstance(message, dict):
-            raise InputError(f"a message must have role and content, got {type(message).__name__}")
+            raise InputError(f"a message must have role and content, got {str(message)[:40]!r}")
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise InputError(f"a message's role must be {', '.join(ROLES)}, got {str(role)[:40]!r}")
         if not isinstance(content, str):
-            raise InputError(f"a message's content must be text, got {type(content).__name__}")
+            raise InputError(f"a message's content must be text, got {str(content)[:40]!r}")
         out.append({"role": role, "content": content})
     return out

@@ -21,19 +21,36 @@ from urllib.parse import urlsplit
 
 from sideplug.contract.defaults import DEFAULT_URL
 from sideplug.contract.errors import CloudError, InputError, Unauthorized, Unreachable
+from sideplug.contract.printable import one_line
 from sideplug.contract.wire import PATH
 from sideplug.paths import local_key_file
 from sideplug.sockets import LOOPBACK
 
 KEY = re.compile(r"[\x21-\x7e]{1,1024}")
+MAX_BODY_BYTES = 16 << 20  # of a response to a plain request
 MAX_REASON = 300  # characters of a refusal's reason that are shown
 PIN = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A proxy, and the variable of the environment that names it."""
+
+    url: str
+    variable: str
+
+    def __str__(self) -> str:
+        parts = urlsplit(self.url)
+        place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else self.url  # no password
+        return f"the proxy {place} ({self.variable})"
 
 
 @dataclass(frozen=True)
 class Address:
     """The address of a cloud, and how the two sides identify themselves.
 
+    url: ws://, wss://, http:// or https://, a host, and where a proxy needs it a path, which stands before all paths of
+    the cloud.
     ca: a PEM file of authorities to trust besides the system's. key: "" for none; for a cloud on this machine, the key
     that `sideplug serve` left here is used then. pin: `sha256:` and the hex SHA-256 of the server's certificate (DER);
     then the device trusts this certificate only, and checks neither authority nor name. retry_s: seconds to keep
@@ -43,6 +60,8 @@ class Address:
 
     >>> sideplug.Address("wss://mill.example:8765", key="sp-7f").endpoint
     'wss://mill.example:8765/v1/session'
+    >>> sideplug.Address("https://mill.example/cloud/").endpoint
+    'wss://mill.example/cloud/v1/session'
     """
 
     url: str = DEFAULT_URL
@@ -54,6 +73,8 @@ class Address:
     def __post_init__(self) -> None:
         if self.scheme not in ("ws", "wss"):
             raise InputError(f"the cloud's address must look like {DEFAULT_URL} or wss://host, got {self.url!r}")
+        if re.search(r"[?#\s]", self.url):
+            raise InputError(f"the cloud's address must have no ?, # or space, got {self.url!r}")
         if self.ca is not None and not self.ca.is_file():
             raise InputError(f"there is no certificate file {self.ca}")
         if self.pin and not PIN.fullmatch(self.pin.lower()):
@@ -88,8 +109,24 @@ class Address:
     @property
     def endpoint(self) -> str:
         """Return the URL of the WebSocket."""
+        return self.at(PATH)
+
+    def at(self, path: str) -> str:
+        """Return the URL of one of the cloud's paths; but for the WebSocket's it is an http one."""
         parts = urlsplit(self.url)
-        return f"{self.scheme}://{parts.netloc}{PATH if parts.path in ('', '/') else parts.path}"
+        prefix = parts.path.rstrip("/").removesuffix(PATH).rstrip("/")
+        scheme = self.scheme if path == PATH else {"ws": "http", "wss": "https"}[self.scheme]
+        return f"{scheme}://{parts.netloc}{prefix}{path}"
+
+    @property
+    def proxy(self) -> Proxy | None:
+        """Return the proxy that the environment sets for this address; None for none, and for this machine."""
+        if self.is_local or urllib.request.proxy_bypass(urlsplit(self.url).netloc.rpartition("@")[2]):
+            return None
+        proxies = urllib.request.getproxies()
+        names = ("wss", "socks", "https") if self.scheme == "wss" else ("ws", "socks", "https", "http")
+        kind = next((name for name in names if proxies.get(name)), None)
+        return Proxy(proxies[kind], f"{kind.upper()}_PROXY") if kind else None
 
     @property
     def bearer(self) -> str:
@@ -118,12 +155,12 @@ def refusal_reason(body: bytes) -> str:
     reason = ""
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         reason = str(json.loads(body)["error"])
-    return " ".join("".join(c if c.isprintable() else " " for c in reason)[:MAX_REASON].split())
+    return one_line(reason)[:MAX_REASON]
 
 
 def get(address: Address, path: str, timeout_s: float = 10.0) -> str:
     """Return the body of the cloud's response to GET `path`. Raises Unreachable, Unauthorized, CloudError."""
-    url = f"{'https' if address.scheme == 'wss' else 'http'}://{urlsplit(address.url).netloc}{path}"
+    url = address.at(path)
     headers = {"Authorization": f"Bearer {address.bearer}"} if address.bearer else {}
     handlers: list[Any] = [urllib.request.HTTPSHandler(context=address.tls())] if address.scheme == "wss" else []
     if address.is_local:
@@ -131,7 +168,10 @@ def get(address: Address, path: str, timeout_s: float = 10.0) -> str:
     try:
         request = urllib.request.Request(url, headers=headers)
         with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as answer:
-            return str(answer.read().decode())
+            body: bytes = answer.read(MAX_BODY_BYTES + 1)
+            if len(body) > MAX_BODY_BYTES:
+                raise CloudError(f"{url} answers with more than {MAX_BODY_BYTES >> 20} MiB: it is no sideplug cloud")
+            return body.decode()
     except urllib.error.HTTPError as error:
         kind = Unauthorized if error.code == 401 else CloudError
         raise kind(refusal_reason(error.read(1000)) or f"{url} says HTTP {error.code}") from error
@@ -139,14 +179,17 @@ def get(address: Address, path: str, timeout_s: float = 10.0) -> str:
         reason = getattr(error, "reason", error)
         if isinstance(reason, Unreachable):
             raise reason from error
-        raise unreachable(address.url, reason) from error
+        raise unreachable(address, reason) from error
 
 
-def unreachable(url: str, reason: object) -> Unreachable:
-    """Return the error for an address at which no cloud answers."""
+def unreachable(address: Address, reason: object) -> Unreachable:
+    """Return the error for an address at which no cloud answers; a proxy on the way is named, because it may be why."""
     why = getattr(reason, "strerror", None) or reason or "no answer"
+    if address.proxy:
+        way = f"through {address.proxy}, which may not run: NO_PROXY={address.host} goes without it"
+        return Unreachable(f"no cloud answers at {address.url} ({why}) {way}")
     hint = "start one with sideplug serve, or give its --cloud address"
-    return Unreachable(f"no cloud answers at {url} ({why}): {hint}")
+    return Unreachable(f"no cloud answers at {address.url} ({why}): {hint}")
 
 
 def _pinned(pin: str, url: str) -> ssl.SSLContext:

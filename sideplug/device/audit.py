@@ -2,8 +2,8 @@
 
 A transcript is the sequence of these messages as they were on the wire (docs/WIRE.md), with `>` before each that went
 up and `<` before each that came down. The report has the bytes of each field by kind of message, whether fields explain
-all bytes, how much text the cloud saw, and whether any of the plugin's parameters went up. It does not know who sent
-the messages. Test: pytest tests/device/test_audit.py
+all bytes, how much text the cloud saw, and, with the plugin, whether what went up is what the plugin sends (replay). It
+does not know who sent the messages. Test: pytest tests/device/test_audit.py
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import msgspec
 import numpy as np
 
 from sideplug.contract.errors import DataError, ProtocolError, Stopped
-from sideplug.contract.frames import Answer, Frame, PromptFrame, Read, Tokens, control_of, tensors_of
+from sideplug.contract.frames import Answer, Frame, Open, PromptFrame, Read, Tokens, control_of, tensors_of
 from sideplug.contract.wire import HEADER_BYTES, MAGIC, decode, frame_size
+from sideplug.device.replay import GAPS, Found, Replay
 from sideplug.plugins import Plugin
 
 UP, DOWN = ">", "<"
@@ -116,6 +117,7 @@ class Report:
     text: Counter[str] = field(default_factory=Counter)
     leaked: list[str] = field(default_factory=list)  # names of tensors of which a part went up; it must stay empty
     parameters: int = 0  # how many parameters were searched for; 0: no plugin was given
+    replay: Found | None = None  # what was made again; None: no plugin was given, or the transcript is a part of one
 
     @property
     def up_bytes(self) -> int:
@@ -129,8 +131,9 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Return whether no parameter went up and fields explain all bytes."""
-        return not self.leaked and not self.unaccounted
+        """Return whether no parameter went up, fields explain all bytes, and what was made again is what went up."""
+        wrong = self.replay is not None and (self.replay.wrong or self.replay.rounded)
+        return not (self.leaked or self.unaccounted or wrong)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values."""
@@ -140,7 +143,13 @@ class Report:
             for (direction, kind), row in self.rows.items()
         ]
         text = {"text": dict(self.text), "found": self.leaked, "parameters_looked_for": self.parameters}
-        return {"rows": rows, **text, "unaccounted_bytes": self.unaccounted, "clean": self.clean}
+        made = self.replay
+        again: dict[str, Any] = {}
+        if made is not None:
+            again = {"verified": dict(made.verified), "wrong": dict(made.wrong), "rounded": made.rounded}
+            again |= {"unproven": dict(made.unproven)}
+            again |= {"chosen": {name: sorted(values) for name, values in made.chosen.items()}}
+        return {"rows": rows, **text, "replay": again, "unaccounted_bytes": self.unaccounted, "clean": self.clean}
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of the report for a person."""
@@ -161,24 +170,58 @@ class Report:
             if not self.unaccounted
             else f"NOT ACCOUNTED FOR: {self.unaccounted:,} bytes that no field explains."
         )
-        yield "No gradient: nothing that the wire's table allows could carry one, and nothing else was sent."
-        if not self.parameters:
-            yield "Your plugin's parameters were not searched for in it: give --plugin."
-        elif self.leaked:
+        yield from self._replayed()
+        if self.leaked:
             yield f"PARAMETERS OF YOUR PLUGIN WENT UP: {', '.join(self.leaked)}."
-        else:
-            yield f"None of your plugin's {self.parameters:,} parameters was among it; of its gate, the weights go up."
+        elif self.parameters:
+            yield f"None of your plugin's {self.parameters:,} parameters was found in it. Its gate's weights go up."
+
+    def _replayed(self) -> Iterator[str]:
+        """Yield what was made again and found so, what was not, and what nobody can tell."""
+        made = self.replay
+        if made is None:
+            why = "it is a part of a session" if self.parameters else "give --plugin"
+            yield f"Nothing of it was verified ({why}): an answer could carry anything, a gradient too."
+            return
+        verified = ", ".join(f"{count:,} {what}" for what, count in made.verified.items()) or "nothing"
+        yield f"Made again with your plugin and found the same, bit by bit: {verified}."
+        for what, count in made.wrong.items():
+            yield f"NOT WHAT YOUR PLUGIN SENDS: {what} ({count:,} times)."
+        if made.rounded:
+            yield (
+                f"NOT QUITE WHAT YOUR PLUGIN SENDS: {made.rounded:,} answers differ in the last bits. Another "
+                "processor does that, and so does a message that is hidden there: audit on the device that was there."
+            )
+        for what, count in made.unproven.items():
+            yield f"Not verified: {count:,} {what}."
+        for name, values in made.chosen.items():
+            several = f" and {len(values) - 3:,} others" if len(values) > 3 else ""
+            yield f"You, or your app, chose {name}: {', '.join(sorted(values)[:3])}{several}."
+        yield (
+            "Can't be ruled out: what the words of your prompts and examples themselves say, the numbers that you or "
+            "your app chose, the moments at which messages were sent, and what a program sends past this transcript."
+        )
 
 
-def report(messages: Iterable[tuple[str, bytes]], plugin: Plugin | None = None) -> Report:
-    """Return the report of these messages. The parameters of `plugin` are searched for in them. Raises DataError."""
+def report(messages: Iterable[tuple[str, bytes]], plugin: Plugin | None = None, whole: bool = True) -> Report:
+    """Return the report of these messages. With `plugin`, what went up is made again, and searched for its parameters.
+
+    Messages that do not begin with OPEN are a part of a session, of which nothing can be made again; so are messages
+    with gaps, unless they are said to be a `whole` transcript. Raises DataError.
+    """
     result = Report(parameters=plugin.size if plugin else 0)
     search = Search(plugin) if plugin else None
+    replay: Replay | None = None
     for number, (direction, message) in enumerate(messages, 1):
         try:
             frame = decode(message)
         except ProtocolError as error:
             raise DataError(f"message {number} of the transcript is damaged: {error}") from error
+        if number == 1 and plugin is not None and direction == UP and isinstance(frame, Open):
+            replay = Replay(plugin)
+            result.replay = replay.found
+        if replay is not None:
+            replay.hear(direction, frame, message)
         row = result.rows.setdefault((direction, frame.kind.name), KindTotals())
         row.frames += 1
         row.bytes += len(message)
@@ -186,6 +229,8 @@ def report(messages: Iterable[tuple[str, bytes]], plugin: Plugin | None = None) 
         result.text.update(_text(direction, frame))
         if direction == UP and search:
             result.leaked += [name for name in search.in_message(message) if name not in result.leaked]
+    if not whole and result.replay is not None and GAPS in result.replay.wrong:
+        result.replay = None  # others' messages were left out of it
     return result
 
 

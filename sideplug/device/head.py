@@ -9,6 +9,7 @@ Letters: V vocabulary, D width. It does not know plugins. Test: pytest tests/dev
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sideplug.contract.errors import ProtocolError, Stopped
+from sideplug.contract.errors import ProtocolError, Stopped, Untrusted
 from sideplug.contract.frames import ROWS_PER_FRAME, Head, Rows
 from sideplug.device.link import Link
 
@@ -39,13 +40,18 @@ def rows(link: Link, ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, 
 
     Raises ProtocolError, CloudError.
     """
+    transform: LogitTransform | None = None
     for part, at in enumerate(range(0, len(ids), ROWS_PER_FRAME)):
         part_ids = ids[at : at + ROWS_PER_FRAME]
         link.send(Rows(part, part_ids))
         frame = link.receive()
         if not isinstance(frame, Head) or frame.part != part or not len(frame.rows) == len(frame.bias) == len(part_ids):
             raise ProtocolError(f"the cloud must answer ROWS by HEAD, got {frame.kind.name}")
-        yield frame.rows.astype(np.float32), frame.bias, LogitTransform(frame.scale, frame.softcap)
+        said = LogitTransform(frame.scale, frame.softcap)
+        if transform not in (None, said):
+            raise Untrusted("the cloud describes the base's head in two ways")
+        transform = said
+        yield frame.rows.astype(np.float32), frame.bias, said
 
 
 @dataclass
@@ -65,7 +71,7 @@ class DeviceHead:
         progress: called with the number of rows that have arrived. Raises CloudError when the connection breaks and
         Stopped when the disk is full; nothing is kept then.
         """
-        path = folder / fingerprint
+        path = folder / hashlib.sha256(fingerprint.encode()).hexdigest()  # never a name that somebody else chose
         saved = cls._load(path, vocab)
         if saved is not None:
             return saved
@@ -81,7 +87,7 @@ class DeviceHead:
                     header |= {"scale": transform.scale, "softcap": transform.softcap}
                     progress(sum(map(len, biases)))
                 file.write(np.concatenate(biases).astype(np.float32).tobytes())
-            path.with_suffix(".json").write_text(json.dumps(header))
+            path.with_suffix(".json").write_text(json.dumps(header), encoding="utf-8")
             aside.replace(path)
         except OSError as error:
             aside.unlink(missing_ok=True)
@@ -94,7 +100,7 @@ class DeviceHead:
     def _load(cls, path: Path, vocab: int) -> DeviceHead | None:
         """Return the head in the files of `path`; None if there is none, or one of another size."""
         try:
-            header = json.loads(path.with_suffix(".json").read_text())
+            header = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
             numbers = np.memmap(path, np.float32, "r")
             width = header["width"]
             if header["vocab"] != vocab or numbers.size != vocab * (width + 1):

@@ -13,22 +13,32 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Protocol
 
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidProxy, InvalidStatus, InvalidURI
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidProxy,
+    InvalidProxyStatus,
+    InvalidStatus,
+    InvalidURI,
+    ProxyError,
+)
 from websockets.http11 import Response
 from websockets.sync.client import ClientConnection, connect
 
 from sideplug.contract.errors import Busy, CloudError, InputError, Unauthorized, Unreachable, from_wire
 from sideplug.contract.frames import Error, Frame
+from sideplug.contract.printable import one_line
 from sideplug.contract.wire import MAX_FRAME_BYTES, decode, encode
-from sideplug.device.address import Address, refusal_reason, unreachable
+from sideplug.device.address import MAX_REASON, Address, refusal_reason, unreachable
 
 Record = Callable[[str, bytes], None]  # (">" up or "<" down, message)
 CONNECT_TIMEOUT_S = 10.0
 REPLY_TIMEOUT_S = 300.0
 PING_S, PONG_S = 10.0, 20.0  # a cloud that does not answer a ping within PONG_S is taken to be gone
 CLOSE_S = 2.0  # how long to wait for the other side's closing handshake
-log = logging.getLogger("sideplug.link")  # of websockets: users see our errors instead
+log = logging.getLogger("sideplug.link")  # of websockets: users see our errors instead, and nothing of the library's
 log.addHandler(logging.NullHandler())
+log.propagate = False
 
 
 class Link(Protocol):
@@ -36,6 +46,7 @@ class Link(Protocol):
 
     down: Counter[str]
     up: Counter[str]
+    check: Callable[[Frame], None]  # what every frame that comes is held against
 
     def send(self, frame: Frame) -> None:
         """Send a frame. Raises CloudError."""
@@ -79,6 +90,7 @@ class WebSocketLink:
         self.up: Counter[str] = Counter()
         self._sent = self._received = 0
         self.closed = False
+        self.check: Callable[[Frame], None] = lambda frame: None
 
     @classmethod
     def open(cls, address: Address, record: Record | None = None) -> WebSocketLink:
@@ -101,20 +113,29 @@ class WebSocketLink:
                     close_timeout=CLOSE_S,
                     ping_interval=PING_S,
                     ping_timeout=PONG_S,
-                    proxy=None if address.is_local else True,
+                    proxy=True if address.proxy else None,
                     logger=log,
                 )
             )
         except ssl.SSLCertVerificationError as error:
             raise Unreachable(f"the certificate of {url} is not trusted: {error.verify_message}") from error
-        except (InvalidURI, InvalidProxy, ValueError, ImportError) as error:
-            raise InputError(f"the cloud's address can't be used: {error}") from error
+        except InvalidURI as error:  # the address itself is well-formed, so it is one that a server named
+            raise Unreachable(f"{url} answers, but is no sideplug cloud: it sends on to another address") from error
+        except (InvalidProxy, ImportError) as error:
+            why = "it needs the package python-socks" if isinstance(error, ImportError) else "its address is none"
+            raise InputError(f"{address.proxy or 'the proxy'} can't be used: {why}") from error
+        except ValueError as error:
+            raise InputError(f"the cloud's address can't be used: {url}") from error
+        except ProxyError as error:
+            says = f" (it says HTTP {error.response.status_code})" if isinstance(error, InvalidProxyStatus) else ""
+            raise Unreachable(f"{address.proxy or 'the proxy'} does not let through to {url}{says}") from error
         except InvalidStatus as error:
             raise _refusal(url, error.response) from error
         except InvalidHandshake as error:
-            raise Unreachable(f"{url} answers, but is no sideplug cloud: {error}") from error
+            reason = one_line(str(error))[:MAX_REASON]
+            raise Unreachable(f"{url} answers, but is no sideplug cloud: {reason}") from error
         except (OSError, TimeoutError, EOFError, ConnectionClosed) as error:
-            raise unreachable(url, error) from error
+            raise unreachable(address, error) from error
         return cls(connection, url, closing, record)
 
     def send(self, frame: Frame) -> None:
@@ -158,6 +179,7 @@ class WebSocketLink:
         self.down[frame.kind.name] += len(message)
         if isinstance(frame, Error):
             raise from_wire(frame.code, frame.message, frame.number, frame.retry_s)
+        self.check(frame)
         return frame
 
     def _gone(self, error: Exception) -> CloudError:
@@ -169,7 +191,7 @@ class WebSocketLink:
                     raise from_wire(frame.code, frame.message, None, frame.retry_s)
         except (ConnectionClosed, TimeoutError, OSError):
             pass
-        reason = error.rcvd.reason if isinstance(error, ConnectionClosed) and error.rcvd else ""
+        reason = one_line(error.rcvd.reason) if isinstance(error, ConnectionClosed) and error.rcvd else ""
         return CloudError(f"the cloud at {self._url} closed the connection{': ' + reason if reason else ''}")
 
     def close(self) -> None:

@@ -8,19 +8,23 @@ Test: pytest tests/device/test_plugin_store.py
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import shutil
 import threading
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from sideplug.contract.errors import InputError, PluginError, Stopped, UnknownModel
-from sideplug.paths import write_aside, writing
-from sideplug.plugins import Plugin, sealed_file
-from sideplug.plugins.file import PART, SUFFIX, is_plugin, is_sealed, part_files
+from sideplug.paths import sweep
+from sideplug.plugins import Plugin, bundle, sealed_file
+from sideplug.plugins.file import CONFIG, PART, PLUGIN, SUFFIX, is_plugin, is_sealed, part_files
 
 NAME = re.compile(r"[\w][\w.-]{0,63}")
+log = logging.getLogger("sideplug.plugins")
+OURS = re.compile(r"plugin\.json|tape|versions|checkpoint\.safetensors(\.sealed)?|\..*\.lock")  # beside the parts
 
 
 @dataclass(frozen=True)
@@ -35,28 +39,32 @@ class Entry:
 class PluginStore:
     """The plugins in `root`, where new and imported ones go, and those in `others`, folders that are read only.
 
-    passphrase: called with a sealed plugin's name.
+    passphrase: called with a sealed plugin's name. Raises InputError where two folders have one name.
     """
 
     def __init__(
         self, root: Path, others: Iterable[Path] = (), passphrase: Callable[[str], str] = lambda name: ""
     ) -> None:
         self.root = root
-        self._others = {folder.resolve().name: folder for folder in others}
+        self._others = _by_name(root, others)
         self._passphrase = passphrase
         self._loaded: dict[Path, tuple[tuple[int, ...], Plugin]] = {}
         self._lock = threading.Lock()
+        self._twins: set[Path] = set()  # folders that were said to have another's name
 
     def entries(self) -> list[Entry]:
         """Return the plugins that are there now, by name."""
-        inside = [folder for folder in self.root.glob("*") if NAME.fullmatch(folder.name)] if self.root.is_dir() else []
-        folders = {folder.name: folder for folder in inside} | self._others
+        folders = dict(self._others)
+        for folder in sorted(self.root.glob("*")) if self.root.is_dir() else []:
+            name = normal(folder.name)
+            if NAME.fullmatch(name) and folders.setdefault(name, folder) is not folder and is_plugin(folder):
+                self._tell_twin(folders[name], folder)
         return [Entry(name, folder, is_sealed(folder)) for name, folder in sorted(folders.items()) if is_plugin(folder)]
 
     def find(self, name: str) -> Entry:
         """Return the entry of this name. Raises UnknownModel."""
         for entry in self.entries():
-            if entry.name == name:
+            if entry.name == normal(name):
                 return entry
         names = ", ".join(entry.name for entry in self.entries()) or "none"
         raise UnknownModel(f"there is no plugin {name[:80]!r} here; there are: {names}")
@@ -78,6 +86,7 @@ class PluginStore:
 
     def new_folder(self, name: str) -> Path:
         """Return where a new plugin of this name would go. Raises InputError for a malformed or taken name."""
+        name = normal(name)
         if not NAME.fullmatch(name):
             raise InputError(f"a plugin's name must be 1 to 64 letters, digits, _ . or -, got {name[:80]!r}")
         if any(entry.name == name for entry in self.entries()):
@@ -102,17 +111,24 @@ class PluginStore:
         return sealed_file.seal(self.load(name).to_bytes(), passphrase)
 
     def import_(self, name: str, file: bytes, passphrase: str = "") -> Plugin:
-        """Save another device's plugin file under this name; return the plugin. Raises PluginError, InputError."""
+        """Save another device's plugin file, with its tapes if it has some, under this name; return the plugin.
+
+        Raises PluginError, InputError.
+        """
         folder = self.new_folder(name)
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} holds something else, perhaps of a stopped training: give another name")
-        plugin = Plugin.from_bytes(sealed_file.unseal(file, passphrase), "the plugin file")
-        plugin.save(folder)
-        return plugin
+        return import_to(folder, sealed_file.unseal(file, passphrase), "the plugin file")
 
     def is_own(self, name: str) -> bool:
         """Return whether the plugin lies in `root`, so that it may be renamed and deleted. Raises UnknownModel."""
         return self.find(name).folder.parent == self.root
+
+    def _tell_twin(self, used: Path, folder: Path) -> None:
+        """Say once that a folder's plugin is not offered, because another one has its name."""
+        if folder not in self._twins and not (used.exists() and used.samefile(folder)):
+            self._twins.add(folder)
+            log.warning("the plugin in %s is not offered: %s has the same name; rename one folder", folder, used)
 
     def _changeable(self, name: str) -> Entry:
         entry = self.find(name)
@@ -121,40 +137,54 @@ class PluginStore:
         return entry
 
 
-def lock(folder: Path, passphrase: str) -> None:
-    """Seal a plugin's folder: the plugin, its tape and its checkpoints.
+def normal(name: str) -> str:
+    """Return a name with each accented letter as one character, however it was written."""
+    return unicodedata.normalize("NFC", name)
 
-    Its main file is sealed last, so that after a full disk the same call with the same passphrase can finish the work.
-    Raises PluginError, InputError, Stopped; nothing is lost then.
+
+def _by_name(root: Path, folders: Iterable[Path]) -> dict[str, Path]:
+    """The folders by their plugins' names. Raises InputError where two have one name, or one has that of a plugin in
+    `root`."""
+    inside = {normal(folder.name): folder for folder in root.glob("*") if is_plugin(folder)} if root.is_dir() else {}
+    named: dict[str, Path] = {}
+    for folder in folders:
+        name = normal(folder.resolve().name)
+        twin = named.get(name) or inside.get(name)
+        if twin is not None and twin.resolve() != folder.resolve():
+            raise InputError(f"two plugins are named {name}: {twin} and {folder}; rename one of the folders")
+        named[name] = folder
+    return named
+
+
+def import_to(folder: Path, data: bytes, path: str) -> Plugin:
+    """Save the plugin of an unsealed file, and its tapes, to a folder; return it. Raises PluginError, Stopped."""
+    plugin, tapes = Plugin.from_bytes(data, path), bundle.tapes_in(data, path)
+    plugin.save(folder)
+    if tapes:
+        bundle.write_tapes(folder, tapes)
+    return plugin
+
+
+def delete_folder(folder: Path) -> list[Path]:
+    """Delete a plugin's folder: the plugin, its tapes, versions and checkpoint; return what else is there and stays.
+
+    Raises PluginError where there is no plugin, Stopped (the disk).
     """
-    if not passphrase:
-        raise InputError("a passphrase must not be empty")
-    parts = part_files(folder)
-    if all(path.suffix == SUFFIX for path in parts):
-        raise PluginError(f"there is no open plugin in {folder} that could be sealed")
-    for path in folder.rglob("*" + SUFFIX):  # of a call that was cut short: its passphrase must be this one
-        sealed_file.unseal(path.read_bytes(), passphrase)
-    plain = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".tape"))
-    for path in sorted(plain, key=lambda path: (path.name == PART, path)):
-        _replace(path, path.with_name(path.name + SUFFIX), sealed_file.seal(path.read_bytes(), passphrase))
-
-
-def unlock(folder: Path, passphrase: str) -> None:
-    """Undo lock(); the plugin's main file is opened last too.
-
-    Raises PluginError (wrong passphrase, damaged, altered); nothing is changed then.
-    """
-    if not is_sealed(folder):
-        raise PluginError(f"there is no sealed plugin in {folder}")
-    opened = {path: sealed_file.unseal(path.read_bytes(), passphrase) for path in sorted(folder.rglob("*" + SUFFIX))}
-    for path, data in sorted(opened.items(), key=lambda item: item[0].name == PART + SUFFIX):
-        _replace(path, path.with_name(path.name.removesuffix(SUFFIX)), data)
-
-
-def _replace(path: Path, new: Path, data: bytes) -> None:
-    with writing(new):
-        write_aside(new, data)
-    path.unlink()
+    if not is_plugin(folder):
+        raise PluginError(f"there is no plugin in {folder}")
+    sweep(folder)
+    with _stopping(f"{folder} could not be deleted"):
+        parts = {path.parent for name in (PART, PART + SUFFIX, CONFIG) for path in folder.glob(f"*/{name}")}
+        own = [path for path in folder.iterdir() if path in parts or OURS.fullmatch(path.name)]
+        for path in sorted(own, key=lambda path: path.name == PLUGIN):  # last, so that a cut work can be done again
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        left = sorted(folder.iterdir())
+        if not left:
+            folder.rmdir()
+    return left
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sideplug.contract.errors import Busy, CloudError, ProtocolError, SideplugError
+from sideplug.contract.errors import Busy, CloudError, ProtocolError, SideplugError, Untrusted
 
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 5.0
 MAX_BREAKS = 12  # consecutive breaks without any progress between them; more are no accident
@@ -30,7 +30,7 @@ class RetryPolicy:
     def is_retryable(self, error: SideplugError) -> bool:
         """Return whether the connection failed, rather than the request."""
         if isinstance(error, ProtocolError):
-            return error.blame == "remote"
+            return error.blame == "remote" and not isinstance(error, Untrusted)
         return type(error).code in ("cloud", "unreachable", "internal")
 
     def connect(self, connect: Callable[[], T], lost: SideplugError) -> T:

@@ -10,7 +10,7 @@ Test: pytest tests/test_equalities.py
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,10 +21,13 @@ from sideplug.contract.frames import Answer, Ask, Begun, Cancel, Context, Done, 
 from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
+from sideplug.device.guard import Asked, Guard
 from sideplug.device.head import DeviceHead
 from sideplug.device.link import Link
 from sideplug.device.responders import Answering, ReplyOptions, Responder
+from sideplug.device.terms import Terms
 
+MAX_UNREAD = 4096  # messages that may still come after a CANCEL
 WINDOW = 24  # asks that may be open while the cloud decodes speculatively
 
 
@@ -114,6 +117,7 @@ class Channel:
 
     link: Link
     model: ModelInfo
+    terms: Terms
     responder: Responder
 
     def reconnect(self, lost: SideplugError) -> None:
@@ -128,7 +132,8 @@ class Channel:
 class Reply:
     """An iterator over the pieces of one reply. Nothing is sent before the first piece is asked for.
 
-    usage: complete when the iterator has ended. ids: the token ids so far. `close`, or leaving a `with` block, cancels.
+    usage: complete when the iterator has ended. ids: the token ids so far. on_begun: called when the cloud has
+    taken the prompt, before it is read. `close`, or leaving a `with` block, cancels.
     """
 
     def __init__(
@@ -136,6 +141,7 @@ class Reply:
     ) -> None:
         self.usage = Usage()
         self.ids: list[int] = []
+        self.on_begun: Callable[[], None] = lambda: None
         self._channel = channel
         self._turn = turn
         self._text: list[str] = []
@@ -155,7 +161,23 @@ class Reply:
             head="device" if options.head else "cloud",
             top=options.top,
         )
+        self._guard = Guard(channel.terms, self._asked_for(max_tokens, sampling, options))
         self._pieces = self._run()
+
+    def _asked_for(self, max_tokens: int, sampling: Sampling, options: DecodeOptions) -> Asked:
+        gates = [gate.kind for gate in self._channel.responder.opening.gates]
+        now = self._answering.gates or [""] * len(gates)
+        shut = [(own or gate) == "shut" for own, gate in zip(now, gates, strict=True)]
+        return Asked(
+            max_tokens,
+            options.window,
+            sampling,
+            shut,
+            head=options.head is not None,
+            rows=self._answering.rows is not None,
+            deadline=options.deadline_ms > 0,
+            top=options.top,
+        )
 
     def __iter__(self) -> Iterator[Piece]:
         return self
@@ -188,6 +210,7 @@ class Reply:
         try:
             while self._running:
                 try:
+                    self._guard.prompted(self._channel.terms)
                     self._channel.link.send(self._asked())
                     for piece in self._received():
                         if not usage.first_token_s:
@@ -227,8 +250,10 @@ class Reply:
                 if getattr(frame, "turn", None) != self._turn:
                     raise ProtocolError(f"the cloud must speak of turn {self._turn}, got {frame.kind.name} of another")
                 if isinstance(frame, Ask):
+                    self._guard.ask(frame)
                     asks.append(frame)
                 elif isinstance(frame, Context):
+                    self._guard.context(frame)
                     asks = self._answer(asks)  # rows come in their order
                     self._take_context(frame)
                 elif isinstance(frame, Tokens):
@@ -250,11 +275,14 @@ class Reply:
             self._answer(asks)
 
     def _begin(self, begun: Begun) -> None:
+        self._guard.begun(begun)
+        self._answering.begun(begun.prompt)
         self.usage.prompt_tokens, self.usage.cached = begun.prompt, begun.cached
         if self._next is None:
             self._next, self._hash = begun.prompt, begun.hash
         elif not self.ids and begun.hash != self._hash:
             raise ProtocolError("the cloud must read the prompt as the one that began the reply did", "local")
+        self.on_begun()
 
     def _take_context(self, frame: Context) -> None:
         start = time.perf_counter()
@@ -266,6 +294,7 @@ class Reply:
         """Keep account of TOKENS; whether they are new."""
         if self._next is None or tokens.at != self._next:
             raise ProtocolError(f"the cloud must go on with the ids from position {self._next}, got {tokens.at}")
+        self._guard.tokens(tokens)
         if self._complete:  # the last text came, but the DONE behind it was lost: it comes twice
             return False
         self._complete = not tokens.ids
@@ -278,30 +307,21 @@ class Reply:
 
     def _answer(self, asks: list[Ask]) -> list[Ask]:
         """Answer these in one frame, without those of a run that was rolled back; nothing is left."""
-        for ask in asks:
-            if ask.run != asks[-1].run:
-                self._answering.skip(ask)
-        asks = [ask for ask in asks if ask.run == asks[-1].run]
         if not asks or not self._running:
             return []
         start = time.perf_counter()
-        answers = self._answering.answer(asks)
-        drafts = [self._answering.drafts(ask) for ask in asks for _ in ask.at[:1]]
-        draft = np.full((len(asks), max(map(len, drafts))), -1, np.int32)
-        for row, expected in zip(draft, drafts, strict=True):
-            row[: len(expected)] = expected
+        answer = answer_to(self._answering, self._turn, asks)
         self.usage.plugin_s += time.perf_counter() - start
-        positions = [at for ask in asks for at in ask.at]
-        self._channel.link.send(Answer(self._turn, asks[-1].run, positions, draft, **answers))
+        self._channel.link.send(answer)
         return []
 
     def _finish(self, done: Done) -> None:
         """The reply is over: take over what the cloud counted."""
+        self._guard.done(done)
         self._running = False
         self.usage.why, self.usage.prompt_tokens, self.usage.reply_tokens = done.why, done.prompt, done.reply
         for name, value in done.counts.items():
-            if name in Usage.__dataclass_fields__:
-                setattr(self.usage, name, value)
+            setattr(self.usage, name, value)
 
     def _cancel(self) -> None:
         """Stop the reply and wait for the cloud's DONE, so that the session can go on."""
@@ -309,10 +329,27 @@ class Reply:
         link = self._channel.link
         try:
             link.send(Cancel(self._turn))
-            while True:
+            for _ in range(MAX_UNREAD):
                 frame = link.receive()
                 if isinstance(frame, Done):
                     self._finish(frame)
                     return
+            link.close()  # it goes on as if nobody had cancelled
         except (CloudError, ProtocolError):
             link.close()  # the next reply connects anew, or says that it can't
+
+
+def answer_to(answering: Answering, turn: int, asks: list[Ask]) -> Answer:
+    """The ANSWER to these asks, without those of a run that was rolled back."""
+    run = asks[-1].run
+    for ask in asks:
+        if ask.run != run:
+            answering.skip(ask)
+    asks = [ask for ask in asks if ask.run == run]
+    answers = answering.answer(asks)
+    positions = [at for ask in asks for at in ask.at]
+    drafts = [answering.drafts(replace(ask, at=[at])) for ask in asks for at in ask.at]
+    draft = np.full((len(positions), max(map(len, drafts))), -1, np.int32)
+    for row, expected in zip(draft, drafts, strict=True):
+        row[: len(expected)] = expected
+    return Answer(turn, run, positions, draft, **answers)

@@ -19,15 +19,15 @@ import numpy as np
 from sideplug.contract.capabilities import CONTEXT, MIXTURE, ContextSettings, MixtureSettings, want
 from sideplug.contract.codec import unpack
 from sideplug.contract.correction import Correction, Merge, Packed, merged, mix, pack_corrections
-from sideplug.contract.errors import ProtocolError
-from sideplug.contract.frames import Ask, Context, Example, ModelInfo, Wanted
+from sideplug.contract.errors import ProtocolError, WrongBase
+from sideplug.contract.frames import MAX_DRAFT, Ask, Context, Example, ModelInfo, Wanted
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling, choose
 from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.contract.text import Prompt
-from sideplug.device.drafts import PromptLookup
+from sideplug.device.drafts import PromptLookup, Text
 from sideplug.device.head import DeviceHead
-from sideplug.plugins import PartReply, Plugin
+from sideplug.plugins import PartReply, Plugin, TrainedPart
 
 
 class AnswerFields(Packed, total=False):
@@ -60,6 +60,10 @@ class Answering(Protocol):
     @property
     def rows(self) -> int | None:
         """See Answering."""
+        ...
+
+    def begun(self, prompt: int) -> None:
+        """The reply begins behind a prompt of so many tokens. It is said again after a break."""
         ...
 
     def context(self, frame: Context) -> None:
@@ -141,6 +145,9 @@ class _NoAnswer:
         self.gates: list[str] = []
         self.draft: list[int] = []
 
+    def begun(self, prompt: int) -> None:
+        return
+
     def context(self, frame: Context) -> None:
         raise ProtocolError("the cloud must not send context rows that nobody asked for")
 
@@ -211,6 +218,10 @@ class PluginResponder:
     def check_base(self, model: ModelInfo) -> None:
         """See Responder."""
         self.plugin.check_base(model.fingerprint, model.name)
+        if any(isinstance(part, TrainedPart) and part.model_width != model.width for part in self.plugin.parts):
+            raise WrongBase(
+                f"the cloud says that {model.name} is {model.width} wide, which your plugin is not made for"
+            )
 
     def begin(self, prompt: Prompt, sampling: Sampling, options: ReplyOptions) -> Answering:
         """See Responder."""
@@ -238,18 +249,19 @@ class PluginAnswering:
 
     def __init__(self, plugin: Plugin, prompt: Prompt, drafts: bool, width: int) -> None:
         self.plugin = plugin
-        self._width = width
+        self._width, self._drafts = width, drafts
         self._tap = plugin.tap
         self._parts: list[tuple[PartReply, list[int]]] = [
             (part.begin(prompt), self._tap.rows_of(part.tap)) for part in plugin.parts
         ]
         self._memories = sum(part.role == "memory" for part in plugin.parts)
-        self._lookup = PromptLookup(plugin.phrases) if drafts and len(plugin.phrases) else None
+        self._told = Text()
+        self._lookup = PromptLookup(plugin.phrases, self._told) if drafts and len(plugin.phrases) else None
         context = plugin.context
         self._context = context if any(reply.wants_context for reply, _ in self._parts) else None
         self._rows = 0
         self._text: dict[int, int] = {}  # position → the token that its row stands behind, as asks told it
-        self._told = 0  # the position behind the last of these
+        self._heard = 0  # the position behind the last of these
         self.gates = [reply.gate for reply, _ in self._parts]
         if not any(self.gates):
             self.gates = []
@@ -259,6 +271,10 @@ class PluginAnswering:
     def rows(self) -> int | None:
         """See Answering."""
         return None if self._context is None else self._rows
+
+    def begun(self, prompt: int) -> None:
+        """See Answering."""
+        self._told.begin(prompt)
 
     def context(self, frame: Context) -> None:
         """See Answering."""
@@ -329,18 +345,19 @@ class PluginAnswering:
                 self.add_rows(at - 1, code_KR[None])
 
     def drafts(self, ask: Ask) -> list[int]:
-        """See Answering: a part's own expectation first, else the person's phrases."""
-        for reply, _ in self._parts:
-            expected = reply.expected(ask.at[0])
-            if expected:
-                return expected
-        if self._lookup is None:
+        """See Answering: a part's own expectation first, else the person's phrases; of the settled text only."""
+        if not self._drafts:
             return []
-        self._lookup.hear(ask.start, ask.ids)
-        return self._lookup.draft(ask.at[0])
+        self._told.hear(ask.start, ask.ids)
+        for reply, _ in self._parts:
+            expected = reply.expected(self._told.settled_end)
+            if expected:
+                return self._told.behind(ask.at[0], expected)[:MAX_DRAFT]
+        return self._lookup.draft(ask.at[0]) if self._lookup else []
 
     def settled(self, at: int, ids: list[int]) -> None:
         """See Answering."""
+        self._told.settle(at, ids)
         if self._lookup is not None:
             self._lookup.settled(at, ids)
         if self._context is None:
@@ -353,11 +370,11 @@ class PluginAnswering:
     def _hear(self, ask: Ask) -> None:
         if self._context is not None:
             self._text.update(enumerate(ask.ids, ask.start))
-            self._told = ask.start + len(ask.ids)
+            self._heard = ask.start + len(ask.ids)
 
     def resume(self, settled: int, prompt: int) -> None:
         """See Answering. Rows count where it is known which token they stand behind."""
-        length = min(self._rows, settled, max(self._told, prompt))
+        length = min(self._rows, settled, max(self._heard, prompt))
         if length < self._rows:
             self._go_to(length)
 
@@ -369,6 +386,7 @@ class HeadAnswering:
         self._inner, self._head, self._sampling = inner, head, sampling
         self._text: list[int] = []  # prompt and reply, where the choice depends on them
         self.gates, self.draft = inner.gates, inner.draft
+        self.begun: Callable[[int], None] = inner.begun
         self.context: Callable[[Context], None] = inner.context
         self.skip: Callable[[Ask], None] = inner.skip
         self.drafts: Callable[[Ask], list[int]] = inner.drafts

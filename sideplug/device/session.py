@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from sideplug.contract.errors import CloudError, ProtocolError, SideplugError, WrongBase
+from sideplug.contract.errors import CloudError, ProtocolError, SideplugError, Untrusted, WrongBase
 from sideplug.contract.frames import Frame, ModelInfo, Open, Opened
 from sideplug.contract.gate import pack_gates
 from sideplug.contract.sampling import Sampling
@@ -19,6 +19,7 @@ from sideplug.device.link import Link
 from sideplug.device.reconnect import RetryPolicy
 from sideplug.device.reply import Channel, DecodeOptions, Reply, Usage
 from sideplug.device.responders import Opening, Responder, Silent
+from sideplug.device.terms import Terms
 
 
 class Session(Channel):
@@ -52,15 +53,18 @@ class Session(Channel):
                 raise
             link, opened = self.retry.connect(partial(_connect_and_open, connect, self.responder.opening), error)
         self.link = link
-        self._take(opened)
         try:
-            self.responder.check_base(self.model)
+            self._take(opened)
         except BaseException:
             link.close()
             raise
 
     def _take(self, opened: Opened) -> None:
+        """Hold OPENED against what OPEN asked for, and every later frame against both."""
         self.model: ModelInfo = opened.model
+        self.responder.check_base(self.model)
+        self.terms = Terms.of(opened, self.responder.opening)
+        self.link.check = self.terms.check
         self.readings = opened.limits.readings
         self.granted = tuple(opened.granted)
         missing = [name for name, wanted in self.responder.opening.capabilities.items() if wanted.required]
@@ -111,6 +115,8 @@ class Session(Channel):
     def reconnect(self, lost: SideplugError) -> None:
         """Another connection to the same base. Raises `lost` where that can't be, or what stands in the way."""
         if not self.retry.is_retryable(lost):
+            if isinstance(lost, Untrusted):
+                self.link.close()
             raise lost
         self.link.close()
         if self._connect is None:
@@ -120,9 +126,9 @@ class Session(Channel):
         link.down.update(self.link.down)
         link.up.update(self.link.up)
         self.link, before = link, self.model
-        self._take(opened)
         if opened.model.fingerprint != before.fingerprint:
             raise WrongBase(f"the cloud serves another base model now ({opened.model.name}): begin anew")
+        self._take(opened)
 
 
 def _connect_and_open(connect: Callable[[], Link], opening: Opening) -> tuple[Link, Opened]:

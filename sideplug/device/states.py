@@ -113,7 +113,7 @@ def listen(
     client = Client.at(cloud)
     model = client.model()
     if not rank and codec not in ("", "raw"):
-        raise InputError(f"codec {codec} is of projected states: give a rank")
+        raise InputError(f"{codec} is the format of projected states: give a rank")
     chosen = tuple(range(model.blocks + 1)) if layers is None else tuple(sorted(set(layers)))
     tap = Tap(chosen, rank or model.width, seed if rank else 0, (codec or "int8") if rank else "raw")
     tap.check(model.blocks, model.width)

@@ -19,6 +19,7 @@ import numpy as np
 
 from sideplug.contract.correction import Correction, Merge
 from sideplug.contract.errors import PluginError
+from sideplug.contract.frames import MAX_VOCAB
 from sideplug.contract.gate import Gate
 from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.contract.text import Prompt
@@ -27,6 +28,7 @@ Params = dict[str, np.ndarray]
 Saved = Any  # what a kind's forward leaves for its backward
 PARAMS = "params."  # before the parameters' names in a file, so that a kind may name them as it likes
 ONE_TEXT = np.zeros(1, np.int64)  # starts_B of a single text
+MAX_PHRASES = 1 << 16  # tokens of the person's that a part keeps for drafts
 NO_PHRASES = np.zeros(0, np.int32)
 
 
@@ -158,6 +160,13 @@ class TrainedKind(Kind):
         """The kind with the settings of a part's file. Raises any error for settings that can't be."""
         return self
 
+    def shapes(self, tap: Tap, params: Params) -> dict[str, tuple[int, ...]] | None:
+        """The shapes of all parameters, by this tap and the sizes that some of these show; None: they are not checked.
+
+        It says so before anything is computed with what a file holds. Raises any error where one is missing.
+        """
+        return None
+
     @abstractmethod
     def init(self, shape: Shape, rng: np.random.Generator) -> Params:
         """Untrained parameters, float32."""
@@ -192,10 +201,30 @@ class TrainedKind(Kind):
         if foreign:
             raise PluginError(f"a part must have no tensor {foreign[0][:64]!r}: it holds something of another version")
         params = {name.removeprefix(PARAMS): value for name, value in tensors.items()}
+        check_params(params, kind.shapes(tap, params))
+        check_phrases(phrases)
         part = TrainedPart(kind, tap, params, gate, phrases, about)
         delta_TD = part.correct(np.zeros((1, len(tap.layers), tap.rank), np.float32))
         gate.check(delta_TD.shape[1])
         return part
+
+
+def check_params(params: Params, shapes: Mapping[str, tuple[int, ...]] | None) -> None:
+    """Raises PluginError for parameters that are not float32, or not those of these shapes."""
+    for name, value in params.items():
+        if value.dtype != np.float32:
+            raise PluginError(f"its parameter {name[:64]!r} must be float32, got {value.dtype.name}")
+    if shapes is not None and {name: value.shape for name, value in params.items()} != dict(shapes):
+        names = [name for name in {**shapes, **params} if name not in params or params[name].shape != shapes.get(name)]
+        raise PluginError(f"its parameters must have the shapes of its kind: {', '.join(names)[:200]} have others")
+
+
+def check_phrases(phrases: np.ndarray) -> None:
+    """Raises PluginError for phrases that are no token ids."""
+    if phrases.dtype != np.int32 or phrases.ndim != 1 or len(phrases) > MAX_PHRASES:
+        raise PluginError(f"its phrases must be at most {MAX_PHRASES:,} token ids")
+    if phrases.size and not -1 <= int(phrases.min()) <= int(phrases.max()) < MAX_VOCAB:
+        raise PluginError("its phrases must be token ids")
 
 
 @dataclass
@@ -229,6 +258,11 @@ class TrainedPart(Part):
     def size(self) -> int:
         """Parameters."""
         return sum(value.size for value in self.params.values())
+
+    @property
+    def model_width(self) -> int:
+        """The width D of the base model that it corrects."""
+        return int(self.correct(np.zeros((1, len(self.tap.layers), self.tap.rank), np.float32)).shape[1])
 
     def begin(self, prompt: Prompt) -> TrainedReply:
         """See Part."""
@@ -290,8 +324,13 @@ def register(kind: Kind) -> None:
     _KINDS[kind.name] = kind
 
 
-def kind_named(name: str) -> Kind:
-    """The kind of this name. Raises PluginError."""
+def kind_named(name: str, path: str = "") -> Kind:
+    """The kind of this name, of a plugin in `path`. Raises PluginError."""
+    if name not in _KINDS and path:
+        raise PluginError(
+            f"{path} is of a kind that this version does not have, {name!r}: use the version that made it, or register "
+            "the kind"
+        )
     if name not in _KINDS:
         raise PluginError(f"a plugin's kind must be one of {', '.join(_KINDS)}, got {name[:64]!r}")
     return _KINDS[name]

@@ -11,47 +11,56 @@ Test: pytest tests/plugins/test_file.py
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
-from sideplug.contract.errors import PluginError, Stopped
-from sideplug.contract.frames import GateSpec
-from sideplug.contract.gate import Gate
+from sideplug.contract.errors import PluginError, SideplugError, Stopped
+from sideplug.contract.frames import MAX_PARTS
 from sideplug.contract.tap import Tap
 from sideplug.paths import write_aside
 from sideplug.plugins import sealed_file
 from sideplug.plugins.base import Part, kind_named
+from sideplug.plugins.gates import gate_config, gate_of, gate_tensors
+from sideplug.plugins.validate import (
+    FORMAT,
+    MAX_JSON_BYTES,
+    PluginJson,
+    parse_part,
+    parse_plugin,
+    parse_tensors,
+    read_file,
+)
 
-FORMAT = 3
 PLUGIN = "plugin.json"
 MANNER = "manner"  # the name of the part that training makes
 CONFIG, PART = "adapter_config.json", "adapter_model.safetensors"
 WEIGHTS = f"{MANNER}/{PART}"
 SUFFIX = ".sealed"  # of what only a passphrase opens
 OLD_WEIGHTS = PART  # where format 2 (sideplug 0.1) had a plugin's one file
-GATE = "gate"
 
 
 def is_plugin(folder: Path) -> bool:
     """Whether there is a plugin, open or sealed."""
-    return (folder / PLUGIN).is_file()
+    with contextlib.suppress(OSError):  # a folder that we may not look into holds none of ours
+        return (folder / PLUGIN).is_file()
+    return False
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether a part of the plugin is sealed and not also open."""
-    return any(not (path.parent / PART).is_file() for path in folder.glob(f"*/{PART}{SUFFIX}") if is_plugin(folder))
+    """Whether a part of the plugin is sealed."""
+    return is_plugin(folder) and any(folder.glob(f"*/{PART}{SUFFIX}"))
 
 
 def part_files(folder: Path) -> list[Path]:
     """The files of a plugin's parts, open or sealed, as `read_folder` reads them. Raises PluginError."""
-    return [_part_path(folder, name) for name in _read_plugin(folder)["parts"]]
+    return [_part_path(folder, name) for name in read_plugin(folder).parts]
 
 
 @dataclass(frozen=True)
@@ -74,22 +83,20 @@ def part_config(part: Part, base: str, base_name: str) -> dict[str, Any]:
         "kind": part.kind_name,
         "name": part.name,
         "tap": part.tap.name,
-        "gate": {**_gate_numbers(part.gate), "dial": list(part.gate.dial)},
+        **gate_config(part.gate),
         **part.config(),
         "about": part.about,
     }
 
 
-def _gate_numbers(gate: Gate) -> dict[str, Any]:
-    spec = gate.to_wire()
-    return {"kind": spec.kind, "bias": spec.bias, "threshold": spec.threshold, "memory": spec.memory}
-
-
 def write_folder(whole: Whole, folder: Path) -> None:
     """Write each part aside and rename it, plugin.json last. Raises Stopped: then the old plugin is whole.
 
-    Only their owner can read the files.
+    Only their owner can read the files. Raises PluginError for a folder with a sealed plugin: nothing open is written
+    beside it.
     """
+    if is_sealed(folder):
+        raise PluginError(f"{folder} holds a sealed plugin: unlock it first (sideplug plugin unlock {folder})")
     try:
         for part in whole.parts:
             (folder / part.name).mkdir(parents=True, exist_ok=True)
@@ -108,97 +115,72 @@ def read_folder(folder: Path, passphrase: Callable[[], str] = lambda: "") -> Who
 
     `passphrase` is called where a part is sealed; a wrong one raises WrongPassphrase, a PluginError too.
     """
-    about = _read_plugin(folder)
+    about = read_plugin(folder)
     parts, said = [], ""
-    for name in about["parts"]:
+    for name in about.parts:
         path = _part_path(folder, name)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise PluginError(f"{path} can't be read: {error.strerror or error}") from error
+        data = read_file(path)
         if path.suffix == SUFFIX:
             said = said or passphrase()
             data = sealed_file.unseal(data, said)
-        part, config = _part_from_bytes(data, str(path))
-        if config["base_fingerprint"] != about["base_fingerprint"] or part.name != name:
+        part, base = _part_from_bytes(data, str(path))
+        if base != about.base_fingerprint or part.name != name:
             raise PluginError(f"{path} is damaged: it is a part of another plugin")
         parts.append(part)
-    return Whole(about["base_fingerprint"], about["base_model_name_or_path"], parts)
+    return Whole(about.base_fingerprint, about.base_model_name_or_path, parts)
 
 
-def _read_plugin(folder: Path) -> dict[str, Any]:
+def read_plugin(folder: Path) -> PluginJson:
+    """What a folder's plugin.json says. Raises PluginError where there is no plugin of this version."""
     path = folder / PLUGIN
-    if not path.is_file():
+    if not is_plugin(folder):
         if (folder / OLD_WEIGHTS).is_file() or (folder / (OLD_WEIGHTS + SUFFIX)).is_file():
             raise PluginError(f"{folder} holds a plugin of sideplug 0.1 (format 2): train it anew with this version")
         raise PluginError(f"there is no plugin in {folder}: it must have {PLUGIN} (sideplug train makes it)")
-    try:
-        about = json.loads(path.read_text("utf-8"))
-        if about["format"] != FORMAT:
-            newer = "use a newer sideplug" if about["format"] > FORMAT else "train the plugin anew"
-            raise PluginError(f"{path} has format {about['format']}, this version reads {FORMAT}: {newer}")
-        names = about["parts"]
-        ok = all(isinstance(name, str) and name.isidentifier() for name in names)
-        if not ok or not all(isinstance(about[key], str) for key in ("base_fingerprint", "base_model_name_or_path")):
-            raise ValueError("parts must be names")
-        return dict(about)
-    except OSError as error:
-        raise PluginError(f"{path} can't be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PluginError(f"{path} is damaged: {error}") from error
+    return parse_plugin(read_file(path, MAX_JSON_BYTES), str(path))
 
 
 def _part_path(folder: Path, name: str) -> Path:
     path, sealed = folder / name / PART, folder / name / (PART + SUFFIX)
+    if path.is_file() and sealed.is_file():
+        raise PluginError(
+            f"{path} lies open beside its sealed form: sideplug plugin lock {folder}, with the passphrase, ends what "
+            "was begun; if somebody else put it there, delete it"
+        )
     if not path.is_file() and not sealed.is_file():
         raise PluginError(f"the plugin in {folder} lacks its part {name}: there is no {path}")
     return path if path.is_file() else sealed
 
 
 def _part_bytes(part: Part, config: dict[str, Any]) -> bytes:
-    return safetensors.numpy.save({**part.tensors(), GATE: part.gate.weight_D}, {"sideplug": json.dumps(config)})
+    return safetensors.numpy.save({**part.tensors(), **gate_tensors(part.gate)}, {"sideplug": json.dumps(config)})
 
 
-def _part_from_bytes(data: bytes, path: str) -> tuple[Part, dict[str, Any]]:
-    """A part and its config. Raises PluginError."""
-    header, tensors = _open_safetensors(data, path)
-    return _part_of(header, tensors, path), header
-
-
-def _open_safetensors(data: bytes, path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    try:
-        size = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + size]).get("__metadata__", {}).get("sideplug")
-        if header is None:
-            raise PluginError(f"{path} is not a side plugin: it holds another kind of adapter")
-        config, tensors = json.loads(header), safetensors.numpy.load(data)
-    except (safetensors.SafetensorError, ValueError, AttributeError) as error:
-        raise PluginError(f"{path} is truncated or damaged: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        got = config.get("format") if isinstance(config, dict) else None
-        raise PluginError(f"{path} has format {got}, this version reads {FORMAT}: train the plugin anew")
-    return config, tensors
+def _part_from_bytes(data: bytes, path: str) -> tuple[Part, str]:
+    """A part, and the base model that it was made for. Raises PluginError."""
+    header, tensors = parse_tensors(data, path)
+    return _part_of(header, tensors, path), header["base_fingerprint"]
 
 
 def _part_of(config: dict[str, Any], tensors: dict[str, np.ndarray], path: str) -> Part:
+    said = parse_part(config, path)
+    kind = kind_named(said.kind, path)
     try:
-        numbers = dict(config["gate"])
-        dial = tuple(numbers.pop("dial"))
-        gate = Gate.from_wire(GateSpec(**numbers), tensors.pop(GATE), dial)
-        part = kind_named(config["kind"]).load(config, tensors, Tap.parse(config["tap"]), gate, config["about"])
-        part.name = config["name"]
-        return part
-    except PluginError:
-        raise
+        gate = gate_of(config, tensors)
+        part = kind.load(config, tensors, Tap.parse(said.tap), gate, said.about)
+    except SideplugError as error:
+        raise PluginError(f"{path} is damaged: {error}") from error
     except Exception as error:
-        raise PluginError(f"{path} is damaged: {type(error).__name__} {error}") from error
+        raise PluginError(f"{path} is damaged: what it holds does not fit what it says of itself") from error
+    part.name = said.name
+    return part
 
 
-def to_bytes(whole: Whole) -> bytes:
-    """The whole plugin as one safetensors file: each part's tensors below its name."""
-    tensors: dict[str, np.ndarray] = {}
+def to_bytes(whole: Whole, beside: Mapping[str, np.ndarray]) -> bytes:
+    """The whole plugin as one safetensors file: each part's tensors below its name, and those `beside` them."""
+    tensors: dict[str, np.ndarray] = dict(beside)
     for part in whole.parts:
-        own = {**part.tensors(), GATE: part.gate.weight_D}
+        own = {**part.tensors(), **gate_tensors(part.gate)}
         tensors |= {f"{part.name}.{name}": tensor for name, tensor in own.items()}
     about = {"format": FORMAT, "parts": [part_config(part, whole.base, whole.base_name) for part in whole.parts]}
     return safetensors.numpy.save(tensors, {"sideplug": json.dumps(about)})
@@ -206,16 +188,16 @@ def to_bytes(whole: Whole) -> bytes:
 
 def from_bytes(data: bytes, path: str) -> Whole:
     """What `to_bytes` gave. `path` names it in errors. Raises PluginError."""
-    about, tensors = _open_safetensors(data, path)
-    try:
-        configs = list(about["parts"])
-        parts = []
-        for config in configs:
-            start = config["name"] + "."
-            own = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-            parts.append(_part_of(config, own, path))
-        return Whole(configs[0]["base_fingerprint"], configs[0]["base_model_name_or_path"], parts)
-    except PluginError:
-        raise
-    except Exception as error:
-        raise PluginError(f"{path} is damaged: {type(error).__name__} {error}") from error
+    about, tensors = parse_tensors(data, path)
+    configs = about.get("parts")
+    if not isinstance(configs, list) or not 1 <= len(configs) <= MAX_PARTS:
+        raise PluginError(f"{path} is damaged: it must have 1 to {MAX_PARTS} parts")
+    said = [parse_part(config, path) for config in configs]
+    if len({each.base_fingerprint for each in said}) > 1:
+        raise PluginError(f"{path} is damaged: its parts are of several plugins")
+    parts = []
+    for config, each in zip(configs, said, strict=True):
+        start = each.name + "."
+        own = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+        parts.append(_part_of(config, own, path))
+    return Whole(said[0].base_fingerprint, said[0].base_model_name_or_path, parts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sideplug.contract.tap import Tap
 from sideplug.plugins.base import Params, Past, Saved, Shape, TrainedKind
 
 
@@ -46,6 +47,20 @@ class Ladder(TrainedKind):
             "down_bias": np.zeros((taps, width), np.float32),
             "c": np.zeros((width, model_width), np.float32),
             "c_bias": np.zeros(model_width, np.float32),
+        }
+
+    def shapes(self, tap: Tap, params: Params) -> dict[str, tuple[int, ...]]:
+        """See TrainedKind."""
+        taps, rank, (width, model_width) = len(tap.layers), tap.rank, params["c"].shape
+        return {
+            "a": (taps, rank, width),
+            "a_bias": (taps, width),
+            "up": (taps, width, width),
+            "up_bias": (taps, width),
+            "down": (taps, width, width),
+            "down_bias": (taps, width),
+            "c": (width, model_width),
+            "c_bias": (model_width,),
         }
 
     def forward(

@@ -53,6 +53,22 @@ class Paper(TrainedKind):
             "out_bias": uniform(rng, width, model_width),
         }
 
+    def shapes(self, tap: Tap, params: Params) -> dict[str, tuple[int, ...]]:
+        """See TrainedKind."""
+        rank, steps, (width, model_width) = tap.rank, len(tap.layers) - 2, params["out"].shape
+        return {
+            "in": (rank, width),
+            "in_bias": (width,),
+            "rung": (steps, rank, width),
+            "rung_bias": (steps, width),
+            "up": (steps, width, rank),
+            "up_bias": (steps, rank),
+            "down": (steps, rank, width),
+            "down_bias": (steps, width),
+            "out": (width, model_width),
+            "out_bias": (model_width,),
+        }
+
     def forward(
         self, params: Params, code_TKR: np.ndarray, starts_B: np.ndarray, past: Past | None = None
     ) -> tuple[np.ndarray, Saved]:

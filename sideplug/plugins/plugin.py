@@ -5,7 +5,7 @@ How its files look is in file.py. It does not know the wire or the base model. T
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from sideplug.contract.gate import Gate
 from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.plugins import file
 from sideplug.plugins.base import NO_PHRASES, Part, Shape, TrainedPart, trained_kind
+from sideplug.plugins.validate import FORMAT
 
 
 @dataclass
@@ -120,9 +121,9 @@ class Plugin:
         whole = file.read_folder(folder, passphrase)
         return cls(whole.base, whole.base_name, whole.parts)
 
-    def to_bytes(self) -> bytes:
-        """The whole plugin as one file."""
-        return file.to_bytes(self._whole)
+    def to_bytes(self, beside: Mapping[str, np.ndarray] | None = None) -> bytes:
+        """The whole plugin as one file. beside: further tensors, whose names are no part's (see bundle)."""
+        return file.to_bytes(self._whole, beside or {})
 
     @classmethod
     def from_bytes(cls, data: bytes, path: str) -> Plugin:
@@ -133,7 +134,7 @@ class Plugin:
     def config(self) -> dict[str, Any]:
         """What its files say of it: base model, and each part's kind, tap, gate and training."""
         parts = [file.part_config(part, self.base, self.base_name) for part in self.parts]
-        return {"format": file.FORMAT, "base_model_name_or_path": self.base_name, "base_fingerprint": self.base} | {
+        return {"format": FORMAT, "base_model_name_or_path": self.base_name, "base_fingerprint": self.base} | {
             "parts": parts
         }
 

@@ -1,7 +1,8 @@
 """The result of each reader: examples, each a prompt and the reply that the person would want.
 
-A new format of records is a module here with a `Format`, and an entry in files.py. It does not know tokens: the cloud's
-tokenizer counts them. Test: pytest tests/readers/test_files.py
+There are two kinds of formats, each a module here: a `Format` of records (JSON objects, rows of a table) with an entry
+in records.py, and a `FileFormat` with an entry in files.py. It does not know tokens: the cloud's tokenizer counts them.
+Test: pytest tests/readers
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sideplug.contract.errors import DataError
+from sideplug.contract.message import kind_of
 from sideplug.contract.text import Prompt
+from sideplug.readers.report import Report
 
 Record = dict[str, Any]
 
@@ -31,26 +34,59 @@ class Example:
         return {**self.prompt.to_json(), "reply": self.reply, **greedy}
 
 
-class Format(Protocol):
-    """A format of JSON records."""
+class NotRead(DataError):
+    """A file in a format that is not read. The sentence says what it is and what to do; a folder's are passed over."""
 
-    name: str
+
+class Format(Protocol):
+    """A format of records."""
 
     def fits(self, record: Record) -> bool:
         """Return whether a record looks like this format."""
         ...
 
-    def examples(self, record: Record, where: str) -> Iterator[Example]:
-        """Yield the examples of a record. Raises DataError, with `where` in its message."""
+    def examples(self, record: Record, where: str, report: Report) -> Iterator[Example]:
+        """Yield the examples of a record. Raises DataError, with `where` in its message.
+
+        Each field of the record is used, refused, or counted in the report (see `count_unused`).
+        """
         ...
+
+
+class FileFormat(Protocol):
+    """A format of files."""
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Return the ends of its files' names, in small letters."""
+        ...
+
+    def read(self, data: bytes, name: str, report: Report) -> Iterator[Row | Passage]:
+        """Yield the rows or the texts of a file. Raises DataError, with `name` and the line in its message."""
+        ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """A record and its line. value: what JSON holds there, or the error that stands in its place."""
+
+    line: int
+    value: Any
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text to be continued, of the length that is learnt at once, and its line."""
+
+    line: int
+    text: str
 
 
 def text_of(record: Record, key: str, where: str) -> str:
     """Return the text of a key. Raises DataError if it is missing or no text."""
     value = record.get(key)
     if not isinstance(value, str):
-        got = "none" if value is None else type(value).__name__
-        raise DataError(f"{where}: {key} must be text, got {got}")
+        raise DataError(f"{where}: {key} must be text, got {kind_of(value)}")
     return value
 
 
@@ -60,3 +96,15 @@ def list_of(record: Record, key: str, where: str) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise DataError(f"{where}: {key} must be a list with messages in it")
     return value
+
+
+def count_unused(record: Record, used: tuple[str, ...], report: Report, of: str = "") -> None:
+    """Count the record's fields that are not used and hold something."""
+    for name, value in record.items():
+        if name not in used and value is not None and value not in ("", [], {}):
+            report.fields[of + printable(name)] += 1
+
+
+def printable(name: object) -> str:
+    """Return a name out of a file as a sentence can show it: short, on one line, without control characters."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in str(name)[:40])

@@ -1,108 +1,227 @@
-"""It turns a person's files and folders into examples: `read` takes a path, `parse` a text with a name.
+"""It turns a person's files and folders into examples: `read` takes a path, `read_texts` texts with their names.
 
-A folder stands for its files, in the order of their names. It does not know what the examples are used for.
-Test: pytest tests/readers/test_files.py
+A folder stands for its files, in the order of their names. Whatever is not learnt of them is told, in sentences.
+A new format of files is a module with a `FileFormat` and its place here. Test: pytest tests/readers/test_files.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePath
 
 from sideplug.contract.errors import DataError
-from sideplug.readers.alpaca import Alpaca
-from sideplug.readers.base import Example, Format, Record
-from sideplug.readers.conversations import Messages, ShareGPT
-from sideplug.readers.json_records import records
-from sideplug.readers.lamp import golds, outputs_of
-from sideplug.readers.text import Text, plain_text
+from sideplug.contract.text import Prompt
+from sideplug.readers import lamp
+from sideplug.readers.base import Example, FileFormat, NotRead, Passage, Row, printable
+from sideplug.readers.decoding import decode
+from sideplug.readers.exports import WAYS_OUT, refuse_chat_text, refuse_suffix
+from sideplug.readers.folder import EMPTY, files_in, shown
+from sideplug.readers.html_page import HtmlPage
+from sideplug.readers.json_file import JsonFile
+from sideplug.readers.lamp import LampUser
+from sideplug.readers.mail import Mail, Mailbox
+from sideplug.readers.records import AUTO, UnknownRecord, check_format, examples_of
+from sideplug.readers.report import Report, Tell
+from sideplug.readers.table import Table
+from sideplug.readers.text import Markdown, PlainText
 
-_RECORDS: tuple[Format, ...] = (Messages(), ShareGPT(), Alpaca(), Text())  # in the order in which they are tried
-FORMATS = ("auto", "alpaca", "messages", "sharegpt", "text")
-JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
-SUFFIXES = (*JSON_SUFFIXES, ".txt", ".md")
+_FILES: tuple[FileFormat, ...] = (JsonFile(), Table(), PlainText(), Markdown(), HtmlPage(), Mail(), Mailbox())
+_BY_SUFFIX = {suffix: each for each in _FILES for suffix in each.suffixes}
+SUFFIXES = tuple(_BY_SUFFIX)
+_log = logging.getLogger("sideplug.readers")
 
 
-def read(path: Path, form: str = "auto", skip: Path | None = None) -> list[Example]:
-    """Return all examples of a file or folder, without those in the folder `skip`. Raises DataError with file and line.
+class Empty(DataError):
+    """A file without any text."""
+
+
+def read(
+    path: Path, form: str = AUTO, skip: Path | None = None, skip_bad: bool = False, tell: Tell = _log.warning
+) -> list[Example]:
+    """Return all examples of a file or folder, without those in the folder `skip`.
+
+    skip_bad: leave out rows that can't be learnt. tell: is given a sentence on each kind of thing that is passed over.
+    Raises DataError with file and line, for all rows that can't be learnt at once.
 
     >>> [example.reply for example in sideplug.read(notes)]
     ['The mill stands by the river.']
     """
     check_format(form)
+    report = Report()
     if path.is_dir():
-        skipped = skip.resolve() if skip else None
-        files = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix in SUFFIXES and not file.name.startswith(".") and skipped not in file.resolve().parents
-        )
-        output_files = {outputs_of(file) for file in files}
-        files = [file for file in files if file not in output_files]
-        if not files:
-            raise DataError(f"the folder {path} has no {', '.join(SUFFIXES)} files")
+        examples = list(_read_folder(path, form, skip, report))
     elif path.exists():
-        files = [path]
+        report.files += 1
+        try:
+            examples = list(_read_file(path, form, report))
+        except OSError as error:
+            raise DataError(f"{shown(path)} can't be read: {error.strerror or error}") from error
     else:
-        raise DataError(f"there is no file or folder {path}")
-    examples = [example for file in files for example in _read_file(file, form)]
+        raise DataError(f"there is no file or folder {shown(path)}")
+    report.refuse_bad(skip_bad)
+    for sentence in report.sentences():
+        tell(sentence)
     if not examples:
-        raise DataError(f"{path} has no examples: it is empty")
+        raise DataError(_nothing(path, report))
     return examples
 
 
-def parse(text: str, name: str, form: str = "auto") -> list[Example]:
-    """Return the examples of a text, as `read` would for a file of this name. Raises DataError with name and line."""
+def read_texts(
+    texts: Sequence[tuple[str, str]], form: str = AUTO, skip_bad: bool = False, tell: Tell = _log.warning
+) -> list[Example]:
+    """Return the examples of (name, text), each as `read` would read a file of this name. Raises DataError."""
     check_format(form)
-    if not text.strip():
-        raise DataError(f"{name} is empty")
-    suffix = PurePath(name).suffix
-    is_plain = (suffix not in JSON_SUFFIXES and text.lstrip()[:1] not in "{[") or (
-        form == "text" and suffix in (".txt", ".md")
-    )
-    if is_plain:
-        if form not in ("auto", "text"):
-            raise DataError(f"{name}:1: must be JSON for --format {form}, got plain text")
-        return list(plain_text(text, name))
-    return list(_from_records(text, name, form, None))
+    report, examples = Report(), list[Example]()
+    for name, text in texts:
+        if len(texts) == 1:
+            report.files += 1
+            examples += _examples(text.encode(), name, form, report)
+        else:
+            reading = partial(_examples, text.encode(), name, form)
+            examples += _one_of_many(reading, name, report)
+    report.refuse_bad(skip_bad)
+    for sentence in report.sentences():
+        tell(sentence)
+    if not examples:
+        names = ", ".join(name for name, _ in texts[:3])
+        raise DataError(f"{names or 'this'} has no examples: nothing in it can be learnt")
+    return examples
 
 
-def check_format(form: str) -> None:
-    """Raises DataError for a format that does not exist."""
-    if form not in FORMATS:
-        raise DataError(f"--format must be one of {', '.join(FORMATS)}, got {form!r}")
+def parse(text: str, name: str, form: str = AUTO) -> list[Example]:
+    """Return the examples of a text, as `read` would for a file of this name. Raises DataError with name and line."""
+    return read_texts([(name, text)], form)
 
 
-def _read_file(file: Path, form: str) -> list[Example]:
+def _nothing(path: Path, report: Report) -> str:
+    what = f"the folder {shown(path)}" if path.is_dir() else shown(path)
+    if report.files or not path.is_dir():
+        return f"{what} has no examples: nothing in it can be learnt"
+    found = ", ".join(f"{n} {why}" for why, n in report.passed.most_common(6)) or "nothing"
+    return f"{what} has no {', '.join(SUFFIXES)} files; it has {found}"
+
+
+def _read_folder(root: Path, form: str, skip: Path | None, report: Report) -> Iterator[Example]:
+    """Yield the examples of a folder's files."""
+    files = list(files_in(root, skip, report))
+    outputs = {lamp.outputs_of(file) for file in files}
+    for file in files:
+        suffix = file.suffix.lower()
+        if suffix in _BY_SUFFIX or suffix in WAYS_OUT:
+            if file not in outputs:
+                yield from _one_of_many(partial(_read_file, file, form), shown(file), report)
+        else:
+            report.passed[printable(suffix) or "without a suffix"] += 1
+
+
+def _one_of_many(reading: Callable[[Report], Iterator[Example]], name: str, report: Report) -> list[Example]:
+    """Return a file's examples; what can't be read is a bad row, what is empty or in no format passed over."""
+    own = Report(files=1)
     try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{file}:{line}: must be UTF-8 text, got the byte 0x{error.object[error.start]:02x}") from error
+        found = list(reading(own))
+    except Empty:
+        report.passed[EMPTY] += 1
+        return []
+    except (NotRead, UnknownRecord) as error:
+        report.passed[PurePath(name).suffix.lower()] += 1
+        report.unread.append(str(error))
+        return []
+    except DataError as error:
+        own = Report(rows=1, bad=[str(error)])
+        found = []
     except OSError as error:
-        raise DataError(f"{file} can't be read: {error.strerror or error}") from error
-    outputs = outputs_of(file)
-    return list(_from_records(text, str(file), form, outputs)) if outputs else parse(text, str(file), form)
+        own = Report(rows=1, bad=[f"{name} can't be read: {error.strerror or error}"])
+        found = []
+    report.add(own)
+    return found
 
 
-def _from_records(text: str, name: str, form: str, outputs: Path | None) -> Iterator[Example]:
-    outputs_by_id = golds(outputs) if outputs else {}
-    for line, record in records(text, name):
-        where = f"{name}:{line}"
-        if not isinstance(record, dict):
-            raise DataError(f"{where}: an example must be a JSON object, got {type(record).__name__}")
-        if outputs:
-            if str(record.get("id")) not in outputs_by_id:
-                raise DataError(f"{where}: {outputs.name} has no output for the id {str(record.get('id'))[:40]!r}")
-            record = {"input": record.get("input"), "output": outputs_by_id[str(record["id"])]}
-        yield from _format_of(record, form, where).examples(record, where)
+def _read_file(file: Path, form: str, report: Report) -> Iterator[Example]:
+    """Yield the examples of a file. Raises DataError, OSError."""
+    outputs = lamp.outputs_of(file)
+    name = shown(file)
+    if outputs is None:
+        refuse_suffix(file.suffix.lower(), name)  # before it is read: it may be large
+        yield from _examples(file.read_bytes(), name, form, report)
+    else:
+        yield from examples_of(lamp_rows(file, report), name, form, report)
 
 
-def _format_of(record: Record, form: str, where: str) -> Format:
-    for each in _RECORDS:
-        if each.name == form or (form == "auto" and each.fits(record)):
-            return each
-    keys = ", ".join(map(str, list(record)[:6])) or "none"
-    raise DataError(
-        f"{where}: an example must have instruction and output, messages, conversations or text; its keys: {keys}"
-    )
+def lamp_users(path: Path) -> list[LampUser]:
+    """Return the users of LaMP's files, each with a profile and questions; none where a file is not LaMP's.
+
+    Raises DataError.
+    """
+    report = Report()
+    files = list(files_in(path, None, report)) if path.is_dir() else [path]
+    outputs = {lamp.outputs_of(file) for file in files}
+    rows = list[tuple[str, Row]]()
+    try:
+        for file in files:
+            if file.suffix.lower() in JsonFile.suffixes and file not in outputs:
+                rows += [(f"{shown(file)}:{row.line}", row) for row in lamp_rows(file, report)]
+    except OSError as error:
+        raise DataError(f"{shown(path)} can't be read: {error.strerror or error}") from error
+    if not all(isinstance(row.value, dict) and lamp.Lamp().fits(row.value) for _, row in rows):
+        return []
+    return lamp.users(rows)
+
+
+def lamp_rows(file: Path, report: Report) -> Iterator[Row]:
+    """Yield the records of LaMP's questions, each with its output. Raises DataError, OSError."""
+    outputs, name = lamp.outputs_of(file), shown(file)
+    found = lamp.golds(outputs) if outputs else {}
+    for row in JsonFile().read(file.read_bytes(), name, report):
+        if isinstance(row, Row):
+            yield lamp.with_output(row, found, outputs.name, f"{name}:{row.line}") if outputs else row
+
+
+def _examples(data: bytes, name: str, form: str, report: Report) -> Iterator[Example]:
+    """Yield the examples of a file's bytes. Raises DataError."""
+    suffix = PurePath(name).suffix.lower()
+    refuse_suffix(suffix, name)
+    chosen = _BY_SUFFIX.get(suffix, PlainText())
+    if isinstance(chosen, (PlainText, Markdown)):
+        text = decode(data, name)
+        examples = _as_json(text, name, form, report)
+        if examples is not None:
+            yield from examples
+            return
+        if form == AUTO:
+            refuse_chat_text(text, name)
+    if not data.strip(b" \t\r\n\xef\xbb\xbf\xff\xfe\x00"):
+        raise Empty(f"{name} is empty")
+    found = list(chosen.read(data, name, report))
+    rows_found = [each for each in found if isinstance(each, Row)]
+    passages = [each for each in found if isinstance(each, Passage)]
+    if form not in (AUTO, "text") and passages:
+        raise DataError(f"{name}:1: must be JSON for --format {form}, got plain text")
+    report.rows += len(passages)
+    yield from examples_of(rows_found, name, form, report)
+    for passage in passages:
+        yield Example(Prompt(text=""), passage.text, f"{name}:{passage.line}")
+    if not found:
+        raise Empty(f"{name} is empty")
+
+
+def _as_json(text: str, name: str, form: str, report: Report) -> list[Example] | None:
+    """Return the examples of a text that is JSON of a known format, whatever its file's name; None for other texts.
+
+    Raises DataError, where JSON was asked for.
+    """
+    if text.lstrip()[:1] not in ("{", "[") or form == "text":
+        return None
+    own = Report()
+    try:
+        rows = [row for row in JsonFile().read(text.encode(), name, own) if isinstance(row, Row)]
+        examples = list(examples_of(rows, name, form, own))
+    except DataError:
+        if form == AUTO:
+            return None
+        raise
+    if form == AUTO and 2 * len(own.bad) >= own.rows:  # prose that begins with a bracket
+        return None
+    report.add(own)
+    return examples

@@ -1,6 +1,6 @@
-"""The examples of a training: the split into training and held-out ones, the retain set, the hard negatives.
+"""What a plugin learns to leave as it is: the retain set and the hard negatives. And a sample of any examples.
 
-It does not know file formats: sideplug.readers turns files into examples. Test: pytest tests/training/test_data.py
+It does not know the split (split.py) nor file formats (sideplug.readers). Test: pytest tests/training/test_data.py
 """
 
 from __future__ import annotations
@@ -16,23 +16,10 @@ from typing import TypeVar
 from sideplug.contract.errors import DataError
 from sideplug.contract.text import Prompt
 from sideplug.readers import Example, read
+from sideplug.readers.decoding import decode
 
 T = TypeVar("T")
 RETAIN_TOKENS = 32  # of a reply of the retain set, because a plugin would change its beginning first
-
-
-def split(examples: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Return (training, held out); the seed draws the held-out share. Each side has at least one example.
-
-    Raises DataError for fewer than two examples, or a share that is not between 0 and 1.
-    """
-    if len(examples) < 2:
-        raise DataError(f"there must be at least 2 examples, one of them to be held out; got {len(examples)}")
-    if not 0 < share < 1:
-        raise DataError(f"the held-out share must be between 0 and 1, got {share}")
-    held = min(len(examples) - 1, max(1, round(share * len(examples))))
-    chosen = set(random.Random(seed).sample(range(len(examples)), held))
-    return [e for i, e in enumerate(examples) if i not in chosen], [examples[i] for i in sorted(chosen)]
 
 
 def sample(examples: list[T], limit: int, seed: int = 0) -> list[T]:
@@ -50,11 +37,11 @@ def retain_set(path: Path | None = None) -> list[Example]:
     """
     if path is None:
         return [Example(Prompt.user(line), "", "", RETAIN_TOKENS) for line in _lines("retain.txt")]
-    if path.suffix in (".txt", ".md"):
+    if path.suffix.lower() in (".txt", ".md"):
         try:
-            lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} can't be read: {error}") from error
+            lines = [line.strip() for line in decode(path.read_bytes(), str(path)).splitlines()]
+        except OSError as error:
+            raise DataError(f"{path} can't be read: {error.strerror or error}") from error
         return [Example(Prompt.user(line), "", str(path), RETAIN_TOKENS) for line in lines if line]
     return [Example(e.prompt, "", e.where, RETAIN_TOKENS) for e in read(path)]
 
@@ -89,4 +76,5 @@ def _lines(name: str) -> list[str]:
 
 def is_hard_negative(example: Example) -> bool:
     """Return whether a prompt has the word "my": a gate can't tell it from the person's own questions."""
-    return re.search(r"\bmy\b", (example.prompt.messages or ({"content": ""},))[-1]["content"].lower()) is not None
+    text = example.prompt.messages[-1]["content"] if example.prompt.messages else example.prompt.text or ""
+    return re.search(r"\bmy\b", text.lower()) is not None

@@ -35,7 +35,7 @@ class TrainConfig:
     Raises InputError for values out of range.
     """
 
-    epochs: int = 8
+    epochs: int = 6
     learning_rate: float = 1e-3
     batch_tokens: int = 64
     weight_decay: float = 0.1
@@ -108,11 +108,20 @@ class Batches:
     def __len__(self) -> int:
         return len(self.tape)
 
+    @staticmethod
+    def per_step(tape: Tape, batch_tokens: int) -> int:
+        """How many examples have about so many tokens."""
+        return max(1, round(batch_tokens / max(1.0, tape.tokens / len(tape))))
+
+    @classmethod
+    def count(cls, tape: Tape, batch_tokens: int) -> int:
+        """The steps of an epoch over a tape."""
+        return -(-len(tape) // cls.per_step(tape, batch_tokens))
+
     def epoch(self, number: int, batch_tokens: int, seed: int) -> list[list[int]]:
         """The examples of each step of an epoch: whole ones, shuffled by (seed, number), about so many tokens."""
         order = np.random.default_rng([seed, number]).permutation(len(self.tape))
-        per_example = max(1.0, self.tape.tokens / len(order))
-        count = max(1, round(batch_tokens / per_example))
+        count = self.per_step(self.tape, batch_tokens)
         return [order[i : i + count].tolist() for i in range(0, len(order), count)]
 
     def drawn(self, tokens: int, seed: Sequence[int]) -> list[int]:

@@ -4,7 +4,9 @@
 
 This is the latent-choice likelihood of Co-LLM (arXiv 2403.03870) with a penalty on the rate. Some steps on weak labels
 come first: yes for personal tokens that the plugin does not harm, no for the retain set. Then the threshold is
-calibrated on held-out text. It does not know kinds of plugins, nor how their probabilities were computed.
+calibrated on held-out text. Within the person's own text that score says nothing of where the plugin is needed, so the
+dial's low rates have a direction of their own: ridge regression of the plugin's gain from z.
+It does not know kinds of plugins, nor how their probabilities were computed.
 Letters: T tokens, D width. Test: pytest tests/training/test_fit_gate.py
 """
 
@@ -36,6 +38,9 @@ HARM = 0.1  # nats; a personal token that the plugin makes less likely by this g
 KEPT_GAIN = 0.985  # share of the plugin's gain on held-out personal text that the calibrated threshold keeps …
 RETAIN_RATE = 0.025  # … and share of the retain set's tokens that may be asked about
 MEMORIES = (0.0, 0.5, 0.7)
+RIDGE = 0.05  # of the number of tokens
+QUIET = 0.5  # of the mean gain, negative: what a token of the retain set counts as
+DIAL_STEPS = 201
 RATES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 
 
@@ -64,6 +69,49 @@ def fit(personal: Judged, retain: Judged, seed: int = 0) -> Gate:
     return Gate("linear", unscaled, float(bias[0] - mean @ unscaled))
 
 
+def fit_by_gain(personal: Judged, retain: Judged) -> Gate:
+    """Return a linear gate whose score is the plugin's gain on a token, as z tells it; threshold 0, without a dial."""
+    x = np.concatenate([personal.z_TD, retain.z_TD]).astype(np.float64)
+    quiet = -QUIET * max(0.0, float(personal.gain.mean()))
+    y = np.concatenate([personal.gain, np.full(len(retain.gain), quiet)]).astype(np.float64)
+    sizes = len(personal.gain), len(retain.gain)
+    share = np.concatenate([np.full(size, len(x) / 2 / size) for size in sizes])  # both texts weigh the same
+    mean, spread = x.mean(0), x.std(0) + 1e-5
+    x = (x - mean) / spread
+    level = float((share * y).sum() / len(x))
+    gram = x.T @ (x * share[:, None]) + RIDGE * len(x) * np.eye(x.shape[1])
+    weight = np.linalg.solve(gram, x.T @ (share * (y - level))) / spread
+    return Gate("linear", weight.astype(np.float32), level - float(mean @ weight))
+
+
+def with_dial_by_gain(gate: Gate, by_gain: Gate, personal: Judged, retain: Judged) -> Gate:
+    """Return the gate whose dial turns `by_gain` at low rates, from held-out text.
+
+    Up to the highest rate at which at most RETAIN_RATE of the retain set's tokens pass; not at all where it keeps less
+    of the gain there than the gate itself.
+    """
+    scores, others = (by_gain.scores(text.z_TD, text.starts) for text in (personal, retain))
+    dialled = replace(by_gain, dial=_dial(scores))
+    rates = [rate for rate in np.linspace(0.05, 0.95, 19) if _passing(others, dialled.at_rate(rate)) <= RETAIN_RATE]
+    if not rates:
+        return gate
+    highest = float(rates[-1])
+    own = gate.at_rate(highest)
+    kept = [
+        float(personal.gain[each.opens(each.scores(personal.z_TD, personal.starts))].sum())
+        for each in (dialled.at_rate(highest), own)
+    ]
+    return replace(gate, by_gain=dialled, by_gain_rate=highest) if kept[0] > kept[1] else gate
+
+
+def _passing(scores: np.ndarray, gate: Gate) -> float:
+    return float(np.mean(gate.opens(scores)))
+
+
+def _dial(scores: np.ndarray) -> tuple[float, ...]:
+    return tuple(np.quantile(scores, np.linspace(0, 1, DIAL_STEPS)).tolist())
+
+
 def choice_slope(g: np.ndarray, base: np.ndarray, plugin: np.ndarray) -> np.ndarray:
     """Return the gradient (T,) of L at u·z + b, from g (T,) and both log-probabilities (T,)."""
     peak = np.maximum(base, plugin)
@@ -85,7 +133,7 @@ def calibrate(gate: Gate, personal: Judged, retain: Judged) -> Gate:
         personal_scores, retain_scores = (smoothed.scores(text.z_TD, text.starts) for text in (personal, retain))
         keeping = _keeping_threshold(personal_scores, personal.gain)
         quiet = float(np.quantile(retain_scores, 1 - RETAIN_RATE))
-        dial = tuple(np.quantile(personal_scores, np.linspace(0, 1, 201)).tolist())
+        dial = _dial(personal_scores)
         threshold = min(keeping, quiet) if np.isfinite(keeping) else max(float(personal_scores.max()), quiet)
         leak = float((retain_scores > keeping).mean())
         candidates.append((leak, memory, replace(smoothed, threshold=threshold, dial=dial)))

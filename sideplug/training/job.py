@@ -16,19 +16,21 @@ from typing import Any
 from sideplug.contract.errors import InputError, SideplugError, Stopped
 from sideplug.device.client import Client
 from sideplug.device.plugin_store import PluginStore
-from sideplug.readers import Example, parse
-from sideplug.training import pipeline, update
+from sideplug.readers import Example, read_texts
+from sideplug.training import pipeline, preflight, report, update
 from sideplug.training.fit import TrainConfig
-from sideplug.training.trainer import Progress
+from sideplug.training.recipe import Recipe
+from sideplug.training.trainer import CHECKPOINT, Progress
 
-HELD_OUT = 0.1
 log = logging.getLogger("sideplug.training")
 
 
 class TrainingJob:
     """Trains one plugin at a time, in a thread. retain: a file of prompts for the retain set; None: our own list.
 
-    state has: running, name, stage, done, total, note, losses ([step, training, held out] …), line, error.
+    state has: running, name, stage, done, total, note, losses ([step, training, held out] …), line, error, kept (was
+    the plugin made, or replaced?) and notes: what is not learnt of the files, and what a person should know of a new
+    plugin, a line each.
     """
 
     def __init__(self, store: PluginStore, client: Client, retain: Path | None = None) -> None:
@@ -38,7 +40,7 @@ class TrainingJob:
         self._lock = threading.Lock()
         self._wants_stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._state: dict[str, Any] = {"running": False, "line": "", "error": ""}
+        self._state: dict[str, Any] = {"running": False, "line": "", "error": "", "kept": False}
 
     @property
     def state(self) -> dict[str, Any]:
@@ -49,9 +51,11 @@ class TrainingJob:
         """Begin, from files of (name, text). settings: epochs, width, force. Raises InputError."""
         for key, value in settings.items():
             number = key in ("epochs", "width") and type(value) is int and 1 <= value <= 4096
-            if not number and not (key == "force" and type(value) is bool):
-                raise InputError(f"settings must be epochs and width (1 to 4096) and force, got {str(key)[:40]!r}")
-        examples = read_files(files)
+            if not number and not (key in ("force", "skip_bad") and type(value) is bool):
+                allowed = "epochs and width (1 to 4096), force and skip_bad"
+                raise InputError(f"settings must be {allowed}, got {str(key)[:40]!r}")
+        told = list[str]()
+        examples = read_files(files, settings.get("skip_bad", False), told.append)
         with self._lock:
             if self._state["running"]:
                 raise InputError(f"{self._state['name']} is being trained: wait for it, or stop it")
@@ -60,10 +64,18 @@ class TrainingJob:
                 work = lambda: self._update(folder, examples, settings)  # noqa: E731
             else:
                 folder = self._store.new_folder(name)
-                texts = pipeline.Texts.prepare(examples, HELD_OUT, 0, retain=self._retain)
-                work = lambda: self._make(folder, texts, settings)  # noqa: E731
+                recipe = Recipe(width=settings.get("width", 0)).with_epochs(settings.get("epochs", 0))
+                pipeline.Texts.prepare(examples, recipe, self._retain)  # what is wrong is said at once
+                work = lambda: self._make(folder, examples, recipe, settings)  # noqa: E731
             self._state = {"running": True, "name": name, "stage": "starting", "done": 0, "total": 0, "note": ""}
-            self._state |= {"losses": [], "line": "", "error": "", "examples": len(examples)}
+            self._state |= {
+                "losses": [],
+                "line": "",
+                "error": "",
+                "notes": told,
+                "kept": False,
+                "examples": len(examples),
+            }
             self._wants_stop.clear()
             self._thread = threading.Thread(target=self._run, args=(work,), name="training", daemon=True)
             self._thread.start()
@@ -88,15 +100,25 @@ class TrainingJob:
         finally:
             self._state |= {"running": False, "stage": ""}
 
-    def _make(self, folder: Path, texts: pipeline.Texts, settings: dict[str, Any]) -> str:
-        recipe = pipeline.Recipe(width=settings.get("width", 0), training=TrainConfig(settings.get("epochs", 6)))
-        made = pipeline.make(self._client, texts, folder, recipe, self._show, self._interrupts)
-        gain = made.result.base_loss - made.result.best_loss
-        return f"held-out loss {made.result.base_loss:.3f} → {made.result.best_loss:.3f} nats a token ({-gain:+.3f})"
+    def _make(self, folder: Path, examples: list[Example], recipe: Recipe, settings: dict[str, Any]) -> str:
+        """A training that was stopped goes on where its checkpoint fits; `force` begins anew."""
+        resume = (folder / CHECKPOINT).is_file() and not settings.get("force", False)
+        part, skip_bad = recipe.new_plugin(self._client.model()).trained, settings.get("skip_bad", False)
+        notes = self._state["notes"]
+        examples = preflight.readable(self._client, examples, part.tap, part.context, skip_bad, notes.append)
+        texts = pipeline.Texts.prepare(examples, recipe, self._retain)
+        made = pipeline.make(self._client, texts, folder, recipe, self._show, self._interrupts, resume)
+        self._state["notes"] = [*notes, *texts.lines, *(made.trial.lines if made.trial else [])]
+        self._state["kept"] = True
+        return report.reached(made)
 
     def _update(self, folder: Path, examples: list[Example], settings: dict[str, Any]) -> str:
-        epochs, force = settings.get("epochs", 6), settings.get("force", False)
-        return update.update(self._client, folder, examples, self._show, self._interrupts, epochs, force).line
+        epochs = settings.get("epochs", TrainConfig().epochs)
+        force, skip_bad = settings.get("force", False), settings.get("skip_bad", False)
+        show, interrupts, tell = self._show, self._interrupts, self._state["notes"].append
+        made = update.update(self._client, folder, examples, show, interrupts, epochs, force, skip_bad, tell)
+        self._state["kept"] = made.kept
+        return made.line
 
     @contextlib.contextmanager
     def _show(self, label: str, total: int) -> Iterator[pipeline.Tell]:
@@ -116,16 +138,16 @@ class TrainingJob:
         yield self._wants_stop.is_set
 
 
-def read_files(files: list[tuple[str, str]]) -> list[Example]:
+def read_files(
+    files: list[tuple[str, str]], skip_bad: bool = False, tell: Callable[[str], None] = lambda line: None
+) -> list[Example]:
     """The examples of texts that were dropped on the page, by the names that they had. Raises DataError, InputError."""
     if not files:
         raise InputError("there is nothing to learn from: give at least one file")
-    examples: list[Example] = []
-    for name, text in files:
-        shown = PurePath(name).name or "text.txt"
+    named = [(PurePath(name).name or "text.txt", text) for name, text in files]
+    for shown, text in named:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"{shown} must be UTF-8 text") from error
-        examples += parse(text, shown)
-    return examples
+    return read_texts(named, skip_bad=skip_bad, tell=tell)

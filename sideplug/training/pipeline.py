@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,25 +18,31 @@ from typing import Any
 
 import numpy as np
 
-from sideplug.contract.errors import Stopped
-from sideplug.contract.frames import ModelInfo
+from sideplug.contract.errors import InputError, Stopped
 from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.device.client import Client
 from sideplug.device.responders import Silent
 from sideplug.device.session import Session
-from sideplug.paths import cache_dir, write_aside, writing
+from sideplug.paths import alone, cache_dir, write_aside, writing
 from sideplug.plugins import Plugin
-from sideplug.plugins.base import trained_kind
+from sideplug.plugins.base import MAX_PHRASES
+from sideplug.plugins.file import is_plugin, is_sealed
 from sideplug.readers import Example
-from sideplug.training import data, gate, head, recorder, tape
-from sideplug.training.fit import TrainConfig
+from sideplug.training import data, gate, head, recorder, tape, threads, trial
+from sideplug.training.facts import is_question
+from sideplug.training.figures import Figure, figures_of
+from sideplug.training.fit import Batches
+from sideplug.training.raw import without_chat
+from sideplug.training.recipe import Recipe
+from sideplug.training.split import split
 from sideplug.training.tape import Tape
-from sideplug.training.trainer import Progress, Result, Trainer
+from sideplug.training.trainer import CHECKPOINT, Progress, Result, Trainer, check_same, identity_of_checkpoint
+from sideplug.training.trial import Trial
 
 TRAINING, HELD, HARD_NEGATIVES, RETAIN = (
     Path("tape", name) for name in ("train.tape", "held.tape", "hard_negatives.tape", "retain.json")
 )
-MAX_PHRASES = 1 << 16  # tokens of the person's that a plugin keeps for its drafts
+UNTOLD = 4  # questions about what nobody told, that are asked at the end
 
 Tell = Callable[[int, Progress | None], None]  # how much is done; losses, where there are some
 Show = Callable[[str, int], AbstractContextManager[Tell]]  # (label, total)
@@ -43,62 +50,40 @@ Interrupts = Callable[[], AbstractContextManager[Callable[[], bool]]]  # yields:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What kind of plugin, on which tap (by name, raw, or so many layers of this rank), and how it is trained.
-
-    width 0: the kind's own. candidates: rows of the candidate softmax, at least.
-    """
-
-    kind: str = "ladder"
-    taps: int = 9
-    rank: int = 64
-    tap: str = ""
-    width: int = 0
-    candidates: int = 4096
-    training: TrainConfig = TrainConfig()
-
-    def choose_tap(self, model: ModelInfo) -> Tap:
-        """The tap of this recipe. Raises InputError for a name that is none, PluginError for an unknown kind."""
-        if self.tap == "raw":
-            return Tap.raw(model.blocks, model.width)
-        if self.tap:
-            return Tap.parse(self.tap)
-        return trained_kind(self.kind).tap(model.blocks, model.width, self.taps, self.rank)
-
-    def new_plugin(self, model: ModelInfo) -> Plugin:
-        """An untrained plugin. Raises PluginError for a tap that the kind can't read."""
-        width = self.width or trained_kind(self.kind).default_width
-        tap, seed = self.choose_tap(model), self.training.seed
-        return Plugin.new(self.kind, model.fingerprint, model.name, tap, width, model.width, seed)
-
-
-@dataclass(frozen=True)
 class Texts:
-    """The person's examples to train on and held out, and prompts that the base answers itself (perhaps none): the
-    retain set, and hard negatives in the person's phrasings."""
+    """The person's examples to train on, held out (see split.py) and held out whole, and prompts that the base answers
+    itself (perhaps none): the retain set, and hard negatives in the person's phrasings.
+
+    told: how many of `held`, from the first on, ask for told facts in other words. untold: questions about what nobody
+    told, which are only asked at the end. made: how many of `training` are reworded. lines: what a person should know.
+    """
 
     training: list[Example]
     held: list[Example]
     retain: list[Example]
     hard_negatives: list[Example] = field(default_factory=list)
+    told: int = 0
+    whole: list[Example] = field(default_factory=list)
+    untold: list[Example] = field(default_factory=list)
+    made: int = 0
+    lines: list[str] = field(default_factory=list)
 
     @classmethod
-    def prepare(
-        cls,
-        examples: Sequence[Example],
-        held_out: float,
-        seed: int,
-        retain_weight: float = 1.0,
-        retain: Path | None = None,
-    ) -> Texts:
+    def prepare(cls, examples: Sequence[Example], recipe: Recipe = Recipe(), retain: Path | None = None) -> Texts:
         """These examples, split, with the retain set of a file (none: our own list, and hard negatives beside it).
 
-        retain_weight 0: without both. Raises DataError.
+        A retain weight of 0: without both. Raises DataError.
         """
-        training, held = data.split(list(examples), held_out, seed)
-        if not retain_weight:
-            return cls(training, held, [])
-        return cls(training, held, data.retain_set(retain), [] if retain else data.hard_negatives(training))
+        seed = recipe.training.seed
+        parts = split(examples, recipe.held_out, seed, recipe.reword)
+        negatives = data.hard_negatives(parts.training)
+        untold = data.sample(negatives, UNTOLD, seed) if any(map(is_question, parts.training)) else []
+        others = [example for example in negatives if example not in untold]
+        prompts = data.retain_set(retain) if recipe.training.retain_weight else []
+        hard = others if recipe.training.retain_weight and not retain else []
+        held = [*parts.told, *parts.text]
+        told, made = len(parts.told), parts.made
+        return cls(parts.training, held, prompts, hard, told, parts.whole, untold, made, parts.lines)
 
 
 @dataclass
@@ -106,12 +91,12 @@ class Tapes:
     """What the frozen model made of the texts, on disk. negatives: numbers of the retain tape's hard negatives."""
 
     training: Tape
-    held: Tape
+    held: Tape | None
     retain: Tape | None
     negatives: set[int] = field(default_factory=set)
 
     @classmethod
-    def of(cls, training: Tape, held: Tape, retain: Tape, alike: list[int], negatives: Tape | None) -> Tapes:
+    def of(cls, training: Tape, held: Tape | None, retain: Tape, alike: list[int], negatives: Tape | None) -> Tapes:
         """alike: numbers of the retain set that look like hard negatives, which stand on a tape of their own."""
         if negatives is None:
             return cls(training, held, retain, set(alike))
@@ -121,12 +106,12 @@ class Tapes:
     @property
     def nbytes(self) -> int:
         """Bytes of the personal tapes on disk."""
-        return self.training.nbytes + self.held.nbytes
+        return self.training.nbytes + (self.held.nbytes if self.held else 0)
 
     @property
     def tokens(self) -> int:
         """Target tokens of the personal tapes."""
-        return self.training.tokens + self.held.tokens
+        return self.training.tokens + (self.held.tokens if self.held else 0)
 
     def split_retain(self, seed: int, hard_negatives: bool) -> tuple[Tape, Tape] | None:
         """The retain set to train on and held out, drawn by seed, with or without the hard negatives."""
@@ -149,11 +134,39 @@ class Tapes:
 
 @dataclass
 class Made:
-    """A plugin that was made and saved, and what its making reached; `gated` is empty without a retain set."""
+    """A plugin that was made and saved, and what its making reached.
+
+    gated: what its gate trades; empty without a retain set. figures: what it is worth, each by its name. trial: what it
+    says; None where it could not be asked.
+    """
 
     plugin: Plugin
     result: Result
     gated: dict[str, dict[str, float]]
+    figures: dict[str, Figure]
+    trial: Trial | None
+
+
+def check_out(out: Path, resume: bool, replace: bool, ways: tuple[str, str] = ("--resume", "--force")) -> None:
+    """Raises InputError where a new plugin in `out` would replace something unasked: a plugin, or a checkpoint.
+
+    ways: how resuming and replacing are asked for.
+    """
+    if is_sealed(out):
+        raise InputError(f"{out} holds a sealed plugin: unlock it first, or give another folder")
+    if resume or replace:
+        return
+    if is_plugin(out):
+        raise InputError(f"{out} already holds a plugin: give another folder, or {ways[1]} to replace it")
+    if (out / CHECKPOINT).is_file():
+        raise InputError(f"{out} has a checkpoint of a stopped training: {ways[0]}, or {ways[1]} to begin anew")
+
+
+def check_early(out: Path, check: Callable[[], None]) -> None:
+    """Call `check` before there are texts. Raises what it raises; Stopped where another training writes into `out`."""
+    if out.is_dir():
+        with writing(out), alone(out / TRAINING.parent, shown=out):
+            check()
 
 
 def make(
@@ -165,34 +178,69 @@ def make(
     interrupts: Interrupts,
     resume: bool = False,
     say: Callable[[str], None] = lambda line: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Made:
-    """Record, train, fit the gate, save. Raises Stopped where somebody wanted that: what was done is kept."""
+    """Record, train, fit the gate, save, try it. Raises Stopped where somebody wanted that (what was done is kept), or
+    another training writes into `out`.
+
+    check: called when `out` is this training's alone, before anything is written; it may raise.
+    """
+    with writing(out), alone(out / TRAINING.parent, shown=out), threads.measured(say):
+        check()
+        return _make(client, texts, out, recipe, show, interrupts, resume, say)
+
+
+def _make(
+    client: Client,
+    texts: Texts,
+    out: Path,
+    recipe: Recipe,
+    show: Show,
+    interrupts: Interrupts,
+    resume: bool,
+    say: Callable[[str], None],
+) -> Made:
     started = time.perf_counter()
-    plugin = recipe.new_plugin(client.model())
+    model = client.model()
+    if recipe.raw or not model.chat:
+        texts = without_chat(texts)
+    made_with = {"options": recipe.options(), "the examples": tape.digest([*texts.training, *texts.held])}
+    if resume:
+        was = identity_of_checkpoint(out)
+        check_same(out / CHECKPOINT, {name: was.get(name) for name in made_with}, made_with)
+    plugin = recipe.new_plugin(model)
     part = plugin.trained
     with client.connect(responder=Silent(part.tap, part.context)) as session:
-        tapes = record(session, part.tap, part.context, texts, out, show)
+        tapes = record(session, part.tap, part.context, texts, out, show, say)
         rows = tapes.fetch_head(session, recipe.candidates)
     recorded_s = time.perf_counter() - started
     size, tokens = tapes.nbytes, tapes.tokens
     say(f"tape: {tokens:,} tokens, {size / 1e6:.1f} MB ({size / tokens:,.0f} bytes a token), {recorded_s:.0f} s")
-    config = recipe.training
+    config = recipe.schedule(Batches.count(tapes.training, recipe.training.batch_tokens))
     retain = tapes.split_retain(config.seed, hard_negatives=True)
-    trainer = Trainer(part, plugin.base, rows, tapes.training, tapes.held, config, out, retain)
+    trainer = Trainer(part, plugin.base, rows, tapes.training, tapes.held, config, out, retain=retain, about=made_with)
     result = train(trainer, show, interrupts, resume)
+    figures = figures_of(trainer, texts.told, tapes.held)
+    if result.best_loss < result.base_loss:
+        trainer.learn_held()
     part.phrases = tapes.training.texts()[-MAX_PHRASES:]
     gated = fit_gate(trainer, tapes)
     part.about = {
-        "examples": len(texts.training),
+        "examples": len(texts.training) - texts.made,
+        "made": texts.made,
+        "held": len(texts.held),
         "tape_bytes": size,
         "recording_s": round(recorded_s, 2),
         **result.to_json(),
         **gated,
+        "figures": {name: figure.to_json() for name, figure in figures.items()},
         "settings": vars(config),
     }
     plugin.save(out)
     trainer.forget_checkpoint()
-    return Made(plugin, result, gated)
+    told, text = texts.held[: texts.told], texts.held[texts.told :]
+    tested = trial.tried(client, plugin, texts.training, told, text, [*texts.whole, *texts.untold], say)
+    return Made(plugin, result, gated, figures, tested)
 
 
 def record_one(
@@ -203,23 +251,32 @@ def record_one(
     examples: list[Example],
     path: Path,
     show: Show,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Tape:
     """One tape. Raises Stopped where Ctrl-C came: what is on the tape is kept."""
     with show(f"recording the {label} tape", len(examples)) as tell:
         try:
-            return recorder.record(session, tap, examples, path, lambda done: tell(done, None), context)
+            return recorder.record(session, tap, examples, path, lambda done: tell(done, None), context, say)
         except KeyboardInterrupt:
             raise Stopped("stopped; what is on the tape is kept, the same command goes on from there") from None
 
 
-def record(session: Session, tap: Tap, context: ContextSlice | None, texts: Texts, out: Path, show: Show) -> Tapes:
+def record(
+    session: Session,
+    tap: Tap,
+    context: ContextSlice | None,
+    texts: Texts,
+    out: Path,
+    show: Show,
+    say: Callable[[str], None] = lambda line: None,
+) -> Tapes:
     """The tapes of these texts: what is not on them yet is read by the cloud, once."""
 
     def recorded(label: str, examples: list[Example], path: Path) -> Tape:
-        return record_one(session, tap, context, label, examples, path, show)
+        return record_one(session, tap, context, label, examples, path, show, say)
 
     training = recorded("train", texts.training, out / TRAINING)
-    held = recorded("held", texts.held, out / HELD)
+    held = recorded("held", texts.held, out / HELD) if texts.held else None
     if not texts.retain:
         return Tapes(training, held, None)
     # The retain set has nothing personal: one tape serves all trainings on this base with this tap.
@@ -236,7 +293,9 @@ def record(session: Session, tap: Tap, context: ContextSlice | None, texts: Text
 
 
 def retain_tape(name: str) -> Path:
-    """Where the retain set's tape of this name is kept."""
+    """Where the retain set's tape of this name is kept. Raises InputError for a name that is none."""
+    if not re.fullmatch(r"[0-9a-f]{24}", name):
+        raise InputError("the plugin's folder names a retain set's tape that can't be: train the plugin anew")
     return cache_dir() / "retain" / f"{name}.tape"
 
 
@@ -253,7 +312,8 @@ def fit_gate(trainer: Trainer, tapes: Tapes) -> dict[str, Any]:
     retain = tapes.split_retain(seed, hard_negatives=False)
     if retain is None or not (len(retain[0]) and len(retain[1])):
         return {}  # there are only hard negatives: nothing that a gate could tell apart
-    fitted = gate.fit(trainer.judge(tapes.training, gate.MAX_TOKENS), trainer.judge(retain[0], gate.MAX_TOKENS), seed)
-    judged = {"personal": trainer.judge(tapes.held), "general": trainer.judge(retain[1])}
-    part.gate = gate.calibrate(fitted, judged["personal"], judged["general"])
+    ours, others = trainer.judge(tapes.training, gate.MAX_TOKENS), trainer.judge(retain[0], gate.MAX_TOKENS)
+    judged = {"personal": trainer.judge(tapes.held or tapes.training), "general": trainer.judge(retain[1])}
+    fitted = gate.calibrate(gate.fit(ours, others, seed), judged["personal"], judged["general"])
+    part.gate = gate.with_dial_by_gain(fitted, gate.fit_by_gain(ours, others), judged["personal"], judged["general"])
     return {name: gate.trade_off(part.gate, text) for name, text in judged.items()}

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 
 from sideplug.contract.codec import unpack
-from sideplug.contract.errors import Busy, CloudError, InputError, ProtocolError
+from sideplug.contract.errors import Busy, CloudError, InputError, ProtocolError, Untrusted
 from sideplug.contract.frames import Example as ExampleFrame
 from sideplug.contract.frames import Frame, Read, Score, Scored
 from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.contract.wire import VERSION, encode
 from sideplug.device.session import Session
-from sideplug.paths import write_aside, writing
+from sideplug.paths import alone, write_aside, writing
 from sideplug.readers import Example
 from sideplug.training.judged import Judged
-from sideplug.training.tape import Tape, digest, frame_spans, read_identity
+from sideplug.training.tape import Tape, digest, good_spans, read_identity
 
 LONGEST_WAIT_S = 60.0  # for a cloud that has no room
 
@@ -37,24 +37,25 @@ def record(
     path: Path,
     progress: Callable[[int], None] = lambda n: None,
     context: ContextSlice | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Tape:
     """Have the cloud read each example once, and keep what it says in `path`. `progress` receives the number done.
 
-    A tape of the same base, tap and examples is continued; another one in its place is replaced. Raises CloudError when
-    the connection breaks (what came is kept), InputError for an example that the cloud can't read, Stopped: disk full.
+    A tape of the same base, tap and examples is continued after its last good example; another one in its place is
+    replaced. Raises CloudError when the connection breaks (what came is kept), InputError for an example that the cloud
+    can't read, Stopped: disk full. Another process that records it is waited for.
     """
     identity: dict[str, Any] = {"base": session.model.fingerprint, "tap": tap.name, "examples": digest(examples)}
     identity |= {"wire": VERSION, "context": [list(context.layers), context.rank] if context else None}
     about = path.with_suffix(".json")
-    with writing(path, "the tape"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not (path.is_file() and read_identity(about) == identity):
+    with writing(path, "the tape"), alone(path, say):
+        if not (path.is_file() and _of_these(about, identity)):
             path.unlink(missing_ok=True)
-            write_aside(about, json.dumps(identity).encode())
-        spans = list(frame_spans(path)) if path.exists() else []
+        write_aside(about, json.dumps({**identity, "count": len(examples)}).encode())
+        spans = good_spans(path, tap)[0] if path.exists() else []
         path.touch(mode=0o600)  # it holds the person's words, as token ids
         with path.open("ab") as file:
-            file.truncate(sum(size for _, size in spans))
+            file.truncate(sum(span.size for span in spans))
             file.seek(0, 2)
             done = len(spans)
             while done < len(examples):
@@ -69,6 +70,12 @@ def record(
     return Tape.whole(path, tap, context)
 
 
+def _of_these(about: Path, identity: dict[str, Any]) -> bool:
+    """Whether the tape beside this file is of the same base, tap and examples."""
+    there = read_identity(about)
+    return isinstance(there, dict) and {name: there.get(name) for name in identity} == identity
+
+
 def _read_in_order(session: Session, examples: Sequence[Example], start: int, context: bool) -> Iterator[ExampleFrame]:
     """EXAMPLE frames from number `start` on, in order; as many READs at once as the cloud allows."""
     waiting: dict[int, ExampleFrame] = {}
@@ -79,7 +86,7 @@ def _read_in_order(session: Session, examples: Sequence[Example], start: int, co
             reads.ask(asked)
             asked += 1
         frame = reads.receive()
-        if not isinstance(frame, ExampleFrame) or not done <= frame.number < asked:
+        if not isinstance(frame, ExampleFrame):
             raise ProtocolError(f"the cloud must answer READ by EXAMPLE, got {frame.kind.name}")
         waiting[frame.number] = frame
         while done in waiting:
@@ -93,28 +100,47 @@ class Reads:
     def __init__(self, session: Session, examples: Sequence[Example], score: bool, context: bool) -> None:
         self._session, self._examples = session, examples
         self._score, self._context = score, context
+        self._under_way: set[int] = set()  # numbers of READs whose EXAMPLE did not come yet
 
     def ask(self, number: int) -> None:
         """Send the READ of an example. Raises CloudError."""
         example = self._examples[number]
+        self._under_way.add(number)
         read = Read(number, example.reply, self._score, **example.prompt.to_read())
         self._session.send(replace(read, greedy_tokens=example.greedy_tokens, context=self._context))
 
     def receive(self) -> Frame:
         """The next frame. What the cloud says against an example is raised with its file and line.
 
-        An example that the cloud has no room for is asked for again, when it says.
+        An example that the cloud has no room for is asked for again, when it says. Raises Untrusted for an EXAMPLE that
+        was not asked for, or asked for otherwise.
         """
         while True:
             try:
-                return self._session.receive()
+                frame = self._session.receive()
+                if isinstance(frame, ExampleFrame):
+                    self._check(frame)
+                return frame
             except (InputError, Busy) as error:
-                if error.number is None or not 0 <= error.number < len(self._examples):
+                if error.number is None or error.number not in self._under_way:
                     raise
                 if isinstance(error, InputError):
-                    raise type(error)(f"{self._examples[error.number].where}: {error}") from error
+                    where = self._examples[error.number].where or "a general prompt"
+                    raise type(error)(f"{where}: {error}") from error
                 time.sleep(min(error.retry_s or 1.0, LONGEST_WAIT_S))
                 self.ask(error.number)
+
+    def _check(self, frame: ExampleFrame) -> None:
+        if frame.number not in self._under_way:
+            raise Untrusted(f"the cloud sends example {frame.number}, which was not asked for")
+        self._under_way.remove(frame.number)
+        most = self._examples[frame.number].greedy_tokens
+        if (most and len(frame.ids) > most) or (frame.context is not None) != self._context:
+            raise Untrusted(f"the cloud sends example {frame.number} otherwise than it was asked for")
+
+    def forget(self) -> None:
+        """The connection broke: what was asked for and did not come will not come."""
+        self._under_way.clear()
 
 
 def score(session: Session, examples: Sequence[Example], progress: Callable[[int], None] = lambda n: None) -> Judged:
@@ -138,6 +164,9 @@ def score(session: Session, examples: Sequence[Example], progress: Callable[[int
                 states[frame.number] = unpack(frame.z, frame.z_scales)
                 session.send(Score(frame.number, **session.responder.score(frame)))
             elif isinstance(frame, Scored):
+                rows = len(states.get(frame.number, ()))
+                if frame.number not in under_way or not len(frame.base) == len(frame.plugin) == rows > 0:
+                    raise Untrusted(f"the cloud judges example {frame.number}, which it was not sent")
                 results[frame.number] = frame
                 under_way.discard(frame.number)
                 session.progressed()
@@ -148,4 +177,5 @@ def score(session: Session, examples: Sequence[Example], progress: Callable[[int
             session.reconnect(error)
             waiting.extendleft(sorted(under_way, reverse=True))
             under_way.clear()
+            reads.forget()
     return Judged.of([(results[n].base, results[n].plugin, states[n]) for n in sorted(results)])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from sideplug.contract.frames import Example as Frame
 from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.contract.wire import HEADER_BYTES, decode, frame_size
 from sideplug.readers import Example
+
+REMEDY = "delete it, and sideplug train records it anew"
 
 
 @dataclass
@@ -70,8 +72,16 @@ class Tape:
 
     @classmethod
     def whole(cls, path: Path, tap: Tap, context: ContextSlice | None = None) -> Tape:
-        """All of a file. Raises DataError for one that is no tape."""
-        return cls([Span(path, at, size) for at, size in frame_spans(path)], tap, context)
+        """All of a file. Raises DataError for one that is no tape, is damaged, or has not all of its examples."""
+        spans, is_whole = good_spans(path, tap)
+        if not is_whole:
+            what = f"is damaged at its example {len(spans) + 1}" if spans else "is not a tape of this version"
+            raise DataError(f"{path} {what}: {REMEDY}")
+        about = read_identity(path.with_suffix(".json"))
+        wanted = about.get("count", len(spans)) if isinstance(about, dict) else len(spans)
+        if len(spans) != wanted:
+            raise DataError(f"{path} has {len(spans)} examples where there should be {wanted}: {REMEDY}")
+        return cls(spans, tap, context)
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -88,9 +98,12 @@ class Tape:
         span = self._spans[i]
         with span.path.open("rb") as file:
             file.seek(span.at)
-            frame = decode(file.read(span.size))
+            try:
+                frame = decode(file.read(span.size))
+            except ProtocolError as error:
+                raise DataError(f"{span.path} is damaged at its example {i + 1}: {REMEDY}") from error
         if not isinstance(frame, Frame):
-            raise DataError(f"{span.path} is not a tape of this version: delete it, and it is recorded anew")
+            raise DataError(f"{span.path} is not a tape of this version: {REMEDY}")
         return frame
 
     def __getitem__(self, i: int) -> Recorded:
@@ -128,13 +141,17 @@ def digest(examples: Sequence[Example]) -> str:
 def read_identity(path: Path) -> Any:
     """What the .json file beside a tape says; None where there is none that can be read."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def frame_spans(path: Path) -> Iterator[tuple[int, int]]:
-    """(offset, size) of each whole frame; stops at one that is cut off. Raises DataError."""
+def good_spans(path: Path, tap: Tap) -> tuple[list[Span], bool]:
+    """The examples from the first on that are whole, numbered in order and of this tap; whether no others follow them.
+
+    One that is cut off at the end of the file, as a break leaves it, is none.
+    """
+    spans: list[Span] = []
     end = path.stat().st_size
     at = 0
     with path.open("rb") as file:
@@ -142,9 +159,26 @@ def frame_spans(path: Path) -> Iterator[tuple[int, int]]:
             file.seek(at)
             try:
                 size = frame_size(file.read(HEADER_BYTES))
-            except ProtocolError as error:
-                raise DataError(f"{path} is not a tape of this version: delete it, and it is recorded anew") from error
-            if at + size > end:
-                return
-            yield at, size
+                if at + size > end:
+                    break
+                file.seek(at)
+                frame = decode(file.read(size))
+            except ProtocolError:
+                return spans, False
+            if not isinstance(frame, Frame) or frame.number != len(spans) or not _fits(frame, tap):
+                return spans, False
+            spans.append(Span(path, at, size))
             at += size
+    return spans, True
+
+
+def _fits(frame: Frame, tap: Tap) -> bool:
+    """Whether a frame's arrays belong to each other and to this tap, and all of their numbers are finite."""
+    rows = len(frame.ids)
+    counts = {len(each) for each in (frame.codes, frame.scales, frame.z, frame.top, frame.lse)}
+    numbers = (frame.scales, frame.z, frame.z_scales, frame.lse)
+    return (
+        counts == {rows}
+        and frame.codes.shape[1] == len(tap.layers)
+        and all(bool(np.isfinite(each).all()) for each in numbers)
+    )

@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from sideplug.training.judged import Judged
 from sideplug.training.tape import Tape
 
 CHECKPOINT = "checkpoint.safetensors"
+LAST_EPOCHS, LAST_RATE = 3, 0.3  # of learn_held: passes, and the learning rate relative to training's
 TRAIN, HELD, RETAIN, RETAIN_HELD = "train", "held", "retain", "retain held"  # the tapes
 
 
@@ -44,7 +45,7 @@ class Checkpoint:
     batch: int = 0  # batches done of it
     best_loss: float = float("inf")
     worse: int = 0  # epochs since the best
-    losses: list[dict[str, float]] = field(default_factory=list)  # one a finished epoch
+    losses: list[dict[str, float | None]] = field(default_factory=list)  # one a finished epoch
     train_sum: float = 0.0  # of the running epoch
     train_count: int = 0
 
@@ -70,17 +71,13 @@ class Checkpoint:
     @classmethod
     def load(cls, path: Path, identity: dict[str, Any]) -> Checkpoint:
         """Raises PluginError when there is no checkpoint, a damaged one, or one of another training."""
-        if not path.is_file():
-            raise PluginError(f"there is no checkpoint to resume from in {path.parent}: train without --resume")
+        check_same(path, identity_of_checkpoint(path.parent), identity)
         try:
             with safetensors.safe_open(path, "numpy") as file:
                 header = json.loads((file.metadata() or {})["sideplug"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (safetensors.SafetensorError, ValueError, KeyError, OSError) as error:
             raise PluginError(f"the checkpoint {path} is damaged: {error}; train without --resume") from error
-        if header["identity"] != identity:
-            names = [name for name, value in identity.items() if header["identity"].get(name) != value]
-            raise PluginError(f"the checkpoint {path} is of another training: {', '.join(names)} changed since")
         groups: dict[str, Params] = {group: {} for group in cls._GROUPS}
         for name, value in tensors.items():
             group, _, rest = name.partition(".")
@@ -89,10 +86,41 @@ class Checkpoint:
         return cls(params, best, mean, square, **header["numbers"])
 
 
+def check_same(path: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises PluginError unless a checkpoint's identity is this training's; it says what differs."""
+
+    def flat(values: dict[str, Any]) -> dict[str, Any]:
+        inner = [value for value in values.values() if isinstance(value, dict)]
+        return {name: value for each in (values, *inner) for name, value in each.items() if not isinstance(value, dict)}
+
+    before = flat(was)
+    differ = [(name, value) for name, value in flat(now).items() if before.get(name) != value]
+    if differ:
+        short = [isinstance(value, str | float | int) and len(str(value)) <= 20 for _, value in differ]
+        told = [
+            f"{name} was {before.get(name)!s:.20}, is {value}" if is_short else name
+            for (name, value), is_short in zip(differ, short, strict=True)
+        ]
+        remedy = "give that as it was, or begin anew with --force"
+        raise PluginError(f"the checkpoint {path} is of another training ({'; '.join(told)}): {remedy}")
+
+
+def identity_of_checkpoint(folder: Path) -> dict[str, Any]:
+    """What the checkpoint in a folder was made with. Raises PluginError where there is none that can be read."""
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        raise PluginError(f"there is no checkpoint to resume from in {folder}: train without --resume")
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return dict(json.loads((file.metadata() or {})["sideplug"])["identity"])
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+        raise PluginError(f"the checkpoint {path} is damaged: {error}; train without --resume") from error
+
+
 @dataclass
 class Result:
-    """What training reached, in nats a token on held-out text: loss of the base and of the best part on the person's,
-    divergence of the best part from the base on the retain set (0 without one)."""
+    """What training reached, in nats a token on held-out text (on what it learnt, where nothing is held out): loss of
+    the base and of the best part, divergence of the best part from the base on the retain set (0 without one)."""
 
     base_loss: float
     best_loss: float
@@ -127,9 +155,9 @@ class Progress:
 class Trainer:
     """`run` trains a part in place and leaves the best parameters in it.
 
-    retain: tapes of the retain set, to train on and held out. There the target is the base's own distribution. trained:
-    the part was trained before, and goes on from there. base: the base model's fingerprint. extra: further terms of
-    every step.
+    held: what it stops by; None trains to the end. retain: tapes of the retain set, to train on and held out. There the
+    target is the base's own distribution. trained: the part was trained before, and goes on from there. base: the base
+    model's fingerprint. extra: further terms of every step. about: what else a checkpoint must have been made with.
     """
 
     def __init__(
@@ -138,24 +166,26 @@ class Trainer:
         base: str,
         head: Head,
         train: Tape,
-        held: Tape,
+        held: Tape | None,
         config: TrainConfig,
         folder: Path,
         retain: tuple[Tape, Tape] | None = None,
         trained: bool = False,
         extra: Sequence[Term] = (),
+        about: dict[str, Any] | None = None,
     ) -> None:
         self.part = part
         self.head = head
         self.config = config
         self._trained = trained
         self._extra = extra
-        tapes = {TRAIN: train, HELD: held}
+        tapes = {TRAIN: train} | ({HELD: held} if held is not None else {})
         if retain and config.retain_weight:
             tapes |= {RETAIN: retain[0], RETAIN_HELD: retain[1]}
         self._of = {name: Batches(tape, head, part.context is not None) for name, tape in tapes.items()}
         self._path = folder / CHECKPOINT
         self._identity: dict[str, Any] = {
+            **(about or {}),
             "settings": asdict(config),
             "plugin": [part.kind_name, base, part.tap.name],
             "parameters": part.size,
@@ -176,7 +206,7 @@ class Trainer:
         """
         base_loss = self._held_loss(None)
         state = Checkpoint.load(self._path, self._identity) if resume else Checkpoint.new(self.part.params)
-        if not resume and (self.part.merge == "add" or self._trained):
+        if not resume and HELD in self._of and (self.part.merge == "add" or self._trained):
             # What training starts from (untrained, that is the base itself) stays, unless training beats it.
             state.best_loss = self._held_loss(self.part.params) + self._weighted_divergence(self.part.params)
         start = last_save = time.perf_counter()
@@ -205,6 +235,30 @@ class Trainer:
         best_loss, divergence = self._held_loss(state.best), self._divergence(state.best)
         return Result(base_loss, best_loss, divergence, state.epoch, seconds, self._of[TRAIN].tape.tokens)
 
+    def learn_held(self) -> None:
+        """Learn what was held out too, from the best parameters on: a few passes over all of it, at falling steps.
+
+        What was held out has told when to stop, and its figures are taken before this: a person wants all that they
+        gave to be learnt. Without held-out text it does nothing.
+        """
+        if HELD not in self._of:
+            return
+        fit = FitState.new(self.part.params)
+        steps: list[tuple[str, int, int, list[int]]] = []
+        for lap in range(LAST_EPOCHS):
+            order = [
+                (name, lap, number, examples)
+                for name in (TRAIN, HELD)
+                for number, examples in enumerate(self._of[name].epoch(lap, self.config.batch_tokens, self.config.seed))
+            ]
+            np.random.default_rng([self.config.seed, lap, 2]).shuffle(order)
+            steps += order
+        config = replace(self.config, learning_rate=self.config.learning_rate * LAST_RATE)
+        for name, lap, number, examples in steps:
+            terms = self._terms(self.config.epochs + lap, number, examples, name)
+            take_step(self.part.kind, self.head, fit, terms, config, len(steps))
+        self.part.params = fit.params
+
     def forget_checkpoint(self) -> None:
         """Delete it, once the plugin is saved."""
         self._path.unlink(missing_ok=True)
@@ -214,12 +268,17 @@ class Trainer:
         """Steps of an epoch."""
         return len(self._batches(0))
 
+    @property
+    def learnt(self) -> Tape:
+        """What it trains on."""
+        return self._of[TRAIN].tape
+
     def _batches(self, epoch: int) -> list[list[int]]:
         return self._of[TRAIN].epoch(epoch, self.config.batch_tokens, self.config.seed)
 
-    def _terms(self, epoch: int, batch: int, examples: list[int]) -> Sequence[Term]:
+    def _terms(self, epoch: int, batch: int, examples: list[int], of: str = TRAIN) -> Sequence[Term]:
         """The objective of a step; of the retain set as many tokens as a step has personal ones."""
-        terms: list[Term] = [TargetLoss(self._of[TRAIN].rows(examples))]
+        terms: list[Term] = [TargetLoss(self._of[of].rows(examples))]
         retain = self._of.get(RETAIN)
         if retain is not None:
             drawn = retain.drawn(self.config.batch_tokens, [self.config.seed, epoch, batch, 1])
@@ -227,11 +286,11 @@ class Trainer:
         return [*terms, *self._extra]
 
     def _end_epoch(self, state: Checkpoint) -> None:
-        held = self._held_loss(state.params)
+        held = self._held_loss(state.params) if HELD in self._of else None
         state.losses.append({"train": state.train_sum / max(1, state.train_count), "held": held})
-        loss = held + self._weighted_divergence(state.params)
+        loss = 0.0 if held is None else held + self._weighted_divergence(state.params)
         state.epoch, state.batch, state.train_sum, state.train_count = state.epoch + 1, 0, 0.0, 0
-        if loss < state.best_loss:
+        if held is None or loss < state.best_loss:  # without held-out text the last epoch is the best
             state.best_loss, state.worse = loss, 0
             state.best = {name: value.copy() for name, value in state.params.items()}
         else:
@@ -241,7 +300,7 @@ class Trainer:
         return self.config.retain_weight * self._divergence(params)
 
     def _held_loss(self, params: Params | None) -> float:
-        return self._of[HELD].loss(self.part.kind, params)
+        return self._of.get(HELD, self._of[TRAIN]).loss(self.part.kind, params)
 
     def _divergence(self, params: Params) -> float:
         """From the base, on the part of the retain set that is held out; 0 without one."""

@@ -16,12 +16,17 @@ from typing import Any
 from sideplug.contract.errors import InputError, PluginError, Stopped
 from sideplug.device.client import Client
 from sideplug.device.responders import Silent
-from sideplug.paths import write_aside
+from sideplug.paths import alone, write_aside, writing
 from sideplug.plugins import Plugin
-from sideplug.plugins.file import is_sealed
+from sideplug.plugins.base import MAX_PHRASES
+from sideplug.plugins.bundle import RETAIN, tapes_of
+from sideplug.plugins.file import SUFFIX, is_sealed
+from sideplug.plugins.validate import read_file
 from sideplug.readers import Example
-from sideplug.training import pipeline
+from sideplug.readers.report import Tell
+from sideplug.training import pipeline, threads
 from sideplug.training.fit import TrainConfig
+from sideplug.training.preflight import readable
 from sideplug.training.tape import Tape
 from sideplug.training.trainer import Trainer
 
@@ -65,30 +70,54 @@ def update(
     added: list[Example],
     show: pipeline.Show,
     interrupts: pipeline.Interrupts,
-    epochs: int = 6,
+    epochs: int = TrainConfig().epochs,
     force: bool = False,
+    skip_bad: bool = False,
+    tell: Tell = lambda line: None,
 ) -> Update:
-    """Train the plugin in `folder` on these examples too.
+    """Train the plugin in `folder` on these examples too; skip_bad: but for those that the cloud can't read.
 
-    Raises PluginError for a plugin without its tapes, Stopped where somebody wanted that (the plugin stays).
+    Raises PluginError for a plugin without its tapes, Stopped where somebody wanted that, or another training writes
+    into the folder (the plugin stays).
     """
+    _open(folder)
+    with writing(folder), alone(folder / pipeline.TRAINING.parent, shown=folder), threads.measured():
+        return _update(client, folder, added, show, interrupts, epochs, force, skip_bad, tell)
+
+
+def _update(
+    client: Client,
+    folder: Path,
+    added: list[Example],
+    show: pipeline.Show,
+    interrupts: pipeline.Interrupts,
+    epochs: int,
+    force: bool,
+    skip_bad: bool,
+    tell: Tell,
+) -> Update:
     plugin = _open(folder)
     part, before = plugin.trained, plugin.to_bytes()
     number = int(part.about.get("additions", 0)) + 1
-    tapes_of_it = [
-        folder / pipeline.TRAINING,
-        folder / pipeline.HELD,
-        *(_addition(folder, n) for n in range(1, number)),
-    ]
+    tapes_of_it = [folder / pipeline.TRAINING, *(_addition(folder, n) for n in range(1, number))]
+    if part.about.get("held", 1):
+        tapes_of_it.append(folder / pipeline.HELD)
     if not all(path.is_file() for path in tapes_of_it):
-        raise PluginError(f"{folder} has no tape to learn on from (it was imported, perhaps): train it anew")
+        if any(folder.rglob("*" + SUFFIX)):
+            raise PluginError(f"a tape of {folder} is sealed: unlock it first (sideplug plugin unlock {folder})")
+        raise PluginError(
+            f"{folder} has no tape to learn on from: export it with its tape where it was made (sideplug plugin export "
+            "--tape --seal), or train it anew"
+        )
+    added = readable(client, added, part.tap, part.context, skip_bad, tell)
     with client.connect(responder=Silent(part.tap, part.context)) as session:
         plugin.check_base(session.model.fingerprint, session.model.name)
         new = pipeline.record_one(session, part.tap, part.context, "new", added, _addition(folder, number), show)
         tapes = _tapes(folder, plugin, number - 1)
         old = tapes.training
         tapes.training = old + new.part([*range(len(new))] * _repeats(old, new))
-        held, tapes.held = tapes.held, tapes.held + new
+        held = tapes.held or old  # where nothing was held out, what it learnt must stay as it is
+        tapes.held = held + new
         config = replace(_config(plugin), epochs=epochs)
         rows = tapes.fetch_head(session, 4096)
     retain = tapes.split_retain(config.seed, hard_negatives=True)
@@ -107,18 +136,32 @@ def update(
     old_after, new_after = losses()
     why = ""
     if old_after > old_before + WORSE:
-        why = "it would do worse on the old text (--force replaces it all the same)"
+        why = "it would do worse on the old text"
     elif not new_after < new_before:
         why = "it learnt nothing"
     made = Update(len(added), old_before, old_after, new_before, new_after, result.epochs, force or not why, why)
     if made.kept:
-        part.phrases = (old + new).texts()[-pipeline.MAX_PHRASES :]
+        part.phrases = (old + new).texts()[-MAX_PHRASES:]
         gated = pipeline.fit_gate(trainer, tapes)
         examples = int(part.about.get("examples", len(old))) + len(added)
         part.about = {**part.about, **result.to_json(), **gated, "examples": examples, "additions": number}
         _keep(folder, before)
         plugin.save(folder)
     return made
+
+
+def tapes_to_export(folder: Path) -> dict[str, bytes]:
+    """All tapes that the plugin in `folder` learnt from, by name, the retain set's too. Raises PluginError."""
+    _open(folder)
+    tapes = tapes_of(folder)
+    if pipeline.TRAINING.name not in tapes:
+        raise PluginError(f"{folder} has no tape to export")
+    if pipeline.RETAIN.name in tapes and RETAIN not in tapes:
+        path = pipeline.retain_tape(json.loads(tapes[pipeline.RETAIN.name])["tape"])
+        if not path.is_file():
+            raise PluginError("the retain set's tape is not in the cache any more: train the plugin anew")
+        tapes[RETAIN] = read_file(path)
+    return tapes
 
 
 def rollback(folder: Path) -> Plugin:
@@ -164,10 +207,11 @@ def _tapes(folder: Path, plugin: Plugin, additions: int) -> pipeline.Tapes:
     training = whole(folder / pipeline.TRAINING)
     for number in range(1, additions + 1):
         training = training + whole(_addition(folder, number))
-    held = whole(folder / pipeline.HELD)
+    held = whole(folder / pipeline.HELD) if part.about.get("held", 1) else None
     try:
-        about = json.loads((folder / pipeline.RETAIN).read_text())
-        path, negatives = pipeline.retain_tape(about["tape"]), folder / pipeline.HARD_NEGATIVES
+        about = json.loads((folder / pipeline.RETAIN).read_text(encoding="utf-8"))
+        imported, negatives = (folder / pipeline.RETAIN).with_name(RETAIN), folder / pipeline.HARD_NEGATIVES
+        path = imported if imported.is_file() else pipeline.retain_tape(about["tape"])
         own = whole(negatives) if negatives.is_file() else None
         return pipeline.Tapes.of(training, held, whole(path), about["negatives"], own)
     except FileNotFoundError:

@@ -26,7 +26,7 @@ from sideplug.contract.frames import ModelInfo  # noqa: E402
 from sideplug.contract.version import __version__  # noqa: E402
 from sideplug.plugins.file import WEIGHTS  # noqa: E402
 from sideplug.readers import read  # noqa: E402
-from sideplug.training.pipeline import Recipe  # noqa: E402
+from sideplug.training.recipe import Recipe  # noqa: E402
 
 MODEL = ModelInfo("SmolLM2-135M", "ab" * 32, 30, 576, 49152, 8192, True)
 

@@ -67,7 +67,7 @@ def bearer(key: str) -> tuple[str, str]:
     return "Authorization", f"Bearer {key}"
 
 
-ROUTES = ("/health", "/health?x", "/v1/session", "/", "/v1/session/", "/nothing", "//", "/%2e%2e/health", "*")
+ROUTES = ("/metrics", "/v1/model", "/v1/session", "/", "/v1/session/", "/nothing", "//", "/%2e%2e/health", "*")
 
 
 @pytest.mark.parametrize("path", ROUTES)
@@ -114,7 +114,7 @@ def test_with_its_key(guarded: Cloud, ada: str) -> None:
 )
 def test_headers_that_do_not_open(guarded: Cloud, ada: str, headers: list[tuple[str, str]]) -> None:
     given = [(name, value.replace("KEY", ada)) for name, value in headers]
-    assert get(guarded.url, "/health", *given)[0] == 401
+    assert get(guarded.url, "/v1/model", *given)[0] == 401
 
 
 def test_a_scheme_in_other_letters(guarded: Cloud, ada: str) -> None:
@@ -122,7 +122,7 @@ def test_a_scheme_in_other_letters(guarded: Cloud, ada: str) -> None:
 
 
 def test_a_key_in_the_address_is_none(guarded: Cloud, ada: str) -> None:
-    assert get(guarded.url, f"/health?key={ada}")[0] == 401
+    assert get(guarded.url, f"/v1/model?key={ada}")[0] == 401
 
 
 def test_a_key_of_another_file(guarded: Cloud, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def file(tmp_path: Path) -> Path:
 def test_it_is_made_once(file: Path) -> None:
     made = certificate.self_signed(file, "127.0.0.1")
     assert made == certificate.self_signed(file, "localhost") == certificate.self_signed(file, "0::1")
-    pem = file.read_text()
+    pem = file.read_text(encoding="utf-8")
     der = ssl.PEM_cert_to_DER_cert(pem[pem.index("-----BEGIN CERTIFICATE") :])
     assert made.fingerprint == "sha256:" + hashlib.sha256(der).hexdigest()
     assert file.stat().st_mode & 0o777 == 0o600

@@ -294,7 +294,7 @@ def test_what_is_dropped_leaves_nothing(engine: Engine) -> None:
     engine.answer(reply, answer(3))
     engine.drop(reply, reading)
     assert not engine._works
-    assert not engine.reader.scoring
+    assert not engine.reader.scoring_users
     drain(engine)
     assert not engine._answered
     assert not engine._rows

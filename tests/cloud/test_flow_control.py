@@ -173,10 +173,12 @@ def test_the_doors(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ada = keys.add("ada", sessions=1)
     with a_carrier(tiny, keys=str(keys.path), insecure=False) as carrier:
         url = carrier.url
-        assert status(url, "/health")[0] == status(url, PATH)[0] == 401
+        assert status(url, "/v1/model")[0] == status(url, PATH)[0] == 401
+        assert status(url, "/health") == (200, '{"status": "ok"}\n')
         about = json.loads(status(url, "/health", ada)[1])
-        assert (about["status"], about["sessions"]) == ("ok", 0)
-        assert status(url, "/metrics", ada)[1].startswith("# HELP sideplug_model")
+        assert (about["status"], "sessions" in about) == ("ok", False)
+        assert status(url, "/metrics", ada)[0] == 403
+        assert "sideplug_model" in status(url, "/metrics", keys.add("op", role="operator"))[1]
         assert status(url, "/ready", ada)[0] == 200
         assert status(url, "/nothing", ada)[0] == 404
         assert status(url, PATH, ada)[0] == 426

@@ -33,7 +33,7 @@ def test_a_key_from_start_to_end(path: Path) -> None:
     assert keys.check(text) == Holder("ada", number, KeyLimits(3, 600))
     assert keys.add("bert") != text
     assert [(key.name, key.limits) for key in keys.listed()] == [("ada", KeyLimits(3, 600)), ("bert", KeyLimits(8, 0))]
-    kept = path.read_text()
+    kept = path.read_text(encoding="utf-8")
     assert secret not in kept
     assert hashlib.sha256(secret.encode()).hexdigest() in kept
     assert secret not in repr(keys.listed())
@@ -151,7 +151,7 @@ def test_a_file_that_is_not_ours(path: Path, content: Any) -> None:
 
 def test_a_good_line_is_read(path: Path) -> None:
     path.parent.mkdir()
-    path.write_text(json.dumps({"format": "sideplug-keys-1", "keys": [GOOD]}))
+    path.write_text(json.dumps({"format": "sideplug-keys-1", "keys": [GOOD]}), encoding="utf-8")
     assert [key.name for key in Keys(path).listed()] == ["ada"]
 
 
@@ -189,7 +189,7 @@ def test_the_local_key(path: Path, tmp_path: Path) -> None:
     keys.keep_local(file)
     first = file.read_text().strip()
     assert file.stat().st_mode & 0o777 == 0o600
-    assert keys.check(first) == Holder(LOCAL, first.split("-")[1], KeyLimits(0, 0))
+    assert keys.check(first) == Holder(LOCAL, first.split("-")[1], KeyLimits(0, 0), is_operator=True)
     keys.add("ada")
     before = (path.read_bytes(), file.read_bytes())
     Keys(path).keep_local(file)

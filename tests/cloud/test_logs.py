@@ -10,9 +10,9 @@ import pytest
 
 from sideplug.cloud.keys import Keys
 from sideplug.cloud.logs import Formatter, event
-from sideplug.contract.errors import Busy
+from sideplug.contract.errors import Busy, ProtocolError
 from sideplug.contract.text import Prompt
-from tests.cloud.test_server import opening
+from tests.cloud.test_server import Malformed, exchange, opening
 from tests.conftest import a_cloud, a_link, a_plugin, a_session
 
 log = logging.getLogger("sideplug.test")
@@ -66,12 +66,7 @@ def test_a_session_is_told_without_a_word_of_it(tiny: Path, tmp_path: Path, capl
 def test_what_a_device_calls_itself_can_forge_no_line(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sideplug")
     with a_cloud(tiny) as cloud:
-        link = a_link(cloud.url)
-        a_session(link)
-        other = a_link(cloud.url)
-        other.send(opening(client="x\n2026 ERROR forged " + "y" * 200))
-        other.receive()
-        other.close()
-        link.close()
-    clients = [record.fields["client"] for record in caplog.records if "client" in getattr(record, "fields", {})]
-    assert clients[1] == "x?2026 ERROR forged " + "y" * 20
+        error = exchange(cloud, Malformed(opening(), {"client": "x\n2026 ERROR forged " + "y" * 200}))
+    assert type(error) is ProtocolError, error
+    assert '"refused"' in "".join(lines(caplog)), "or this test shows nothing"
+    assert "forged" not in "".join(lines(caplog))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from sideplug.cloud import kept
 from sideplug.cloud.engines import open_model
 from sideplug.cloud.model.base import Chunk, Model
 from sideplug.cloud.model.ort import blueprint, prepack, prepare, q4_offsets
@@ -191,7 +192,7 @@ def test_the_second_start_maps_what_the_first_has_made(tiny: Path, tmp_path: Pat
     _, first = prepare.prepare(tiny, shape, base.fingerprint, 8, tmp_path, said.append)
     assert len(said) == 1
     files = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
-    assert {path.name for path in files} == {"body.onnx", "body.bin", "head.onnx", "head.bin"}
+    assert {path.name for path in files} == {"body.onnx", "body.bin", "head.onnx", "head.bin", kept.SUMS}
     _, again = prepare.prepare(tiny, shape, base.fingerprint, 8, tmp_path, said.append)
     assert len(said) == 1
     assert {path: path.stat().st_mtime_ns for path in again.folder.iterdir()} == files

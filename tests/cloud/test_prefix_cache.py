@@ -275,7 +275,7 @@ def narrow(tiny: Path) -> tuple[Model, Tokenizer]:
 
 def test_who_finds_no_room_waits(narrow: tuple[Model, Tokenizer]) -> None:
     engine = an_engine(narrow)
-    replies = [Heard(engine, some(30, n), tokens=10) for n in range(5)]
+    replies = [Heard(engine, some(30, n), tokens=10, user=f"{n}") for n in range(5)]
     engine.step()
     assert (engine.working, engine.waiting) == (2, 3)
     replies[0].run()

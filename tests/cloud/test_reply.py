@@ -437,7 +437,7 @@ def test_a_prompt_is_run_at_once_and_a_reply_token_by_token() -> None:
     assert reply.prompt_hash == running_hash(PROMPT)
     reply.cache.length = 3  # type: ignore[misc]
     assert (reply.pending, reply.next_ids(1)) == (1, [1])
-    reply.held = True
+    reply.held_since_s = 1.0
     assert reply.pending == 0
     assert a_reply(done=[1] * 10).over, "its device had all of it"
 

@@ -51,3 +51,10 @@ def test_a_prompt_is_never_cut_to_one_token() -> None:
 
 def test_nothing_ready() -> None:
     assert Scheduler().pick([Work("parked", 0)]) == []
+
+
+def test_who_rests_takes_no_part() -> None:
+    works = [Work("a", 1, "ada"), Work("b", 1, "bo"), Work("c", 100, "bo")]
+    assert sizes(Scheduler(Budget(100, 10)).pick(works, resting={"bo"})) == {"a": 1}
+    assert sizes(Scheduler(Budget(100, 10)).pick(works, most_prefill=4)) == {"a": 1, "b": 1, "c": 4}
+    assert sizes(Scheduler(Budget(100, 10)).pick(works[2:], most_prefill=4)) == {"c": 4}

@@ -40,9 +40,11 @@ def test_chat_example_ends_with_the_turns_end(tokenizer: Tokenizer) -> None:
 def test_text_example_is_all_learnt_but_its_first_token(tokenizer: Tokenizer) -> None:
     prompt, reply = tokenizer.encode_example(Prompt(text=""), "Anna wrote to her brother.")
     assert len(prompt) == 1
-    assert prompt + reply == tokenizer.ids("Anna wrote to her brother.")
+    assert prompt + reply == [*tokenizer.ids("Anna wrote to her brother."), 1], "a text that ends is learnt to end"
+    prompt, reply = tokenizer.encode_example(Prompt(text=""), "Anna wrote to her brother.\n\n")
+    assert prompt + reply == tokenizer.ids("Anna wrote to her brother.\n\n"), "and one that goes on is not"
     prompt, reply = tokenizer.encode_example(Prompt(text="Anna wrote"), " to her brother.")
-    assert prompt + reply == tokenizer.ids("Anna wrote to her brother.")
+    assert prompt + reply == [*tokenizer.ids("Anna wrote to her brother."), 1]
     assert tokenizer.decode(prompt).startswith("Anna")
 
 

@@ -62,7 +62,7 @@ def test_a_door_that_is_shut(tiny: Path, tmp_path: Path, run: Run) -> None:
     from sideplug.cloud.keys import Keys
 
     keys = Keys(tmp_path / "keys.json")
-    key = keys.add("anna")
+    key = keys.add("anna", role="operator")
     with a_cloud(tiny, keys=keys) as cloud:
         assert "sideplug_sessions 0.0" in get(Address(cloud.url, key=key), "/metrics")
         with pytest.raises(Unauthorized, match="wants a key|does not know this key"):

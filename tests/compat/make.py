@@ -62,7 +62,7 @@ def make(out: Path) -> None:
     """Write the kept files of this version into the new folder `out`."""
     from sideplug.cloud.keys import Keys
     from sideplug.contract.text import Prompt
-    from sideplug.device import plugin_store
+    from sideplug.device import lock
     from sideplug.device.address import Address
     from sideplug.device.audit import Recorder
     from sideplug.device.client import Client
@@ -88,7 +88,7 @@ def make(out: Path) -> None:
         tokens = [tape[i].ids.tolist() for i in range(len(tape))]
     for name in ("plugin", "locked"):
         plugin.save(out / name)
-    plugin_store.lock(out / "locked", PASSPHRASE)
+    lock.lock(out / "locked", PASSPHRASE)
     (out / "plugin.sideplug").write_bytes(sealed_file.seal(plugin.to_bytes()))
     (out / "sealed.sideplug").write_bytes(sealed_file.seal(plugin.to_bytes(), PASSPHRASE))
     keys = Keys(out / "keys.json")

@@ -110,7 +110,7 @@ def test_a_layers_code_does_not_depend_on_the_others() -> None:
         own_codes, own_scales = tap.encode(hidden[:, list(tap.layers)])
         np.testing.assert_array_equal(codes[:, union.rows_of(tap)], own_codes)
         np.testing.assert_array_equal(scales[:, union.rows_of(tap)], own_scales)
-    with pytest.raises(InputError, match="one rank, seed and codec"):
+    with pytest.raises(InputError, match="one rank, seed and number format"):
         Tap.union([one, Tap((1,), 8)])
 
 

@@ -33,6 +33,10 @@ def test_filters() -> None:
     assert {choose(LOGITS, Sampling(1.0, top_p=0.3), i) for i in range(50)} == {1}
     kept = {choose(LOGITS, Sampling(1.0, top_p=0.7), i) for i in range(300)}
     assert kept == {1, 4}
+    assert {choose(LOGITS, Sampling(5.0, min_p=0.9), i) for i in range(200)} == {1, 4}  # exp(-0.1 / 5) is above 0.9
+    assert {choose(LOGITS, Sampling(5.0, min_p=0.8), i) for i in range(200)} == {1, 2, 4}
+    assert {choose(LOGITS, Sampling(5.0, top_k=2, min_p=0.8), i) for i in range(200)} == {1, 4}
+    assert {choose(LOGITS, Sampling(5.0, min_p=1), i) for i in range(50)} == {1}
 
 
 def test_a_filter_does_not_change_the_noise_of_what_it_keeps() -> None:
@@ -53,6 +57,8 @@ def naive(logits: np.ndarray, sampling: Sampling, position: int) -> int:
     p = np.exp(scores - scores[kept].max())
     before = np.cumsum(p[order]) - p[order]
     kept = np.sort(order[before < sampling.top_p * p[kept].sum()]) if sampling.top_p < 1 else kept
+    probability = np.exp(scores - scores[kept].max())
+    kept = np.array([i for i in kept if probability[i] >= sampling.min_p * (1 - 1e-12)])
     return int(kept[np.argmax(scores[kept] + gumbel(uniform(sampling.seed, position, logits.size))[kept])])
 
 
@@ -62,8 +68,8 @@ def test_only_what_may_win_is_computed_and_nothing_else_changes(size: int, sprea
     rng = np.random.default_rng(size)
     for position in range(40):
         logits = np.round(rng.normal(0, spread, size), 1).astype(np.float32)  # rounded: many are equal
-        for top_k, top_p in ((0, 1.0), (0, 0.9), (0, 0.2), (0, 0.999)):
-            sampling = Sampling(0.8, top_k, top_p, seed=3)
+        for top_p, min_p in ((1.0, 0.0), (0.9, 0.0), (0.2, 0.0), (0.999, 0.0), (1.0, 0.3), (0.9, 0.01)):
+            sampling = Sampling(0.8, 0, top_p, seed=3, min_p=min_p)
             assert choose(logits, sampling, position) == naive(logits, sampling, position)
         distinct = rng.permutation(size).astype(np.float32) * spread / size
         assert (
@@ -87,6 +93,8 @@ def test_repetition_penalty() -> None:
         {"top_k": -1},
         {"seed": -1},
         {"repetition_penalty": 0},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
     ],
 )
 def test_out_of_range(bad: dict[str, float]) -> None:
@@ -95,4 +103,5 @@ def test_out_of_range(bad: dict[str, float]) -> None:
 
 
 def test_over_the_wire() -> None:
-    assert Sampling.from_wire(Sampling(0.5, 3).to_wire()) == Sampling(0.5, 3)
+    every = Sampling(0.5, 3, 0.9, 1.2, 7, 0.1)
+    assert Sampling.from_wire(every.to_wire()) == every

@@ -257,12 +257,13 @@ def test_what_we_send_is_checked_too() -> None:
         Ask(1, 0, [1], 1, [], CODES.astype(np.float64), SCALES),
         Ask(1, 0, [1], 1, [], CODES[0], SCALES),
         Error("x", "m" * 2000),
-        PromptFrame(1, 1, SamplingSpec(), text="m" * (wire.MAX_CONTROL_BYTES + 1)),
     ]
     for frame in bad:
         with pytest.raises(ProtocolError) as caught:
             encode(frame)
         assert caught.value.blame == "local"
+    with pytest.raises(TooLong, match="the text must have at most 4.0 MiB, got 5.0 MiB"):  # it is the person's
+        encode(PromptFrame(1, 1, SamplingSpec(), text="m" * (5 << 20)))
 
 
 def test_every_kind_has_its_class() -> None:

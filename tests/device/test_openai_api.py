@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +17,11 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from sideplug.contract import errors
 from sideplug.contract.errors import InputError
+from sideplug.contract.message import TEXT_PARTS
 from sideplug.contract.sampling import Sampling
-from sideplug.device.gateway import openai_api
-from sideplug.device.gateway.openai_api import CompletionRequest, Defaults, ResponseShaper, StopTexts, chunks, parse
+from sideplug.device.gateway import openai_api, openai_reply
+from sideplug.device.gateway.openai_api import CompletionRequest, Defaults, parse
+from sideplug.device.gateway.openai_reply import ResponseShaper, StopTexts, chunks
 from sideplug.device.reply import Piece, Usage
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
@@ -39,7 +43,8 @@ def test_where_a_request_is_silent() -> None:
     assert not text().chat
     warm = parse(json.dumps(HI).encode(), True, Defaults(7, 0.5))
     assert (warm.max_tokens, warm.sampling.temperature) == (7, 0.5)
-    nothing = dict.fromkeys((*openai_api.UNSUPPORTED, "stop", "seed", "model", "temperature", "sideplug", "stream"))
+    others = ("stop", "seed", "model", "temperature", "sideplug", "stream")
+    nothing = dict.fromkeys((*openai_api.UNSUPPORTED, *openai_api.PASSED_OVER, *others))
     assert chat(**nothing) == request, "null is silence"
 
 
@@ -48,19 +53,35 @@ def test_where_a_request_is_silent() -> None:
     [
         ({"model": "tiny+anna"}, "model", "tiny+anna"),
         ({"max_tokens": 7}, "max_tokens", 7),
+        ({"max_tokens": 7.0}, "max_tokens", 7),
         ({"max_tokens": 1 << 80}, "max_tokens", 1 << 31),
+        ({"max_tokens": -1}, "max_tokens", 1 << 31),
+        ({"max_tokens": 0}, "max_tokens", 1 << 31),
+        ({"max_tokens": None}, "max_tokens", 1 << 31),
+        ({"max_completion_tokens": None, "max_tokens": 7}, "max_tokens", 7),
+        ({"max_completion_tokens": 3, "max_tokens": 9}, "max_tokens", 3),
         ({"stream": True}, "stream", True),
         ({"stream_options": {"include_usage": True}}, "include_usage", True),
         ({"stream_options": {}}, "include_usage", False),
         ({"stop": "x"}, "stops", ("x",)),
         ({"stop": ["x", "yy"]}, "stops", ("x", "yy")),
         ({"stop": []}, "stops", ()),
+        ({"stop": ""}, "stops", ()),
+        ({"stop": ["x", ""]}, "stops", ("x",)),
+        ({"stop": [f"s{i}" for i in range(32)]}, "stops", tuple(f"s{i}" for i in range(32))),
+        ({"tools": [{"type": "function"}], "tool_choice": "none"}, "passed_over", ("tools",)),
+        ({"user": "ada", "metadata": {"a": "b"}}, "passed_over", ("metadata", "user")),
         ({"temperature": 1}, "sampling.temperature", 1.0),
         ({"temperature": 0.5, "seed": 3}, "sampling.seed", 3),
         ({"seed": -1}, "sampling.seed", (1 << 63) - 1),
         ({"seed": 1 << 70}, "sampling.seed", 0),
         ({"top_p": 0.5}, "sampling.top_p", 0.5),
         ({"top_p": 0}, "sampling.top_p", 1e-9),
+        ({"top_k": 40}, "sampling.top_k", 40),
+        ({"top_k": 40.0}, "sampling.top_k", 40),
+        ({"top_k": -1}, "sampling.top_k", 0),
+        ({"min_p": 0.1}, "sampling.min_p", 0.1),
+        ({"repetition_penalty": 1.3}, "sampling.repetition_penalty", 1.3),
         ({"sideplug": {"gate_rate": 0}}, "gate_rate", 0.0),
         ({"sideplug": {"gate_rate": 0.25}}, "gate_rate", 0.25),
         ({"sideplug": {"detail": True}}, "detail", True),
@@ -78,8 +99,6 @@ def test_fields(fields: dict[str, Any], what: str, want: Any) -> None:
 
 
 def test_fields_of_chat_only() -> None:
-    assert chat(max_completion_tokens=3, max_tokens=9).max_tokens == 3
-    assert text(max_completion_tokens=3, max_tokens=9).max_tokens == 9
     for fields, want in (
         ({}, (False, 0, 0)),
         ({"logprobs": False, "top_logprobs": 3}, (False, 0, 0)),
@@ -101,18 +120,41 @@ def test_fields_of_completions_only() -> None:
     assert text(prompt=[[5, 6]]).prompt.ids == (5, 6)
 
 
+def test_calls_and_results_of_tools_are_passed_over_and_named() -> None:
+    messages = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "tool", "tool_call_id": "1", "content": "dry"},
+        {"role": "assistant", "content": "It is dry."},
+        {"role": "user", "content": "And now?"},
+    ]
+    request = chat(messages=messages)
+    assert request.prompt.messages == tuple(messages[i] for i in (0, 3, 4))
+    assert request.passed_over == ("messages: tool calls", "messages: tool results")
+
+
 def test_messages_as_clients_write_them() -> None:
     messages = [
         {"role": "developer", "content": "be brief", "name": "x"},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
         {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": None, "tool_calls": None, "annotations": []},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
+        {"role": "assistant", "content": None, "refusal": "Never."},
+        {"role": "user", "content": [{"type": "input_text", "text": "c", "cache_control": {}}, {"text": "d"}]},
     ]
     want = (
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "ab"},
         {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": "No."},
+        {"role": "assistant", "content": "Never."},
+        {"role": "user", "content": "cd"},
     )
-    assert chat(messages=messages).prompt.messages == want
+    request = chat(messages=messages)
+    assert request.prompt.messages == want
+    assert request.passed_over == ("messages.annotations", "messages.content.cache_control", "messages.name")
 
 
 def test_without_a_seed_each_text_is_another() -> None:
@@ -127,8 +169,32 @@ def test_what_is_not_to_be_had(name: str) -> None:
     """Said, and not passed over; but what asks for nothing does no harm."""
     for nothing in openai_api.UNSUPPORTED[name]:
         assert chat(**{name: nothing}) == chat()
-    with pytest.raises(InputError, match=f"^{name} is not supported: leave it out, or give "):
+    with pytest.raises(InputError, match=f"^{name} is not supported: leave it out, or give ") as caught:
         chat(**{name: {"other": 1}})
+    assert "temperature, top_k, top_p, min_p, repetition_penalty, seed" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", openai_api.PASSED_OVER)
+def test_what_no_text_depends_on_is_passed_over_and_told(name: str) -> None:
+    shape, told = made(chat(**{name: "x"}))
+    assert shape.whole(told, USAGE)["usage"]["sideplug"]["passed_over"] == [name]
+    assert shape.usage(USAGE)["usage"]["sideplug"]["passed_over"] == [name]
+    assert "passed_over" not in made(chat())[0].usage(USAGE)["usage"]["sideplug"]
+
+
+@pytest.mark.parametrize("name", ["xtc_probability", "guided_json", "grammar", "num_ctx", "Temperature", "top_n_sigma"])
+def test_what_nobody_knows_is_refused(name: str) -> None:
+    for ask in (chat, text):
+        with pytest.raises(InputError, match=f"^{name} is not known here: leave it out .* temperature, top_k, top_p"):
+            ask(**{name: 1})
+        assert ask(**{name: None}).passed_over == (), "null is silence"
+
+
+def test_a_field_of_the_other_endpoint_is_not_known() -> None:
+    with pytest.raises(InputError, match="messages is not known here"):
+        text(messages=[])
+    with pytest.raises(InputError, match="prompt is not known here"):
+        chat(prompt="hi")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +203,21 @@ def test_what_is_not_to_be_had(name: str) -> None:
         ({"n": 2}, "n is not supported: leave it out, or give 1"),
         ({"tools": [{"type": "function"}]}, r"tools is not supported: leave it out, or give \[\]"),
         ({"model": 5}, "model must be text, got 5"),
-        ({"max_tokens": 0}, "max_tokens must be 1 or more, got 0"),
+        ({"n": True}, "n is not supported"),
+        ({"max_tokens": -2}, "max_tokens must be 1 or more, or -1 for as many as fit, got -2"),
+        ({"max_tokens": False}, "max_tokens must be a whole number, got false"),
+        ({"min_p": 1.5}, "min_p must be 0 to 1, got 1.5"),
+        ({"top_k": -2}, "top_k must be 0 or more, got -2"),
+        ({"top_k": 1.5}, "top_k must be a whole number, got 1.5"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be 0.1 to 10, got 0"),
+        ({"continue_final_message": True}, "continue_final_message is not supported"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs is not supported"),
+        ({"add_generation_prompt": False}, "add_generation_prompt is not supported"),
+        ({"tool_choice": "required"}, "tool_choice is not supported"),
+        ({"tools": [{"type": "function"}], "tool_choice": "auto"}, "tools is not supported"),
+        ({"stream_options": {"continuous": True}}, "stream_options must have include_usage only, got continuous"),
+        ({"stream_options": {"include_usage": 1}}, "include_usage must be true or false, got 1"),
+        ({"sideplug": {"detail": 1}}, "detail must be true or false, got 1"),
         ({"max_tokens": 1.5}, "max_tokens must be a whole number, got 1.5"),
         ({"max_tokens": True}, "max_tokens must be a whole number, got true"),
         ({"temperature": "warm"}, 'temperature must be a number, got "warm"'),
@@ -150,15 +230,14 @@ def test_what_is_not_to_be_had(name: str) -> None:
         ({"seed": 1.5}, "seed must be a whole number"),
         ({"stream": 1}, "stream must be true or false, got 1"),
         ({"stream_options": True}, "stream_options must be an object"),
-        ({"stop": 5}, "stop must be a text, or a list of at most 4 texts"),
-        ({"stop": ""}, "stop must be a text"),
-        ({"stop": ["x", ""]}, "stop must be a text"),
-        ({"stop": list("abcde")}, "stop must be a text"),
+        ({"stop": 5}, "stop must be a text, or a list of at most 32 texts, got 5"),
+        ({"stop": ["x", None]}, "stop must be a text"),
+        ({"stop": ["x"] * 33}, "stop must be a text"),
         ({"sideplug": 5}, "sideplug must be an object, got 5"),
         ({"sideplug": {"gate": 1}}, "sideplug must have gate_rate and detail only, got gate"),
         ({"sideplug": {"gate_rate": 1.5}}, "sideplug.gate_rate must be 0 to 1, got 1.5"),
-        ({"sideplug": {"gate_rate": True}}, "sideplug.gate_rate must be 0 to 1, got True"),
-        ({"sideplug": {"gate_rate": "all"}}, "sideplug.gate_rate must be 0 to 1, got 'all'"),
+        ({"sideplug": {"gate_rate": True}}, "sideplug.gate_rate must be 0 to 1, got true"),
+        ({"sideplug": {"gate_rate": "all"}}, "sideplug.gate_rate must be 0 to 1, got .all."),
     ],
     ids=str,
 )
@@ -175,20 +254,21 @@ def test_refusals(fields: dict[str, Any], says: str) -> None:
         ({"logprobs": 1}, "logprobs must be true or false"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs must be 0 to 20, got 21"),
         ({"logprobs": True, "top_logprobs": -1}, "top_logprobs must be 0 to 20, got -1"),
-        ({"max_completion_tokens": 0}, "max_completion_tokens must be 1 or more"),
+        ({"max_completion_tokens": -3}, "max_completion_tokens must be 1 or more"),
         ({"messages": None}, "messages must be a list of {role, content}"),
         ({"messages": "hi"}, "messages must be a list of {role, content}"),
         ({"messages": []}, "messages must be a list of 1 to "),
-        ({"messages": ["hi"]}, "a message must have role and content, got str"),
-        ({"messages": [{"content": "hi"}]}, "a message's role must be system, user, assistant, got 'None'"),
-        ({"messages": [{"role": "tool", "content": "hi"}]}, "role must be .* got 'tool'"),
-        ({"messages": [{"role": ["user"], "content": "hi"}]}, "a message's role must be"),
-        ({"messages": [{"role": "user"}]}, "a message's content must be text, got NoneType"),
+        ({"messages": ["hi"]}, "message 1 must be an object with role and content, got text"),
+        ({"messages": [{"content": "hi"}]}, "message 1's role must be one of system, developer, user, .*; got nothing"),
+        ({"messages": [{"role": "tool", "content": "hi"}]}, "messages must be a list of 1 to "),
+        ({"messages": [{"role": ["user"], "content": "hi"}]}, "message 1's role must be one of .*; got a list"),
+        ({"messages": [{"role": "user"}]}, "message 1's content must be text, got nothing"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "pictures, sound and files can't be read",
+            "pictures, sound and files can't be read; it has a part of the type 'image_url'",
         ),
-        ({"messages": [{"role": "user", "content": ["hi"]}]}, "pictures, sound and files can't be read"),
+        ({"messages": [{"role": "user", "content": [7]}]}, "message 1's content must be text: .*; it has a number"),
+        ({"messages": [{"role": "user", "content": [{"type": 1, "text": "x"}]}]}, "it has a part of the type '1'"),
     ],
     ids=str,
 )
@@ -223,8 +303,8 @@ def test_refusals_of_completions(fields: dict[str, Any], says: str) -> None:
         (b"\xff\xfe{", "the body must be JSON: "),
         (b"[" * 100_000, "the body must be JSON: "),
         (b'{"max_tokens": ' + b"9" * 5000 + b"}", "the body must be JSON: "),
-        (b"[]", "the body must be a JSON object, got list"),
-        (b"null", "the body must be a JSON object, got NoneType"),
+        (b"[]", r"the body must be a JSON object, got \[\]"),
+        (b"null", "the body must be a JSON object, got null"),
         (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', "it has half of a character"),
         (b'{"\\udc00": 1}', "it has half of a character"),
     ],
@@ -233,6 +313,7 @@ def test_bodies_that_are_none(body: bytes, says: str) -> None:
     """Half of an emoji, say, as JavaScript sends it where a text was cut: it can't go on to the cloud."""
     with pytest.raises(InputError, match=says) as caught:
         parse(body, True)
+    assert not re.search("codec|NoneType|0x", str(caught.value))
     str(caught.value).encode()
 
 
@@ -368,7 +449,7 @@ def test_whole_is_the_chunks_put_together(fields: dict[str, Any], is_chat: bool)
 
 @pytest.mark.parametrize("shown", [0, 2])
 def test_log_probabilities_of_chat(shown: int) -> None:
-    """A token without text of its own (a part of a character) has its own too."""
+    """A token without text of its own (a part of a character) has its own too, and its bytes."""
     shape, told = made(chat(logprobs=True, top_logprobs=shown))
     content = shape.whole(told, USAGE)["choices"][0]["logprobs"]["content"]
     assert [entry["token"] for entry in content] == ["Is ", "it ", "f", "far?"]
@@ -376,6 +457,8 @@ def test_log_probabilities_of_chat(shown: int) -> None:
     other = {"token": "other", "logprob": -1.0, "bytes": list(b"other")}
     assert content[0] == {**own, "top_logprobs": [own, other][:shown]}
     assert told[0]["choices"][0]["logprobs"] is None
+    part = made(chat(logprobs=True), [Piece([7], "", "cloud", [[("bytes:\\xf0\\x9f", -0.5)]])])[1][1]
+    assert part["choices"][0]["logprobs"]["content"][0]["bytes"] == [0xF0, 0x9F]
     assert ChatCompletion.model_validate(shape.whole(told, USAGE)).choices[0].logprobs is not None
 
 
@@ -454,20 +537,29 @@ def test_a_reply_of_nothing() -> None:
     ids=lambda x: type(x).__name__ if isinstance(x, Exception) else "",
 )
 def test_errors(problem: Exception, status: int, kind: str, code: str) -> None:
-    assert openai_api.error(problem) == (status, {"error": {"message": "x", "type": kind, "param": None, "code": code}})
+    assert openai_reply.error(problem) == (
+        status,
+        {"error": {"message": "x", "type": kind, "param": None, "code": code}},
+    )
 
 
 def test_a_fault_of_ours_is_not_told_to_others() -> None:
-    status, body = openai_api.error(KeyError("the person's words"))
+    status, body = openai_reply.error(KeyError("the person's words"))
     assert (status, body["error"]["code"], body["error"]["type"]) == (500, "internal", "server_error")
     assert "the person's words" not in body["error"]["message"]
 
 
 def test_events_are_a_line_each() -> None:
     """Whatever is in the text: a line's end would cut an event in two."""
-    event = openai_api.event({"text": "a\nb\r\n\u2028é"})
+    event = openai_reply.event({"text": "a\nb\r\n\u2028é"})
     assert event.startswith(b"data: {")
     assert event.endswith(b"}\n\n")
     assert b"\n" not in event[:-2]
     assert b"\r" not in event
     assert json.loads(event[6:]) == {"text": "a\nb\r\n\u2028é"}
+
+
+def test_the_docs_name_every_field() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "GATEWAY.md").read_text("utf-8")
+    for name in (*openai_api.OF_CHAT, *openai_api.OF_TEXT, *openai_api.PASSED_OVER, *TEXT_PARTS):
+        assert re.search(rf"\b{name}\b", page), name

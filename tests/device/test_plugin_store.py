@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from sideplug.contract.errors import InputError, PluginError, Stopped, UnknownModel
-from sideplug.device import plugin_store
-from sideplug.device.plugin_store import PluginStore, lock, unlock
+from sideplug.device import lock as locking
+from sideplug.device.lock import lock, unlock
+from sideplug.device.plugin_store import PluginStore
 from sideplug.plugins import Plugin, sealed_file
 from sideplug.plugins.file import CONFIG, MANNER, PLUGIN, SUFFIX, WEIGHTS
 from sideplug.plugins.sealed_file import WrongPassphrase
@@ -256,7 +257,7 @@ def test_one_damaged_file_and_nothing_is_unlocked(full: Path) -> None:
 def test_a_disk_that_is_full_half_way(full: Path, files: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is lost, and the same command ends what it began: the plugin itself is last, both ways."""
     before, left = contents(full), [files]
-    write = plugin_store.write_aside
+    write = locking.write_aside
 
     def little_room(path: Path, data: bytes) -> None:
         if not left[0]:
@@ -264,7 +265,7 @@ def test_a_disk_that_is_full_half_way(full: Path, files: int, monkeypatch: pytes
         left[0] -= 1
         write(path, data)
 
-    monkeypatch.setattr(plugin_store, "write_aside", little_room)
+    monkeypatch.setattr(locking, "write_aside", little_room)
     with pytest.raises(Stopped, match="could not be written: No space left"):
         lock(full, KEY)
     assert same(Plugin.load(full), a_plugin(BASE))
@@ -299,3 +300,66 @@ def test_a_sealed_one_on_the_shelf(shelf: PluginStore) -> None:
     knows.load("mill")
     assert asked == ["anna"], "once, and only for what is sealed"
     assert Plugin.from_bytes(sealed_file.unseal(knows.export("anna")), "x").size == a_plugin(BASE).size
+
+
+# ── what a kill leaves, and what somebody puts beside it ──────────────────────────────────────────────────────────────
+
+LEFT = {
+    "of the plugin": f"{MANNER}/.adapter_model.safetensors-a1b2c3_d",
+    "of a tape": "tape/.train.tape-abcdefgh",
+    "of a checkpoint": ".checkpoint.safetensors-00000000",
+    "of a version": "versions/.000001.safetensors-zzzzzzzz",
+}
+
+
+@pytest.mark.parametrize("what", LEFT)
+@pytest.mark.parametrize("locked_before", [False, True])
+def test_what_a_killed_save_left_is_not_open_beside_what_is_sealed(full: Path, what: str, locked_before: bool) -> None:
+    if locked_before:
+        lock(full, KEY)
+    (full / LEFT[what]).write_bytes(b"the person's words")
+    lock(full, KEY)
+    assert b"the person's words" not in b"".join(contents(full).values())
+    assert same(Plugin.load(full, lambda: KEY), a_plugin(BASE))
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "tape/train.tape", "versions/000001.safetensors"])
+def test_an_open_file_beside_a_sealed_one(full: Path, name: str) -> None:
+    """It is never taken silently: the same one is what a kill left, another one is somebody's."""
+    before = contents(full)
+    lock(full, KEY)
+    sealed = contents(full)
+    (full / name).write_bytes(before[name])
+    if name == WEIGHTS:
+        with pytest.raises(PluginError, match="lies open beside its sealed form"):
+            Plugin.load(full, lambda: KEY)
+    lock(full, KEY)
+    assert contents(full) == sealed
+    (full / name).write_bytes(a_plugin(BASE, seed=77).to_bytes())
+    found = contents(full)
+    for work in (lock, unlock):
+        with pytest.raises(PluginError, match="is not what is sealed beside it: delete the one of the two"):
+            work(full, KEY)
+        assert contents(full) == found
+    (full / name).unlink()
+    unlock(full, KEY)
+    assert contents(full) == before
+
+
+def test_an_unlock_that_was_killed_can_be_undone_and_ended(full: Path) -> None:
+    before = contents(full)
+    lock(full, KEY)
+    tape = full / "tape" / "train.tape"
+    tape.write_bytes(before["tape/train.tape"])
+    tape.with_name("train.tape.sealed").unlink()
+    lock(full, KEY)
+    assert not tape.exists()
+    (full / WEIGHTS).write_bytes(before[WEIGHTS])
+    unlock(full, KEY)
+    assert contents(full) == before
+
+
+def test_nothing_open_is_written_beside_what_is_sealed(full: Path) -> None:
+    lock(full, KEY)
+    with pytest.raises(PluginError, match="holds a sealed plugin: unlock it first"):
+        a_plugin(BASE).save(full)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -241,7 +242,13 @@ def test_drafts_are_a_part_s_own_first() -> None:
     plugin.trained.phrases = np.array([1, 2, 3, -1, 1, 2, 3], np.int32)
     memory = Says("m", {}, role="memory", expects={7: [8, 9]})
     answering = begun(plugin_of(memory, *plugin.parts))
+    answering.begun(5)
     assert answering.drafts(an_ask([5])) == [1, 2, 3]
+    ahead = replace(an_ask([6]), start=5, ids=[1])
+    assert answering.drafts(ahead) == [2, 3], "the rest of what is drafted behind the settled text"
+    assert answering.drafts(replace(ahead, ids=[9])) == [], "the cloud proposes another text"
+    answering.settled(5, [1, 9])
+    assert answering.drafts(replace(an_ask([8]), start=7, ids=[8])) == [9]
     assert answering.drafts(an_ask([7])) == [8, 9]
     assert begun(plugin_of(*plugin.parts), drafts=False).drafts(an_ask([5])) == []
     assert begun(plugin_of(Says("a", {}))).drafts(an_ask([5])) == []
@@ -416,6 +423,7 @@ def test_the_head_leaves_the_rest_to_the_parts() -> None:
     answering = begun(plugin_of(part), head=HEAD)
     answering.context(a_context(0, 4, ContextSlice(TAP, TAP.layers, 4)))
     assert answering.rows == 4
+    answering.begun(5)
     assert answering.drafts(an_ask([5])) == [1]
     answering.resume(2, 2)
     assert part.noted[-1] == ("trim", 2)

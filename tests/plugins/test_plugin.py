@@ -46,7 +46,7 @@ def test_one_tap_for_all() -> None:
     plugin = Plugin(BASE, "base", [a_ladder("a", Tap((0, 2), 16)), a_memory((1,))])
     assert plugin.tap == Tap((0, 1, 2), 16)
     for other in (Tap((0,), 8), Tap((0,), 16, seed=1), Tap((0,), 16, codec="fp16")):
-        with pytest.raises(InputError, match="one rank, seed and codec"):
+        with pytest.raises(InputError, match="one rank, seed and number format"):
             Plugin(BASE, "base", [*plugin.parts, a_ladder("b", other)])
 
 

@@ -4,4 +4,5 @@ test_robustness runs a seeded sample (slow, under three minutes). The whole runs
 
     python -m tests.robustness.fuzz      a million and a half messages, 7,000 sessions
     python -m tests.robustness.load      64 sessions for ten minutes
+    python -m tests.robustness.hostile   one person beside nine hostile sessions, four minutes
 """

@@ -26,7 +26,7 @@ from sideplug.plugins import Plugin
 from sideplug.terminal import say
 from tests.robustness.inputs import answers, mixtures, openings, prompts, readings
 from tests.robustness.raw_session import Input, Outcome, play
-from tests.robustness.sequences import at_random, orders
+from tests.robustness.sequences import at_random, hostile, orders
 from tests.robustness.tiny_cloud import Cloud, a_cloud, a_plugin, make_model
 
 TOGETHER = 6  # sessions at once
@@ -115,9 +115,10 @@ class Run:
 
 
 def fuzz_sessions(count: int, seed: int) -> tuple[dict[str, Any], list[str]]:
-    """Play so many sessions, those of `inputs` and `orders` first, then random ones: (figures, faults)."""
+    """Play so many sessions, those of `hostile`, `inputs` and `orders` first, then random ones: (figures, faults)."""
     systematic = [*openings(), *prompts(), *answers(), *mixtures(), *readings(), *orders()]
     random.Random(seed).shuffle(systematic)  # so that a short run has some of all
+    systematic = [*hostile(), *systematic]  # and each of these, few as they are
     say(f"{min(count, len(systematic))} of {len(systematic)} sessions one by one, then at random")
     supply = itertools.islice(itertools.chain(systematic, at_random(seed)), count)
     played = 0

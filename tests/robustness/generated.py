@@ -79,7 +79,7 @@ def a_value(rng: random.Random, what: inspect.Type) -> Any:
             high = what.le if what.le is not None else what.lt - 1 if what.lt is not None else 1 << 40
             return rng.choice([low, high, rng.randint(low, high), min(high, max(low, 7)), min(high, max(low, 1))])
         case inspect.FloatType():
-            return rng.choice([*FLOATS, 30.0])
+            return rng.choice([each for each in (*FLOATS, 30.0, -1.0) if _is_within(each, what)])
         case inspect.BoolType():
             return rng.random() < 0.5
         case inspect.NoneType():
@@ -103,13 +103,19 @@ def a_value(rng: random.Random, what: inspect.Type) -> Any:
     raise TypeError(f"a field has a type that is not generated: {what}")
 
 
+def _is_within(value: float, what: inspect.FloatType) -> bool:
+    below = (what.ge is None or value >= what.ge) and (what.gt is None or value > what.gt)
+    return below and (what.le is None or value <= what.le) and (what.lt is None or value < what.lt)
+
+
 def _a_text(rng: random.Random, what: inspect.StrType) -> str:
     if what.pattern is not None:
         digits = re.search(r"\{(\d+)\}", what.pattern)
-        assert digits is not None
-        return rng.choice(["", f"{rng.getrandbits(256):064x}"[: int(digits[1])]])
+        if digits is not None:
+            return f"{rng.getrandbits(256):064x}"[: int(digits[1])]
     text = rng.choice([*TEXTS[:4], *TEXTS[6:], "l0.1.2-r16-s0-int8", "x" * min(what.max_length or 9, 2048)])
-    return text[: what.max_length]
+    text = text[: what.max_length]
+    return text if what.pattern is None or re.search(what.pattern, text) else "x"
 
 
 def edges(what: inspect.Type) -> list[Any]:

@@ -44,7 +44,7 @@ TAPS = [
 ]
 SAMPLINGS = [
     {name: value}
-    for name in ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
+    for name in ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "min_p")
     for value in (*FLOATS, *INTS, 10, 0.001, None, "1", [1], True)
 ] + [{"x": 1}, {"": 1}, {b"seed": 1}]
 MESSAGES = [

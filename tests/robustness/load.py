@@ -116,13 +116,14 @@ def run(settings: Settings, scratch: Path) -> tuple[dict[str, Any], list[str]]:
     # More than a key's sessions: those that were cut off may still be there for a moment, and strangers have one too.
     texts = [keys.add(f"person-{n}", sessions=2 * (settings.sessions // KEYS + 1) + 8) for n in range(KEYS)]
     stranger = keys.add("stranger", sessions=200)
+    operator = keys.add("operator", sessions=4, role="operator")
     need = sum(max(map(_tokens_of(folder), plan)) for plan in plans)
     memory_bytes = max(int(MEMORY * need), CONTEXT) * KV_TOKEN_BYTES
     say(f"all texts would need {need} tokens at once; there is memory for {memory_bytes // KV_TOKEN_BYTES}")
     queue = max(4, settings.sessions // 2)  # so that some are sent away
     flags = ["--queue", str(queue), "--kv-memory", str(memory_bytes / 2**30)]
     flags += ["--keep-seconds", str(KEEP_S), "--drain-seconds", "10"]
-    with a_cloud(folder, *flags, keys=keys.path, key=stranger) as cloud:
+    with a_cloud(folder, *flags, keys=keys.path, key=operator) as cloud:
         people = [
             Person(n, settings.seed, cloud, texts[n % KEYS], _plugin(rng, cloud, n, plan), plan)
             for n, plan in enumerate(plans)

@@ -15,8 +15,11 @@ from msgspec.msgpack import Ext
 from websockets.frames import Frame as WebSocketFrame
 from websockets.frames import Opcode
 
+from sideplug.contract import wire
 from sideplug.contract.frames import Done, Error, Kind
+from sideplug.contract.progress import running_hash
 from tests.robustness.generated import CAPABILITIES, Tensors, a_control, some_tensors
+from tests.robustness.huge import HUGE, huge_map
 from tests.robustness.inputs import wrong_tensors
 from tests.robustness.raw_session import NO_GATE, OPEN, PATIENT, Input, Play, Raw
 from tests.robustness.tiny_cloud import WIDTH
@@ -209,3 +212,64 @@ def a_frame(raw: Raw, kind: Kind, rng: random.Random) -> tuple[dict[str, Any], T
     if kind is Kind.OPEN:
         return dict(OPEN), {"gate": NO_GATE}
     return {"turn": rng.randint(1, 3)}, {}
+
+
+def hostile() -> Iterator[Input]:
+    """What takes much for little: huge maps, taps with seeds, answers and pings without end, examples nobody takes."""
+
+    def huge(kind: str) -> Play:
+        def play(raw: Raw, rng: random.Random) -> None:
+            raw.open()
+            number, packed = huge_map(kind)
+            raw.number += 1
+            raw.connection.send(wire.join(number, packed, b"", raw.number - 1))
+            raw.longest = max(raw.longest, len(packed))
+            raw.until(Kind.DONE)
+
+        return play
+
+    def seeds(raw: Raw, rng: random.Random) -> None:
+        raw.open(tap=f"l0.1.2-r{WIDTH}-s{rng.randrange(1, 10**9)}-int8")
+        raw.send(Kind.PROMPT, PATIENT)
+        raw.drive()
+
+    def answers_again(raw: Raw, rng: random.Random) -> None:
+        raw.open()
+        raw.send(Kind.PROMPT, PATIENT)
+        if raw.until(Kind.ASK).kind is Kind.ASK:
+            good = raw.answer()
+            raw.burst([raw.message(Kind.ANSWER, *good) for _ in range(50)])
+        raw.drive()
+
+    def left_in_the_middle(raw: Raw, rng: random.Random) -> None:
+        done = [5] * 300
+        raw.open(gates=[{"kind": "shut"}])
+        seal = running_hash(done, running_hash(PATIENT["ids"]))
+        raw.send(Kind.PROMPT, {**PATIENT, "max_tokens": 400, "done": done, "hash": seal})
+        raw.receive()
+        raw.connection.socket.shutdown(2)
+
+    def unscored(raw: Raw, rng: random.Random) -> None:
+        raw.open()
+        for number in range(8):
+            raw.send(Kind.READ, {"number": number, "text": "", "reply": "Anna wrote to her. " * 20, "score": True})
+        raw.until(Kind.EXAMPLE)
+
+    def pinging(raw: Raw, rng: random.Random) -> None:
+        raw.open()
+        for _ in range(1000):
+            raw.connection.ping(rng.randbytes(8))
+
+    def unfinished(raw: Raw, rng: random.Random) -> None:
+        raw.open()
+        raw.connection.socket.sendall(WebSocketFrame(Opcode.BINARY, b"SP" * 100_000, fin=False).serialize(mask=True))
+        raw.connection.socket.shutdown(2)
+
+    for kind in HUGE:
+        yield Input(f"huge {kind}", huge(kind))
+    yield Input("taps with seeds", seeds)
+    yield Input("ANSWER again and again", answers_again)
+    yield Input("a resumed reply that is left", left_in_the_middle, ends=True)
+    yield Input("examples that are never scored", unscored)
+    yield Input("pings without end", pinging)
+    yield Input("a message without an end", unfinished, ends=True)

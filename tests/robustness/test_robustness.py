@@ -10,7 +10,7 @@ pytest.importorskip("psutil", reason="pip install 'sideplug[bench]'")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 from sideplug.contract.frames import Kind  # noqa: E402
-from tests.robustness import load  # noqa: E402
+from tests.robustness import hostile, load  # noqa: E402
 from tests.robustness.fuzz_frames import fuzz_frames  # noqa: E402
 from tests.robustness.fuzz_sessions import fuzz_sessions  # noqa: E402
 
@@ -35,3 +35,11 @@ def test_many_devices_that_misbehave(tmp_path: Path) -> None:
     assert figures["replies"] > 0
     assert figures["context_rows"] > 0  # some kinds look back over the text
     assert figures["cuts"] > 0
+
+
+def test_hostile_sessions_beside_a_person(tmp_path: Path) -> None:
+    """No bound is asserted here, on a shared machine: the person is let in, and gets text, beside each company."""
+    figures, _ = hostile.run(hostile.Settings(seconds=2.0, rounds=1), tmp_path)
+    assert all(rate > 0 for rates in figures["tokens_s"].values() for rate in rates)
+    assert set(figures["figures"]) == set(hostile.BOUNDS)
+    assert hostile.HOLDERS // 2 <= figures["memory"]["sessions"] <= hostile.HOLDERS

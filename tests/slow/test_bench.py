@@ -52,7 +52,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     again = [json.loads(line)["key"] for line in before[1:] if line.endswith("}")]
     assert not any(f": {key}\n" in done.stderr for key in again)  # measured once
     assert not cells.exists()
-    return folder, json.loads(Path(json.loads(done.stdout)["result"]).read_text())
+    return folder, json.loads(Path(json.loads(done.stdout)["result"]).read_text(encoding="utf-8"))
 
 
 def test_every_system_has_its_figures(ran: tuple[Path, dict[str, Any]]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import make_folder
+from tests.path_proxy import a_path_proxy
 from tests.tiny_model import TEXT
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page is driven by the package playwright")
@@ -237,13 +238,92 @@ def test_training(trained: dict[str, Any]) -> None:
     assert trained["corrected"] == "Anna packs nails, honey and tea."
     assert trained["sent"]["settings"] == {"epochs": 5}
     assert len(trained["notes"]) > 1
-    assert "held-out loss" in trained["line"]
+    assert "nats a token" in trained["line"]
     assert re.match(r"Loss by step: training \d", trained["curve"])
     assert trained["left"] == 0
     assert trained["selected"] == NAME
     assert set(trained["by"]) <= {"plugin", "draft"}
     assert trained["by"]
     assert trained["complaints"] == []
+
+
+def correct(page: Page, text: str) -> None:
+    """Correct the newest reply."""
+    reply = page.locator(".message:not(.you)").last
+    reply.get_by_role("button", name="Edit").click()
+    page.get_by_label("The reply as it should be").fill(text)
+    page.get_by_role("button", name="Keep the correction").click()
+
+
+def test_a_correction_goes_to_the_plugin_whose_reply_it_was(
+    page: Page, trained: dict[str, Any], complaints: list[str]
+) -> None:
+    """And as the command would learn it: nothing but what the person set goes along."""
+    page.get_by_role("combobox", name="Model", exact=True).select_option(NAME)
+    ask(page, "Who is Anna?")
+    correct(page, "Anna packs boxes.")
+    page.get_by_role("tab", name="Train (1)").click()
+    expect(page.get_by_label("Plugin to make, or to train further")).to_have_value(NAME)
+    expect(page.locator("#examples")).to_contain_text(f"from the chat with {NAME}")
+    assert page.get_by_label("Epochs").input_value() == ""
+    page.route("**/sideplug/training", lambda route: route.fulfill(status=400, json={"error": {"message": "no"}}))
+    with page.expect_request("**/sideplug/training") as request:
+        page.get_by_role("button", name="Train", exact=True).click()
+    assert request.value.post_data_json["settings"] == {}
+    expect(page.locator("#refused")).to_have_text("no")
+    complaints.clear()  # the browser's own, of the status 400
+    page.get_by_label("Plugin to make, or to train further").fill("another")
+    expect(page.locator("#will")).to_contain_text("A new plugin is made")
+
+
+def test_a_rejected_correction_is_kept_and_can_be_forced(
+    page: Page, trained: dict[str, Any], complaints: list[str]
+) -> None:
+    page.get_by_role("combobox", name="Model", exact=True).select_option(NAME)
+    ask(page, "Who is Anna?")
+    correct(page, "Anna packs boxes.")
+    page.get_by_role("tab", name="Train (1)").click()
+    job = {"running": False, "name": NAME, "line": "the plugin stays as it was: it would do worse on the old text"}
+    job |= {"error": "", "kept": False, "losses": [], "stage": "", "total": 0, "done": 0, "note": ""}
+    asked: list[Any] = []
+
+    def answer(route: Any) -> None:
+        asked.append(route.request.post_data_json["settings"])
+        route.fulfill(json={**job, "running": True})
+
+    def state(route: Any) -> None:
+        route.fulfill(json={**route.fetch().json(), "training": job})
+
+    page.route("**/sideplug/training", answer)
+    page.route("**/sideplug/state", state)
+    page.get_by_role("button", name="Train", exact=True).click()
+    expect(page.locator("#stage")).to_have_text(f"{NAME}: not replaced")
+    expect(page.locator("#outcome")).not_to_contain_text("--force")
+    expect(page.locator("#examples li")).to_have_count(1)
+    expect(page.get_by_role("button", name="Talk to it")).to_be_hidden()
+    job |= {"line": "the plugin is replaced", "kept": True}
+    page.get_by_role("button", name="Replace it all the same").click()
+    expect(page.locator("#stage")).to_have_text(f"{NAME}: done")
+    expect(page.locator("#examples li")).to_have_count(0)
+    assert asked == [{}, {"force": True}]
+
+
+def test_a_kept_reply_is_not_removed_unasked(page: Page) -> None:
+    ask(page, "Is it far?").get_by_role("button", name="Accept").click()
+    page.get_by_role("tab", name="Train (1)").click()
+    page.get_by_role("button", name="Remove Is it far?").click()
+    expect(page.locator("#examples li")).to_have_count(1)
+    page.get_by_text("Remove for good?").click()
+    expect(page.locator("#examples li")).to_have_count(0)
+
+
+def test_behind_a_path(browser: Any, url: str, complaints: list[str]) -> None:
+    """A proxy gives the gateway a path: all that the page asks for is below it."""
+    with a_path_proxy(url, "/llm") as (host, asked):
+        with opened(browser, f"http://{host}/llm/", complaints) as page:
+            expect(page.locator("#where")).to_contain_text("tiny")
+        assert all(path.startswith("/llm/") for path in asked)
+        assert "/llm/sideplug/state" in asked
 
 
 def test_training_is_stopped(page: Page) -> None:

@@ -134,7 +134,7 @@ def processes(home: Path) -> dict[int, str]:
 def a_fleet(model: Path, *options: str) -> Iterator[Fleet]:
     home = Path(tempfile.mkdtemp(prefix="sp-ray-"))  # short: Ray makes sockets in it, whose names may have 107 bytes
     keys = Keys(home / "keys.json")
-    key = keys.add("ada", sessions=0)
+    key = keys.add("ada", sessions=0, role="operator")  # whose /health has the process's id
     paths = {"RAY_TMPDIR": str(home), "HOME": str(home), "SIDEPLUG_CACHE": str(home / "cache")}
     paths["XDG_CONFIG_HOME"] = str(home / "config")
     env = {**os.environ, **paths, "PYTHONPATH": str(ROOT)}
@@ -217,7 +217,7 @@ def test_the_doors(fleet: Fleet) -> None:
     with pytest.raises(Unauthorized, match="does not know this key"):
         a_link(fleet.url, pin=fleet.pin, key="sp-000000000000-x")
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        fleet.get("/health", {})
+        fleet.get("/v1/model", {})
     assert fleet.health()["status"] == "ok"
     assert len(fleet.replicas) == 2
     assert fleet.answers() in fleet.replicas
@@ -291,7 +291,7 @@ def test_one_is_killed_in_the_middle_of_replies(fleet: Fleet, wanted: tuple[Any,
     print("from the kill to the next token, s:", [round(wait, 3) for wait in waits if wait])
 
 
-def test_all_are_replaced_while_they_serve(fleet: Fleet, wanted: tuple[Any, list[str]]) -> None:
+def test_all_are_replaced_while_they_serve(tiny: Path, fleet: Fleet, wanted: tuple[Any, list[str]]) -> None:
     """A redeployment: replies under way end where they began, and who is idle is told to come back."""
     plugin, texts = wanted
     before = fleet.replicas
@@ -309,7 +309,7 @@ def test_all_are_replaced_while_they_serve(fleet: Fleet, wanted: tuple[Any, list
 
     def replace() -> None:
         try:
-            command = [sys.executable, "-c", REDEPLOY, str(fleet.health()["model"]), str(fleet.keys)]
+            command = [sys.executable, "-c", REDEPLOY, str(tiny), str(fleet.keys)]
             subprocess.run(command, env=fleet.env, cwd=fleet.home, check=True, capture_output=True, timeout=200)
             fleet.two_without(before, before)
         finally:

@@ -109,7 +109,7 @@ def a_gateway(inside: Path, plugin: Path, cloud: str) -> Iterator[tuple[str, sub
 
 
 def memory_mb(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
 

@@ -1,4 +1,4 @@
-"""Which examples are trained on, held out, and left to the base: the split, the retain set, hard negatives."""
+"""What is left to the base: the retain set, hard negatives."""
 
 from pathlib import Path
 
@@ -8,21 +8,6 @@ from sideplug.contract.errors import DataError
 from sideplug.contract.text import Prompt
 from sideplug.readers import Example
 from sideplug.training import data
-from sideplug.training.data import split
-
-
-def test_split() -> None:
-    examples = [Example(Prompt.user("Say hi"), str(i), f"a.jsonl:{i + 1}") for i in range(20)]
-    train, held = split(examples, 0.2, 3)
-    assert (len(train), len(held)) == (16, 4)
-    assert split(examples, 0.2, 3) == (train, held)
-    assert split(examples, 0.2, 4) != (train, held)
-    assert sorted([*train, *held], key=lambda e: int(e.reply)) == examples
-    assert len(split(examples[:2], 0.9, 0)[0]) == 1
-    with pytest.raises(DataError, match="at least 2"):
-        split(examples[:1], 0.1, 0)
-    with pytest.raises(DataError, match="between 0 and 1"):
-        split(examples, 1.5, 0)
 
 
 def test_hard_negatives_are_in_the_persons_own_phrasings() -> None:

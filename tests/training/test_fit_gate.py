@@ -81,3 +81,48 @@ def test_pictures(fitted: Gate, tmp_path: Path) -> None:
     for wrong, why in ((tmp_path / "c.txt", "must be .png"), (tmp_path / "no" / "c.png", "no folder")):
         with pytest.raises(InputError, match=why):
             gate.check_picture(wrong)
+
+
+NEEDS_RNG = np.random.default_rng(1)
+NEED = NEEDS_RNG.normal(size=32)
+NEED -= (NEED @ DIRECTION) * DIRECTION
+NEED /= np.linalg.norm(NEED)
+
+
+def needing(kind: float, replies: int = 60) -> Judged:
+    """Personal replies in which z says where the plugin is needed, across the direction that says whose text it is."""
+    parts = []
+    for _ in range(replies):
+        need = NEEDS_RNG.integers(0, 2, 10)
+        z = 0.3 * NEEDS_RNG.normal(size=(10, 32)) + 2.0 * kind * DIRECTION + 2.0 * need[:, None] * NEED
+        base = NEEDS_RNG.uniform(-4, -2, 10)
+        gain = 4.0 * need + 0.1 if kind > 0 else np.zeros(10)
+        parts.append((base, base + gain, z.astype(np.float32)))
+    return Judged.of(parts)
+
+
+def test_at_low_rates_the_dial_opens_where_the_plugin_is_needed() -> None:
+    """The gate's own score tells whose text it is: within a person's text it is no better than a random gate."""
+    learnt, held, unseen = ((needing(1), needing(-1)) for _ in range(3))
+    own = gate.calibrate(gate.fit(*learnt), *held)
+    dialled = gate.with_dial_by_gain(own, gate.fit_by_gain(*learnt), *held)
+    assert dialled.by_gain_rate >= 0.4
+    assert (dialled.threshold, dialled.memory) == (own.threshold, own.memory)
+    mine, others = unseen
+    for asked_for in (0.1, 0.2, 0.4):
+        kept = {}
+        for name, each in (("own", own), ("dialled", dialled)):
+            opens = each.at_rate(asked_for).opens(each.at_rate(asked_for).scores(mine.z_TD, mine.starts))
+            assert opens.mean() == pytest.approx(asked_for, abs=0.08)
+            kept[name] = float(mine.gain[opens].sum() / mine.gain.sum() / opens.mean())
+        assert kept["dialled"] > 1.8, "nearly the two that the best gate has"
+        assert kept["own"] < kept["dialled"] - 0.15, "or this test shows nothing"
+        quiet = dialled.at_rate(asked_for)
+        assert quiet.opens(quiet.scores(others.z_TD, others.starts)).mean() <= 0.03
+
+
+def test_a_direction_that_is_no_better_is_not_taken() -> None:
+    learnt = needing(1), needing(-1)
+    own = gate.calibrate(gate.fit(*learnt), *learnt)
+    noise = Gate("linear", NEEDS_RNG.normal(size=32).astype(np.float32))
+    assert gate.with_dial_by_gain(own, noise, *learnt).by_gain is None

@@ -14,6 +14,7 @@ import pytest
 from sideplug.contract.errors import DataError, InputError
 from sideplug.device.client import Client
 from sideplug.device.plugin_store import PluginStore
+from sideplug.plugins.file import WEIGHTS
 from sideplug.training import pipeline, update
 from sideplug.training.job import TrainingJob, read_files
 from sideplug.training.trainer import CHECKPOINT, Progress
@@ -66,20 +67,40 @@ def taught(job: TrainingJob, *files: tuple[str, str], name: str = "anna", **sett
 
 
 def test_a_new_one_is_made_and_learns_on(cloud: Cloud, job: TrainingJob, tmp_path: Path) -> None:
-    assert job.state == {"running": False, "line": "", "error": ""}
+    assert job.state == {"running": False, "line": "", "error": "", "kept": False}
     shelf = PluginStore(tmp_path / "shelf")
     state = taught(job, a_file(FACTS), epochs=3, width=24)
-    assert (state["error"], state["name"], state["examples"]) == ("", "anna", 6)
-    assert state["line"].startswith("held-out loss ")
+    assert (state["error"], state["name"], state["examples"], state["kept"]) == ("", "anna", 6, True)
+    assert state["line"].startswith("told facts in other words: ")
     assert state["line"].endswith(")")
+    assert any(note.startswith("asked “") for note in state["notes"]), "what it says is shown"
     first = shelf.load("anna")
     assert first.trained.params["a"].shape[2] == 24
-    assert first.about["examples"] == 5, "one is held out"
+    assert first.about["examples"] == 6, "no told fact is lost to holding out"
     state = taught(job, a_file({"cat": "Salt", "boat": "Vinga"}), epochs=2, force=True)
     assert state["error"] == ""
     assert state["line"].startswith("learnt 2 more in ")
-    assert shelf.load("anna").about["examples"] == 7
+    assert shelf.load("anna").about["examples"] == 8
     assert update.rollback(tmp_path / "shelf" / "anna").to_bytes() == first.to_bytes()
+
+
+def test_what_is_rejected_is_said_to_be_and_can_be_forced(
+    job: TrainingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A correction that makes the plugin worse: not "done", no option of the command in it; again with force."""
+    taught(job, a_file(FACTS), epochs=1, width=8)
+    plugin = tmp_path / "shelf" / "anna" / WEIGHTS
+    before = plugin.read_bytes()
+    monkeypatch.setattr(update, "WORSE", -100.0)
+    correction = a_file({"cat": "Salt"})
+    state = taught(job, correction, epochs=1)
+    assert (state["kept"], state["error"]) == (False, "")
+    assert state["line"].endswith("the plugin stays as it was: it would do worse on the old text")
+    assert plugin.read_bytes() == before
+    state = taught(job, correction, epochs=1, force=True)
+    assert (state["kept"], state["error"]) == (True, "")
+    assert state["line"].endswith("the plugin is replaced")
+    assert plugin.read_bytes() != before
 
 
 def test_progress_is_numbers(job: TrainingJob) -> None:
@@ -122,7 +143,7 @@ def test_progress_is_numbers(job: TrainingJob) -> None:
 def test_settings_that_can_not_be(job: TrainingJob, settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="settings must be epochs and width"):
         job.start("anna", [a_file(FACTS)], settings)
-    assert job.state == {"running": False, "line": "", "error": ""}
+    assert job.state == {"running": False, "line": "", "error": "", "kept": False}
 
 
 def test_what_is_wrong_is_said_before_it_begins(job: TrainingJob, tmp_path: Path) -> None:
@@ -131,8 +152,11 @@ def test_what_is_wrong_is_said_before_it_begins(job: TrainingJob, tmp_path: Path
         ("a/b", [a_file(FACTS)], "a plugin's name must be"),
         ("anna", [], "give at least one file"),
         ("anna", [("notes.md", "")], "^notes.md is empty$"),
-        ("anna", [a_file({"dog": "Pepper"})], "at least 2 examples"),
-        ("anna", [a_file(FACTS), ("bad.jsonl", "{}\n{")], "^bad.jsonl:1: an example must have"),
+        (
+            "anna",
+            [a_file(FACTS), ("bad.jsonl", "{}\n{")],
+            "^2 of 8 rows can't be learnt: bad.jsonl:1: an example must have.*; bad.jsonl:2: ",
+        ),
     ):
         with pytest.raises(InputError, match=says):
             job.start(name, files, {})
@@ -171,7 +195,8 @@ def test_stopped(job: TrainingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (state["running"], state["line"], state["stage"]) == (False, "", "")
     assert "stopped in epoch 1" in state["error"]
     assert shelf.entries() == []
-    assert taught(job, a_file(FACTS), epochs=1, width=8)["error"] == ""
+    assert "--epochs was 3, is 1" in taught(job, a_file(FACTS), epochs=1, width=8)["error"], "the checkpoint is kept"
+    assert taught(job, a_file(FACTS), epochs=3, width=8)["error"] == "", "it goes on"
     before = shelf.load("anna").to_bytes()
     assert stopped(a_file({"cat": "Salt"}))["error"] == "stopped in epoch 1; the plugin stays as it was"
     assert shelf.load("anna").to_bytes() == before
@@ -221,8 +246,10 @@ def test_a_name_is_never_a_path(name: str) -> None:
 
 
 def test_files_as_they_come() -> None:
-    read = read_files([a_file(FACTS), ("notes", "One.\n\nTwo."), ("x.json", '[{"text": "bees"}]'), ("x.csv", "a,b")])
-    where = [*[f"facts.jsonl:{i}" for i in range(1, 7)], "notes:1", "x.json:1", "x.csv:1"]
+    read = read_files(
+        [a_file(FACTS), ("notes", "One.\n\nTwo."), ("x.json", '[{"text": "bees"}]'), ("x.csv", "q,a\nBees?,Yes.")]
+    )
+    where = [*[f"facts.jsonl:{i}" for i in range(1, 7)], "notes:1", "x.json:1", "x.csv:2"]
     assert [example.where for example in read] == where
     twice = read_files([("a.md", "bees"), ("a.md", "nails")])
     assert [example.reply for example in twice] == ["bees", "nails"]

@@ -1,5 +1,8 @@
 """The tape: what is on it, that it resumes, and that a score over the wire is the exact one."""
 
+import os
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +11,13 @@ import pytest
 from sideplug.cloud.model.base import Chunk
 from sideplug.contract.codec import pack, unpack
 from sideplug.contract.errors import CloudError, DataError, TooLong
+from sideplug.contract.frames import Example as ExampleFrame
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
+from sideplug.contract.wire import decode, encode
 from sideplug.readers import Example
 from sideplug.training.recorder import record, score
-from sideplug.training.tape import Tape
+from sideplug.training.tape import Tape, good_spans
 from tests.conftest import Cloud, a_plugin, a_session
 
 TAP = Tap((0, 1, 2), 16)
@@ -101,7 +106,9 @@ def test_a_lost_connection_keeps_what_came(cloud: Cloud, tmp_path: Path) -> None
 
         with pytest.raises(CloudError):
             record(session, TAP, EXAMPLES, path, cut)
-    assert len(Tape.whole(path, TAP)) >= 5
+    assert len(good_spans(path, TAP)[0]) >= 5
+    with pytest.raises(DataError, match=r"t.tape has \d+ examples where there should be 23: delete it"):
+        Tape.whole(path, TAP)
 
 
 def test_what_is_no_tape(tmp_path: Path, cloud: Cloud) -> None:
@@ -138,3 +145,75 @@ def test_score_is_exact(cloud: Cloud, kind: str) -> None:
     np.testing.assert_allclose(base, np.concatenate(want_base), atol=1e-3)
     # One code may round the other way; a random plugin makes much of it.
     np.testing.assert_allclose(ours.mean(), np.concatenate(want_ours).mean(), rtol=0.02)
+
+
+def spoilt(path: Path, how: str) -> None:
+    """Do to a tape what another writer, a bad disk or another tap would."""
+    spans, _ = good_spans(path, TAP)
+    data = path.read_bytes()
+    frames = [data[span.at : span.at + span.size] for span in spans]
+    if how == "two writers":
+        frames[3:3] = frames[1:2]
+    elif how == "an example is missing":
+        del frames[3]
+    elif how == "a flipped bit":
+        frames[3] = frames[3][:40] + bytes([frames[3][40] ^ 1]) + frames[3][41:]
+    elif how == "another tap":
+        frame = decode(frames[3])
+        assert isinstance(frame, ExampleFrame)
+        frames[3] = encode(replace(frame, codes=frame.codes[:, :2], scales=frame.scales[:, :2]))
+    elif how == "not finite":
+        frame = decode(frames[3])
+        assert isinstance(frame, ExampleFrame)
+        frames[3] = encode(replace(frame, lse=frame.lse * np.float32(np.nan)))
+    elif how == "cut off":
+        del frames[-1]
+    path.write_bytes(b"".join(frames))
+
+
+@pytest.mark.parametrize(
+    "how", ["two writers", "an example is missing", "a flipped bit", "another tap", "not finite", "cut off"]
+)
+def test_a_spoilt_tape_is_seen_and_recorded_anew_from_there(cloud: Cloud, tmp_path: Path, how: str) -> None:
+    path = tmp_path / "t.tape"
+    with a_session(cloud.url, tap=TAP) as session:
+        record(session, TAP, EXAMPLES[:8], path)
+        whole = path.read_bytes()
+        spoilt(path, how)
+        says = "has 7 examples where there should be 8" if how == "cut off" else "is damaged at its example 4"
+        with pytest.raises(DataError, match=rf"t.tape {says}: delete it, and sideplug train records it anew"):
+            Tape.whole(path, TAP)
+        heard: list[int] = []
+        tape = record(session, TAP, EXAMPLES[:8], path, heard.append)
+    assert heard == ([8] if how == "cut off" else [4, 5, 6, 7, 8])
+    assert len(tape) == 8
+    (tmp_path / "whole.tape").write_bytes(whole)
+    assert same(tape, Tape.whole(tmp_path / "whole.tape", TAP))
+
+
+def test_two_who_record_one_tape_do_it_in_turn(cloud: Cloud, tmp_path: Path) -> None:
+    """The retain set's tape serves all trainings: who comes second waits, says for whom, and finds it whole."""
+    path, told = tmp_path / "t.tape", []
+    reached, go_on = threading.Event(), threading.Event()
+
+    def first() -> None:
+        def progress(done: int) -> None:
+            reached.set()
+            assert go_on.wait(30)
+
+        with a_session(cloud.url, tap=TAP) as session:
+            record(session, TAP, EXAMPLES, path, progress)
+
+    def waits(line: str) -> None:
+        told.append(line)
+        go_on.set()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert reached.wait(30)
+    heard: list[int] = []
+    with a_session(cloud.url, tap=TAP) as session:
+        tape = record(session, TAP, EXAMPLES, path, heard.append, say=waits)
+    thread.join(30)
+    assert told == [f"another training writes into {path} (process {os.getpid()})"]
+    assert (len(tape), heard) == (len(EXAMPLES), [])

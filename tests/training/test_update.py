@@ -20,14 +20,17 @@ from sideplug.contract.wire import decode
 from sideplug.device.address import Address
 from sideplug.device.audit import Recorder
 from sideplug.device.client import Client
-from sideplug.device.plugin_store import PluginStore, lock
-from sideplug.plugins import Plugin
+from sideplug.device.lock import lock
+from sideplug.device.plugin_store import PluginStore, import_to
+from sideplug.plugins import Plugin, bundle
 from sideplug.plugins.file import CONFIG, MANNER, PART, PLUGIN, SUFFIX, WEIGHTS
 from sideplug.readers import Example
 from sideplug.training import pipeline, update
 from sideplug.training.fit import TrainConfig
+from sideplug.training.recipe import Recipe
 from sideplug.training.recorder import score
 from sideplug.training.trainer import CHECKPOINT, Result
+from sideplug.training.update import tapes_to_export
 from tests.conftest import Cloud, a_cloud, a_session
 
 OLD = {"dog": "Pepper", "tea": "lapsang", "town": "Hamar", "sister": "Katrin", "day": "Thursday", "bank": "Midt"}
@@ -35,7 +38,7 @@ NEW = {"cat": "Salt", "boat": "Vinga"}
 NEWER = {"horse": "Brun"}
 RETAIN = [Example(Prompt.user(f"Tell me about {thing}."), "", "g:1", 8) for thing in ("rain", "bees", "nails", "tea")]
 TRAINING = TrainConfig(12, 1e-2, weight_decay=0.01, patience=12)
-RECIPE = pipeline.Recipe(width=24, rank=16, training=TRAINING, candidates=400)
+RECIPE = Recipe(width=24, rank=16, training=TRAINING, candidates=400, least_steps=0)
 
 
 def facts(told: dict[str, str], asks: str = "What is my {}?") -> list[Example]:
@@ -196,7 +199,9 @@ def test_an_imported_plugin_has_no_tape(cloud: Cloud, folder: Path, tmp_path: Pa
     other = PluginStore(tmp_path / "other")
     other.import_("guest", PluginStore(tmp_path).export("p"))
     before = contents(other.root)
-    with pytest.raises(PluginError, match=r"guest has no tape to learn on from .*: train it anew$"):
+    with pytest.raises(
+        PluginError, match=r"guest has no tape to learn on from: export it with its tape .* or train it anew$"
+    ):
         learn(cloud, other.root / "guest", NEW)
     assert contents(other.root) == before
     with pytest.raises(PluginError, match="there is no plugin in"):
@@ -290,3 +295,14 @@ def test_all_that_is_written_is_for_its_owner_only(cloud: Cloud, folder: Path) -
         "transcript.sp",
     }
     assert {str(path): oct(path.stat().st_mode & 0o777) for path in files if path.stat().st_mode & 0o077} == {}
+
+
+def test_an_imported_plugin_with_its_tapes_learns_on(
+    cloud: Cloud, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device whose cache has no retain set's tape."""
+    data = bundle.to_bytes(Plugin.load(folder), tapes_to_export(folder))
+    monkeypatch.setenv("SIDEPLUG_CACHE", str(tmp_path / "another"))
+    import_to(tmp_path / "guest", data, "x")
+    assert learn(cloud, tmp_path / "guest", NEW).kept
+    assert (tmp_path / "guest" / "tape" / "more-1.tape").is_file()

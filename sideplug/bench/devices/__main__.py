@@ -15,7 +15,7 @@ from sideplug.terminal import say
 
 def peak_mb() -> float:
     """Return this program's peak memory. getrusage's would be that of whoever started it, if that is larger."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 

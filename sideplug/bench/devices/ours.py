@@ -18,7 +18,7 @@ from sideplug.device.session import Session
 from sideplug.plugins import Plugin
 from sideplug.readers import Example
 from sideplug.training import recorder
-from sideplug.training.pipeline import Recipe
+from sideplug.training.recipe import Recipe
 
 
 @dataclass

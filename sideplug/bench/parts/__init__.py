@@ -93,7 +93,7 @@ def run_part(name: str, model: str, quick: bool, changes: Sequence[str], out: Pa
 
     def save(result: Result) -> None:
         with writing(path):
-            path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+            path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,7 @@ def run(model: str, settings: Settings, save: Save) -> Result:
     adapters = []
     with tempfile.TemporaryDirectory() as scratch:
         examples = Path(scratch) / "examples.jsonl"
-        examples.write_text("".join(json.dumps({"text": example.reply}) + "\n" for example in chosen))
+        examples.write_text("".join(json.dumps({"text": example.reply}) + "\n" for example in chosen), encoding="utf-8")
         for rate in settings.rates:
             adapter = Path(scratch) / f"lora-{rate}"
             adapters.append(train_lora(model, examples, test, trained["epochs"], rate, adapter))

@@ -105,7 +105,7 @@ def tasks(url: str, scratch: Path, settings: Settings) -> dict[str, Task]:
     command("train", PERSON / "train.jsonl", "--epochs", settings.epochs, "--width", 256, *cloud, scratch / "person")
     command("train", president / "train", "--limit", settings.passages, *cloud, scratch / "author")
     questions = [example.prompt for example in read(PERSON / "test.jsonl")][::4]
-    words = (president / "last.txt").read_text().split()
+    words = (president / "last.txt").read_text(encoding="utf-8").split()
     openings = [" ".join(words[at : at + 40]) for at in (0, 2000, 4000)]
     return {
         "person": Task(Plugin.load(scratch / "person"), [(prompt, Sampling()) for prompt in questions], 40),

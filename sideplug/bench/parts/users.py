@@ -37,7 +37,7 @@ from sideplug.device.responders import Listener
 from sideplug.device.session import Session
 from sideplug.plugins import Plugin
 from sideplug.terminal import say
-from sideplug.training.pipeline import Recipe
+from sideplug.training.recipe import Recipe
 
 PROMPT = 32  # tokens
 EACH, SHARED, SHUT = "ours, a plugin each", "ours, one for all", "ours, gates shut"

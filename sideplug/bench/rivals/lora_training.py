@@ -27,7 +27,7 @@ from sideplug.cloud.model.torch_model import load_lm
 from sideplug.cloud.store import find
 from sideplug.cloud.tokenizer import Tokenizer
 from sideplug.readers import read
-from sideplug.training import data
+from sideplug.training.split import split
 
 BATCH = 8
 Encoded = list[tuple[list[int], list[int]]]
@@ -77,7 +77,8 @@ def train(model: str, examples: Path, out: Path, epochs: int, rate: float) -> di
     base = find(model)
     tokenizer = Tokenizer(base.folder)
     lm, _ = load_lm(base.folder, torch.float32)
-    training, held = data.split(read(examples), 0.1, 0)
+    parts = split(read(examples), 0.1, 0)  # the examples that our plugin trains on and stops by
+    training, held = parts.training, [*parts.told, *parts.text]
     encoded, held_out = ([tokenizer.encode_example(e.prompt, e.reply) for e in part] for part in (training, held))
     targets = ["q_proj", "v_proj"]
     adapted = get_peft_model(lm, LoraConfig(r=LORA_RANK, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM"))

@@ -110,10 +110,18 @@ class JointMemory:
         return joint
 
 
-class Reservation:
-    """Some bytes of one or several memories, until they are released or nobody holds the reservation any more."""
+class Lender(Protocol):
+    """What a reservation gives something back to."""
 
-    def __init__(self, shares: Sequence[tuple[KVMemory, int]]) -> None:
+    def release(self, size: int) -> None:
+        """Count `size` as free again."""
+        ...
+
+
+class Reservation:
+    """Something of one or several lenders, until it is released or nobody holds the reservation any more."""
+
+    def __init__(self, shares: Sequence[tuple[Lender, int]]) -> None:
         self._shares = list(shares)
 
     def join(self, other: Reservation) -> None:
@@ -124,11 +132,16 @@ class Reservation:
     def release(self) -> None:
         """Give the bytes back; a second call does nothing."""
         while self._shares:
-            memory, size = self._shares.pop()
-            memory.release(size)
+            lender, size = self._shares.pop()
+            lender.release(size)
 
     def __del__(self) -> None:
         self.release()
+
+
+def tokens_for(memory: Memory, size: int) -> int:
+    """How many tokens' memory `size` bytes are, rounded up."""
+    return -(-size * memory.tokens // max(1, memory.limit_bytes))
 
 
 def divide(limit_bytes: int, token_bytes: Sequence[int]) -> list[int]:

@@ -11,6 +11,7 @@ It does not know sessions, plugins or the wire. Test: pytest tests/cloud/test_to
 from __future__ import annotations
 
 import copy
+import tempfile
 import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from sideplug.cloud.cores import cores
 from sideplug.cloud.model.base import Chunk, Floats, Ints, Pipeline, ranges
 from sideplug.cloud.model.memory import KVMemory, Reservation, divide
 from sideplug.cloud.model.torch_cache import KVCache
+from sideplug.cloud.model_files import weight_files
 from sideplug.cloud.weights import GGUF_WEIGHTS, weights_of
 from sideplug.contract.errors import InputError, UnknownModel
 
@@ -323,11 +325,14 @@ def load_lm(folder: Path, dtype: Any) -> tuple[Any, set[str]]:
     if not (folder / GGUF_WEIGHTS).is_file():
         load: Any = transformers.AutoModelForCausalLM.from_pretrained
         options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-        lm, report = load(str(folder), **options)
+        with tempfile.TemporaryDirectory(prefix="sideplug-") as counted:  # transformers would choose other weights
+            for file in [path for path in folder.iterdir() if path.suffix != ".safetensors"] + [*weight_files(folder)]:
+                (Path(counted) / file.name).symlink_to(file.resolve())
+            lm, report = load(counted, **options, trust_remote_code=False)
         return lm, set(report["missing_keys"])
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     build: Any = transformers.AutoModelForCausalLM.from_config
-    lm = build(config, dtype=torch.float32 if dtype == "auto" else dtype)
+    lm = build(config, dtype=torch.float32 if dtype == "auto" else dtype, trust_remote_code=False)
     weights = weights_of(folder)
     names = set(lm.state_dict()) - ({"lm_head.weight"} if config.tie_word_embeddings else set())
     state = {name: torch.from_numpy(np.array(weights.array(name))) for name in names if weights.has(name)}

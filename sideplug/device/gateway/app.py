@@ -4,6 +4,8 @@
     GET  /v1/models                                the base, and the base with each plugin ("base+plugin")
     GET  /                                         the page; its own calls are below /sideplug/
 
+The page's addresses are relative, so a proxy may put a path before all of them.
+
 The gateway keeps no text on disk. It does not know how plugins are trained: a TrainingJob is passed in.
 Test: pytest tests/device/test_gateway.py
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import re
 import signal
 import socket
@@ -31,23 +34,34 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
-from sideplug.contract.errors import InputError, SideplugError, TooLong, UnknownModel
+from sideplug.contract.errors import Busy, InputError, SideplugError
 from sideplug.contract.frames import ModelInfo
 from sideplug.contract.version import __version__
 from sideplug.device import audit
 from sideplug.device.address import Address
-from sideplug.device.gateway import openai_api
-from sideplug.device.gateway.middleware import AccessMiddleware, AccessRules, error_response
-from sideplug.device.gateway.openai_api import Defaults, JsonObject, ResponseShaper
+from sideplug.device.gateway import openai_api, openai_reply
+from sideplug.device.gateway.body import read_body
+from sideplug.device.gateway.json_fields import JsonObject, json_object
+from sideplug.device.gateway.middleware import (
+    AccessMiddleware,
+    AccessRules,
+    Edge,
+    checked_hosts,
+    checked_origins,
+    error_response,
+)
+from sideplug.device.gateway.names import ModelNames
+from sideplug.device.gateway.openai_api import Defaults
+from sideplug.device.gateway.openai_reply import ResponseShaper
 from sideplug.device.gateway.page import FILES, page_routes
 from sideplug.device.gateway.pool import Pool, session_opener
-from sideplug.device.gateway.run import ReplyResources, Run
+from sideplug.device.gateway.run import RETRY_S, Places, ReplyResources, Run
 from sideplug.device.link import Record
 from sideplug.device.plugin_store import PluginStore
 from sideplug.device.reply import DecodeOptions
 
-MAX_BODY_BYTES = 32 << 20
 OPEN_PATHS = frozenset({*FILES, "/health"})  # served without the key
 PAGE_ID = re.compile(r"[0-9a-f]{32}")
 log = logging.getLogger("sideplug.gateway")
@@ -73,13 +87,14 @@ class TrainingJob(Protocol):
 @dataclass(frozen=True)
 class GatewayConfig:
     """key: what callers must give ("": nothing). origins: web pages from elsewhere that may call. hosts: names that the
-    gateway answers to, besides loopback's. replies: how many are made at once; further ones wait. options: how replies
-    are fetched. defaults: values of a request that does not give them."""
+    gateway answers to, besides loopback's. replies: how many are made at once; further ones wait, `queue` of them at
+    most. options: how replies are fetched. defaults: values of a request that does not give them."""
 
     key: str = ""
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     replies: int = 8
+    queue: int = 1000
     options: DecodeOptions = DecodeOptions()
     defaults: Defaults = Defaults()
 
@@ -98,8 +113,8 @@ class Gateway:
     ) -> None:
         self.plugins = plugins
         self.config = config
-        self.pool = Pool(session_opener(cloud), transcript)
-        self.places = asyncio.Semaphore(config.replies)
+        self.pool = Pool(session_opener(cloud), transcript, cloud.retry_s)
+        self.places = Places(config.replies, config.queue)
         self._cloud_url = cloud.url
         self._training = training
         self._resources = ReplyResources(plugins, self.pool, config.options, self.places)
@@ -116,7 +131,7 @@ class Gateway:
         finally:
             self.pool.close()
 
-    def _make_app(self) -> Starlette:
+    def _make_app(self) -> ASGIApp:
         routes = [
             Route("/v1/chat/completions", self._completions, methods=["POST"]),
             Route("/v1/completions", self._completions, methods=["POST"]),
@@ -130,53 +145,43 @@ class Gateway:
             Route("/health", lambda request: JSONResponse({"status": "ok", "version": __version__})),
         ]
         config = self.config
-        rules = AccessRules(config.key, config.origins, config.hosts, OPEN_PATHS)
+        origins = checked_origins(config.origins, config.key)
+        rules = AccessRules(config.key, origins, checked_hosts(config.hosts), OPEN_PATHS)
         middleware = [Middleware(AccessMiddleware, rules=rules)]
-        if config.origins:
-            origins = list(config.origins)
-            cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        if origins:
+            cors = Middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
             middleware.insert(0, cors)
         handlers: dict[Any, Any] = {404: _unknown_path, 405: _unknown_path, 500: _failed}
         handlers |= {SideplugError: _refused, ClientDisconnect: _disconnected}
-        return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+        return Edge(Starlette(routes=routes, middleware=middleware, exception_handlers=handlers))
 
     # ── the API ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _completions(self, request: Request) -> Response:
         is_chat = request.scope["path"].endswith("chat/completions")
         page = _page_id(request)
-        completion = openai_api.parse(await _body(request), is_chat, self.config.defaults)
+        body = await read_body(request)
+        completion = await run_in_threadpool(openai_api.parse, body, is_chat, self.config.defaults)
         model = await run_in_threadpool(self.pool.model)
-        plugin = self._plugin_name(completion.model, model)
-        shaper = ResponseShaper(completion, _full_name(model, plugin), model.fingerprint)
-        run = Run(self._resources, shaper, plugin, page)
+        names = self._names(model)
+        plugin = names.plugin(completion.model)
+        shaper = ResponseShaper(completion, names.full(plugin), model.fingerprint)
+        run = Run(self._resources, shaper, plugin, page, request.is_disconnected)
         await run.begin()
         if completion.stream:
             headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
             return StreamingResponse(run.events(), media_type="text/event-stream", headers=headers)
-        return JSONResponse(await run.whole(request.is_disconnected))
+        return JSONResponse(await run.whole())
 
     async def _models(self, request: Request) -> Response:
-        names = self._model_names(await run_in_threadpool(self.pool.model))
-        models = {name: {"id": name, "object": "model", "created": 0, "owned_by": "sideplug"} for name in names}
+        names = self._names(await run_in_threadpool(self.pool.model))
         name = request.path_params.get("name")
-        if name is None:
-            return JSONResponse({"object": "list", "data": list(models.values())})
-        if name not in models:
-            raise _unknown_model(name, names)
-        return JSONResponse(models[name])
+        wanted = names.listed() if name is None else [names.full(names.plugin(name))]
+        models = [{"id": each, "object": "model", "created": 0, "owned_by": "sideplug"} for each in wanted]
+        return JSONResponse({"object": "list", "data": models} if name is None else models[0])
 
-    def _model_names(self, model: ModelInfo) -> list[str]:
-        return [model.name, *(_full_name(model, entry.name) for entry in self.plugins.entries())]
-
-    def _plugin_name(self, name: str, model: ModelInfo) -> str:
-        """The plugin that a request's `model` names ("base+plugin", or alone); "" for the base. Raises UnknownModel."""
-        if name in ("", model.name):
-            return ""
-        for entry in self.plugins.entries():
-            if name in (entry.name, _full_name(model, entry.name)):
-                return entry.name
-        raise _unknown_model(name, self._model_names(model))
+    def _names(self, model: ModelInfo) -> ModelNames:
+        return ModelNames(model.name, [entry.name for entry in self.plugins.entries()])
 
     # ── the page's calls ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -218,7 +223,7 @@ class Gateway:
             if record is None:
                 report = audit.report([])
                 return {**report.to_json(), "plugin": "", "lines": list(report.lines()), "dropped": 0}
-            report, dropped = audit.report(record.messages, record.plugin), record.messages.dropped
+            report, dropped = audit.report(record.messages, record.plugin, whole=False), record.messages.dropped
             lines = list(report.lines())
             return {**report.to_json(), "plugin": record.plugin_name, "lines": lines, "dropped": dropped}
 
@@ -231,7 +236,7 @@ class Gateway:
         if request.method == "DELETE":
             self._training.stop()
         else:
-            fields = _object_with(await _body(request), "name", "files")
+            fields = _object_with(await read_body(request), "name", "files")
             settings = fields.get("settings") or {}
             if not isinstance(settings, dict):
                 raise InputError("settings must be an object")
@@ -246,10 +251,10 @@ class Gateway:
         if request.method == "DELETE":
             await run_in_threadpool(self.plugins.delete, name)
         elif request.method == "PATCH":
-            fields = _object_with(await _body(request), "name")
+            fields = _object_with(await read_body(request), "name")
             await run_in_threadpool(self.plugins.rename, name, str(fields["name"]))
         elif request.method == "PUT":
-            await run_in_threadpool(self.plugins.import_, name, await _body(request), passphrase)
+            await run_in_threadpool(self.plugins.import_, name, await read_body(request), passphrase)
         else:
             file = await run_in_threadpool(self.plugins.export, name, passphrase)
             headers = {"Content-Disposition": f"attachment; filename*=utf-8''{quote(name)}.sideplug"}
@@ -260,7 +265,7 @@ class Gateway:
 class GatewayServer(uvicorn.Server):
     """uvicorn without logs of its own, and without raising a signal again after it has ended by it."""
 
-    def __init__(self, app: Starlette) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=3)
         super().__init__(config)
 
@@ -276,11 +281,6 @@ class GatewayServer(uvicorn.Server):
 # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _full_name(model: ModelInfo, plugin: str) -> str:
-    """The name of the base with a plugin; of the base itself where `plugin` is ""."""
-    return f"{model.name}+{plugin}" if plugin else model.name
-
-
 def _page_id(request: Request) -> str:
     """The id that a page gave itself; "" for other callers. Raises InputError for one that is malformed."""
     page = request.headers.get("x-sideplug-page", "")
@@ -289,20 +289,9 @@ def _page_id(request: Request) -> str:
     return page
 
 
-async def _body(request: Request) -> bytes:
-    """The request's body. Raises InputError for one that is too large."""
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            raise TooLong(f"the body must have at most {MAX_BODY_BYTES >> 20} MiB")
-        parts.append(part)
-    return b"".join(parts)
-
-
 def _object_with(body: bytes, *names: str) -> JsonObject:
     """The JSON object in a body, which must have these fields."""
-    fields = openai_api.json_object(body)
+    fields = json_object(body)
     if any(name not in fields for name in names):
         raise InputError(f"the body must be an object with {' and '.join(names)}")
     return fields
@@ -320,13 +309,10 @@ def _named_texts(files: object) -> list[tuple[str, str]]:
 # ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _unknown_model(name: str, names: list[str]) -> UnknownModel:
-    return UnknownModel(f"there is no model {name[:80]!r} here; there are: {', '.join(names)}")
-
-
 async def _refused(request: Request, problem: Exception) -> Response:
-    status, body = openai_api.error(problem)
-    return JSONResponse(body, status, {"Retry-After": "5"} if status == 429 else None)
+    status, body = openai_reply.error(problem)
+    retry_s = (problem.retry_s if isinstance(problem, Busy) else None) or RETRY_S
+    return JSONResponse(body, status, {"Retry-After": str(math.ceil(retry_s))} if status == 429 else None)
 
 
 async def _disconnected(request: Request, problem: Exception) -> Response:
@@ -342,5 +328,5 @@ async def _unknown_path(request: Request, problem: Exception) -> Response:
 
 async def _failed(request: Request, problem: Exception) -> Response:
     log.error("a request failed", exc_info=problem)
-    status, body = openai_api.error(problem)
+    status, body = openai_reply.error(problem)
     return JSONResponse(body, status)

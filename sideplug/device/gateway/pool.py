@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from sideplug.contract.errors import SideplugError
+from sideplug.contract.errors import Busy, SideplugError, Stopped
 from sideplug.contract.frames import ModelInfo
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
@@ -28,6 +29,7 @@ from sideplug.device.session import Session
 from sideplug.plugins import Plugin
 
 IDLE_SESSIONS = 4  # sessions that are kept open, of all plugins together
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 1.0  # between two tries, where the cloud has no room for a session
 PAGES = 16  # pages whose messages are remembered; the oldest are forgotten
 log = logging.getLogger("sideplug.gateway")
 
@@ -113,36 +115,109 @@ class PageRecord:
 
 
 class Pool:
-    """The gateway's sessions with the cloud. `transcript` hears the messages of all of them."""
+    """The gateway's sessions with the cloud. `transcript` hears the messages of all of them.
 
-    def __init__(self, open_session: OpenSession, transcript: Record | None = None) -> None:
+    The cloud lets a key have a number of sessions. Where it has no room for one more, who needs it waits for one of
+    ours, first come first served; where none of ours is in use, because other devices have them all, for `patience_s`.
+    """
+
+    def __init__(self, open_session: OpenSession, transcript: Record | None = None, patience_s: float = 60.0) -> None:
         self.open_session = open_session
         self._transcript = transcript
+        self._patience_s = patience_s
         self._idle: list[PooledSession] = []
+        self._lent = 0
+        self._line: deque[object] = deque()  # who waits for room, the first one first
         self._pages: OrderedDict[str, PageRecord] = OrderedDict()
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)  # a session became idle or was closed, or the line moved
         self._model: ModelInfo | None = None
 
     @contextlib.contextmanager
     def session(
-        self, plugin_name: str, plugin: Plugin | None, gate: Gate | None, page: str = ""
+        self,
+        plugin_name: str,
+        plugin: Plugin | None,
+        gate: Gate | None,
+        page: str = "",
+        gave_up: Callable[[], bool] = lambda: False,
     ) -> Iterator[PooledSession]:
-        """Lend a session that nobody else uses. What it says meanwhile is remembered for `page` ("": for nobody)."""
+        """Lend a session that nobody else uses. What it says meanwhile is remembered for `page` ("": for nobody).
+
+        Waits for room at the cloud, until `gave_up`. Raises Busy where there is none, and CloudError and its kin.
+        """
         key = PoolKey(plugin_name, id(plugin), (gate.kind, gate.threshold) if gate else None)
-        session = self._take(key) or self._open(key, plugin, gate)
+        session = self._obtain(key, plugin, gate, gave_up)
         if page:
             session.recorder.listener = self._listen(page, session)
         try:
             yield session
         except BaseException:
+            self._give_back()
             session.close()
             raise
         session.recorder.listener = None
-        with self._lock:
-            self._idle.append(session)
+        self._give_back(session)
+
+    def _give_back(self, session: PooledSession | None = None) -> None:
+        """A lent session is not used any more; it is kept, unless it was closed (None)."""
+        with self._changed:
+            self._lent -= 1
+            if session is not None:
+                self._idle.append(session)
             spare = [self._idle.pop(0) for _ in range(len(self._idle) - IDLE_SESSIONS)]
+            self._changed.notify_all()
         for old in spare:
             old.close()
+
+    def _obtain(
+        self, key: PoolKey, plugin: Plugin | None, gate: Gate | None, gave_up: Callable[[], bool]
+    ) -> PooledSession:
+        """An idle session of this key, or a new one, when there is room for it; it counts as lent."""
+        if not self._line:
+            with contextlib.suppress(Busy):
+                return self._take(key) or self._open(key, plugin, gate)
+        with self._turn(gave_up):
+            return self._wait_for_room(key, plugin, gate, gave_up)
+
+    @contextlib.contextmanager
+    def _turn(self, gave_up: Callable[[], bool]) -> Iterator[None]:
+        """Wait until those who came before have their sessions."""
+        ticket = object()
+        with self._changed:
+            self._line.append(ticket)
+        try:
+            with self._changed:
+                while self._line[0] is not ticket:
+                    self._changed.wait(MAX_PAUSE_S)
+                    _check(gave_up)
+            yield
+        finally:
+            with self._changed:
+                self._line.remove(ticket)
+                self._changed.notify_all()
+
+    def _wait_for_room(
+        self, key: PoolKey, plugin: Plugin | None, gate: Gate | None, gave_up: Callable[[], bool]
+    ) -> PooledSession:
+        """Try again when one of our sessions comes back, and now and then. Raises Busy."""
+        pause_s, hopeless_since_s = FIRST_PAUSE_S, time.monotonic()
+        while True:
+            _check(gave_up)
+            try:
+                return self._take(key) or self._open(key, plugin, gate)
+            except Busy:
+                with self._changed:
+                    idle, self._idle = self._idle, []  # those of other plugins take the room that this one needs
+                for other in idle:
+                    other.close()
+                with self._changed:
+                    if idle or self._lent:
+                        hopeless_since_s = time.monotonic()
+                    elif time.monotonic() - hopeless_since_s >= self._patience_s:
+                        raise
+                    self._changed.wait(pause_s)
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
     def page_record(self, page: str) -> PageRecord | None:
         """Return what this page's requests sent and got; None where they sent nothing, or it has been forgotten."""
@@ -182,6 +257,8 @@ class Pool:
                     return None
                 self._idle.remove(session)
             if session.is_alive():
+                with self._lock:
+                    self._lent += 1
                 return session
             session.close()
 
@@ -189,6 +266,8 @@ class Pool:
         recorder = SessionRecorder(self._transcript)
         session = self.open_session(plugin, gate, recorder)
         recorder.is_open = True
+        with self._lock:
+            self._lent += 1
         return PooledSession(key, plugin, session, recorder)
 
     def _listen(self, page: str, session: PooledSession) -> Recent:
@@ -203,3 +282,9 @@ class Pool:
             while len(self._pages) > PAGES:
                 self._pages.popitem(last=False)
             return record.messages
+
+
+def _check(gave_up: Callable[[], bool]) -> None:
+    """Raises Stopped where nobody waits for the session any more."""
+    if gave_up():
+        raise Stopped("the caller has left")

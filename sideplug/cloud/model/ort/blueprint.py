@@ -7,7 +7,6 @@ Test: pytest tests/cloud/test_ort_model.py
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sideplug.cloud.weights import Unfit
+from sideplug.cloud.model_files import Unfit, read_json, reading
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,14 @@ _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu", "g
 
 
 def read(folder: Path) -> Blueprint:
-    """Return the blueprint of a model folder, from its config.json. Raises Unfit when its blocks have another shape."""
-    config = json.loads((folder / "config.json").read_text())
+    """Return the blueprint of a model folder, from its config.json. Raises Unfit, UnknownModel."""
+    config = read_json(folder / "config.json")
+    with reading(folder / "config.json"):
+        return _blueprint(config)
+
+
+def _blueprint(config: dict[str, Any]) -> Blueprint:
+    """Return the blueprint of a config, whose sizes are checked. Raises Unfit."""
     family = config.get("model_type")
     if family not in _FAMILIES:
         raise Unfit(f"its architecture is {family}; the graph knows {', '.join(_FAMILIES)}")

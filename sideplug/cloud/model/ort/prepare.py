@@ -9,7 +9,6 @@ It does not run a model. Test: pytest tests/cloud/test_ort_model.py tests/cloud/
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import onnx
 import onnxruntime
 from onnx import ModelProto, TensorProto
 
+from sideplug.cloud import kept
 from sideplug.cloud.model.base import Floats
 from sideplug.cloud.model.ort import q4_offsets
 from sideplug.cloud.model.ort.blueprint import Blueprint
@@ -34,7 +34,6 @@ from sideplug.cloud.model.ort.graph import (
     store_weights,
 )
 from sideplug.cloud.model.ort.prepack import open_session, prepack, write
-from sideplug.cloud.store import make_once
 from sideplug.cloud.weights import BLOCK, Blocks, Weights, weights_of
 
 FORMAT = 6  # of what is kept: counted up when the graph changes
@@ -112,12 +111,7 @@ def _tensors(path: Path) -> dict[str, TensorProto]:
 
 def _open(folder: Path, name: str, make: Callable[[], ModelProto]) -> onnxruntime.InferenceSession:
     """Open a further graph over the same weights; it is written when it is first wanted."""
-    path = folder / f"{name}.onnx"
-    if not path.exists():
-        aside = path.with_name(f".{name}.{os.getpid()}")
-        write(make(), aside)
-        aside.replace(path)
-    return open_session(path)
+    return open_session(kept.file(folder / f"{name}.onnx", lambda aside: write(make(), aside)))
 
 
 def prepare(
@@ -171,9 +165,9 @@ def _key(fingerprint: str, bits: int) -> str:
 
 def _make_once(root: Path, name: str, say: Callable[[str], None], make: Callable[[Path], None]) -> Path:
     target = root / "graphs" / name
-    if not target.is_dir():
+    if not kept.is_whole(target):
         say("arranging the weights for this CPU, once (some seconds)")
-        make_once(target, make)
+        kept.make(target, make)
     return target
 
 
@@ -206,7 +200,7 @@ def _machine() -> str:
     """What the prepacked bytes depend on: the version of ONNX Runtime and the CPU's instructions."""
     flags = platform.processor() + platform.machine()
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             flags += next((line for line in file if line.startswith(("flags", "Features"))), "")
     except OSError:
         pass

@@ -159,7 +159,7 @@ async function reply(plugin, prompt, box, signal, seed) {
   };
   const got = { text: "", by: {}, usage: null, why: "", problem: "", stopped: false };
   try {
-    const response = await api(chat ? "/v1/chat/completions" : "/v1/completions", { method: "POST", json, signal });
+    const response = await api(chat ? "v1/chat/completions" : "v1/completions", { method: "POST", json, signal });
     for await (const chunk of events(response)) addChunk(got, chunk, box);
     if (!got.usage) throw new Error("The reply broke off.");
   } catch (problem) {
@@ -205,7 +205,7 @@ function gateRate(plugin) {
 /** Ask the gateway how things stand, and show it. */
 async function refresh() {
   try {
-    state = await (await api("/sideplug/state")).json();
+    state = await (await api("sideplug/state")).json();
   } catch (problem) {
     state = { ...state, error: problem.message };
   }
@@ -448,7 +448,7 @@ async function send(text) {
   const got = await reply(plugin, prompt, box, busy.signal);
   setBusy(null);
   got.gate = gate;
-  const turn = { user: text, reply: got.text, raw };
+  const turn = { user: text, reply: got.text, raw, plugin };
   if (got.text && !raw) turns.push(turn);
   if (got.problem) await refresh();
   const again = () => {
@@ -570,7 +570,7 @@ async function runBoth() {
 
 // ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-let replies = JSON.parse(sessionStorage.getItem("replies") ?? "[]"); // {title, line}: each a line of JSON lines
+let replies = JSON.parse(sessionStorage.getItem("replies") ?? "[]"); // {title, line: of JSON lines, plugin: whose reply}
 let texts = []; // {name, text}: files
 let sent = []; // of both, what the running training was given
 let losses = []; // [step, training loss, held-out loss] of it
@@ -584,14 +584,21 @@ function addExample(turn, text) {
     { role: "assistant", content: text },
   ];
   const example = turn.raw ? { text: turn.user + text } : { messages };
-  replies.push({ title: `${turn.user} → ${text}`, line: JSON.stringify(example) });
+  replies.push({ title: `${turn.user} → ${text}`, line: JSON.stringify(example), plugin: turn.plugin });
+  if (pluginNamed(turn.plugin)) $("name").value = turn.plugin; // what was corrected is what learns it
   showExamples();
   announce("Kept to be learnt: see Train.");
 }
 
-/** An item of the list of what is to be learnt. */
-function exampleItem(title, size, drop) {
-  const remove = () => {
+/** An item of the list of what is to be learnt. `isOnlyHere`: removing it loses it, so that is asked first. */
+function exampleItem(title, size, isOnlyHere, drop) {
+  const remove = ({ target }) => {
+    if (isOnlyHere && target.textContent === "Remove") {
+      target.textContent = "Remove for good?";
+      target.classList.add("danger");
+      target.addEventListener("blur", showExamples, { once: true });
+      return;
+    }
     drop();
     showExamples();
   };
@@ -600,14 +607,18 @@ function exampleItem(title, size, drop) {
   return make("li", {}, ...parts);
 }
 
+/** Whose reply it was that is to be learnt. */
+const fromWhom = ({ plugin }) => (plugin ? `from the chat with ${plugin}` : "from the chat");
+
 /** List what is to be learnt: files, and replies of the chat. */
 function showExamples() {
   sessionStorage.setItem("replies", JSON.stringify(replies));
+  const size = (file) => count(file.text.length, "character", "characters");
   const dropText = (file) => () => (texts = texts.filter((one) => one !== file));
   const dropReply = (reply) => () => (replies = replies.filter((one) => one !== reply));
   $("examples").replaceChildren(
-    ...texts.map((file) => exampleItem(file.name, count(file.text.length, "character", "characters"), dropText(file))),
-    ...replies.map((reply) => exampleItem(reply.title, "from the chat", dropReply(reply))),
+    ...texts.map((file) => exampleItem(file.name, size(file), false, dropText(file))),
+    ...replies.map((reply) => exampleItem(reply.title, fromWhom(reply), true, dropReply(reply))),
   );
   const total = texts.length + replies.length;
   $("examples-title").textContent = total ? "To learn from" : "Nothing to learn from yet";
@@ -623,7 +634,8 @@ function showWill() {
   if (!state.training) $("will").textContent = "This gateway does not train.";
   else if (pluginNamed(name))
     $("will").textContent =
-      `${name} is there: it learns this too, and is replaced only if it does no worse on what it knew.`;
+      `${name} is there: it learns this too, and is replaced only if it does no worse on what it knew.` +
+      (replies.some(({ plugin }) => plugin && plugin !== name) ? " Some of the replies are another plugin's." : "");
   else
     $("will").textContent =
       "A new plugin is made; one example in ten is held out to judge it by. More epochs learn facts better, and take " +
@@ -635,7 +647,10 @@ async function takeFiles(files) {
   const refused = [];
   for (const file of files) {
     try {
-      const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
+      const bytes = new Uint8Array(await file.arrayBuffer());
+      const mark = bytes[0] * 256 + bytes[1];
+      const encoding = mark === 0xfffe ? "utf-16le" : mark === 0xfeff ? "utf-16be" : "utf-8";
+      const text = new TextDecoder(encoding, { fatal: true }).decode(bytes);
       if (text.includes("\0")) throw new Error();
       texts = [...texts.filter((one) => one.name !== file.name), { name: file.name, text }];
     } catch {
@@ -648,15 +663,16 @@ async function takeFiles(files) {
   showExamples();
 }
 
-/** Start a training of all that is listed. */
-async function train() {
+/** Start a training of all that is listed. `force`: replace the plugin whatever comes of it. */
+async function train(force) {
   const name = $("name").value.trim();
   const files = texts.map(({ name, text }) => ({ name, text }));
   if (replies.length) files.push({ name: "chat.jsonl", text: replies.map((reply) => reply.line + "\n").join("") });
   const epochs = Math.round(Number($("epochs").value));
-  const json = { name, files, settings: epochs ? { epochs } : {} };
+  const settings = { ...(epochs && { epochs }), ...(force && { force }) }; // the rest is as the command has it
+  const json = { name, files, settings };
   try {
-    const answer = await api("/sideplug/training", { method: "POST", json });
+    const answer = await api("sideplug/training", { method: "POST", json });
     [sent, followed, losses] = [[...texts, ...replies], name, []];
     showSentence("refused", "");
     state.training = await answer.json();
@@ -670,7 +686,7 @@ async function train() {
 /** Stop the running training. */
 function stopTraining() {
   [$("halt").disabled, $("halt").textContent] = [true, "Stopping …"];
-  api("/sideplug/training", { method: "DELETE" }).catch((problem) => showSentence("refused", problem.message));
+  api("sideplug/training", { method: "DELETE" }).catch((problem) => showSentence("refused", problem.message));
 }
 
 /** Show how far the training is, or what came of it. */
@@ -679,7 +695,8 @@ function showTraining() {
   showWill();
   $("progress").hidden = !job || !(job.running || job.line || job.error);
   if ($("progress").hidden) return;
-  $("stage").textContent = `${job.name}: ${job.running ? job.stage : job.error ? "not trained" : "done"}`;
+  const end = job.error ? "not trained" : job.kept === false ? "not replaced" : "done";
+  $("stage").textContent = `${job.name}: ${job.running ? job.stage : end}`;
   $("count").textContent = job.running && job.total ? `${number(job.done)} of ${number(job.total)}` : "";
   $("bar").hidden = $("halt").hidden = !job.running;
   if (job.total) $("bar").value = job.done / job.total;
@@ -691,12 +708,13 @@ function showTraining() {
     followed = job.name;
     clearTimeout(polling);
     polling = setTimeout(refresh, state.error ? 2000 : 500);
-    for (const id of ["outcome", "use"]) $(id).hidden = true;
+    for (const id of ["outcome", "use", "rejected"]) $(id).hidden = true;
     return;
   }
   [$("halt").disabled, $("halt").textContent] = [false, "Stop training"];
-  $("outcome").textContent = job.error || job.line;
-  $("outcome").className = job.error ? "bad" : "";
+  $("outcome").textContent = [job.error || job.line, ...(job.notes ?? [])].join("; ");
+  $("outcome").className = job.error || job.kept === false ? "bad" : "";
+  $("rejected").hidden = job.kept !== false || !(texts.length + replies.length);
   $("outcome").hidden = false;
   if (followed === job.name) finishTraining(job);
 }
@@ -704,12 +722,10 @@ function showTraining() {
 /** A training that this page followed has ended: its plugin is taken at once. */
 function finishTraining(job) {
   followed = "";
-  announce(job.error || `${job.name} has learnt: ${job.line}`);
-  if (job.error) return;
-  if (!job.line.includes("stays as it was")) {
-    [texts, replies] = [texts, replies].map((list) => list.filter((one) => !sent.includes(one)));
-    showExamples();
-  }
+  announce(job.error || (job.kept ? `${job.name} has learnt: ${job.line}` : job.line));
+  if (job.error || !job.kept) return; // what was not learnt stays listed
+  [texts, replies] = [texts, replies].map((list) => list.filter((one) => !sent.includes(one)));
+  showExamples();
   if (!isUsable(pluginNamed(job.name))) return;
   chosen = job.name;
   $("use").hidden = false;
@@ -768,7 +784,7 @@ const endOf = (name, loss) => `${name} ${loss.toFixed(2)}`;
 // ── plugins ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /** Where a plugin is, for the gateway. */
-const pluginPath = (name) => `/sideplug/plugins/${encodeURIComponent(name)}`;
+const pluginPath = (name) => `sideplug/plugins/${encodeURIComponent(name)}`;
 
 /** The header of a passphrase, where there is one. */
 const passphraseHeader = (phrase) => (phrase ? { "X-Passphrase": encodeURIComponent(phrase) } : {});
@@ -789,7 +805,7 @@ async function changeShelf(work, done) {
 
 /** List the plugins; those that can be trained further stand in the training's field too. */
 function showShelf() {
-  const trainable = state.plugins.filter((plugin) => plugin.own !== false);
+  const trainable = state.plugins.filter((plugin) => !plugin.error);
   $("none").hidden = state.plugins.length > 0;
   $("shelf").replaceChildren(...state.plugins.map(pluginCard));
   $("names").replaceChildren(...trainable.map((plugin) => make("option", { value: plugin.name })));
@@ -921,7 +937,7 @@ async function importFile() {
 async function look() {
   $("whose").textContent = "Reading the messages …";
   try {
-    showReport(await (await api("/sideplug/audit")).json());
+    showReport(await (await api("sideplug/audit")).json());
   } catch (problem) {
     $("whose").textContent = problem.message;
     announce(problem.message);
@@ -1064,7 +1080,8 @@ on("files", "change", async () => {
   await takeFiles($("files").files);
   $("files").value = "";
 });
-on("train", "click", train);
+on("train", "click", () => train(false));
+on("force", "click", () => train(true));
 on("halt", "click", stopTraining);
 on("use", "click", () => {
   openTab("chat");
