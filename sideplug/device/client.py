@@ -18,6 +18,7 @@ from sideplug.contract.frames import ModelInfo
 from sideplug.contract.gate import Gate
 from sideplug.contract.wire import MODEL_PATH
 from sideplug.device.address import Address, get
+from sideplug.device.reading import Progress, read_for
 from sideplug.device.link import Link, Record, WebSocketLink
 from sideplug.device.reconnect import RetryPolicy
 from sideplug.device.responders import PluginResponder, Responder
@@ -29,12 +30,14 @@ from sideplug.plugins import Plugin
 class Client:
     """A cloud's address, and how its sessions are opened. Everybody who opens one has a Client.
 
-    record: receives (">" or "<", message) of all that passes. say: receives one line for each break.
+    record: receives (">" or "<", message) of all that passes. say: receives one line for each break. reading: receives
+    (done, of how many) where the base reads what a plugin was told since the last time.
     """
 
     address: Address = Address()
     record: Record | None = None
     say: Callable[[str], None] = lambda line: None
+    reading: Progress = lambda done, count: None
 
     @classmethod
     def at(cls, cloud: str | Address = DEFAULT_URL) -> Client:
@@ -52,7 +55,14 @@ class Client:
         if responder is None and plugin is not None:
             responder = PluginResponder(plugin, gate)
         open_link: Callable[[], Link] = partial(WebSocketLink.open, self.address, self.record)
-        return Session(open_link(), responder, open_link, RetryPolicy(self.address.retry_s, self.say))
+        session = Session(open_link(), responder, open_link, RetryPolicy(self.address.retry_s, self.say))
+        if plugin is not None:
+            try:
+                read_for(session, plugin, self.reading)
+            except BaseException:
+                session.close()
+                raise
+        return session
 
     def model(self) -> ModelInfo:
         """The base model that the cloud serves, by one plain request. Raises Unreachable, Unauthorized, CloudError."""

@@ -27,7 +27,7 @@ from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.contract.text import Prompt
 from sideplug.device.drafts import PromptLookup, Text
 from sideplug.device.head import DeviceHead
-from sideplug.plugins import PartReply, Plugin, TrainedPart
+from sideplug.plugins import ANY_BASE, PartReply, Plugin, TrainedPart
 
 
 class AnswerFields(Packed, total=False):
@@ -51,11 +51,12 @@ class Answering(Protocol):
     """A responder during one reply.
 
     gates: for each part "open", "shut" or "" (as OPEN says); [] for as OPEN says. draft: ids that the reply is expected
-    to begin with. rows: how many rows of the text it has, where it needs the context; None where it does not.
+    to begin with. source: what it will answer from, in words; "" without a memory's answer. rows: how many rows of the text it has, where it needs the context; None where it does not.
     """
 
     gates: list[str]
     draft: list[int]
+    source: str
 
     @property
     def rows(self) -> int | None:
@@ -140,6 +141,7 @@ class Silent:
 
 class _NoAnswer:
     rows = None
+    source = ""
 
     def __init__(self) -> None:
         self.gates: list[str] = []
@@ -213,7 +215,9 @@ class PluginResponder:
         wanted = _context_wanted(plugin.context)
         if any(part.role == "memory" for part in plugin.parts):
             wanted[MIXTURE.name] = want(MixtureSettings())
-        self.opening = Opening(plugin.base, plugin.tap, plugin.merge, gates, wanted)
+        base = "" if plugin.base == ANY_BASE else plugin.base
+        self.opening = Opening(base, plugin.tap, plugin.merge, gates, wanted)
+        self._is_shut = gate is not None and gate.kind == "shut"
 
     def check_base(self, model: ModelInfo) -> None:
         """See Responder."""
@@ -226,6 +230,8 @@ class PluginResponder:
     def begin(self, prompt: Prompt, sampling: Sampling, options: ReplyOptions) -> Answering:
         """See Responder."""
         answering = PluginAnswering(self.plugin, prompt, options["drafts"], options["width"])
+        if self._is_shut:
+            answering.be_silent()
         head = options["head"]
         return answering if head is None else HeadAnswering(answering, head, sampling)
 
@@ -252,7 +258,7 @@ class PluginAnswering:
         self._width, self._drafts = width, drafts
         self._tap = plugin.tap
         self._parts: list[tuple[PartReply, list[int]]] = [
-            (part.begin(prompt), self._tap.rows_of(part.tap)) for part in plugin.parts
+            (part.begin(prompt), self._tap.rows_of(part.tap) if part.tap else []) for part in plugin.parts
         ]
         self._memories = sum(part.role == "memory" for part in plugin.parts)
         self._told = Text()
@@ -266,6 +272,11 @@ class PluginAnswering:
         if not any(self.gates):
             self.gates = []
         self.draft = next((reply.draft for reply, _ in self._parts if reply.draft), []) if drafts else []
+        self.source = next((reply.source for reply, _ in self._parts if reply.source), "")
+
+    def be_silent(self) -> None:
+        """Let no part open its gate by itself: every gate is as OPEN says."""
+        self.gates, self.draft, self.source = [], [], ""
 
     @property
     def rows(self) -> int | None:
@@ -385,7 +396,7 @@ class HeadAnswering:
     def __init__(self, inner: PluginAnswering, head: DeviceHead, sampling: Sampling) -> None:
         self._inner, self._head, self._sampling = inner, head, sampling
         self._text: list[int] = []  # prompt and reply, where the choice depends on them
-        self.gates, self.draft = inner.gates, inner.draft
+        self.gates, self.draft, self.source = inner.gates, inner.draft, inner.source
         self.begun: Callable[[int], None] = inner.begun
         self.context: Callable[[Context], None] = inner.context
         self.skip: Callable[[Ask], None] = inner.skip

@@ -67,12 +67,12 @@ def quantize(weights: Mapping[str, np.ndarray], vocabulary: str) -> bytes:
 class Encoder:
     """The encoder. Its methods may be called from several threads."""
 
-    _weights: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]
     _pieces: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self._pieces:
-            lines = self._weights.pop("vocabulary").tobytes().decode().split("\n")
+            lines = self.weights.pop("vocabulary").tobytes().decode().split("\n")
             self._pieces.update((piece, number) for number, piece in enumerate(lines))
 
     @classmethod
@@ -81,7 +81,7 @@ class Encoder:
         try:
             return cls(dict(safetensors.numpy.load_file(path)))
         except (OSError, safetensors.SafetensorError, KeyError, UnicodeDecodeError) as error:
-            raise PluginError(f"the sentence encoder {path} is damaged ({error}): remove it, it is fetched anew") from error
+            raise PluginError(f"the sentence encoder {path} is damaged: remove it, it is fetched anew") from error
 
     # Tokens
 
@@ -123,7 +123,7 @@ class Encoder:
 
         mask_BT: 1.0 for a token, 0.0 for padding. change: added to the weights. add_BTE: added to the embeddings.
         """
-        w = self._weights
+        w = self.weights
         rows = w[f"{_EMBEDDINGS}.weight"][ids_BT] * w[f"{_EMBEDDINGS}.weight.scale"][ids_BT]
         positions = w["embeddings.position_embeddings.weight"][: ids_BT.shape[1]]
         rows = rows + positions + w["embeddings.token_type_embeddings.weight"][0]
@@ -149,7 +149,7 @@ class Encoder:
         return x
 
     def _linear(self, x: np.ndarray, name: str, change: LowRank | None) -> np.ndarray:
-        w = self._weights
+        w = self.weights
         flat = x.reshape(-1, x.shape[-1])
         out = (flat @ w[f"{name}.weight"].astype(np.float32).T) * w[f"{name}.weight.scale"][:, 0] + w[f"{name}.bias"]
         if change is not None and name in change:
@@ -160,7 +160,7 @@ class Encoder:
     def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
         centred = x - x.mean(-1, keepdims=True)
         spread = np.sqrt((centred * centred).mean(-1, keepdims=True) + 1e-12)
-        return np.asarray(centred / spread * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"])
+        return np.asarray(centred / spread * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"])
 
 
 def gelu(x: np.ndarray) -> np.ndarray:

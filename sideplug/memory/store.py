@@ -1,9 +1,9 @@
-"""What a person told: entries in one SQLite file, with an inverted index of their words.
+"""What a person told: entries in one SQLite database, with an inverted index of their words.
 
 An entry is a question with its reply, or a note. It is searched as *passages*: a pair is one, a note has one for each
-sentence. A change is one transaction, so that another process sees the old memory or the new one, and a process that is
-killed leaves no half of one. It does not know the base model's tokens, beyond keeping them. Test: pytest
-tests/memory/test_store.py
+few sentences. The database lives in the process's memory; `to_bytes` gives what a part's file holds, so the part's file
+is what another process sees, the old or the new, whole. It does not know the base model's tokens, beyond keeping them.
+Test: pytest tests/memory/test_store.py
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 
-from sideplug.contract.errors import InputError, PluginError, Stopped
+from sideplug.contract.errors import InputError, PluginError
 from sideplug.memory.words import sentences, stem, words
 
 FORMAT = 1
 MAX_CHARACTERS = 20_000  # of a question, a reply or a note
-WAIT_S = 20.0  # for another process that writes
+PASSAGE = 360  # characters of a note that are searched together, at most, where sentences allow
 IN_MEMORY = ":memory:"
 
 _TABLES = """
@@ -85,18 +84,40 @@ class Entry:
         """Return (what is asked, what is said) of each passage; a note's is asked about by its own words."""
         if not self.is_note:
             return [(self.question, self.reply)]
-        return [("", sentence) for sentence in sentences(self.reply)]
+        passages, some = [], list[str]()
+        for sentence in sentences(self.reply):
+            if some and sum(map(len, some)) + len(sentence) > PASSAGE:
+                passages.append(some)
+                some = []
+            some.append(sentence)
+        return [("", "\n".join(each)) for each in [*passages, some] if each]
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage as a search finds it. ids: its reply's tokens of the base; None where they were not recorded yet."""
+    """A passage as a search finds it.
+
+    asked: "" for a note's. said: a reply, or a note's sentences, one a line. ids: the tokens of what may be said, by the
+    base model, −1 behind each; None where they were not recorded yet.
+    """
 
     id: int
     number: int
     asked: str
     said: str
     ids: np.ndarray | None = None
+
+    @property
+    def parts(self) -> list[str]:
+        """What it may answer with: its reply, or one of its sentences."""
+        return [self.said] if self.asked else self.said.split("\n")
+
+    def ids_of(self, part: int) -> list[int]:
+        """The tokens of a part; [] where they were not recorded."""
+        if self.ids is None:
+            return []
+        ends = np.flatnonzero(self.ids < 0)
+        return self.ids[(ends[part - 1] + 1 if part else 0) : ends[part]].tolist()
 
 
 def _tidy(text: str) -> str:
@@ -108,77 +129,43 @@ def _stems(text: str) -> list[str]:
 
 
 class Store:
-    """The entries of one memory, in a file or in the process's memory. Close it, or use it in a `with` statement."""
+    """The entries of one memory. Its methods may be called from several threads, one at a time."""
 
-    def __init__(self, connection: sqlite3.Connection, name: str) -> None:
-        self._db, self._name = connection, name
-
-    @classmethod
-    def open(cls, path: Path | None = None) -> Store:
-        """Return the memory in the file `path`, made where there is none; without a path, one that no file holds.
-
-        Raises PluginError for a file that holds something else, Stopped where it can't be made.
-        """
-        name = str(path) if path else IN_MEMORY
-        try:
-            if path and not path.exists():
-                path.touch(mode=0o600)
-            db = sqlite3.connect(name, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
-        except (OSError, sqlite3.Error) as error:
-            raise Stopped(f"the memory {name} could not be opened: {error}") from error
-        return cls(db, name)._ready()
-
-    @classmethod
-    def from_bytes(cls, data: bytes, name: str = "the memory") -> Store:
-        """Return the memory that `to_bytes` gave. Raises PluginError."""
-        db = sqlite3.connect(IN_MEMORY, isolation_level=None, check_same_thread=False)
-        try:
-            db.deserialize(data)
-        except sqlite3.Error as error:
-            raise PluginError(f"{name} is damaged: {error}") from error
-        return cls(db, name)._ready()
-
-    def _ready(self) -> Store:
+    def __init__(self, data: bytes | None = None, name: str = "the memory") -> None:
+        """Holds what `to_bytes` gave; None: nothing. `name` names it in errors. Raises PluginError."""
+        self._db, self._name = sqlite3.connect(IN_MEMORY, isolation_level=None, check_same_thread=False), name
         with self._errors():
-            self._db.execute("PRAGMA secure_delete = ON")  # what is forgotten is overwritten
-            with self.change():
-                if not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                    for statement in _TABLES.strip().split(";\n"):
-                        self._db.execute(statement)
-                    self._db.execute("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
-                found = self._db.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
-            if found is None or found[0] != str(FORMAT):
-                got = found[0] if found else "none"
-                raise PluginError(f"the memory {self._name} has format {got}, this version reads {FORMAT}")
-        return self
+            if data is not None:
+                self._db.deserialize(data)
+            self._ready()
+
+    def _ready(self) -> None:
+        self._db.execute("PRAGMA secure_delete = ON")  # what is forgotten is overwritten
+        with self.change():
+            if not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                for statement in _TABLES.strip().split(";\n"):
+                    self._db.execute(statement)
+                self._db.execute("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
+            found = self._db.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
+        if found is None or found[0] != str(FORMAT):
+            got = found[0] if found else "none"
+            raise PluginError(f"{self._name} has format {got}, this version reads {FORMAT}")
 
     def to_bytes(self) -> bytes:
         """Return the whole memory."""
         with self._errors():
             return bytes(self._db.serialize())
 
-    def close(self) -> None:
-        """Close the file."""
-        self._db.close()
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:  # locked, full, read-only, …
-            raise Stopped(f"the memory {self._name} could not be used: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise PluginError(f"the memory {self._name} is damaged: {error}") from error
+        except sqlite3.Error as error:
+            raise PluginError(f"{self._name} is damaged: {error}") from error
 
     @contextlib.contextmanager
     def change(self) -> Iterator[None]:
-        """A transaction: all that happens in the block, or nothing of it. Raises Stopped, PluginError."""
+        """A transaction: all that happens in the block, or nothing of it. Raises PluginError."""
         if self._db.in_transaction:
             yield
             return
@@ -197,7 +184,7 @@ class Store:
     def add(self, entries: Iterable[Entry]) -> list[int]:
         """Keep entries, all or none of them; return their numbers. One that is there already keeps its number.
 
-        Raises InputError for one that can't be kept, Stopped.
+        Raises InputError for one that can't be kept.
         """
         checked = [entry.check() for entry in entries]
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -387,6 +374,17 @@ class Store:
         with self._errors():
             rows = self._db.execute("SELECT id FROM passages WHERE base != ? ORDER BY id", (base,))
             return self.passages([row[0] for row in rows.fetchall()])
+
+    def missing_vectors(self) -> int:
+        """Return how many passages have no vector."""
+        with self._errors():
+            return int(self._db.execute("SELECT count(*) FROM passages WHERE vector IS NULL").fetchone()[0])
+
+    def ids_by_passage(self, base: str) -> dict[int, np.ndarray]:
+        """Return the tokens that were recorded of this base, by passage."""
+        with self._errors():
+            rows = self._db.execute("SELECT id, ids FROM passages WHERE base = ?", (base,))
+            return {int(row[0]): np.frombuffer(row[1], np.int32) for row in rows}
 
     def set_ids(self, base: str, ids: dict[int, np.ndarray]) -> None:
         """Keep the tokens of passages' replies, by the base model with this fingerprint."""

@@ -8,11 +8,13 @@ from sideplug.plugins.base import Kind, Part, PartReply, TrainedKind, TrainedPar
 from sideplug.plugins.ladder import Ladder
 from sideplug.plugins.paper import Paper, PaperAdded
 from sideplug.plugins.plugin import Plugin
+from sideplug.plugins.validate import ANY_BASE
 
 for each in (Ladder(), Paper(), PaperAdded()):
     register(each)
 
 __all__ = [
+    "ANY_BASE",
     "Kind",
     "Part",
     "PartReply",

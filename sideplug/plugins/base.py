@@ -10,6 +10,7 @@ It does not know the wire, training data or the base model. Test: pytest tests/p
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -60,11 +61,14 @@ class PartReply:
 
     gate: "open" or "shut" overrides the part's gate for this reply; "" leaves it. draft: token ids that the part
     expects the reply to begin with. wants_context: whether it needs the rows of the prompt and of positions that it is
-    not asked about.
+    not asked about. source: what it answers from, in words, for the person.
     """
 
-    def __init__(self, gate: str = "", draft: list[int] | None = None, wants_context: bool = False) -> None:
+    def __init__(
+        self, gate: str = "", draft: list[int] | None = None, wants_context: bool = False, source: str = ""
+    ) -> None:
         self.gate = gate
+        self.source = source
         self.draft = draft or []
         self.wants_context = wants_context
 
@@ -87,15 +91,17 @@ class PartReply:
 
 
 class Part(ABC):
-    """One part of a plugin. role: a "memory" is asked before "manner" parts."""
+    """One part of a plugin. role: a "memory" is asked before "manner" parts. has_read: `take_read` changed it."""
 
     role: ClassVar[Literal["memory", "manner"]] = "manner"
+    fits_any_base: ClassVar[bool] = False
     merge: Merge = "add"
     name: str
     kind_name: str
-    tap: Tap
+    tap: Tap | None  # None: it reads no states
     gate: Gate
     about: dict[str, Any]
+    has_read: bool = False
 
     @property
     def context(self) -> ContextSlice | None:
@@ -110,6 +116,17 @@ class Part(ABC):
     @abstractmethod
     def begin(self, prompt: Prompt) -> PartReply:
         """The part for one reply to this prompt."""
+
+    def unread(self, base: str) -> list[tuple[Prompt, str]]:
+        """Prompts with replies whose tokens by the base model with this fingerprint it needs, and has not yet."""
+        return []
+
+    def take_read(self, base: str, ids: list[list[int]]) -> None:
+        """The tokens of the first replies of `unread`, in their order; [] of one that the base can't read."""
+
+    def merged_with(self, stored: Part) -> Part:
+        """What is to be stored in place of `stored`, which may have changed since this part was loaded."""
+        return self
 
     @abstractmethod
     def tensors(self) -> dict[str, np.ndarray]:
@@ -126,7 +143,9 @@ class Kind(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def load(self, config: Mapping[str, Any], tensors: Params, tap: Tap, gate: Gate, about: dict[str, Any]) -> Part:
+    def load(
+        self, config: Mapping[str, Any], tensors: Params, tap: Tap | None, gate: Gate, about: dict[str, Any]
+    ) -> Part:
         """The part of a file. Raises PluginError (or any error: the caller names the file)."""
 
 
@@ -192,8 +211,12 @@ class TrainedKind(Kind):
         """Add rows that need no correction to the past; a kind may do this in less than `forward` takes."""
         self.forward(params, code_TKR, ONE_TEXT, past)
 
-    def load(self, config: Mapping[str, Any], tensors: Params, tap: Tap, gate: Gate, about: dict[str, Any]) -> Part:
+    def load(
+        self, config: Mapping[str, Any], tensors: Params, tap: Tap | None, gate: Gate, about: dict[str, Any]
+    ) -> Part:
         """A trained part. Raises PluginError for parameters that don't fit together."""
+        if tap is None:
+            raise PluginError("a trained part must have a tap")
         phrases = tensors.pop("phrases", NO_PHRASES)
         kind = self.configured(config.get("settings", {}))
         kind.check_tap(tap)
@@ -315,6 +338,7 @@ class TrainedReply(PartReply):
 
 
 _KINDS: dict[str, Kind] = {}
+_HOMES = {"memory": "sideplug.memory"}  # kinds in rooms of their own, which are imported where a file has such a part
 
 
 def register(kind: Kind) -> None:
@@ -326,6 +350,8 @@ def register(kind: Kind) -> None:
 
 def kind_named(name: str, path: str = "") -> Kind:
     """The kind of this name, of a plugin in `path`. Raises PluginError."""
+    if name in _HOMES:
+        importlib.import_module(_HOMES[name])
     if name not in _KINDS and path:
         raise PluginError(
             f"{path} is of a kind that this version does not have, {name!r}: use the version that made it, or register "

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ import safetensors.numpy
 from sideplug.contract.errors import PluginError, SideplugError, Stopped
 from sideplug.contract.frames import MAX_PARTS
 from sideplug.contract.tap import Tap
-from sideplug.paths import write_aside
+from sideplug.paths import locked, write_aside, writing
 from sideplug.plugins import sealed_file
 from sideplug.plugins.base import Part, kind_named
 from sideplug.plugins.gates import gate_config, gate_of, gate_tensors
 from sideplug.plugins.validate import (
     FORMAT,
+    ANY_BASE,
     MAX_JSON_BYTES,
     PluginJson,
     parse_part,
@@ -74,6 +76,8 @@ class Whole:
 
 def part_config(part: Part, base: str, base_name: str) -> dict[str, Any]:
     """What a part's file says of it, beside its tensors."""
+    if part.fits_any_base:
+        base, base_name = ANY_BASE, ANY_BASE
     return {
         "peft_type": "SIDEPLUG",
         "task_type": "CAUSAL_LM",
@@ -82,7 +86,7 @@ def part_config(part: Part, base: str, base_name: str) -> dict[str, Any]:
         "format": FORMAT,
         "kind": part.kind_name,
         "name": part.name,
-        "tap": part.tap.name,
+        "tap": part.tap.name if part.tap else "",
         **gate_config(part.gate),
         **part.config(),
         "about": part.about,
@@ -97,17 +101,66 @@ def write_folder(whole: Whole, folder: Path) -> None:
     """
     if is_sealed(folder):
         raise PluginError(f"{folder} holds a sealed plugin: unlock it first (sideplug plugin unlock {folder})")
-    try:
+    with _writing(folder):
         for part in whole.parts:
-            (folder / part.name).mkdir(parents=True, exist_ok=True)
-            config = part_config(part, whole.base, whole.base_name)
-            write_aside(folder / part.name / PART, _part_bytes(part, config))
-            write_aside(folder / part.name / CONFIG, json.dumps(config, indent=2).encode() + b"\n")
-        about: dict[str, Any] = {"format": FORMAT, "base_model_name_or_path": whole.base_name}
-        about |= {"base_fingerprint": whole.base, "parts": [part.name for part in whole.parts]}
-        write_aside(folder / PLUGIN, json.dumps(about, indent=2).encode() + b"\n")
+            _write_part(part, whole.base, whole.base_name, folder)
+        _write_plugin(PluginJson(whole.base, whole.base_name, [part.name for part in whole.parts]), folder)
+
+
+def write_part(part: Part, base: str, base_name: str, folder: Path) -> None:
+    """Write one part of a plugin for this base; the others that are in the folder stay. See write_folder.
+
+    Raises PluginError too where what is there was made for another base.
+    """
+    with changing(folder), _writing(folder):
+        there = read_plugin(folder) if is_plugin(folder) else PluginJson(ANY_BASE, ANY_BASE, [])
+        if is_sealed(folder):
+            raise PluginError(f"{folder} holds a sealed plugin: unlock it first (sideplug plugin unlock {folder})")
+        others = [name for name in there.parts if name != part.name]
+        if there.base_fingerprint not in (base, ANY_BASE) and others and base != ANY_BASE:
+            raise PluginError(f"{folder} holds a plugin that was made for another base, {there.base_model_name_or_path}")
+        if base == ANY_BASE:
+            base, base_name = there.base_fingerprint, there.base_model_name_or_path
+        _write_part(part, base, base_name, folder)
+        _write_plugin(PluginJson(base, base_name, [*others, part.name]), folder)
+
+
+@contextlib.contextmanager
+def changing(folder: Path) -> Iterator[None]:
+    """Hold a plugin's folder for a change: others wait. Raises Stopped, InputError (a system without file locks)."""
+    held: set[Path] = _HELD.__dict__.setdefault("folders", set())
+    if folder.resolve() in held:  # by this thread
+        yield
+        return
+    with writing(folder), locked(folder / PLUGIN):
+        held.add(folder.resolve())
+        try:
+            yield
+        finally:
+            held.discard(folder.resolve())
+
+
+_HELD = threading.local()
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise Stopped(f"the plugin could not be written to {folder}: {error.strerror or error}") from error
+
+
+def _write_part(part: Part, base: str, base_name: str, folder: Path) -> None:
+    (folder / part.name).mkdir(parents=True, exist_ok=True)
+    config = part_config(part, base, base_name)
+    write_aside(folder / part.name / PART, _part_bytes(part, config))
+    write_aside(folder / part.name / CONFIG, json.dumps(config, indent=2).encode() + b"\n")
+
+
+def _write_plugin(about: PluginJson, folder: Path) -> None:
+    said = {"format": FORMAT, **{name: getattr(about, name) for name in PluginJson.__struct_fields__}}
+    write_aside(folder / PLUGIN, json.dumps(said, indent=2).encode() + b"\n")
 
 
 def read_folder(folder: Path, passphrase: Callable[[], str] = lambda: "") -> Whole:
@@ -124,7 +177,7 @@ def read_folder(folder: Path, passphrase: Callable[[], str] = lambda: "") -> Who
             said = said or passphrase()
             data = sealed_file.unseal(data, said)
         part, base = _part_from_bytes(data, str(path))
-        if base != about.base_fingerprint or part.name != name:
+        if base not in (about.base_fingerprint, ANY_BASE) or part.name != name:
             raise PluginError(f"{path} is damaged: it is a part of another plugin")
         parts.append(part)
     return Whole(about.base_fingerprint, about.base_model_name_or_path, parts)
@@ -167,7 +220,7 @@ def _part_of(config: dict[str, Any], tensors: dict[str, np.ndarray], path: str) 
     kind = kind_named(said.kind, path)
     try:
         gate = gate_of(config, tensors)
-        part = kind.load(config, tensors, Tap.parse(said.tap), gate, said.about)
+        part = kind.load(config, tensors, Tap.parse(said.tap) if said.tap else None, gate, said.about)
     except SideplugError as error:
         raise PluginError(f"{path} is damaged: {error}") from error
     except Exception as error:
@@ -193,11 +246,14 @@ def from_bytes(data: bytes, path: str) -> Whole:
     if not isinstance(configs, list) or not 1 <= len(configs) <= MAX_PARTS:
         raise PluginError(f"{path} is damaged: it must have 1 to {MAX_PARTS} parts")
     said = [parse_part(config, path) for config in configs]
-    if len({each.base_fingerprint for each in said}) > 1:
+    bases = {each.base_fingerprint: each.base_model_name_or_path for each in said}
+    if len(bases) > 1:
+        bases.pop(ANY_BASE, None)
+    if len(bases) > 1:
         raise PluginError(f"{path} is damaged: its parts are of several plugins")
     parts = []
     for config, each in zip(configs, said, strict=True):
         start = each.name + "."
         own = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
         parts.append(_part_of(config, own, path))
-    return Whole(said[0].base_fingerprint, said[0].base_model_name_or_path, parts)
+    return Whole(*bases.popitem(), parts)

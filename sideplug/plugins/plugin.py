@@ -19,12 +19,15 @@ from sideplug.contract.gate import Gate
 from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.plugins import file
 from sideplug.plugins.base import NO_PHRASES, Part, Shape, TrainedPart, trained_kind
-from sideplug.plugins.validate import FORMAT
+from sideplug.plugins.validate import ANY_BASE, FORMAT
+
+
+NO_STATES = Tap((0,), 1)  # of a plugin whose parts read none: a question must carry something
 
 
 @dataclass
 class Plugin:
-    """One person's plugin. base: the base model's fingerprint. parts: memories first, then manner.
+    """One person's plugin. base: the base model's fingerprint, or ANY_BASE. parts: memories first, then manner.
 
     Raises PluginError for parts that can't be run together.
     """
@@ -32,6 +35,7 @@ class Plugin:
     base: str
     base_name: str
     parts: list[Part] = field(default_factory=list)
+    folder: Path | None = field(default=None, compare=False)  # where it was loaded from, or saved to
 
     def __post_init__(self) -> None:
         names = [part.name for part in self.parts]
@@ -54,7 +58,8 @@ class Plugin:
     @property
     def tap(self) -> Tap:
         """The tap of a session: all layers that any part reads."""
-        return Tap.union([part.tap for part in self.parts])
+        taps = [part.tap for part in self.parts if part.tap is not None]
+        return Tap.union(taps) if taps else NO_STATES
 
     @property
     def merge(self) -> Merge:
@@ -105,7 +110,7 @@ class Plugin:
 
     def check_base(self, fingerprint: str, name: str) -> None:
         """Raises WrongBase unless the plugin was made for this base model."""
-        if fingerprint != self.base:
+        if self.base not in (fingerprint, ANY_BASE):
             raise WrongBase(
                 f"this plugin was made for the base model {self.base[:12]} ({self.base_name}), but the cloud serves "
                 f"{fingerprint[:12]} ({name}): serve that model, or train a plugin for this one"
@@ -114,12 +119,29 @@ class Plugin:
     def save(self, folder: Path) -> None:
         """Write the plugin to a folder. Raises Stopped: then the plugin that was there is whole."""
         file.write_folder(self._whole, folder)
+        self.folder = folder
+
+    def save_part(self, part: Part, folder: Path) -> None:
+        """Write one part; others that are in the folder stay, even if they changed since. Raises Stopped, PluginError."""
+        file.write_part(part, self.base, self.base_name, folder)
+        self.folder = folder
+
+    def keep_read(self) -> None:
+        """Write the parts that have read something of the base to the plugin's folder, unless it is sealed, or they are
+        gone. Raises Stopped, PluginError."""
+        for part in self.parts:
+            if part.has_read and self.folder is not None and not file.is_sealed(self.folder):
+                with file.changing(self.folder):
+                    stored = {each.name: each for each in file.read_folder(self.folder).parts}.get(part.name)
+                    if stored is not None:
+                        self.save_part(part.merged_with(stored), self.folder)
+                part.has_read = False
 
     @classmethod
     def load(cls, folder: Path, passphrase: Callable[[], str] = lambda: "") -> Plugin:
         """The plugin of a folder; `passphrase` is called where it is sealed. Raises PluginError."""
         whole = file.read_folder(folder, passphrase)
-        return cls(whole.base, whole.base_name, whole.parts)
+        return cls(whole.base, whole.base_name, whole.parts, folder)
 
     def to_bytes(self, beside: Mapping[str, np.ndarray] | None = None) -> bytes:
         """The whole plugin as one file. beside: further tensors, whose names are no part's (see bundle)."""

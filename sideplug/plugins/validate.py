@@ -22,6 +22,7 @@ from sideplug.contract.frames import MAX_PARTS, Name, TapName, Word
 from sideplug.contract.printable import one_line
 
 FORMAT = 3
+ANY_BASE = "any"  # of a part that fits every model, and of a plugin of such parts
 MAX_JSON_BYTES = 1 << 20  # of plugin.json
 MAX_HEADER_BYTES = 16 << 20  # of what a part's file says of itself
 MAX_PART_BYTES = 1 << 30

@@ -236,7 +236,7 @@ def _make(
         "figures": {name: figure.to_json() for name, figure in figures.items()},
         "settings": vars(config),
     }
-    plugin.save(out)
+    plugin.save_part(part, out)
     trainer.forget_checkpoint()
     told, text = texts.held[: texts.told], texts.held[texts.told :]
     tested = trial.tried(client, plugin, texts.training, told, text, [*texts.whole, *texts.untold], say)

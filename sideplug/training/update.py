@@ -146,7 +146,7 @@ def _update(
         examples = int(part.about.get("examples", len(old))) + len(added)
         part.about = {**part.about, **result.to_json(), **gated, "examples": examples, "additions": number}
         _keep(folder, before)
-        plugin.save(folder)
+        plugin.save_part(part, folder)
     return made
 
 

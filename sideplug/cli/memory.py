@@ -1,0 +1,319 @@
+"""sideplug remember, and sideplug memory …: what a plugin was told. Test: pytest tests/test_cli_memory.py"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sideplug.cli.common import (
+    FOLDER,
+    cloud_options,
+    command,
+    format_option,
+    group,
+    json_option,
+    option,
+    print_json,
+    required_plugin_option,
+    skip_bad_option,
+)
+from sideplug.cli.session import Cloud, check_utf8, data_or_stdin, load_plugin, passphrase_of, remember_plugin
+from sideplug.contract.errors import CloudError, InputError, NoNetwork, SideplugError
+from sideplug.terminal import progress, say, tell
+
+if TYPE_CHECKING:
+    from sideplug.memory.part import Memory
+    from sideplug.memory.store import Entry
+    from sideplug.readers import Example
+
+SHOWN = 72  # characters of an entry in a list
+
+
+@command("remember", 'sideplug remember "The spare key hangs behind the clock." --plugin my-plugin')
+@click.argument("told", nargs=-1, metavar="[TEXT|FILE|FOLDER]...")
+@required_plugin_option
+@option("--question", metavar="TEXT", help="What is asked; give its --reply too.")
+@option("--reply", metavar="TEXT", help="The reply to --question, as it is to be said.")
+@option("--date", metavar="YYYY-MM-DD", default="", help="The day that it is about.")
+@cloud_options
+@format_option
+@skip_bad_option
+@json_option
+@click.pass_context
+def remember(
+    context: click.Context,
+    told: tuple[str, ...],
+    folder: Path,
+    question: str | None,
+    reply: str | None,
+    date: str,
+    cloud: Cloud,
+    form: str,
+    skip_bad: bool,
+    as_json: bool,
+) -> None:
+    """Tell your plugin something. It knows it at once, without training.
+
+    A sentence is a note. A file or folder has questions with replies, or notes: all that train reads. - is standard
+    input. DIR is made where there is none. A question that was told before with another reply is replaced by the newer
+    one, and that is told.
+
+    What is told stays on this device. The cloud's base reads each reply once, for its tokens; where no cloud answers,
+    that is done at the next connection.
+    """
+    from sideplug.memory import book
+    from sideplug.memory.weights import fetch_encoder
+
+    entries = list(_pair(question, reply, date))
+    for each in told:
+        entries += _entries(context, each, date, form, skip_bad, folder)
+    if not entries:
+        raise InputError("there is nothing to remember: give a text, a file, or --question with --reply")
+    try:
+        fetch_encoder(say)
+    except NoNetwork as error:
+        say(f"sideplug: {error}; until it can be fetched, your words are found by words alone")
+    with progress("taking in", len(entries)) as show:
+        work = partial(book.tell, entries=entries, progress=lambda done, count: show(done * len(entries) // count, ""))
+        result = book.change(folder, work, must_be=False)
+    remember_plugin(folder)
+    for old, new in result.replaced:
+        say(f"this replaces entry {old.number}, {_line(old)} (sideplug memory restore {old.number} brings it back)")
+    for old, new in result.doubtful:
+        say(f"entry {new.number} may contradict entry {old.number}, {_line(old)}: both hold; sideplug memory forget {old.number}")
+    why = _have_read(cloud, folder)
+    count = len(result.numbers)
+    known = f", {result.known} {'was' if result.known == 1 else 'were'} known" if result.known else ""
+    if as_json:
+        numbers = {"numbers": result.numbers, "known": result.known, "replaced": [old.number for old, _ in result.replaced]}
+        print_json({"plugin": str(folder), **numbers, "read": not why, "why": why})
+        return
+    end = f"it can be said as soon as a cloud has read it ({why})" if why else "ask for it"
+    tell(f"{folder} remembers {count} more {'entry' if count == 1 else 'entries'}{known}; {end}")
+
+
+def _pair(question: str | None, reply: str | None, date: str) -> Iterable[Entry]:
+    from sideplug.memory.store import Entry
+
+    if (question is None) != (reply is None):
+        raise InputError("--question and --reply must be given together")
+    if question is not None and reply is not None:
+        yield Entry(check_utf8(question), check_utf8(reply), date=date)
+
+
+def _entries(
+    context: click.Context, told: str, date: str, form: str, skip_bad: bool, folder: Path
+) -> list[Entry]:
+    """The entries of one argument: a path, - or a note's text."""
+    from sideplug.memory.store import Entry
+    from sideplug.readers import read
+
+    path = Path(told)
+    if told != "-" and not _is_there(path):
+        if len(told.split()) < 2:
+            raise InputError(f"there is no file or folder {told}; a note must have more than one word")
+        return [Entry("", check_utf8(told), date=date)]
+    source = context.with_resource(data_or_stdin(path))
+    return [_entry(example, date) for example in read(source, form, folder, skip_bad, say)]
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long for a path, or with a null byte
+        return False
+
+
+def _entry(example: Example, date: str) -> Entry:
+    from sideplug.memory.store import Entry
+
+    asked = [each["content"] for each in example.prompt.messages or () if each["role"] == "user"]
+    return Entry(asked[-1] if asked else "", example.reply, example.where, date)
+
+
+def _have_read(cloud: Cloud, folder: Path) -> str:
+    """Have the base read what is new; why that could not be, "" if it was."""
+    from dataclasses import replace
+
+    with progress("the base reads it", 1) as show:
+        client = replace(cloud.client, reading=lambda done, count: show(done / count, f"{done} of {count}"))
+        try:
+            client.connect(load_plugin(folder)).close()
+        except SideplugError as error:
+            if not isinstance(error, CloudError):
+                raise
+            return str(error)
+    return ""
+
+
+@group.group("memory")
+def memory_group() -> None:
+    """See, change and forget what a plugin remembers."""
+
+
+def _opened(folder: Path) -> Memory:
+    from sideplug.memory import book
+
+    return book.open_memory(folder, lambda: passphrase_of(folder.name))
+
+
+def _line(entry: Entry) -> str:
+    from sideplug.memory.part import shortened
+
+    return repr(shortened(entry.title, SHOWN)) + ("" if entry.is_note else f" → {shortened(entry.reply, SHOWN)!r}")
+
+
+def _json(entry: Entry) -> dict[str, Any]:
+    kept = {"number": entry.number, "instruction": entry.question, "output": entry.reply}
+    return {**kept, "source": entry.source, "date": entry.date, "told": entry.told, "replaced_by": entry.replaced_by or None}
+
+
+def _print(entries: Iterable[Entry], as_json: bool) -> None:
+    entries = list(entries)
+    if as_json:
+        print_json([_json(entry) for entry in entries])
+        return
+    for entry in entries:
+        gone = f"  (replaced by {entry.replaced_by})" if entry.replaced_by else ""
+        tell(f"{entry.number:6}  {_line(entry)}{gone}")
+
+
+@memory_group.command("list", epilog="Example:  sideplug memory list --plugin my-plugin")
+@required_plugin_option
+@json_option
+def memory_list(folder: Path, as_json: bool) -> None:
+    """List all entries, in the order in which they were told."""
+    entries = list(_opened(folder).store.entries())
+    _print(entries, as_json)
+    if not entries and not as_json:
+        say(f"sideplug: {folder} remembers nothing yet")
+
+
+@memory_group.command("show", epilog="Example:  sideplug memory show 3 --plugin my-plugin")
+@click.argument("number", type=click.IntRange(1))
+@required_plugin_option
+@json_option
+def memory_show(number: int, folder: Path, as_json: bool) -> None:
+    """Show an entry whole, with where it came from and when."""
+    entry = _opened(folder).store.entry(number)
+    if as_json:
+        print_json(_json(entry))
+        return
+    shown = {"question": entry.question, "reply" if entry.question else "note": entry.reply, "from": entry.source}
+    for name, value in {**shown, "about": entry.date, "told": entry.told}.items():
+        if value:
+            tell(f"{name:9} {value}")
+    if entry.replaced_by:
+        tell(f"{'replaced':9} by entry {entry.replaced_by}")
+
+
+@memory_group.command("search", epilog='Example:  sideplug memory search "Where is the spare key?" --plugin my-plugin')
+@click.argument("question")
+@required_plugin_option
+@json_option
+def memory_search(question: str, folder: Path, as_json: bool) -> None:
+    """Show what would be found for a question, and how certain it is. No cloud is asked."""
+    from sideplug.memory.part import CERTAIN
+
+    memory = _opened(folder)
+    found = [(candidate.passage, part, p) for candidate, part, p in memory.judged(check_utf8(question))][:8]
+    if as_json:
+        print_json([{"number": each.number, "text": each.parts[part], "certainty": round(p, 4)} for each, part, p in found])
+        return
+    for passage, part, p in found:
+        entry = memory.store.entry(passage.number)
+        said = f"{entry.question!r} → {passage.parts[part]!r}" if entry.question else repr(passage.parts[part])
+        tell(f"{passage.number:6}  {p:6.1%} {'said  ' if p > CERTAIN else 'unsaid'}  {said}")
+    if not found:
+        say("sideplug: nothing is near that")
+
+
+@memory_group.command("edit", epilog='Example:  sideplug memory edit 3 --reply "Behind the clock." --plugin my-plugin')
+@click.argument("number", type=click.IntRange(1))
+@required_plugin_option
+@option("--question", metavar="TEXT", help="Another question.")
+@option("--reply", metavar="TEXT", help="Another reply, or another text of a note.")
+@cloud_options
+def memory_edit(number: int, folder: Path, question: str | None, reply: str | None, cloud: Cloud) -> None:
+    """Put other words in an entry's place."""
+    from sideplug.memory import book
+
+    if question is None and reply is None:
+        raise InputError("nothing is to be changed: give --question or --reply")
+
+    def edit(memory: Memory) -> None:
+        entry = memory.store.entry(number)
+        memory.store.edit(
+            number,
+            entry.question if question is None else check_utf8(question),
+            entry.reply if reply is None else check_utf8(reply),
+        )
+        memory.fill()
+
+    book.change(folder, edit)
+    why = _have_read(cloud, folder)
+    tell(f"entry {number} of {folder} is changed" + (f"; it can be said as soon as a cloud has read it ({why})" if why else ""))
+
+
+@memory_group.command("forget", epilog="Example:  sideplug memory forget 3 7 --plugin my-plugin")
+@click.argument("numbers", type=click.IntRange(1), nargs=-1, required=True, metavar="NUMBER...")
+@required_plugin_option
+def memory_forget(numbers: tuple[int, ...], folder: Path) -> None:
+    """Forget entries completely: their words, tokens and vectors are overwritten."""
+    from sideplug.memory import book
+    from sideplug.plugins import TrainedPart
+
+    gone = book.change(folder, partial(book.forget, numbers=numbers))
+    for entry in gone:
+        tell(f"forgotten: {_line(entry)}")
+    if any(isinstance(part, TrainedPart) for part in load_plugin(folder).parts):
+        say("sideplug: if your plugin was trained on it too, its trained part and its tape still hold it: train it anew")
+
+
+@memory_group.command("restore", epilog="Example:  sideplug memory restore 3 --plugin my-plugin")
+@click.argument("number", type=click.IntRange(1))
+@required_plugin_option
+@cloud_options
+def memory_restore(number: int, folder: Path, cloud: Cloud) -> None:
+    """Let an entry hold again that a newer one replaced; the newer one is replaced by it."""
+    from sideplug.memory import book
+
+    def restore(memory: Memory) -> int:
+        newer = memory.store.entry(number).replaced_by
+        if not newer:
+            raise InputError(f"entry {number} holds already")
+        memory.store.restore(number)
+        memory.store.replace(newer, number)
+        memory.fill()
+        return newer
+
+    newer = book.change(folder, restore)
+    _have_read(cloud, folder)
+    tell(f"entry {number} holds again, instead of entry {newer}")
+
+
+@memory_group.command("export", epilog="Example:  sideplug memory export told.jsonl --plugin my-plugin")
+@click.argument("file", type=FOLDER, metavar="FILE")
+@required_plugin_option
+def memory_export(file: Path, folder: Path) -> None:
+    """Write all entries as JSON lines, which remember and train read; - is standard output."""
+    from sideplug.paths import write_aside, writing
+
+    lines = [json.dumps(_exported(entry), ensure_ascii=False) for entry in _opened(folder).store.entries()]
+    text = "".join(line + "\n" for line in lines)
+    if str(file) == "-":
+        sys.stdout.write(text)
+        return
+    with writing(file):
+        write_aside(file, text.encode())
+    tell(f"{len(lines)} entries are in {file}")
+
+
+def _exported(entry: Entry) -> dict[str, str]:
+    return {"instruction": entry.question, "output": entry.reply} if entry.question else {"text": entry.reply}

@@ -1,0 +1,119 @@
+"""Changing the memory of a plugin's folder: one writer at a time, and a folder that has the old memory or the new one.
+
+Test: pytest tests/memory/test_book.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from sideplug.contract.errors import InputError, PluginError
+from sideplug.memory.part import MEMORY, Memory
+from sideplug.memory.store import Entry
+from sideplug.memory.words import stem, words
+from sideplug.plugins import ANY_BASE, Plugin
+from sideplug.plugins.file import changing, is_plugin, is_sealed
+
+T = TypeVar("T")
+LIKELY = 0.95  # certainty above which an entry with another reply may be contradicted by a new one
+FEW = 20  # new entries that are each held against what is there
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Told:
+    """What became of new entries: their numbers, how many were there already, and what they concern.
+
+    replaced: (old, new) entries of one question. doubtful: (old, new) that may contradict each other; both hold.
+    """
+
+    numbers: list[int] = field(default_factory=list)
+    known: int = 0
+    replaced: list[tuple[Entry, Entry]] = field(default_factory=list)
+    doubtful: list[tuple[Entry, Entry]] = field(default_factory=list)
+
+
+def memory_of(plugin: Plugin) -> Memory | None:
+    """Return a plugin's memory."""
+    return next((part for part in plugin.parts if isinstance(part, Memory)), None)
+
+
+def open_memory(folder: Path, passphrase: Callable[[], str] = lambda: "") -> Memory:
+    """Return the memory of a folder's plugin. Raises PluginError where there is none."""
+    memory = memory_of(Plugin.load(folder, passphrase))
+    if memory is None:
+        raise PluginError(f"the plugin in {folder} has no memory yet: sideplug remember makes one")
+    return memory
+
+
+def change(folder: Path, work: Callable[[Memory], T], must_be: bool = True) -> T:
+    """Do `work` on the memory of a folder and keep what it became. must_be: whether there must be one already.
+
+    Raises what `work` raises (nothing is changed then), PluginError, Stopped.
+    """
+    if is_sealed(folder):
+        raise PluginError(f"{folder} holds a sealed plugin: unlock it first (sideplug plugin unlock {folder})")
+    if must_be:
+        open_memory(folder)
+    with changing(folder):
+        plugin = Plugin.load(folder) if is_plugin(folder) else None
+        memory = (memory_of(plugin) if plugin else None) or Memory()
+        result = work(memory)
+        (plugin or Plugin(ANY_BASE, ANY_BASE, [memory])).save_part(memory, folder)
+    return result
+
+
+def tell(memory: Memory, entries: Sequence[Entry], progress: Progress = lambda done, count: None) -> Told:
+    """Add entries to a memory. A question that was told before with another reply is replaced by the newer one.
+
+    Raises InputError for an entry that can't be kept; then none is.
+    """
+    told, store = Told(), memory.store
+    earlier = {} if not len(store) else {each.number: each for each in store.entries() if not each.replaced_by}
+    by_key = {key_of(each): each for each in earlier.values() if not each.is_note}
+    with store.change():
+        for entry in entries:
+            before = by_key.get(key_of(entry)) if not entry.is_note else None
+            doubt = _contradicted(memory, entry) if len(entries) <= FEW and before is None else None
+            number = store.add([entry])[0]
+            if number in earlier:
+                told.known += 1
+                continue
+            new = store.entry(number)
+            earlier[number] = new
+            told.numbers.append(number)
+            if before is not None:
+                store.replace(before.number, number)
+                told.replaced.append((before, new))
+            elif doubt is not None:
+                told.doubtful.append((doubt, new))
+            if not new.is_note:
+                by_key[key_of(new)] = new
+    memory.fill(progress)
+    return told
+
+
+def key_of(entry: Entry) -> tuple[str, ...]:
+    """Return what two entries of one question have in common: its words, in any order."""
+    return tuple(sorted({stem(word) for word in words(entry.question)}))
+
+
+def _contradicted(memory: Memory, entry: Entry) -> Entry | None:
+    """The entry that answers the new one's question already, and otherwise."""
+    recall = memory.recall(entry.question) if entry.question else None
+    if recall is None or recall.certainty < LIKELY or recall.entry.is_note:
+        return None
+    return recall.entry if words(recall.entry.reply) != words(entry.reply) else None
+
+
+def forget(memory: Memory, numbers: Sequence[int]) -> list[Entry]:
+    """Forget entries; return what they were. Raises InputError where one of them is not there: then none is forgotten."""
+    entries = [memory.store.entry(number) for number in dict.fromkeys(numbers)]
+    if not entries:
+        raise InputError("no entry is named: give their numbers, sideplug memory list shows them")
+    memory.store.forget([entry.number for entry in entries])
+    return entries

@@ -1,0 +1,214 @@
+"""A memory as a part of a plugin: where it knows the answer to a prompt, it says what it was told, word for word.
+
+It is asked before a reply begins, by the words of the prompt alone: what it finds decides the gate of this reply, so a
+prompt that it has nothing for costs no byte. Its answers are mixtures with λ = 1 (see contract.correction), so the text
+is exactly what was told, and all of it is a draft before the first token. Test: pytest tests/memory/test_part.py
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from sideplug.contract.correction import Correction, Mixture
+from sideplug.contract.errors import PluginError
+from sideplug.contract.frames import MAX_DRAFT
+from sideplug.contract.gate import Gate
+from sideplug.contract.tap import Tap
+from sideplug.contract.text import Prompt
+from sideplug.memory import weights
+from sideplug.memory.index import Candidate, Index
+from sideplug.memory.store import Entry, Passage, Store
+from sideplug.memory.verifier import Verifier
+from sideplug.plugins import Kind, Part, PartReply
+from sideplug.plugins.base import Params
+
+MEMORY = "memory"  # the name of the kind, and of its part
+CERTAIN = 0.8  # P above which it speaks; chosen on verifier/own_words/tune
+MOST_CHARACTERS = 600  # of a prompt that may be a question to it
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What a memory found for a question: a part of a passage, and how certain it is that this answers it."""
+
+    passage: Passage
+    part: int
+    certainty: float
+    entry: Entry
+
+    @property
+    def text(self) -> str:
+        """Return what it would say."""
+        return self.passage.parts[self.part]
+
+    @property
+    def source(self) -> str:
+        """Return where it has it from, for the person."""
+        where = f" ({self.entry.source})" if self.entry.source else ""
+        if self.entry.is_note:
+            return f"you noted{where}: {shortened(self.text)}"
+        return f"you told me{where}: {shortened(self.entry.question)}"
+
+
+def shortened(text: str, most: int = 100) -> str:
+    """Return a text in one line of at most so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+class Quoting(PartReply):
+    """Says what is stored, token by token, as long as the text is what it said."""
+
+    def __init__(self, ids: list[int], source: str) -> None:
+        super().__init__(gate="open", draft=ids, source=source)
+        self._ids, self._start, self._text = ids, -1, list[int]()
+
+    def hear(self, start: int, ids: list[int]) -> None:
+        """See PartReply."""
+        if self._start < 0:
+            self._start = start
+        self._text[start - self._start :] = ids
+
+    def answer(self, at: int, code_KR: np.ndarray) -> Correction | None:
+        """See PartReply."""
+        n = at - self._start
+        if not 0 <= n < len(self._ids) or self._text[:n] != self._ids[:n]:
+            return None
+        return Correction(mixture=Mixture(1.0, np.array(self._ids[n : n + 1], np.int32), np.ones(1, np.float32)))
+
+    def expected(self, at: int) -> list[int]:
+        """See PartReply."""
+        return self._ids[max(0, at - self._start) :][:MAX_DRAFT]
+
+
+class Memory(Part):
+    """A memory. Its replies may begin in several threads at once."""
+
+    role: ClassVar[Literal["memory", "manner"]] = "memory"
+    fits_any_base = True
+    kind_name, name = MEMORY, MEMORY
+    tap: Tap | None = None
+
+    def __init__(self, store: Store | None = None) -> None:
+        self.store = store or Store()
+        self.gate, self.about = Gate("shut"), {}
+        self.has_read = False  # tokens that its file does not hold yet
+        encoder = weights.encoder()
+        self._index = Index(self.store, weights.NAME if encoder else "", encoder.vectors if encoder else None)
+        self._verifier = Verifier(encoder)
+        self._base = ""
+        self._lock = threading.Lock()
+
+    @property
+    def size(self) -> int:
+        """See Part: entries."""
+        return len(self.store)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """See Part."""
+        with self._lock:
+            self._index.refresh()
+            return {"store": np.frombuffer(self.store.to_bytes(), np.uint8)}
+
+    def config(self) -> dict[str, Any]:
+        """See Part."""
+        return {"entries": self.size}
+
+    def fill(self, progress: Callable[[int, int], None] = lambda done, count: None) -> None:
+        """Make the vectors of new entries. `progress` receives how many of how many are made."""
+        with self._lock:
+            missing = self.store.missing_vectors()
+            self._index.fill(lambda done: progress(done, missing))
+
+    def merged_with(self, stored: Part) -> Part:
+        """See Part: the stored entries, with the tokens that were read here."""
+        assert isinstance(stored, Memory)
+        with self._lock:
+            ids = self.store.ids_by_passage(self._base)
+        stored.store.set_ids(self._base, {n: each for n, each in ids.items() if n in set(stored.store.ids().tolist())})
+        return stored
+
+    # Answers
+
+    def begin(self, prompt: Prompt) -> PartReply:
+        """See Part."""
+        recall = self.recall(question_of(prompt))
+        ids = recall.passage.ids_of(recall.part) if recall and recall.certainty > CERTAIN else []
+        if recall is None or not ids:
+            return PartReply(gate="shut")
+        return Quoting(ids, recall.source)
+
+    def recall(self, question: str) -> Recall | None:
+        """Return the best that it has for a question, however uncertain; None for nothing."""
+        for candidate, part, certainty in self.judged(question)[:1]:
+            return Recall(candidate.passage, part, certainty, self.store.entry(candidate.passage.number))
+        return None
+
+    def judged(self, question: str) -> list[tuple[Candidate, int, float]]:
+        """Return what was found for a question, each part with its certainty, the most certain first."""
+        if not question.strip():
+            return []
+        with self._lock:
+            candidates = self._index.candidates(question, self._base)
+        scores = self._verifier.scores(question, candidates)
+        flat = [(candidate, n, s) for candidate, some in zip(candidates, scores, strict=True) for n, s in enumerate(some)]
+        if not flat:
+            return []
+        weights_ = np.exp(np.array([score for _, _, score in flat]))
+        certainties = weights_ / (1 + weights_.sum())
+        judged = [(candidate, n, float(p)) for (candidate, n, _), p in zip(flat, certainties, strict=True)]
+        return sorted(judged, key=lambda each: -each[2])
+
+    # The base's tokens of what it may say
+
+    def unread(self, base: str) -> list[tuple[Prompt, str]]:
+        """See Part. From now on it answers by this base's tokens."""
+        with self._lock:
+            self._base = base
+            return [
+                (Prompt.user(passage.asked or "?"), part) for passage in self.store.unrecorded(base) for part in passage.parts
+            ]
+
+    def take_read(self, base: str, ids: list[list[int]]) -> None:
+        """See Part."""
+        with self._lock:
+            self.store.set_ids(base, dict(_by_passage(self.store.unrecorded(base), ids)))
+            self.has_read = True
+
+
+def _by_passage(passages: list[Passage], ids: list[list[int]]) -> Iterator[tuple[int, np.ndarray]]:
+    """The passages whose parts have all been read, with their tokens as the store keeps them."""
+    start = 0
+    for passage in passages:
+        stop = start + len(passage.parts)
+        if stop > len(ids):
+            return
+        yield passage.id, np.array([each for part in ids[start:stop] for each in (*part, -1)], np.int32)
+        start = stop
+
+
+def question_of(prompt: Prompt) -> str:
+    """Return what a prompt may ask a memory: its last message, if a person wrote it and it is short; else ""."""
+    last = (prompt.messages or ({"role": "", "content": ""},))[-1]
+    content = last["content"] if last["role"] == "user" else ""
+    return content if len(content) <= MOST_CHARACTERS else ""
+
+
+class MemoryKind(Kind):
+    """Memories in plugins' files."""
+
+    name = MEMORY
+
+    def load(
+        self, config: Mapping[str, Any], tensors: Params, tap: Tap | None, gate: Gate, about: dict[str, Any]
+    ) -> Part:
+        """See Kind."""
+        data = tensors.get("store")
+        if data is None or data.dtype != np.uint8 or data.ndim != 1:
+            raise PluginError("a memory must have its entries")
+        return Memory(Store(data.tobytes()))

@@ -1,0 +1,314 @@
+"""Fits the verifier that ships: python verifier/fit.py sideplug/memory/verifier.safetensors (with torch; half an hour)
+
+    loss = − log Σ exp s(right parts) / (1 + Σ exp s(all parts found))          1 stands for "this was never told"
+
+Each made-up person of verifier/texts has one memory of facts and notes; each question gets what the product's own
+search finds in it. A right passage is left out now and then, so that "never told" is right beside its neighbours. After
+each epoch it is judged on own_words/tune; own_words/test is never read here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+from torch import nn
+from torch.nn import functional
+
+from sideplug.memory.encoder import FIRST, LAST, LINEAR, MAX_TOKENS, WIDTH, Encoder
+from sideplug.memory.index import Candidate, Index
+from sideplug.memory.store import Entry, Store
+from sideplug.memory.verifier import features, pairs
+from sideplug.memory.weights import encoder_path
+
+HERE = Path(__file__).parent
+RANK, INNER, BATCH, PASSAGES, LEFT_OUT = 32, 128, 8, 6, 0.12
+LEARNING_RATE, WARM_UP, CLIP = 1e-3, 0.1, 1.0
+
+
+@dataclass
+class Asked:
+    """A question, what was found, and which parts of it are right. kind: told, note, untold, unnoted or general."""
+
+    question: str
+    kind: str
+    candidates: list[Candidate]
+    right: list[list[bool]] = field(default_factory=list)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file; none where there is no such file."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+
+
+class Vectors:
+    """Vectors of texts, as the encoder gives them, by the thousand."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder, self._model, self._known = encoder, Model(encoder), dict[str, np.ndarray]()
+
+    def learn(self, texts: Iterable[str]) -> None:
+        """Compute the vectors of texts that will be asked for."""
+        wanted = sorted({text for text in texts if text not in self._known}, key=len)
+        for start in range(0, len(wanted), 64):
+            tokens = [[FIRST, *self._encoder.tokens(text)[: MAX_TOKENS - 2], LAST] for text in wanted[start : start + 64]]
+            length = max(map(len, tokens))
+            ids = torch.tensor([[*each, *[0] * (length - len(each))] for each in tokens])
+            mask = torch.tensor([[1.0] * len(each) + [0.0] * (length - len(each)) for each in tokens])
+            with torch.no_grad():
+                rows = self._model.rows(self._model.embedded(ids), mask).float()
+            mean = functional.normalize((rows * mask[..., None]).sum(1), dim=-1).numpy()
+            self._known.update(zip(wanted[start : start + 64], mean, strict=True))
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        self.learn(texts)
+        return np.stack([self._known[text] for text in texts])
+
+
+def asked_of(index: Index, numbers: set[int], question: str, kind: str, answer: str = "") -> Asked:
+    """A question to a memory. Right: the parts of the entries `numbers` that have the answer, in a note."""
+    found = Asked(question, kind, index.candidates(question))
+    for candidate in found.candidates:
+        passage = candidate.passage
+        hit = passage.number in numbers
+        found.right.append([hit and (bool(passage.asked) or answer.lower() in part.lower()) for part in passage.parts])
+    return found
+
+
+def training_texts(vectors: Vectors) -> list[Asked]:
+    """All questions of verifier/texts, each to its person's memory."""
+    found = []
+    for folder in sorted((HERE / "texts").iterdir()):
+        facts, notes, general = (lines(folder / f"{name}.jsonl") for name in ("facts", "notes", "general"))
+        vectors.learn(text for line in facts for text in (line["told"], *line["asked"], *line["near"]))
+        vectors.learn(text for line in notes for text in (*(each["question"] for each in line["asked"]), *line["near"]))
+        vectors.learn(line["question"] for line in general)
+        for person in dict.fromkeys(line["person"] for line in [*facts, *notes]):
+            index = Index(Store(), "fit", vectors)
+            mine = [[line for line in each if line["person"] == person] for each in (facts, notes, general)]
+            for fact, number in zip(mine[0], index.store.add([Entry(f["told"], f["reply"]) for f in mine[0]]), strict=True):
+                fact["number"] = number
+            for note, number in zip(mine[1], index.store.add([Entry("", n["note"]) for n in mine[1]]), strict=True):
+                note["number"] = number
+            for fact in mine[0]:
+                found += [asked_of(index, {fact["number"]}, q, "told") for q in [fact["told"], *fact["asked"]] if q]
+                found += [asked_of(index, set(), q, "untold") for q in fact["near"] if q]
+            for note in mine[1]:
+                found += [asked_of(index, {note["number"]}, a["question"], "note", a["answer"]) for a in note["asked"]]
+                found += [asked_of(index, set(), q, "unnoted") for q in note["near"] if q]
+            found += [asked_of(index, set(), line["question"], "general") for line in mine[2]]
+        print(f"{folder.name}: {len(found)} questions", flush=True)
+    return found
+
+
+def tuning_texts(vectors: Vectors, name: str = "tune") -> list[Asked]:
+    """The questions of own_words/`name`; facts and notes of a person are one memory."""
+    folder, found = HERE / "own_words" / name, []
+    told, asked, untold, general, notes, noted, unnoted = (
+        lines(folder / f"{each}.jsonl")
+        for each in ("told", "asked", "untold", "general", "notes", "notes_asked", "notes_untold")
+    )
+    for person in dict.fromkeys(line["person"] for line in [*told, *notes]):
+        index, numbers = Index(Store(), "fit", vectors), {}
+        for line in [*told, *notes]:
+            if line["person"] == person:
+                entry = Entry(line.get("instruction", ""), line.get("output") or line["note"])
+                numbers[line["id"]] = index.store.add([entry])[0]
+        for kind, questions in (("told", asked), ("note", noted), ("untold", untold), ("unnoted", unnoted), ("general", general)):
+            for line in questions:
+                if line["person"] == person:
+                    right = {numbers[line["id"]]} if kind in ("told", "note") else set()
+                    found.append(asked_of(index, right, line["question"], kind, line.get("answer", "")))
+    return found
+
+
+class LowRank(nn.Module):
+    """A frozen linear layer with its low-rank change."""
+
+    def __init__(self, weight: np.ndarray, bias: np.ndarray) -> None:
+        super().__init__()
+        self.weight, self.bias = torch.tensor(weight), torch.tensor(bias).bfloat16()
+        self.a = nn.Parameter(torch.randn(RANK, weight.shape[1]) / weight.shape[1] ** 0.5)
+        self.b = nn.Parameter(torch.zeros(weight.shape[0], RANK))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, (self.weight + self.b @ self.a).bfloat16(), self.bias)
+
+
+class Model(nn.Module):
+    """The verifier, as sideplug.memory.verifier computes it."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        w = {name: value.astype(np.float32) for name, value in encoder.weights.items()}
+        self.w = {name: torch.tensor(value) for name, value in w.items()}
+        self.words = self.w["embeddings.word_embeddings.weight"] * self.w["embeddings.word_embeddings.weight.scale"]
+        self.linear = nn.ModuleDict(
+            {
+                name.replace(".", "_"): LowRank(w[name + ".weight"] * w[name + ".weight.scale"], w[name + ".bias"])
+                for name in LINEAR
+            }
+        )
+        self.of = nn.Parameter(torch.zeros(3, WIDTH))
+        self.inner, self.outer = nn.Linear(2 * WIDTH, INNER), nn.Linear(INNER, 1)
+        self.features = nn.Linear(3, 1, bias=False)
+
+    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        weight, bias = self.w[name + ".weight"].bfloat16(), self.w[name + ".bias"].bfloat16()
+        return functional.layer_norm(x.bfloat16(), (WIDTH,), weight, bias, 1e-12)
+
+    def forward(self, questions: list[tuple[str, list[Candidate]]], encoder: Encoder) -> torch.Tensor:
+        """The scores of all parts of all candidates, question by question."""
+        flat = [(question, candidate) for question, some in questions for candidate in some]
+        read = pairs(encoder, [(question, c.passage.asked, c.passage.parts) for question, c in flat])
+        ids, mask = torch.tensor(read.ids_BT), torch.tensor(read.mask_BT)
+        rows = self.embedded(ids) + self.of[torch.tensor(read.of_BT)]
+        x = self.rows(rows, mask).float()
+        spans = torch.zeros(len(read.spans), x.shape[1])
+        owner = torch.tensor([row for row, _, _ in read.spans])
+        for number, (_, start, stop) in enumerate(read.spans):
+            spans[number, start:stop] = 1 / (stop - start)
+        part = (spans[:, None] @ x[owner]).squeeze(1)
+        hidden = functional.gelu(self.inner(torch.cat([x[owner, 0], part], -1)))
+        told = torch.tensor([features(candidate) for _, candidate in flat], dtype=torch.float32)
+        return (self.outer(functional.dropout(hidden, 0.1, self.training)) + self.features(told)[owner])[:, 0]
+
+    def embedded(self, ids: torch.Tensor) -> torch.Tensor:
+        """The embeddings of tokens (B, T)."""
+        rows = self.words[ids] + self.w["embeddings.position_embeddings.weight"][: ids.shape[1]]
+        return rows + self.w["embeddings.token_type_embeddings.weight"][0]
+
+    def rows(self, rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The last layer's rows (B, T, E) of embedded tokens."""
+        x = self._norm(rows, "embeddings.LayerNorm")
+        blocked = ((1 - mask[:, None, None, :]) * -1e9).bfloat16()
+
+        def heads(value: torch.Tensor) -> torch.Tensor:
+            return value.view(*value.shape[:2], 12, -1).transpose(1, 2)
+
+        for layer in range(6):
+            name = f"encoder.layer.{layer}."
+            run = {each: self.linear[(name + each).replace(".", "_")] for each in
+                   ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense", "intermediate.dense", "output.dense")}  # fmt: skip
+            query, key, value = (heads(run[f"attention.self.{each}"](x)) for each in ("query", "key", "value"))
+            # Plain, because the fused kernel's backward takes ten times as long on a CPU.
+            mixed = (query @ key.transpose(2, 3) * key.shape[-1] ** -0.5 + blocked).softmax(-1) @ value
+            mixed = run["attention.output.dense"](mixed.transpose(1, 2).flatten(2))
+            x = self._norm(x + mixed, name + "attention.output.LayerNorm")
+            inner = run["output.dense"](functional.gelu(run["intermediate.dense"](x)))
+            x = self._norm(x + inner, name + "output.LayerNorm")
+        return x
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What ships."""
+        kept = {"of": self.of, "inner.weight": self.inner.weight, "inner.bias": self.inner.bias}
+        kept |= {"outer.weight": self.outer.weight, "outer.bias": self.outer.bias, "features.weight": self.features.weight}
+        for name in LINEAR:
+            part = self.linear[name.replace(".", "_")]
+            kept |= {f"{name}.a": part.a, f"{name}.b": part.b}
+        return {name: value.detach().numpy().astype(np.float16) for name, value in kept.items()}
+
+
+def shown(asked: Asked) -> tuple[list[Candidate], list[bool]]:
+    """The candidates of one step, and which parts are right."""
+    order = list(range(len(asked.candidates)))
+    right = [number for number in order if any(asked.right[number])]
+    if right and random.random() < LEFT_OUT:
+        order, right = [number for number in order if number not in right], []
+    rest = [number for number in order if number not in right]
+    hard = rest[:4] + random.sample(rest[4:], min(2, len(rest[4:])))
+    some = (right + hard)[:PASSAGES]
+    return [asked.candidates[n] for n in some], [each for n in some for each in asked.right[n]]
+
+
+def judged(model: Model, encoder: Encoder, texts: list[Asked]) -> list[np.ndarray]:
+    """The scores of each question's parts."""
+    model.eval()
+    found = []
+    with torch.no_grad():
+        for asked in texts:
+            some = [(asked.question, asked.candidates)]
+            found.append(model(some, encoder).float().numpy() if asked.candidates else np.zeros(0))
+    model.train()
+    return found
+
+
+def table(texts: list[Asked], scores: list[np.ndarray]) -> list[str]:
+    """What is answered at several thresholds of P, a line each."""
+    rows = []
+    for threshold in (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98):
+        right: dict[str, int] = {}
+        answered: dict[str, int] = {}
+        count: dict[str, int] = {}
+        for asked, score in zip(texts, scores, strict=True):
+            count[asked.kind] = count.get(asked.kind, 0) + 1
+            if not len(score):
+                continue
+            best = int(np.argmax(score))
+            if np.exp(score[best]) / (1 + np.exp(score).sum()) > threshold:
+                answered[asked.kind] = answered.get(asked.kind, 0) + 1
+                right[asked.kind] = right.get(asked.kind, 0) + [each for part in asked.right for each in part][best]
+        shares = []
+        for kind, total in count.items():
+            if kind in ("told", "note"):
+                wrong = answered.get(kind, 0) - right.get(kind, 0)
+                shares.append(f"{kind} {right.get(kind, 0) / total:.3f} right {wrong / total:.3f} wrong")
+            else:
+                shares.append(f"{kind} {answered.get(kind, 0)} of {total}")
+        rows.append(f"  P > {threshold}: " + ", ".join(shares))
+    return rows
+
+
+def main() -> None:
+    """Fit, judge after each epoch, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    random.seed(options.seed)
+    encoder = Encoder.load(encoder_path())
+    vectors = Vectors(encoder)
+    texts, tune = training_texts(vectors), tuning_texts(vectors)
+    print(f"{len(texts)} questions, {len(tune)} to tune by", flush=True)
+    model = Model(encoder)
+    trained = [each for each in model.parameters() if each.requires_grad]
+    total = options.epochs * (len(texts) // BATCH)
+    optimizer = torch.optim.AdamW(trained, LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=total + 1, pct_start=WARM_UP)
+    losses, began = list[float](), time.monotonic()
+    for epoch in range(options.epochs):
+        random.shuffle(texts)
+        for start in range(0, len(texts) - BATCH + 1, BATCH):
+            batch = [(asked.question, *shown(asked)) for asked in texts[start : start + BATCH] if asked.candidates]
+            scores = model([(question, some) for question, some, _ in batch], encoder)
+            at, loss = 0, torch.zeros(())
+            for _, _, right in batch:
+                all_ = torch.cat([scores[at : at + len(right)], torch.zeros(1)])
+                at += len(right)
+                wanted = [n for n, each in enumerate(right) if each] or [len(right)]
+                loss = loss - torch.logsumexp(all_[wanted], 0) + torch.logsumexp(all_, 0)
+            (loss / len(batch)).backward()
+            nn.utils.clip_grad_norm_(trained, CLIP)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            losses.append(float(loss.detach()) / len(batch))
+            if len(losses) % 100 == 0:
+                print(f"step {len(losses)} of {total}: {np.mean(losses[-100:]):.3f}, {time.monotonic() - began:.0f} s", flush=True)
+        print(f"epoch {epoch + 1}\n" + "\n".join(table(tune, judged(model, encoder, tune))), flush=True)
+        options.out.write_bytes(safetensors.numpy.save(model.tensors()))
+
+
+if __name__ == "__main__":
+    main()
