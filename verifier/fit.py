@@ -27,11 +27,11 @@ from torch.nn import functional
 from sideplug.memory.encoder import FIRST, LAST, LINEAR, MAX_TOKENS, WIDTH, Encoder
 from sideplug.memory.index import Candidate, Index
 from sideplug.memory.store import Entry, Store
-from sideplug.memory.verifier import features, pairs
+from sideplug.memory.verifier import Verifier, features, pairs
 from sideplug.memory.weights import encoder_path
 
 HERE = Path(__file__).parent
-RANK, INNER, BATCH, PASSAGES, LEFT_OUT = 32, 128, 8, 6, 0.12
+RANK, INNER, BATCH, PASSAGES, LEFT_OUT = 32, 128, 8, 5, 0.12
 LEARNING_RATE, WARM_UP, CLIP = 1e-3, 0.1, 1.0
 
 
@@ -55,10 +55,16 @@ class Vectors:
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder, self._model, self._known = encoder, Model(encoder), dict[str, np.ndarray]()
+        self._wanted = set[str]()
 
-    def learn(self, texts: Iterable[str]) -> None:
-        """Compute the vectors of texts that will be asked for."""
-        wanted = sorted({text for text in texts if text not in self._known}, key=len)
+    def want(self, texts: Iterable[str]) -> None:
+        """Note texts whose vectors will be asked for."""
+        self._wanted.update(text for text in texts if text not in self._known)
+
+    def learn(self) -> None:
+        """Compute the vectors that are wanted."""
+        wanted = sorted(self._wanted, key=len)
+        self._wanted.clear()
         for start in range(0, len(wanted), 64):
             tokens = [[FIRST, *self._encoder.tokens(text)[: MAX_TOKENS - 2], LAST] for text in wanted[start : start + 64]]
             length = max(map(len, tokens))
@@ -70,7 +76,8 @@ class Vectors:
             self._known.update(zip(wanted[start : start + 64], mean, strict=True))
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        self.learn(texts)
+        self.want(texts)
+        self.learn()
         return np.stack([self._known[text] for text in texts])
 
 
@@ -84,16 +91,23 @@ def asked_of(index: Index, numbers: set[int], question: str, kind: str, answer: 
     return found
 
 
-def training_texts(vectors: Vectors) -> list[Asked]:
+def learn(vectors: Vectors, *files: list[dict[str, Any]]) -> None:
+    """Compute the vectors of all questions of these lines at once."""
+    for line in (line for file in files for line in file):
+        asked = [each if isinstance(each, str) else each["question"] for each in line.get("asked", [])]
+        vectors.want([*asked, *line.get("near", []), line.get("told", ""), line.get("question", "")])
+    vectors.learn()
+
+
+def training_texts(vectors: Vectors | None) -> list[Asked]:
     """All questions of verifier/texts, each to its person's memory."""
     found = []
     for folder in sorted((HERE / "texts").iterdir()):
         facts, notes, general = (lines(folder / f"{name}.jsonl") for name in ("facts", "notes", "general"))
-        vectors.learn(text for line in facts for text in (line["told"], *line["asked"], *line["near"]))
-        vectors.learn(text for line in notes for text in (*(each["question"] for each in line["asked"]), *line["near"]))
-        vectors.learn(line["question"] for line in general)
+        if vectors is not None:
+            learn(vectors, facts, notes, general)
         for person in dict.fromkeys(line["person"] for line in [*facts, *notes]):
-            index = Index(Store(), "fit", vectors)
+            index = Index(Store(), "fit" if vectors else "", vectors)
             mine = [[line for line in each if line["person"] == person] for each in (facts, notes, general)]
             for fact, number in zip(mine[0], index.store.add([Entry(f["told"], f["reply"]) for f in mine[0]]), strict=True):
                 fact["number"] = number
@@ -110,7 +124,7 @@ def training_texts(vectors: Vectors) -> list[Asked]:
     return found
 
 
-def tuning_texts(vectors: Vectors, name: str = "tune") -> list[Asked]:
+def tuning_texts(vectors: Vectors | None, name: str = "tune") -> list[Asked]:
     """The questions of own_words/`name`; facts and notes of a person are one memory."""
     folder, found = HERE / "own_words" / name, []
     told, asked, untold, general, notes, noted, unnoted = (
@@ -118,7 +132,7 @@ def tuning_texts(vectors: Vectors, name: str = "tune") -> list[Asked]:
         for each in ("told", "asked", "untold", "general", "notes", "notes_asked", "notes_untold")
     )
     for person in dict.fromkeys(line["person"] for line in [*told, *notes]):
-        index, numbers = Index(Store(), "fit", vectors), {}
+        index, numbers = Index(Store(), "fit" if vectors else "", vectors), {}
         for line in [*told, *notes]:
             if line["person"] == person:
                 entry = Entry(line.get("instruction", ""), line.get("output") or line["note"])
@@ -218,6 +232,37 @@ class Model(nn.Module):
         return {name: value.detach().numpy().astype(np.float16) for name, value in kept.items()}
 
 
+def by_words(texts: list[Asked]) -> np.ndarray:
+    """The logistic over words alone: weights of found, covered, their product, and a bias (4,) float32."""
+    most = max(sum(map(len, asked.right)) for asked in texts)
+    x, real, right = np.zeros((len(texts), most, 4)), np.zeros((len(texts), most)), np.zeros((len(texts), most + 1))
+    for row, asked in enumerate(texts):
+        told = [(c, each) for c, some in zip(asked.candidates, asked.right, strict=True) for each in some]
+        for column, (candidate, is_right) in enumerate(told):
+            found, covered = candidate.found, candidate.covered
+            x[row, column], real[row, column] = (found, covered, found * covered, 1), 1
+            right[row, column] = is_right
+        right[row, most] = not right[row].any()
+    features_, rest = torch.tensor(x).float(), torch.tensor(np.log(real + 1e-12)).float()
+    wanted = torch.tensor(np.log(right + 1e-12)).float()
+    weight = nn.Parameter(torch.zeros(4))
+    optimizer = torch.optim.Adam([weight], 0.1)
+    for _ in range(400):
+        scores = torch.cat([features_ @ weight + rest, torch.zeros(len(texts), 1)], 1)
+        loss = (torch.logsumexp(scores, 1) - torch.logsumexp(scores + wanted, 1)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(f"by words: {float(loss.detach()):.3f}, {weight.detach().numpy().round(2)}", flush=True)
+    return weight.detach().numpy().astype(np.float32)
+
+
+def word_scores(texts: list[Asked], weights: np.ndarray) -> list[np.ndarray]:
+    """The scores of each question's parts, by words alone."""
+    verifier = Verifier(None, {"words": weights})
+    return [np.array([s for some in verifier.scores(t.question, t.candidates) for s in some]) for t in texts]
+
+
 def shown(asked: Asked) -> tuple[list[Candidate], list[bool]]:
     """The candidates of one step, and which parts are right."""
     order = list(range(len(asked.candidates)))
@@ -225,7 +270,7 @@ def shown(asked: Asked) -> tuple[list[Candidate], list[bool]]:
     if right and random.random() < LEFT_OUT:
         order, right = [number for number in order if number not in right], []
     rest = [number for number in order if number not in right]
-    hard = rest[:4] + random.sample(rest[4:], min(2, len(rest[4:])))
+    hard = rest[:3] + random.sample(rest[3:], min(2, len(rest[3:])))
     some = (right + hard)[:PASSAGES]
     return [asked.candidates[n] for n in some], [each for n in some for each in asked.right[n]]
 
@@ -272,11 +317,17 @@ def main() -> None:
     """Fit, judge after each epoch, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2, help="0 fits the words alone, and keeps the rest of the file")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     random.seed(options.seed)
+    words, tune = by_words(training_texts(None)), tuning_texts(None)
+    print("\n".join(table(tune, word_scores(tune, words))), flush=True)
+    if not options.epochs:
+        kept = safetensors.numpy.load_file(options.out) if options.out.is_file() else {}
+        options.out.write_bytes(safetensors.numpy.save({**kept, "words": words}))
+        return
     encoder = Encoder.load(encoder_path())
     vectors = Vectors(encoder)
     texts, tune = training_texts(vectors), tuning_texts(vectors)
@@ -307,7 +358,7 @@ def main() -> None:
             if len(losses) % 100 == 0:
                 print(f"step {len(losses)} of {total}: {np.mean(losses[-100:]):.3f}, {time.monotonic() - began:.0f} s", flush=True)
         print(f"epoch {epoch + 1}\n" + "\n".join(table(tune, judged(model, encoder, tune))), flush=True)
-        options.out.write_bytes(safetensors.numpy.save(model.tensors()))
+        options.out.write_bytes(safetensors.numpy.save({**model.tensors(), "words": words}))
 
 
 if __name__ == "__main__":

@@ -141,8 +141,8 @@ def _have_read(cloud: Cloud, folder: Path) -> str:
     """Have the base read what is new; why that could not be, "" if it was."""
     from dataclasses import replace
 
-    with progress("the base reads it", 1) as show:
-        client = replace(cloud.client, reading=lambda done, count: show(done / count, f"{done} of {count}"))
+    with progress("the base reads it", 100) as show:
+        client = replace(cloud.client, reading=lambda done, count: show(100 * done // count, ""))
         try:
             client.connect(load_plugin(folder)).close()
         except SideplugError as error:
@@ -302,10 +302,11 @@ def memory_restore(number: int, folder: Path, cloud: Cloud) -> None:
 @click.argument("file", type=FOLDER, metavar="FILE")
 @required_plugin_option
 def memory_export(file: Path, folder: Path) -> None:
-    """Write all entries as JSON lines, which remember and train read; - is standard output."""
+    """Write all entries that hold as JSON lines, which remember and train read; - is standard output."""
     from sideplug.paths import write_aside, writing
 
-    lines = [json.dumps(_exported(entry), ensure_ascii=False) for entry in _opened(folder).store.entries()]
+    entries = [entry for entry in _opened(folder).store.entries() if not entry.replaced_by]
+    lines = [json.dumps(_exported(entry), ensure_ascii=False) for entry in entries]
     text = "".join(line + "\n" for line in lines)
     if str(file) == "-":
         sys.stdout.write(text)

@@ -138,7 +138,8 @@ def chat(
                     say(f"sideplug: {error}")
                     continue
                 messages = [*turns, {"role": "assistant", "content": text}]
-                click.echo(f"\n{click.style(session.usage.line, dim=True)}")
+                source = f"{session.usage.source}\n" if session.usage.source else ""
+                click.echo(f"\n{click.style(source + session.usage.line, dim=True)}")
 
 
 @command("audit", "sideplug audit session.sp --plugin my-plugin")

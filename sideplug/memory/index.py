@@ -30,7 +30,7 @@ class Candidate:
     """A passage that may answer a question.
 
     near: cosine of question and passage; 0 without an encoder. found: the share of the question's words, by their
-    rarity, that the passage has. covered: the share of the passage's words that the question has.
+    rarity, that the passage has. covered: the share of what is asked, or of a note's words, that the question has.
     """
 
     passage: Passage
@@ -80,7 +80,7 @@ class Index:
             return
         self.fill()
         self._ids, self._vectors = self.store.vectors()
-        self._signs = signs(self._vectors)
+        self._signs = signs(self._vectors) if len(self._ids) else np.zeros((0, 0), np.uint64)
         self._total = self.store.passage_count()
         self._version = self.store.version
 
@@ -98,8 +98,9 @@ class Index:
         for passage, has in zip(passages, stems, strict=True):
             shared = sum(rarity[each] for each in asked & has)
             in_question = sum(rarity[each] for each in asked) or 1.0
-            in_passage = sum(rarity[each] for each in has) or 1.0
-            found.append(Candidate(passage, nearness[passage.id], shared / in_question, shared / in_passage))
+            about = {stem(word) for word in words(passage.asked)} or has
+            covered = sum(rarity[each] for each in asked & about) / (sum(rarity[each] for each in about) or 1.0)
+            found.append(Candidate(passage, nearness[passage.id], shared / in_question, covered))
         return sorted(found, key=lambda each: -each.score)[:count]
 
     def _rarity(self, stems: set[str]) -> dict[str, float]:

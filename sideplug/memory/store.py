@@ -343,7 +343,7 @@ class Store:
                 "SELECT id, vector FROM passages WHERE id > ? AND vector IS NOT NULL ORDER BY id", (after,)
             ).fetchall()
         ids = np.array([row[0] for row in rows], np.int64)
-        return ids, np.frombuffer(b"".join(row[1] for row in rows), np.int8).reshape(len(rows), -1)
+        return ids, np.frombuffer(b"".join(row[1] for row in rows), np.int8).reshape(len(rows), -1 if rows else 0)
 
     def ids(self) -> np.ndarray:
         """Return the ids of all passages, (N,) int64, ascending."""
