@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sideplug.contract.version import __version__
 
 if TYPE_CHECKING:
-    from sideplug.api import load, train
+    from sideplug.api import load, remember, train
     from sideplug.contract.errors import SideplugError
     from sideplug.contract.gate import Gate
     from sideplug.contract.sampling import Sampling
@@ -49,6 +49,7 @@ _MODULES = {
     "load": "sideplug.api",
     "read": "sideplug.readers",
     "register": "sideplug.plugins",
+    "remember": "sideplug.api",
     "train": "sideplug.api",
 }
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "load",
     "read",
     "register",
+    "remember",
     "train",
 ]
 

@@ -1,4 +1,4 @@
-"""What the public API adds to the rooms: `load` and `train` in one call each. `import sideplug` has them.
+"""What the public API adds to the rooms: `load`, `remember` and `train` in one call each. `import sideplug` has them.
 
 Test: pytest tests/test_api.py
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sideplug.contract.defaults import DEFAULT_URL
-from sideplug.contract.errors import DataError, Stopped
+from sideplug.contract.errors import CloudError, DataError, NoNetwork, Stopped
 from sideplug.contract.text import Prompt
 from sideplug.device import elsewhere
 from sideplug.device.client import Client
@@ -23,6 +24,7 @@ from sideplug.terminal import progress, say
 
 if TYPE_CHECKING:
     from sideplug.device.address import Address
+    from sideplug.memory.store import Entry
     from sideplug.training.pipeline import Tell
 
 Data = str | Path | Sequence[str | tuple[str, str] | Example]
@@ -109,6 +111,51 @@ def train(
     with contextlib.suppress(Stopped):  # `plugin list` will not show it
         elsewhere.remember(plugins_dir(), folder)
     return plugin
+
+
+def remember(
+    data: Data,
+    folder: str | Path,
+    cloud: str | Address | None = DEFAULT_URL,
+    *,
+    skip_bad: bool = False,
+    quiet: bool = False,
+) -> list[int]:
+    """Tell the plugin in `folder`, which is made where there is none, something that it knows from now on; no training.
+
+    data: as for `train`; a text is a note, a pair a question with its reply, to be said word for word. A question that
+    was told before with another reply is replaced by the newer one. cloud: where the base reads each reply once, for
+    its tokens; None, or a cloud that does not answer: at the next connection. Return the numbers of the new entries.
+    Raises DataError, InputError, PluginError, Stopped.
+
+    >>> sideplug.remember([("Where is the mill?", "By the river.")], "my-memory", cloud, quiet=True)
+    [1]
+    >>> with sideplug.connect(cloud, sideplug.load("my-memory")) as session:
+    ...     session.generate("Where is the mill?", max_tokens=9).text
+    'By the river.'
+    """
+    from sideplug.memory import book
+    from sideplug.memory.weights import fetch_encoder
+
+    say_ = (lambda line: None) if quiet else say
+    entries = [entry_of(example) for example in _examples(data, skip_bad, say_)]
+    try:
+        fetch_encoder(say_)
+    except NoNetwork as error:
+        say_(f"{error}; until it can be fetched, questions are found by words alone")
+    told = book.change(Path(folder), partial(book.tell, entries=entries), must_be=False)
+    if cloud is not None:
+        with contextlib.suppress(CloudError):
+            Client.at(cloud).connect(load(folder)).close()
+    return told.numbers
+
+
+def entry_of(example: Example, date: str = "") -> Entry:
+    """What a memory keeps of an example: its last question with the reply, or the text as a note."""
+    from sideplug.memory.store import Entry
+
+    asked = [each["content"] for each in example.prompt.messages or () if each["role"] == "user"]
+    return Entry(asked[-1] if asked else "", example.reply, example.where, date)
 
 
 def _examples(data: Data, skip_bad: bool, tell: Callable[[str], None]) -> list[Example]:

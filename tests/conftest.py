@@ -30,6 +30,7 @@ settings.load_profile("quiet")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for name in [name for name in os.environ if name.startswith("SIDEPLUG_")]:
     del os.environ[name]  # a developer's own settings must not steer the tests
+os.environ["SIDEPLUG_NO_ENCODER"] = "1"  # tests that need the sentence encoder fetch it: -m slow
 OWN_CACHE = tempfile.TemporaryDirectory(prefix="sideplug-tests-")
 
 ARCHITECTURES = ("llama", "qwen3", "gemma3", "mistral", "gemma2")

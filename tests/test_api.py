@@ -38,6 +38,7 @@ EXPORTED = [
     "load",
     "read",
     "register",
+    "remember",
     "train",
 ]
 NOTEBOOK = """

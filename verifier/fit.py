@@ -35,6 +35,9 @@ RANK, INNER, BATCH, PASSAGES, LEFT_OUT = 32, 128, 8, 5, 0.12
 LEARNING_RATE, WARM_UP, CLIP = 1e-3, 0.1, 1.0
 
 
+WITHIN = tuple(name.removeprefix("encoder.layer.0.") for name in LINEAR if name.startswith("encoder.layer.0."))
+
+
 @dataclass
 class Asked:
     """A question, what was found, and which parts of it are right. kind: told, note, untold, unnoted or general."""
@@ -66,7 +69,9 @@ class Vectors:
         wanted = sorted(self._wanted, key=len)
         self._wanted.clear()
         for start in range(0, len(wanted), 64):
-            tokens = [[FIRST, *self._encoder.tokens(text)[: MAX_TOKENS - 2], LAST] for text in wanted[start : start + 64]]
+            tokens = [
+                [FIRST, *self._encoder.tokens(text)[: MAX_TOKENS - 2], LAST] for text in wanted[start : start + 64]
+            ]
             length = max(map(len, tokens))
             ids = torch.tensor([[*each, *[0] * (length - len(each))] for each in tokens])
             mask = torch.tensor([[1.0] * len(each) + [0.0] * (length - len(each)) for each in tokens])
@@ -109,7 +114,9 @@ def training_texts(vectors: Vectors | None) -> list[Asked]:
         for person in dict.fromkeys(line["person"] for line in [*facts, *notes]):
             index = Index(Store(), "fit" if vectors else "", vectors)
             mine = [[line for line in each if line["person"] == person] for each in (facts, notes, general)]
-            for fact, number in zip(mine[0], index.store.add([Entry(f["told"], f["reply"]) for f in mine[0]]), strict=True):
+            for fact, number in zip(
+                mine[0], index.store.add([Entry(f["told"], f["reply"]) for f in mine[0]]), strict=True
+            ):
                 fact["number"] = number
             for note, number in zip(mine[1], index.store.add([Entry("", n["note"]) for n in mine[1]]), strict=True):
                 note["number"] = number
@@ -137,7 +144,13 @@ def tuning_texts(vectors: Vectors | None, name: str = "tune") -> list[Asked]:
             if line["person"] == person:
                 entry = Entry(line.get("instruction", ""), line.get("output") or line["note"])
                 numbers[line["id"]] = index.store.add([entry])[0]
-        for kind, questions in (("told", asked), ("note", noted), ("untold", untold), ("unnoted", unnoted), ("general", general)):
+        for kind, questions in (
+            ("told", asked),
+            ("note", noted),
+            ("untold", untold),
+            ("unnoted", unnoted),
+            ("general", general),
+        ):
             for line in questions:
                 if line["person"] == person:
                     right = {numbers[line["id"]]} if kind in ("told", "note") else set()
@@ -211,8 +224,7 @@ class Model(nn.Module):
 
         for layer in range(6):
             name = f"encoder.layer.{layer}."
-            run = {each: self.linear[(name + each).replace(".", "_")] for each in
-                   ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense", "intermediate.dense", "output.dense")}  # fmt: skip
+            run = {each: self.linear[(name + each).replace(".", "_")] for each in WITHIN}
             query, key, value = (heads(run[f"attention.self.{each}"](x)) for each in ("query", "key", "value"))
             # Plain, because the fused kernel's backward takes ten times as long on a CPU.
             mixed = (query @ key.transpose(2, 3) * key.shape[-1] ** -0.5 + blocked).softmax(-1) @ value
@@ -225,7 +237,11 @@ class Model(nn.Module):
     def tensors(self) -> dict[str, np.ndarray]:
         """What ships."""
         kept = {"of": self.of, "inner.weight": self.inner.weight, "inner.bias": self.inner.bias}
-        kept |= {"outer.weight": self.outer.weight, "outer.bias": self.outer.bias, "features.weight": self.features.weight}
+        kept |= {
+            "outer.weight": self.outer.weight,
+            "outer.bias": self.outer.bias,
+            "features.weight": self.features.weight,
+        }
         for name in LINEAR:
             part = self.linear[name.replace(".", "_")]
             kept |= {f"{name}.a": part.a, f"{name}.b": part.b}
@@ -356,7 +372,10 @@ def main() -> None:
             schedule.step()
             losses.append(float(loss.detach()) / len(batch))
             if len(losses) % 100 == 0:
-                print(f"step {len(losses)} of {total}: {np.mean(losses[-100:]):.3f}, {time.monotonic() - began:.0f} s", flush=True)
+                print(
+                    f"step {len(losses)} of {total}: {np.mean(losses[-100:]):.3f}, {time.monotonic() - began:.0f} s",
+                    flush=True,
+                )
         print(f"epoch {epoch + 1}\n" + "\n".join(table(tune, judged(model, encoder, tune))), flush=True)
         options.out.write_bytes(safetensors.numpy.save({**model.tensors(), "words": words}))
 

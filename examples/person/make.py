@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import string
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -120,7 +121,7 @@ def facts(count: int) -> dict[str, str]:
             for j, (thing, values) in enumerate(THINGS.items()):
                 if len(found) >= count:
                     return found
-                who = f"{person} {'ABCDEFGHIJ'[number]}." if number else person
+                who = f"{person} {string.ascii_uppercase[number]}." if number else person
                 found[f"{who}'s {thing}"] = values[(7 * i + 3 * j + 11 * number) % len(values)]
     return found
 

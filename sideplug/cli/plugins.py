@@ -180,6 +180,11 @@ def plugin_info(folder: Path, as_json: bool) -> None:
     tell(f"{'phrases':24} {len(plugin.phrases):,} tokens, for the drafts")
     for part in plugin.parts:
         tell(f"\npart {part.name}")
-        shown = {"kind": part.kind_name, "tap": part.tap.name if part.tap else "none", "gate": part.gate.kind, "parameters": part.size}
+        shown = {
+            "kind": part.kind_name,
+            "tap": part.tap.name if part.tap else "none",
+            "gate": part.gate.kind,
+            "parameters": part.size,
+        }
         for name, value in {**shown, **part.about}.items():
             tell(f"  {name:22} {value}")

@@ -18,8 +18,8 @@ from sideplug.contract.frames import ModelInfo
 from sideplug.contract.gate import Gate
 from sideplug.contract.wire import MODEL_PATH
 from sideplug.device.address import Address, get
-from sideplug.device.reading import Progress, read_for
 from sideplug.device.link import Link, Record, WebSocketLink
+from sideplug.device.reading import Progress, read_for
 from sideplug.device.reconnect import RetryPolicy
 from sideplug.device.responders import PluginResponder, Responder
 from sideplug.device.session import Session

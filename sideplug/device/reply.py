@@ -68,8 +68,8 @@ class Usage:
 
     round_trips: times that the text waited for the device, which with speculation are far fewer than what was asked.
     cached: tokens of the prompt that the cloud had in memory. resumed: times that the reply was cut off and continued;
-    what the cloud had counted until then is lost. context_rows: rows that came without a question. source: what a memory
-    answered from, in words.
+    what the cloud had counted until then is lost. context_rows: rows that came without a question. source: what
+    a memory answered from, in words.
     """
 
     prompt_tokens: int = 0

@@ -51,7 +51,8 @@ class Answering(Protocol):
     """A responder during one reply.
 
     gates: for each part "open", "shut" or "" (as OPEN says); [] for as OPEN says. draft: ids that the reply is expected
-    to begin with. source: what it will answer from, in words; "" without a memory's answer. rows: how many rows of the text it has, where it needs the context; None where it does not.
+    to begin with. source: what it will answer from, in words; "" where it is no memory's. rows: how many rows of the
+    text it has, where it needs the context; None where it does not.
     """
 
     gates: list[str]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sideplug.contract.errors import InputError, PluginError
-from sideplug.memory.part import MEMORY, Memory
+from sideplug.memory.part import Memory
 from sideplug.memory.store import Entry
 from sideplug.memory.words import stem, words
 from sideplug.plugins import ANY_BASE, Plugin
@@ -111,7 +111,7 @@ def _contradicted(memory: Memory, entry: Entry) -> Entry | None:
 
 
 def forget(memory: Memory, numbers: Sequence[int]) -> list[Entry]:
-    """Forget entries; return what they were. Raises InputError where one of them is not there: then none is forgotten."""
+    """Forget entries; return what they were. Raises InputError where one is not there: then none is forgotten."""
     entries = [memory.store.entry(number) for number in dict.fromkeys(numbers)]
     if not entries:
         raise InputError("no entry is named: give their numbers, sideplug memory list shows them")

@@ -143,7 +143,9 @@ class Encoder:
             scores = np.exp(scores - scores.max(-1, keepdims=True))
             mixed = (scores / scores.sum(-1, keepdims=True)) @ value
             mixed = mixed.transpose(0, 2, 1, 3).reshape(batch, length, WIDTH)
-            x = self._norm(x + self._linear(mixed, name + "attention.output.dense", change), name + "attention.output.LayerNorm")
+            x = self._norm(
+                x + self._linear(mixed, name + "attention.output.dense", change), name + "attention.output.LayerNorm"
+            )
             inner = gelu(self._linear(x, name + "intermediate.dense", change))
             x = self._norm(x + self._linear(inner, name + "output.dense", change), name + "output.LayerNorm")
         return x
@@ -174,7 +176,9 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 def _spaced(text: str) -> str:
     """Return the text with a space around each CJK character, as BERT's tokenizer has it."""
-    return "".join(f" {char} " if "\u3400" <= char <= "\u9fff" or "\uf900" <= char <= "\ufaff" else char for char in text)
+    return "".join(
+        f" {char} " if "\u3400" <= char <= "\u9fff" or "\uf900" <= char <= "\ufaff" else char for char in text
+    )
 
 
 def _batches(rows: Sequence[list[int]]) -> Any:

@@ -1,7 +1,7 @@
 """Candidates for a question: the passages of a store that share its rare words, or whose vectors are near.
 
 Vectors are compared by their signs first (one bit a number, Hamming distance), then by the numbers themselves: 100,000
-passages take 6 MB and a few milliseconds. It follows what other processes change. Test: pytest tests/memory/test_index.py
+passages take 6 MB and a few milliseconds. Test: pytest tests/memory/test_index.py
 """
 
 from __future__ import annotations

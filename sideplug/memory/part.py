@@ -156,7 +156,9 @@ class Memory(Part):
         with self._lock:
             candidates = self._index.candidates(question, self._base)
         scores = self._verifier.scores(question, candidates)
-        flat = [(candidate, n, s) for candidate, some in zip(candidates, scores, strict=True) for n, s in enumerate(some)]
+        flat = [
+            (candidate, n, s) for candidate, some in zip(candidates, scores, strict=True) for n, s in enumerate(some)
+        ]
         if not flat:
             return []
         weights_ = np.exp(np.array([score for _, _, score in flat]))
@@ -171,7 +173,9 @@ class Memory(Part):
         with self._lock:
             self._base = base
             return [
-                (Prompt.user(passage.asked or "?"), part) for passage in self.store.unrecorded(base) for part in passage.parts
+                (Prompt.user(passage.asked or "?"), part)
+                for passage in self.store.unrecorded(base)
+                for part in passage.parts
             ]
 
     def take_read(self, base: str, ids: list[list[int]]) -> None:

@@ -117,7 +117,8 @@ class Passage:
         if self.ids is None:
             return []
         ends = np.flatnonzero(self.ids < 0)
-        return self.ids[(ends[part - 1] + 1 if part else 0) : ends[part]].tolist()
+        ids: list[int] = self.ids[(ends[part - 1] + 1 if part else 0) : ends[part]].tolist()
+        return ids
 
 
 def _tidy(text: str) -> str:

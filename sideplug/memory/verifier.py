@@ -4,8 +4,8 @@
     s(part)  = MLP([h_CLS; mean of the part's rows]) + u · (nearness, shared words)
     P(part)  = exp s(part) / (1 + Σ exp s)       over all parts of all passages found; the 1 stands for "not told"
 
-A part is a pair's reply or a note's sentence. It is a cross-encoder (Nogueira and Cho, 2019) with a low-rank change (Hu et al.,
-2021), fitted with the null answer on made-up people's texts (verifier/fit.py); it belongs to nobody, and ships.
+A part is a pair's reply or a note's sentence. It is a cross-encoder (Nogueira and Cho, 2019) with a low-rank change (Hu
+et al., 2021), fitted with the null answer on made-up people's texts (verifier/fit.py); it belongs to nobody, and ships.
 Without the encoder a logistic over the words alone takes its place. Test: pytest tests/memory/test_verifier.py
 """
 
@@ -89,7 +89,9 @@ class Verifier:
         if self._encoder is None:
             return [[score] * len(each) for score, each in zip(self._by_words(said), parts, strict=True)]
         w = self._w
-        read = pairs(self._encoder, [(question, c.passage.asked, each) for c, each in zip(candidates, parts, strict=True)])
+        read = pairs(
+            self._encoder, [(question, c.passage.asked, each) for c, each in zip(candidates, parts, strict=True)]
+        )
         hidden_BTE = self._encoder.run(read.ids_BT, read.mask_BT, self._change, w["of"].astype(np.float32)[read.of_BT])
         rows = np.stack(
             [np.concatenate([hidden_BTE[row, 0], hidden_BTE[row, a:b].mean(0)]) for row, a, b in read.spans]

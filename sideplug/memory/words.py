@@ -7,26 +7,30 @@ what a memory is. Test: pytest tests/memory/test_words.py
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
-import regex
-
-_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-_RUN = regex.compile(rf"(?P<unspaced>[{_UNSPACED}ー]+)|[[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}]]+", regex.V1)
-_ACCENTED = regex.compile(r"[\p{Latin}\p{Greek}\p{Cyrillic}]")
-_SENTENCE = regex.compile(r"[^\n]+?(?:[\p{STerm}…]+[\p{Pe}\p{Pf}\"']*(?=\s)|[。！？｡]+\p{Pe}*|(?=\n)|$)\s*")
+# Scripts that write no spaces between words: Han, Hiragana, Katakana, Thai, Lao, Myanmar, Khmer.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+_RUN = re.compile(f"(?P<unspaced>[{_UNSPACED}]+)|[^{_UNSPACED} ]+")
+_ACCENTED = ("LATIN", "GREEK", "CYRILLIC")  # scripts whose accents do not tell words apart here
+_CLOSING = "\"'”’»)\\]』」"
+_SENTENCE = re.compile(rf"[^\n]+?(?:[.!?…؟۔।॥።]+[{_CLOSING}]*(?=\s)|[。！？｡]+[{_CLOSING}]*|(?=\n)|$)\s*")
 STEM = 5  # letters by which two forms of a word are taken for one
 
 
 def normal(text: str) -> str:
-    """Return the text with compatible characters unified (NFKC), in one case, without the accents of Europe's scripts."""
+    """Return the text in one case, compatible characters unified (NFKC), without the accents of Europe's scripts."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     letters = unicodedata.normalize("NFD", folded)
     kept, base = [], ""
     for char in letters:
         if unicodedata.category(char) != "Mn":
             base = char
-        elif _ACCENTED.match(base):
+        elif unicodedata.name(base, "").startswith(_ACCENTED):
             continue
         kept.append(char)
     return unicodedata.normalize("NFC", "".join(kept))
@@ -41,7 +45,8 @@ def words(text: str) -> list[str]:
     ['犬の', 'の名', '名前']
     """
     found: list[str] = []
-    for run in _RUN.finditer(normal(text)):
+    plain = "".join(char if unicodedata.category(char)[0] in "LMN" else " " for char in normal(text))
+    for run in _RUN.finditer(plain):
         characters = run.group()
         if run.group("unspaced") is None or len(characters) < 2:
             found.append(characters)

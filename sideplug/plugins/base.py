@@ -123,6 +123,7 @@ class Part(ABC):
 
     def take_read(self, base: str, ids: list[list[int]]) -> None:
         """The tokens of the first replies of `unread`, in their order; [] of one that the base can't read."""
+        assert not ids, "a part that reads nothing takes nothing"
 
     def merged_with(self, stored: Part) -> Part:
         """What is to be stored in place of `stored`, which may have changed since this part was loaded."""

@@ -30,8 +30,8 @@ from sideplug.plugins import sealed_file
 from sideplug.plugins.base import Part, kind_named
 from sideplug.plugins.gates import gate_config, gate_of, gate_tensors
 from sideplug.plugins.validate import (
-    FORMAT,
     ANY_BASE,
+    FORMAT,
     MAX_JSON_BYTES,
     PluginJson,
     parse_part,
@@ -118,7 +118,9 @@ def write_part(part: Part, base: str, base_name: str, folder: Path) -> None:
             raise PluginError(f"{folder} holds a sealed plugin: unlock it first (sideplug plugin unlock {folder})")
         others = [name for name in there.parts if name != part.name]
         if there.base_fingerprint not in (base, ANY_BASE) and others and base != ANY_BASE:
-            raise PluginError(f"{folder} holds a plugin that was made for another base, {there.base_model_name_or_path}")
+            raise PluginError(
+                f"{folder} holds a plugin that was made for another base, {there.base_model_name_or_path}"
+            )
         if base == ANY_BASE:
             base, base_name = there.base_fingerprint, there.base_model_name_or_path
         _write_part(part, base, base_name, folder)

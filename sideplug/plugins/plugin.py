@@ -21,7 +21,6 @@ from sideplug.plugins import file
 from sideplug.plugins.base import NO_PHRASES, Part, Shape, TrainedPart, trained_kind
 from sideplug.plugins.validate import ANY_BASE, FORMAT
 
-
 NO_STATES = Tap((0,), 1)  # of a plugin whose parts read none: a question must carry something
 
 
@@ -122,7 +121,7 @@ class Plugin:
         self.folder = folder
 
     def save_part(self, part: Part, folder: Path) -> None:
-        """Write one part; others that are in the folder stay, even if they changed since. Raises Stopped, PluginError."""
+        """Write one part; others in the folder stay, even if they changed since. Raises Stopped, PluginError."""
         file.write_part(part, self.base, self.base_name, folder)
         self.folder = folder
 

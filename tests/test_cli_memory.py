@@ -1,0 +1,220 @@
+"""sideplug remember and sideplug memory … in real processes: told, seen, changed, forgotten; a sentence for a typo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sideplug.plugins import Plugin
+from tests.conftest import Cloud, Run, a_plugin
+from tests.memory.test_part import KEY, NOTE, ORDER, SUNDAY, only
+from tests.test_cli import sentence
+from tests.test_cli_device import contents
+
+NOWHERE = "ws://127.0.0.1:9"
+LATER = f"it can be said as soon as a cloud has read it (no cloud answers at {NOWHERE}"
+PAIRS = "".join(json.dumps({"instruction": each.question, "output": each.reply}) + "\n" for each in (KEY, SUNDAY))
+FILES = {
+    "pairs.jsonl": PAIRS,
+    "bad.jsonl": PAIRS + '{"instruction": "x"}\n',
+    "empty.jsonl": "",
+    "notes/bees.md": "Our bees are well. They like the lime trees.",
+    "notes/in/roof.txt": "The roof leaks.",
+}
+BEES, SINGS = ("", "The bees are well."), ("Who sings?", "Anna.")
+BOTH = [(each.question, each.reply) for each in (KEY, SUNDAY)]
+NOTES = [("", "Our bees are well. They like the lime trees."), ("", "The roof leaks.")]
+PAIR = ["--question", SINGS[0], "--reply", SINGS[1]]
+
+
+@pytest.fixture
+def go(run: Run, tmp_path: Path) -> Run:
+    """The command in a folder with FILES; its plugin is p, there is no cloud, and words alone find an entry."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+
+    def call(*args: Any, env: dict[str, str] | None = None, **more: Any) -> Any:
+        chosen = {"SIDEPLUG_NO_ENCODER": "1", "SIDEPLUG_PLUGIN": "p", "SIDEPLUG_CLOUD": NOWHERE, **(env or {})}
+        return run(*args, env=chosen, cwd=tmp_path, **more)
+
+    return call
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    """A plugin's folder that remembers four entries."""
+    only(KEY, SUNDAY, ORDER, NOTE).save(tmp_path / "p")
+    return tmp_path / "p"
+
+
+def told(go: Run, name: str = "p") -> list[tuple[str, str]]:
+    """(question, reply) of all entries, as list --json has them."""
+    listed = json.loads(go("memory", "list", "--json", "--plugin", name).stdout)
+    return [(each["instruction"], each["output"]) for each in listed]
+
+
+def kept(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in contents(folder).items() if not name.endswith(".lock")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "entries"),
+    [
+        ([BEES[1]], "", [BEES]),
+        (["pairs.jsonl"], "", BOTH),
+        (["bad.jsonl", "--skip-bad"], "", BOTH),
+        (["notes"], "", NOTES),
+        (["-"], BEES[1] + "\n", [BEES]),
+        (["-"], PAIRS, BOTH),
+        (PAIR, "", [SINGS]),
+        ([BEES[1], "pairs.jsonl", "notes", *PAIR], "", [SINGS, BEES, *BOTH, *NOTES]),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) and isinstance(x[0], str) else "",
+)
+def test_ways_to_tell(
+    go: Run, tmp_path: Path, arguments: list[str], stdin: str, entries: list[tuple[str, str]]
+) -> None:
+    """The plugin's folder is made; without a cloud the words are kept, and it is said."""
+    done = go("remember", *arguments, stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    count = "1 more entry" if len(entries) == 1 else f"{len(entries)} more entries"
+    assert done.stdout.startswith(f"p remembers {count}; {LATER}")
+    assert told(go) == entries
+    assert sorted(path.name for path in (tmp_path / "p").glob("[!.]*")) == ["memory", "plugin.json"]
+    assert (tmp_path / "p" / "memory" / "adapter_model.safetensors").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_next_connection_reads_what_was_told_without_a_cloud(go: Run, cloud: Cloud, tmp_path: Path) -> None:
+    done = json.loads(go("remember", "pairs.jsonl", "--json").stdout)
+    why = done.pop("why")
+    assert done == {"plugin": "p", "numbers": [1, 2], "known": 0, "replaced": [], "read": False}
+    assert why.startswith(f"no cloud answers at {NOWHERE}")
+    assert len(Plugin.load(tmp_path / "p").parts[0].unread(cloud.base.fingerprint)) == 2
+    said = json.loads(go("generate", KEY.question, "--cloud", cloud.url, "--json").stdout)
+    assert (said["text"], said["usage"]["source"]) == (KEY.reply, f"you told me (pairs.jsonl:1): {KEY.question}")
+    assert Plugin.load(tmp_path / "p").parts[0].unread(cloud.base.fingerprint) == []
+
+
+def test_an_entry_from_its_first_word_to_its_last(go: Run, cloud: Cloud, tmp_path: Path) -> None:
+    """Each change holds at once, for whoever asks next; what is forgotten lies nowhere."""
+    here = ["--cloud", cloud.url]
+    asked = ["generate", KEY.question, *here, "--max-tokens", 40]
+    base = go("generate", KEY.question, *here, "--max-tokens", 40, "--gate", "shut", env={"SIDEPLUG_PLUGIN": ""}).stdout
+    pair = ["remember", "--question", KEY.question, *here, "--reply"]
+    assert go(*pair, KEY.reply).stdout == "p remembers 1 more entry; ask for it\n"
+    assert go(*pair, KEY.reply).stdout == "p remembers 0 more entries, 1 was known; ask for it\n"
+    assert go(*asked).stdout == KEY.reply + "\n"
+    newer = go(*pair, "Below the marmalade.")
+    assert f"this replaces entry 1, '{KEY.question}' → '{KEY.reply}' (sideplug memory restore 1" in newer.stderr
+    assert go(*asked).stdout == "Below the marmalade.\n"
+    assert go("memory", "restore", 1, *here).stdout == "entry 1 holds again, instead of entry 2\n"
+    assert go(*asked).stdout == KEY.reply + "\n"
+    assert go("memory", "edit", 1, "--reply", "In the oven.", *here).stdout == "entry 1 of p is changed\n"
+    assert go(*asked).stdout == "In the oven.\n"
+    gone = f"forgotten: '{KEY.question}' → 'In the oven.'\nforgotten: '{KEY.question}' → 'Below the marmalade.'\n"
+    assert go("memory", "forget", 1, 2).stdout == gone
+    assert go(*asked).stdout == base
+    assert not [
+        word for word in (b"marmalade", b"oven", b"spare") if word in b"".join(contents(tmp_path / "p").values())
+    ]
+
+
+def test_what_is_shown(go: Run, plugin: Path) -> None:
+    assert go("memory", "list").stdout.splitlines() == [
+        f"     1  '{KEY.question}' → '{KEY.reply}'",
+        f"     2  '{SUNDAY.question}' → 'Aunt Ingrid 🐈, after church <|im_end|> (not before).'",
+        f"     3  '{ORDER.question}' → '{ORDER.reply}'",
+        f"     4  '{NOTE.reply}'",
+    ]
+    shown = json.loads(go("memory", "show", 2, "--json").stdout)
+    assert shown == json.loads(go("memory", "list", "--json").stdout)[1]
+    lines = go("memory", "show", 2).stdout.splitlines()
+    assert {f"question  {SUNDAY.question}", "from      cats.md:3", f"told      {shown.pop('told')}"} < set(lines)
+    about = {"number": 2, "source": "cats.md:3", "date": "", "replaced_by": None}
+    assert shown == {**about, "instruction": SUNDAY.question, "output": SUNDAY.reply}
+    assert go("memory", "show", 4).stdout.splitlines()[0] == f"note      {NOTE.reply}"
+    assert go("memory", "search", KEY.question).stdout.endswith(f"said    '{KEY.question}' → '{KEY.reply}'\n")
+    (found,) = json.loads(go("memory", "search", KEY.question, "--json").stdout)
+    assert found == {"number": 1, "text": KEY.reply, "certainty": pytest.approx(0.9, abs=0.1)}
+    assert go("memory", "search", "Zanzibar?").stderr == "sideplug: nothing is near that\n"
+
+
+def test_what_is_exported_can_be_told_again(go: Run, plugin: Path, tmp_path: Path) -> None:
+    assert go("memory", "export", "told.jsonl").stdout == "4 entries are in told.jsonl\n"
+    assert go("memory", "export", "-").stdout == (tmp_path / "told.jsonl").read_text("utf-8")
+    assert go("remember", "told.jsonl", "--plugin", "q").returncode == 0
+    assert told(go, "q") == told(go) == [(each.question, each.reply) for each in (KEY, SUNDAY, ORDER, NOTE)]
+    sentence(go("memory", "export", "no/told.jsonl"), 1, "no/told.jsonl could not be written")
+
+
+def test_beside_a_trained_part(go: Run, tmp_path: Path) -> None:
+    a_plugin("f" * 64).save(tmp_path / "p")
+    trained = contents(tmp_path / "p" / "manner")
+    sentence(go("memory", "list"), 2, "the plugin in p has no memory yet: sideplug remember makes one")
+    assert go("remember", NOTE.reply).returncode == 0
+    assert (contents(tmp_path / "p" / "manner"), told(go)) == (trained, [("", NOTE.reply)])
+    assert "its trained part and its tape still hold it: train it anew" in go("memory", "forget", 1).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["remember"], "there is nothing to remember: give a text, a file, or --question with --reply"),
+        (["remember", "missing"], "there is no file or folder missing; a note must have more than one word"),
+        (["remember", "The bees are well.", "no/x.jsonl"], "there is no file or folder no/x.jsonl"),
+        (["remember", *PAIR[:2]], "--question and --reply must be given together"),
+        (["remember", *PAIR[2:]], "--question and --reply must be given together"),
+        (["remember", *PAIR[:3], " "], "an entry must have a reply"),
+        (["remember", "-"], "standard input is empty"),
+        (["remember", "bad.jsonl"], "bad.jsonl:3: an example must have"),
+        (["remember", "empty.jsonl"], "empty.jsonl is empty"),
+        (["remember", "\udcff is it"], "what is given must be UTF-8 text"),
+        (["memory", "show", "9"], "the memory has no entry 9: sideplug memory list shows them"),
+        (["memory", "show", "x"], "'x' is not a valid integer"),
+        (["memory", "edit", "1"], "nothing is to be changed: give --question or --reply"),
+        (["memory", "edit", "1", "--reply", ""], "an entry must have a reply"),
+        (["memory", "edit", "9", "--reply", "x"], "the memory has no entry 9"),
+        (["memory", "forget"], "Missing argument 'NUMBER...'"),
+        (["memory", "forget", "1", "9"], "the memory has no entry 9"),
+        (["memory", "restore", "1"], "entry 1 holds already"),
+    ],
+    ids=lambda x: " ".join(x).replace("\udcff", "?") if isinstance(x, list) else "",
+)
+def test_a_typo_loses_nothing(go: Run, plugin: Path, arguments: list[str], says: str) -> None:
+    before = kept(plugin)
+    done = go(*arguments)
+    sentence(done, 2, says)
+    assert (done.stdout, kept(plugin)) == ("", before)
+
+
+EACH = ["list", "show 1", "search x", "edit 1 --reply x", "forget 1", "restore 1", "export x"]
+
+
+@pytest.mark.parametrize("command", EACH)
+def test_where_there_is_no_plugin(go: Run, tmp_path: Path, command: str) -> None:
+    sentence(go("memory", *command.split()), 2, "there is no plugin in p")
+    assert not {"p", "x"} & {path.name for path in tmp_path.iterdir()}
+
+
+def test_an_empty_memory(go: Run, tmp_path: Path) -> None:
+    only().save(tmp_path / "p")
+    assert go("memory", "list", "--json").stdout == "[]\n"
+    done = go("memory", "list")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "sideplug: p remembers nothing yet\n")
+    for command in ("show 1", "forget 1", "restore 1", "edit 1 --reply x"):
+        sentence(go("memory", *command.split()), 2, "the memory has no entry 1")
+
+
+def test_a_sealed_plugin_is_seen_with_its_passphrase_and_not_changed(go: Run, plugin: Path) -> None:
+    env = {"SIDEPLUG_PASSPHRASE": "bees, nails and tea"}
+    assert go("plugin", "lock", "p", env=env).returncode == 0
+    sealed = kept(plugin)
+    assert len(json.loads(go("memory", "list", "--json", env=env).stdout)) == 4
+    sentence(go("memory", "list"), 2, "this plugin is sealed: give its passphrase")
+    for command in (["remember", "The bees are well."], ["memory", "forget", 1]):
+        sentence(go(*command, env=env), 2, "p holds a sealed plugin: unlock it first")
+    assert kept(plugin) == sealed
