@@ -105,15 +105,9 @@ def read_secret(path: Path, what: str) -> str:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of `path` during the block: other holders wait. Makes the file's folder. Raises OSError, and
     InputError on a system without file locks."""
-    try:
-        import fcntl
-    except ImportError as error:  # Windows
-        raise InputError(
-            "this system has no file locks of the kind that sideplug needs: it runs on Linux, macOS and WSL 2"
-        ) from error
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600), "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _lock(file.fileno(), block=True)
         yield
 
 
@@ -154,13 +148,15 @@ def _is_file(path: Path, file: int) -> bool:
 
 
 def _lock(file: int, block: bool) -> bool:
-    """Whether an open file is locked for this process now."""
+    """Whether an open file is locked for this process now. Raises InputError on a system without file locks."""
     try:
         import fcntl
-
+    except ImportError as error:  # Windows
+        raise InputError(
+            "this system has no file locks of the kind that sideplug needs: it runs on Linux, macOS and WSL 2"
+        ) from error
+    try:
         fcntl.flock(file, fcntl.LOCK_EX if block else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows has no flock: two writers at once are not seen
-        return True
     except BlockingIOError:
         return False
     return True

@@ -380,7 +380,8 @@ class Session:
         base, model, tokenizer = self._shared.base, self._engine.model, self._shared.tokenizer
         spec = requests.read_open(frame, base, model)
         scope, user = self.holder.id if self.holder else "", self._user
-        tap = await self._shared.aside.run(user, partial(self._shared.taps.take, user, spec.tap, scope))
+        take = partial(self._shared.taps.take, user, spec.tap, scope)
+        tap = await self._aside(take, not self._shared.taps.is_at_hand(spec.tap))
         stats = AcceptanceStats(predictor=CorrectionPredictor(partial(self._shared.predictor_memory, user)))
         self._opened = Terms(replace(spec, encoder=tap.encoder), model, tokenizer, user, scope, stats, tap.claim)
         if self.holder is not None:

@@ -23,6 +23,7 @@ from sideplug.contract.tap import Encoder, Tap
 
 MIN_BYTES = 48 << 20  # of all projections beside the default tap's …
 DEFAULT_TAPS = 16  # … or as many default taps' projections, where the model is wide
+SMALL_BYTES = 64 << 10  # of a projection that is made in a millisecond
 RETRY_S = 5.0
 
 Key = tuple[tuple[int, ...], int, int, bool]
@@ -50,12 +51,18 @@ class TapStore:
         self._claims: WeakValueDictionary[tuple[str, Key], Reservation] = WeakValueDictionary()
         self._lock = threading.Lock()
 
+    def is_at_hand(self, tap: Tap) -> bool:
+        """Whether `take` has nothing to make, or so little that nobody notices."""
+        if tap.projection_bytes(self._width) <= SMALL_BYTES:
+            return True
+        return self._kept is not None if tap == self._default else _key(tap) in self._encoders
+
     def take(self, user: str, tap: Tap, key_id: str = "") -> HeldTap:
         """The encoder of a tap, made now if no session has it. Raises Busy when the user's share does not hold it.
 
         `key_id`: whose projections a minute are counted; all that come without a key count as one.
         """
-        size, key = tap.projection_bytes(self._width), (tap.layers, tap.rank, tap.seed, tap.codec == "int8")
+        size, key = tap.projection_bytes(self._width), _key(tap)
         if not size:
             return HeldTap(tap.encoder(self._width), None)
         with self._lock:  # two sessions that want the same one make it once
@@ -75,3 +82,7 @@ class TapStore:
                 encoder = tap.encoder(self._width)
                 self._encoders[key] = encoder
             return HeldTap(encoder, claim)
+
+
+def _key(tap: Tap) -> Key:
+    return tap.layers, tap.rank, tap.seed, tap.codec == "int8"

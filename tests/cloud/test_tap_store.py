@@ -64,3 +64,15 @@ def test_new_projections_a_minute_are_bounded_too() -> None:
     with pytest.raises(Busy, match="has had many taps made: try again"):
         store.take("ada", tap(11), "ada")
     store.take("bo", tap(11), "bo")
+
+
+def test_what_is_made_already_or_small_is_at_hand() -> None:
+    shape: Any = SimpleNamespace(blocks=2, width=512)
+    taps = TapStore(shape)
+    default, strange, tiny = Tap.spread(2, 512), Tap((0, 1), 64, 5), Tap((0,), 1)
+    assert [taps.is_at_hand(tap) for tap in (default, strange, tiny)] == [False, False, True]
+    held = [taps.take("ada", tap) for tap in (default, strange)]
+    assert all(taps.is_at_hand(tap) for tap in (default, strange))
+    del held[1]
+    gc.collect()
+    assert [taps.is_at_hand(tap) for tap in (default, strange)] == [True, False]
