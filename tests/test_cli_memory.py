@@ -15,7 +15,7 @@ from tests.test_cli import sentence
 from tests.test_cli_device import contents
 
 NOWHERE = "ws://127.0.0.1:9"
-LATER = f"it can be said as soon as a cloud has read it (no cloud answers at {NOWHERE}"
+LATER = "it can be said as soon as a cloud has read it (no cloud answers at "
 PAIRS = "".join(json.dumps({"instruction": each.question, "output": each.reply}) + "\n" for each in (KEY, SUNDAY))
 FILES = {
     "pairs.jsonl": PAIRS,
@@ -26,7 +26,7 @@ FILES = {
 }
 BEES, SINGS = ("", "The bees are well."), ("Who sings?", "Anna.")
 BOTH = [(each.question, each.reply) for each in (KEY, SUNDAY)]
-NOTES = [("", "Our bees are well. They like the lime trees."), ("", "The roof leaks.")]
+NOTES = [("", FILES["notes/bees.md"]), ("", FILES["notes/in/roof.txt"])]
 PAIR = ["--question", SINGS[0], "--reply", SINGS[1]]
 
 
@@ -46,19 +46,13 @@ def go(run: Run, tmp_path: Path) -> Run:
 
 @pytest.fixture
 def plugin(tmp_path: Path) -> Path:
-    """A plugin's folder that remembers four entries."""
     only(KEY, SUNDAY, ORDER, NOTE).save(tmp_path / "p")
     return tmp_path / "p"
 
 
 def told(go: Run, name: str = "p") -> list[tuple[str, str]]:
-    """(question, reply) of all entries, as list --json has them."""
     listed = json.loads(go("memory", "list", "--json", "--plugin", name).stdout)
     return [(each["instruction"], each["output"]) for each in listed]
-
-
-def kept(folder: Path) -> dict[str, bytes]:
-    return {name: data for name, data in contents(folder).items() if not name.endswith(".lock")}
 
 
 @pytest.mark.parametrize(
@@ -73,26 +67,20 @@ def kept(folder: Path) -> dict[str, bytes]:
         (PAIR, "", [SINGS]),
         ([BEES[1], "pairs.jsonl", "notes", *PAIR], "", [SINGS, BEES, *BOTH, *NOTES]),
     ],
-    ids=lambda x: " ".join(x) if isinstance(x, list) and isinstance(x[0], str) else "",
 )
-def test_ways_to_tell(
-    go: Run, tmp_path: Path, arguments: list[str], stdin: str, entries: list[tuple[str, str]]
-) -> None:
+def test_ways_to_tell(go: Run, tmp_path: Path, arguments: list[str], stdin: str, entries: list[Any]) -> None:
     """The plugin's folder is made; without a cloud the words are kept, and it is said."""
     done = go("remember", *arguments, stdin=stdin)
-    assert done.returncode == 0, done.stderr
     count = "1 more entry" if len(entries) == 1 else f"{len(entries)} more entries"
-    assert done.stdout.startswith(f"p remembers {count}; {LATER}")
+    assert (done.returncode, done.stdout.split(NOWHERE)[0]) == (0, f"p remembers {count}; {LATER}"), done.stderr
     assert told(go) == entries
-    assert sorted(path.name for path in (tmp_path / "p").glob("[!.]*")) == ["memory", "plugin.json"]
-    assert (tmp_path / "p" / "memory" / "adapter_model.safetensors").stat().st_mode & 0o777 == 0o600
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "p").rglob("*") if path.is_file()} == {0o600}
 
 
 def test_the_next_connection_reads_what_was_told_without_a_cloud(go: Run, cloud: Cloud, tmp_path: Path) -> None:
     done = json.loads(go("remember", "pairs.jsonl", "--json").stdout)
-    why = done.pop("why")
+    assert done.pop("why").startswith(f"no cloud answers at {NOWHERE}")
     assert done == {"plugin": "p", "numbers": [1, 2], "known": 0, "replaced": [], "read": False}
-    assert why.startswith(f"no cloud answers at {NOWHERE}")
     assert len(Plugin.load(tmp_path / "p").parts[0].unread(cloud.base.fingerprint)) == 2
     said = json.loads(go("generate", KEY.question, "--cloud", cloud.url, "--json").stdout)
     assert (said["text"], said["usage"]["source"]) == (KEY.reply, f"you told me (pairs.jsonl:1): {KEY.question}")
@@ -103,13 +91,12 @@ def test_an_entry_from_its_first_word_to_its_last(go: Run, cloud: Cloud, tmp_pat
     """Each change holds at once, for whoever asks next; what is forgotten lies nowhere."""
     here = ["--cloud", cloud.url]
     asked = ["generate", KEY.question, *here, "--max-tokens", 40]
-    base = go("generate", KEY.question, *here, "--max-tokens", 40, "--gate", "shut", env={"SIDEPLUG_PLUGIN": ""}).stdout
     pair = ["remember", "--question", KEY.question, *here, "--reply"]
     assert go(*pair, KEY.reply).stdout == "p remembers 1 more entry; ask for it\n"
     assert go(*pair, KEY.reply).stdout == "p remembers 0 more entries, 1 was known; ask for it\n"
     assert go(*asked).stdout == KEY.reply + "\n"
-    newer = go(*pair, "Below the marmalade.")
-    assert f"this replaces entry 1, '{KEY.question}' → '{KEY.reply}' (sideplug memory restore 1" in newer.stderr
+    replaced = f"this replaces entry 1, '{KEY.question}' → '{KEY.reply}' (sideplug memory restore 1 brings it back)"
+    assert replaced in go(*pair, "Below the marmalade.").stderr.splitlines()
     assert go(*asked).stdout == "Below the marmalade.\n"
     assert go("memory", "restore", 1, *here).stdout == "entry 1 holds again, instead of entry 2\n"
     assert go(*asked).stdout == KEY.reply + "\n"
@@ -117,10 +104,9 @@ def test_an_entry_from_its_first_word_to_its_last(go: Run, cloud: Cloud, tmp_pat
     assert go(*asked).stdout == "In the oven.\n"
     gone = f"forgotten: '{KEY.question}' → 'In the oven.'\nforgotten: '{KEY.question}' → 'Below the marmalade.'\n"
     assert go("memory", "forget", 1, 2).stdout == gone
-    assert go(*asked).stdout == base
-    assert not [
-        word for word in (b"marmalade", b"oven", b"spare") if word in b"".join(contents(tmp_path / "p").values())
-    ]
+    assert go(*asked).stdout == go(*asked, env={"SIDEPLUG_PLUGIN": ""}).stdout
+    left = b"".join(contents(tmp_path / "p").values())
+    assert not [word for word in (b"marmalade", b"oven", b"clock", b"spare") if word in left]
 
 
 def test_what_is_shown(go: Run, plugin: Path) -> None:
@@ -167,17 +153,14 @@ def test_beside_a_trained_part(go: Run, tmp_path: Path) -> None:
         (["remember", "missing"], "there is no file or folder missing; a note must have more than one word"),
         (["remember", "The bees are well.", "no/x.jsonl"], "there is no file or folder no/x.jsonl"),
         (["remember", *PAIR[:2]], "--question and --reply must be given together"),
-        (["remember", *PAIR[2:]], "--question and --reply must be given together"),
         (["remember", *PAIR[:3], " "], "an entry must have a reply"),
         (["remember", "-"], "standard input is empty"),
         (["remember", "bad.jsonl"], "bad.jsonl:3: an example must have"),
         (["remember", "empty.jsonl"], "empty.jsonl is empty"),
         (["remember", "\udcff is it"], "what is given must be UTF-8 text"),
         (["memory", "show", "9"], "the memory has no entry 9: sideplug memory list shows them"),
-        (["memory", "show", "x"], "'x' is not a valid integer"),
         (["memory", "edit", "1"], "nothing is to be changed: give --question or --reply"),
         (["memory", "edit", "1", "--reply", ""], "an entry must have a reply"),
-        (["memory", "edit", "9", "--reply", "x"], "the memory has no entry 9"),
         (["memory", "forget"], "Missing argument 'NUMBER...'"),
         (["memory", "forget", "1", "9"], "the memory has no entry 9"),
         (["memory", "restore", "1"], "entry 1 holds already"),
@@ -185,16 +168,13 @@ def test_beside_a_trained_part(go: Run, tmp_path: Path) -> None:
     ids=lambda x: " ".join(x).replace("\udcff", "?") if isinstance(x, list) else "",
 )
 def test_a_typo_loses_nothing(go: Run, plugin: Path, arguments: list[str], says: str) -> None:
-    before = kept(plugin)
+    before = contents(plugin / "memory")
     done = go(*arguments)
     sentence(done, 2, says)
-    assert (done.stdout, kept(plugin)) == ("", before)
+    assert (done.stdout, contents(plugin / "memory")) == ("", before)
 
 
-EACH = ["list", "show 1", "search x", "edit 1 --reply x", "forget 1", "restore 1", "export x"]
-
-
-@pytest.mark.parametrize("command", EACH)
+@pytest.mark.parametrize("command", ["list", "show 1", "search x", "edit 1 --reply x", "forget 1", "export x"])
 def test_where_there_is_no_plugin(go: Run, tmp_path: Path, command: str) -> None:
     sentence(go("memory", *command.split()), 2, "there is no plugin in p")
     assert not {"p", "x"} & {path.name for path in tmp_path.iterdir()}
@@ -203,8 +183,7 @@ def test_where_there_is_no_plugin(go: Run, tmp_path: Path, command: str) -> None
 def test_an_empty_memory(go: Run, tmp_path: Path) -> None:
     only().save(tmp_path / "p")
     assert go("memory", "list", "--json").stdout == "[]\n"
-    done = go("memory", "list")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "sideplug: p remembers nothing yet\n")
+    assert go("memory", "list").stderr == "sideplug: p remembers nothing yet\n"
     for command in ("show 1", "forget 1", "restore 1", "edit 1 --reply x"):
         sentence(go("memory", *command.split()), 2, "the memory has no entry 1")
 
@@ -212,9 +191,9 @@ def test_an_empty_memory(go: Run, tmp_path: Path) -> None:
 def test_a_sealed_plugin_is_seen_with_its_passphrase_and_not_changed(go: Run, plugin: Path) -> None:
     env = {"SIDEPLUG_PASSPHRASE": "bees, nails and tea"}
     assert go("plugin", "lock", "p", env=env).returncode == 0
-    sealed = kept(plugin)
+    sealed = contents(plugin / "memory")
     assert len(json.loads(go("memory", "list", "--json", env=env).stdout)) == 4
     sentence(go("memory", "list"), 2, "this plugin is sealed: give its passphrase")
     for command in (["remember", "The bees are well."], ["memory", "forget", 1]):
         sentence(go(*command, env=env), 2, "p holds a sealed plugin: unlock it first")
-    assert kept(plugin) == sealed
+    assert contents(plugin / "memory") == sealed

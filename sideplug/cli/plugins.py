@@ -184,7 +184,7 @@ def plugin_info(folder: Path, as_json: bool) -> None:
             "kind": part.kind_name,
             "tap": part.tap.name if part.tap else "none",
             "gate": part.gate.kind,
-            "parameters": part.size,
+            "entries" if part.role == "memory" else "parameters": part.size,
         }
         for name, value in {**shown, **part.about}.items():
             tell(f"  {name:22} {value}")

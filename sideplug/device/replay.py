@@ -43,7 +43,7 @@ from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import HEADER, encode
 from sideplug.device.reply import answer_to
-from sideplug.device.responders import Answering, Opening, PluginResponder, ReplyOptions, Silent
+from sideplug.device.responders import Answering, Opening, PluginAnswering, PluginResponder, ReplyOptions, Silent
 from sideplug.plugins import Plugin
 
 CLIENT = re.compile(r"sideplug/\d{1,3}(\.\d{1,3}){1,2}")
@@ -161,6 +161,8 @@ class Connection:
         turn = self.turn
         if isinstance(frame, Opened):
             self._width = frame.model.width
+            for part in self.plugin.parts:
+                part.meet(frame.model.fingerprint)
         elif isinstance(frame, Example):
             self._reads.discard(frame.number)
             if frame.number in self._to_score:
@@ -289,6 +291,8 @@ class Connection:
         sampling = Sampling.from_wire(frame.sampling)
         options = ReplyOptions(drafts=frame.window > 0, head=None, width=self._width)
         answering = self._responder.begin(Prompt.from_wire(frame), sampling, options)
+        if isinstance(answering, PluginAnswering) and not frame.gates:
+            answering.be_silent()  # the person has shut the gate; else the answers will not be these
         self.turn = turn = Turn(frame, answering)
         self._check_draft(turn, frame.draft, answering.draft)
         self._expect(not frame.done and not frame.hash, "prompts say that a reply goes on which did not begin")

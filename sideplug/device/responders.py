@@ -223,6 +223,8 @@ class PluginResponder:
     def check_base(self, model: ModelInfo) -> None:
         """See Responder."""
         self.plugin.check_base(model.fingerprint, model.name)
+        for part in self.plugin.parts:
+            part.meet(model.fingerprint)
         if any(isinstance(part, TrainedPart) and part.model_width != model.width for part in self.plugin.parts):
             raise WrongBase(
                 f"the cloud says that {model.name} is {model.width} wide, which your plugin is not made for"

@@ -168,10 +168,13 @@ class Memory(Part):
 
     # The base's tokens of what it may say
 
+    def meet(self, base: str) -> None:
+        """See Part: it answers by this base's tokens."""
+        self._base = base
+
     def unread(self, base: str) -> list[tuple[Prompt, str]]:
-        """See Part. From now on it answers by this base's tokens."""
+        """See Part."""
         with self._lock:
-            self._base = base
             return [
                 (Prompt.user(passage.asked or "?"), part)
                 for passage in self.store.unrecorded(base)

@@ -117,6 +117,9 @@ class Part(ABC):
     def begin(self, prompt: Prompt) -> PartReply:
         """The part for one reply to this prompt."""
 
+    def meet(self, base: str) -> None:  # noqa: B027  (most parts fit one base only)
+        """The base model with this fingerprint answers from now on."""
+
     def unread(self, base: str) -> list[tuple[Prompt, str]]:
         """Prompts with replies whose tokens by the base model with this fingerprint it needs, and has not yet."""
         return []

@@ -1,0 +1,213 @@
+"""Telling and forgetting in a plugin's folder: the old memory or the new one, whatever happens in between."""
+
+from __future__ import annotations
+
+import errno
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from sideplug.contract.errors import InputError, PluginError, Stopped
+from sideplug.device.lock import lock
+from sideplug.memory.book import FEW, change, forget, open_memory, tell
+from sideplug.memory.part import Memory, Recall
+from sideplug.memory.store import Entry
+from sideplug.paths import write_aside
+from sideplug.plugins import ANY_BASE, Plugin, file
+from sideplug.plugins.file import is_plugin
+from tests.conftest import a_plugin
+
+BASE = "f" * 64
+MILL = Entry("Where is the mill?", "By the river.")
+BURNT = Entry("The mill is where?", "It burnt down.")
+NOTE = Entry("", "Where is the mill?")
+
+
+def remember(folder: Path, *entries: Entry) -> None:
+    change(folder, lambda memory: tell(memory, entries), must_be=False)
+
+
+def said(folder: Path) -> list[str]:
+    return [each.reply for each in open_memory(folder).store.entries()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_a_question_is_answered_by_the_newest_that_was_told() -> None:
+    memory = Memory()
+    assert tell(memory, [MILL, NOTE]).numbers == [1, 2]
+    told = tell(memory, [BURNT, Entry("Who?", "Anna."), Entry("who", "Bo."), Entry("WHO?!", "Cy.")])
+    assert (told.numbers, told.known, told.doubtful) == ([3, 4, 5, 6], 0, [])
+    assert [(old.number, new.number) for old, new in told.replaced] == [(1, 3), (4, 5), (5, 6)]
+    assert [each.replaced_by for each in memory.store.entries()] == [3, 0, 0, 5, 6, 0]
+
+
+def test_what_is_known_is_counted_and_notes_replace_nothing() -> None:
+    memory = Memory()
+    assert tell(memory, [MILL, MILL, NOTE]).known == 1
+    told = tell(memory, [NOTE, Entry(f" {MILL.question}", MILL.reply), Entry("", BURNT.question), Entry("", "Mill?")])
+    assert (told.numbers, told.known, told.replaced, told.doubtful, len(memory.store)) == ([3, 4], 2, [], [], 4)
+
+
+@pytest.mark.xfail(reason="their stems are the same, or they have none", raises=AssertionError)
+@pytest.mark.parametrize("two", [("🐈?", "🐕?"), ("When was Austria founded?", "When was Australia founded?")])
+def test_other_questions_replace_nothing(two: tuple[str, str]) -> None:
+    assert tell(Memory(), [Entry(each, f"About {each}") for each in two]).replaced == []
+
+
+@pytest.mark.parametrize(
+    ("found", "certainty", "reply", "doubts"),
+    [(0, 0.95, "Uphill.", 1), (0, 0.94, "Uphill.", 0), (0, 0.99, "By - the RIVER", 0), (1, 0.99, "Uphill.", 0)],
+)
+def test_what_may_contradict_is_doubtful(found: int, certainty: float, reply: str, doubts: int) -> None:
+    memory = Memory()
+    tell(memory, [MILL, NOTE])
+    old, new = list(memory.store.entries())[found], Entry("What place has the mill?", reply)
+    with mock.patch.object(memory, "recall") as recall:
+        recall.return_value = Recall(memory.store.passages([found + 1])[0], 0, certainty, old)
+        told = tell(memory, [new, Entry("", "A note."), BURNT])
+        assert [(a, b.question, b.number) for a, b in told.doubtful] == [(old, new.question, 3)] * doubts
+        tell(memory, [Entry(f"q{n}", "a") for n in range(FEW + 1)])
+        assert recall.mock_calls == [mock.call(new.question)], "many are not held against it"
+    assert not memory.store.entry(3).replaced_by
+    assert old.number == 1 or not memory.store.entry(2).replaced_by, "both hold"
+
+
+def test_all_or_none_are_told_and_forgotten() -> None:
+    memory = Memory()
+    with pytest.raises(InputError, match="this one is empty"):
+        tell(memory, [MILL, BURNT, Entry("Why?", "")])
+    assert list(memory.store.entries()) == []
+    tell(memory, [MILL, NOTE])
+    for numbers, sentence in (([1, 99], "the memory has no entry 99"), ([], "no entry is named: give their numbers")):
+        with pytest.raises(InputError, match=sentence):
+            forget(memory, numbers)
+    assert len(memory.store) == 2
+    assert [each.reply for each in forget(memory, [2, 2])] == [NOTE.reply]
+    assert [each.number for each in memory.store.entries()] == [1]
+
+
+def test_a_folder_is_made_and_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    with pytest.raises(PluginError, match="there is no plugin in"):
+        change(folder, lambda memory: tell(memory, [MILL]))
+    remember(folder, MILL)
+    remember(folder, NOTE)
+    assert change(folder, lambda memory: forget(memory, [1]))[0].reply == MILL.reply
+    assert said(folder) == [NOTE.reply]
+    assert (Plugin.load(folder).base, open_memory(folder).size) == (ANY_BASE, 1)
+    assert not [name for name, data in contents(folder).items() if b"river" in data]
+
+
+def test_an_error_inside_changes_nothing(tmp_path: Path) -> None:
+    def work(memory: Memory) -> None:
+        tell(memory, [BURNT])
+        raise ZeroDivisionError
+
+    remember(tmp_path / "old", MILL)
+    before = contents(tmp_path)
+    for name in ("old", "new"):
+        with pytest.raises(ZeroDivisionError):
+            change(tmp_path / name, work, must_be=False)
+    assert contents(tmp_path) == before
+    assert not is_plugin(tmp_path / "new")
+
+
+def test_a_sealed_folder_is_refused(tmp_path: Path) -> None:
+    remember(tmp_path, MILL)
+    lock(tmp_path, "bees and nails")
+    before = contents(tmp_path)
+    with pytest.raises(PluginError, match="holds a sealed plugin: unlock it first"):
+        remember(tmp_path, NOTE)
+    assert contents(tmp_path) == before
+    assert open_memory(tmp_path, lambda: "bees and nails").store.entry(1).reply == MILL.reply
+
+
+@pytest.mark.parametrize("memory_first", [False, True])
+def test_a_memory_beside_a_trained_part(tmp_path: Path, memory_first: bool) -> None:
+    plugin = a_plugin(BASE)
+    if memory_first:
+        remember(tmp_path, MILL)
+    plugin.save_part(plugin.trained, tmp_path)
+    if not memory_first:
+        with pytest.raises(PluginError, match="has no memory yet: sideplug remember makes one"):
+            change(tmp_path, lambda memory: tell(memory, [MILL]))
+        remember(tmp_path, MILL)
+    remember(tmp_path, NOTE)
+    back = Plugin.load(tmp_path)
+    assert (back.base, back.base_name, [part.name for part in back.parts]) == (BASE, "tiny", ["memory", "manner"])
+    assert said(tmp_path) == [MILL.reply, NOTE.reply]
+    for name, value in plugin.trained.params.items():
+        np.testing.assert_array_equal(back.trained.params[name], value)
+
+
+@pytest.mark.parametrize("whole", [0, 1, 2])
+def test_a_full_disk_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: int) -> None:
+    """Whichever file it is that does not fit."""
+    remember(tmp_path, MILL)
+    before, left = contents(tmp_path), [whole]
+
+    def full(path: Path, data: bytes) -> None:
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        left[0] -= 1
+        write_aside(path, data)
+
+    monkeypatch.setattr(file, "write_aside", full)
+    with pytest.raises(Stopped, match="could not be written to .*: No space left on device"):
+        remember(tmp_path, NOTE)
+    assert (contents(tmp_path) == before) == (whole == 0)
+    assert said(tmp_path) == [MILL.reply, NOTE.reply][: 1 + min(whole, 1)]
+
+
+REMEMBER = """
+import os, sys, time
+from pathlib import Path
+from sideplug.memory.book import FEW, change, tell
+from sideplug.memory.store import Entry
+os.fsync = lambda number: time.sleep(0.02)  # as slow as a disk may be
+for n in range(int(sys.argv[3]), int(sys.argv[4])):
+    entry = Entry(f"What is {sys.argv[2]} {n}?", f"{sys.argv[2]} {n}")
+    change(Path(sys.argv[1]), lambda memory: tell(memory, [entry]), must_be=False)
+    print(n, flush=True)
+"""
+
+
+def start(folder: Path, name: str, first: int, end: int) -> tuple[subprocess.Popen[str], IO[str]]:
+    command = [sys.executable, "-c", REMEMBER, str(folder), name, str(first), str(end)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    return child, child.stdout
+
+
+def test_two_processes_at_once(tmp_path: Path) -> None:
+    children = [start(tmp_path / "p", name, 0, 20)[0] for name in ("ash", "oak")]
+    for child in children:
+        assert child.communicate()[0].split() == [str(n) for n in range(20)]
+    assert sorted(said(tmp_path / "p")) == sorted(f"{name} {n}" for name in ("ash", "oak") for n in range(20))
+
+
+def test_a_kill_leaves_the_old_or_the_new(tmp_path: Path) -> None:
+    rng, found = random.Random(0), list[str]()
+    for _ in range(4):
+        child, out = start(tmp_path, "elm", len(found), 1000)
+        with child:
+            lines = [out.readline() for _ in range(rng.randrange(1, 4))]
+            time.sleep(rng.random() * 0.1)
+            child.kill()
+            last = [*lines, *out.readlines()][-1]
+        found = said(tmp_path)
+        assert found == [f"elm {n}" for n in range(len(found))]
+        assert len(found) - int(last) in (1, 2), "what it said to be done is there, and one more perhaps"
+    remember(tmp_path, NOTE)
+    assert said(tmp_path) == [*found, NOTE.reply]
