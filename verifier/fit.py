@@ -131,6 +131,88 @@ def training_texts(vectors: Vectors | None) -> list[Asked]:
     return found
 
 
+NAMES = [
+    "Amira",
+    "Boris",
+    "Carmen",
+    "Dinesh",
+    "Eloise",
+    "Fergus",
+    "Gita",
+    "Henrik",
+    "Ilse",
+    "Jomo",
+    "Kaya",
+    "Lorenzo",
+    "Mabel",
+    "Nadia",
+    "Osman",
+    "Pia",
+    "Quentin",
+]
+NAMES += ["Rosa", "Stefan", "Tamar", "Umar", "Vera", "Winston", "Xenia", "Yusuf", "Zofia"]
+OWNED = [
+    "phone number",
+    "desk",
+    "locker",
+    "shift",
+    "favourite soup",
+    "bus stop",
+    "badge",
+    "email",
+    "birthday",
+    "landlord",
+    "surgery",
+    "allotment",
+    "car",
+]
+NUMBERED = ["room", "gate", "bay", "form", "order", "chapter", "flat", "shelf", "invoice", "recipe", "key", "meter"]
+ASKED_OF = ["code", "colour", "owner", "price", "date", "name", "size", "contents"]
+PHRASED = [
+    "What is {x}?",
+    "What's {x}?",
+    "{x}?",
+    "{x}",
+    "Remind me of {x}.",
+    "I need {x}",
+    "can you tell me {x}",
+    "do you know {x}?",
+    "I forgot {x}, what is it",
+    "what was {x} again",
+    "Could you say what {x} is?",
+    "look up {x} please",
+    "{x}, what was that",
+    "any idea about {x}",
+]
+
+
+def siblings(vectors: Vectors | None, people: int, rng: random.Random) -> list[Asked]:
+    """Memories full of things that differ in one word, an initial or a number, each asked for in several phrasings."""
+    found = []
+    for _ in range(people):
+        names = [name + rng.choice(["", "", f" {rng.choice('ABCDEFGHJKLMNPRSTW')}."]) for name in rng.sample(NAMES, 8)]
+        names += [f"{name.split()[0]} {letter}." for name in names[:3] for letter in rng.sample("ABDEFGHJKLMNPR", 3)]
+        things = [f"{name}'s {thing}" for name in names for thing in rng.sample(OWNED, 3)]
+        things += [f"my {thing}" for thing in rng.sample(OWNED, 4)]
+        kind, asked = rng.choice(NUMBERED), rng.sample(ASKED_OF, 2)
+        things += [f"the {each} of {kind} {number}" for number in rng.sample(range(1, 40), 6) for each in asked]
+        things = list(dict.fromkeys(things))
+        rng.shuffle(things)
+        told, untold = things[: len(things) * 2 // 3], things[len(things) * 2 // 3 :]
+        index = Index(Store(), "fit" if vectors else "", vectors)
+        entries = [Entry(f"What is {thing}?", f"{thing[0].upper()}{thing[1:]} is {_value(rng)}.") for thing in told]
+        numbers = dict(zip(told, index.store.add(entries), strict=True))
+        for thing in rng.sample(told, min(24, len(told))):
+            found.append(asked_of(index, {numbers[thing]}, rng.choice(PHRASED).format(x=thing), "told"))
+        found += [asked_of(index, set(), rng.choice(PHRASED).format(x=thing), "untold") for thing in untold]
+    return found
+
+
+def _value(rng: random.Random) -> str:
+    letters = "".join(rng.choice("bcdfglmnprst") + rng.choice("aeiou") for _ in range(3))
+    return rng.choice([str(rng.randrange(10, 9999)), letters.title(), f"{letters} {rng.randrange(2, 99)}"])
+
+
 def tuning_texts(vectors: Vectors | None, name: str = "tune") -> list[Asked]:
     """The questions of own_words/`name`; facts and notes of a person are one memory."""
     folder, found = HERE / "own_words" / name, []
@@ -234,18 +316,30 @@ class Model(nn.Module):
             x = self._norm(x + inner, name + "output.LayerNorm")
         return x
 
+    def take(self, kept: dict[str, np.ndarray]) -> None:
+        """Go on from what `tensors` gave."""
+        own = self.parameters_by_name()
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(torch.tensor(kept[name].astype(np.float32)))
+
+    def parameters_by_name(self) -> dict[str, torch.Tensor]:
+        """All that is trained, by the names that it ships under."""
+        kept: dict[str, torch.Tensor] = {
+            "of": self.of,
+            "inner.weight": self.inner.weight,
+            "inner.bias": self.inner.bias,
+        }
+        kept |= {"outer.weight": self.outer.weight, "outer.bias": self.outer.bias}
+        kept |= {"features.weight": self.features.weight}
+        for name in LINEAR:
+            part: Any = self.linear[name.replace(".", "_")]
+            kept |= {f"{name}.a": part.a, f"{name}.b": part.b}
+        return kept
+
     def tensors(self) -> dict[str, np.ndarray]:
         """What ships."""
-        kept = {"of": self.of, "inner.weight": self.inner.weight, "inner.bias": self.inner.bias}
-        kept |= {
-            "outer.weight": self.outer.weight,
-            "outer.bias": self.outer.bias,
-            "features.weight": self.features.weight,
-        }
-        for name in LINEAR:
-            part = self.linear[name.replace(".", "_")]
-            kept |= {f"{name}.a": part.a, f"{name}.b": part.b}
-        return {name: value.detach().numpy().astype(np.float16) for name, value in kept.items()}
+        return {name: value.detach().numpy().astype(np.float16) for name, value in self.parameters_by_name().items()}
 
 
 def by_words(texts: list[Asked]) -> np.ndarray:
@@ -335,6 +429,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, default=2, help="0 fits the words alone, and keeps the rest of the file")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--people", type=int, default=40, help="made-up people whose memories are full of siblings")
+    parser.add_argument("--start", type=Path, help="go on from this file")
+    parser.add_argument("--share", type=float, default=1.0, help="of the hand-written questions")
+    parser.add_argument("--rate", type=float, default=LEARNING_RATE, help="the peak learning rate")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     random.seed(options.seed)
@@ -347,12 +445,16 @@ def main() -> None:
     encoder = Encoder.load(encoder_path())
     vectors = Vectors(encoder)
     texts, tune = training_texts(vectors), tuning_texts(vectors)
+    texts = random.sample(texts, int(options.share * len(texts)))
+    texts += siblings(vectors, options.people, random.Random(options.seed))
     print(f"{len(texts)} questions, {len(tune)} to tune by", flush=True)
     model = Model(encoder)
+    if options.start:
+        model.take(safetensors.numpy.load_file(options.start))
     trained = [each for each in model.parameters() if each.requires_grad]
     total = options.epochs * (len(texts) // BATCH)
-    optimizer = torch.optim.AdamW(trained, LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=total + 1, pct_start=WARM_UP)
+    optimizer = torch.optim.AdamW(trained, options.rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.rate, total_steps=total + 1, pct_start=WARM_UP)
     losses, began = list[float](), time.monotonic()
     for epoch in range(options.epochs):
         random.shuffle(texts)

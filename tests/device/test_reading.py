@@ -148,9 +148,9 @@ def test_what_was_not_asked_for_is_not_taken(come: list[Any]) -> None:
 def begun(folder: Path) -> Plugin:
     """A plugin in a folder whose reading ended after two texts of four, by an error."""
     only(*PAIRS[:4]).save(folder)
-    plugin, session = Plugin.load(folder), Scripted([0, 1, Unauthorized("the key was revoked")])
+    (plugin := Plugin.load(folder)).parts[0].meet(BASE)
     with pytest.raises(Unauthorized, match="the key was revoked"):
-        read_for(session, plugin)  # type: ignore[arg-type]
+        read_for(Scripted([0, 1, Unauthorized("the key was revoked")]), plugin)  # type: ignore[arg-type]
     return plugin
 
 
@@ -165,7 +165,7 @@ def test_what_came_before_an_error_is_kept(tmp_path: Path) -> None:
 def test_what_another_process_changed_meanwhile_stays(tmp_path: Path) -> None:
     """It told an entry, forgot one, changed one, and trained: what was read is kept for the entries that still hold."""
     only(*PAIRS[:3]).save(folder := tmp_path / "p")
-    plugin = Plugin.load(folder)
+    (plugin := Plugin.load(folder)).parts[0].meet(BASE)  # as a session's beginning does
     book.change(folder, lambda memory: book.tell(memory, [PAIRS[3]]))
     book.change(folder, lambda memory: book.forget(memory, [1]))
     book.change(folder, lambda memory: memory.store.edit(2, PAIRS[1].question, "Elsewhere."))
