@@ -64,8 +64,8 @@ def shortened(text: str, most: int = 100) -> str:
 class Quoting(PartReply):
     """Says what is stored, token by token, as long as the text is what it said."""
 
-    def __init__(self, ids: list[int], source: str) -> None:
-        super().__init__(gate="open", draft=ids, source=source)
+    def __init__(self, ids: list[int], source: str, entry: int) -> None:
+        super().__init__(gate="open", draft=ids, source=source, entry=entry)
         self._ids, self._start, self._text = ids, -1, list[int]()
 
     def hear(self, start: int, ids: list[int]) -> None:
@@ -141,7 +141,7 @@ class Memory(Part):
         ids = recall.passage.ids_of(recall.part) if recall and recall.certainty > CERTAIN else []
         if recall is None or not ids:
             return PartReply(gate="shut")
-        return Quoting(ids, recall.source)
+        return Quoting(ids, recall.source, recall.entry.number)
 
     def recall(self, question: str) -> Recall | None:
         """Return the best that it has for a question, however uncertain; None for nothing."""
