@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from sideplug.contract.errors import CloudError, InputError, NoNetwork, Sideplug
 from sideplug.terminal import progress, say, tell
 
 if TYPE_CHECKING:
+    from sideplug.device.plugin_store import PluginStore
     from sideplug.memory.part import Memory
     from sideplug.memory.store import Entry
     from sideplug.readers import Example
@@ -135,6 +136,23 @@ def _entry(example: Example, date: str) -> Entry:
 
     asked = [each["content"] for each in example.prompt.messages or () if each["role"] == "user"]
     return Entry(asked[-1] if asked else "", example.reply, example.where, date)
+
+
+def entries_of_texts(files: Sequence[tuple[str, str]], tell: Callable[[str], None]) -> list[Entry]:
+    """Return the entries of texts that were dropped on the gateway's page. Raises DataError, InputError."""
+    from sideplug.training.job import read_files
+
+    return [_entry(example, "") for example in read_files(list(files), tell=tell)]
+
+
+def fetch_encoder_for(plugins: PluginStore) -> None:
+    """Fetch the sentence encoder, unless it is there or not wanted; the plugins are loaded with it. Raises NoNetwork."""
+    from sideplug.memory.weights import encoder_path, fetch_encoder
+
+    was_there = encoder_path().is_file()
+    fetch_encoder(say)
+    if encoder_path().is_file() and not was_there:
+        plugins.reload()
 
 
 def _have_read(cloud: Cloud, folder: Path) -> str:
@@ -247,16 +265,8 @@ def memory_edit(number: int, folder: Path, question: str | None, reply: str | No
     if question is None and reply is None:
         raise InputError("nothing is to be changed: give --question or --reply")
 
-    def edit(memory: Memory) -> None:
-        entry = memory.store.entry(number)
-        memory.store.edit(
-            number,
-            entry.question if question is None else check_utf8(question),
-            entry.reply if reply is None else check_utf8(reply),
-        )
-        memory.fill()
-
-    book.change(folder, edit)
+    asked, said = (None if each is None else check_utf8(each) for each in (question, reply))
+    book.change(folder, partial(book.edit, number=number, question=asked, reply=said))
     why = _have_read(cloud, folder)
     tell(f"entry {number} of {folder} is changed" + (f"; it can be said as soon as a cloud has read it ({why})" if why else ""))
 
@@ -284,18 +294,9 @@ def memory_restore(number: int, folder: Path, cloud: Cloud) -> None:
     """Let an entry hold again that a newer one replaced; the newer one is replaced by it."""
     from sideplug.memory import book
 
-    def restore(memory: Memory) -> int:
-        newer = memory.store.entry(number).replaced_by
-        if not newer:
-            raise InputError(f"entry {number} holds already")
-        memory.store.restore(number)
-        memory.store.replace(newer, number)
-        memory.fill()
-        return newer
-
-    newer = book.change(folder, restore)
+    newer = book.change(folder, partial(book.restore, number=number))
     _have_read(cloud, folder)
-    tell(f"entry {number} holds again, instead of entry {newer}")
+    tell(f"entry {number} holds again, instead of entry {newer.number}")
 
 
 @memory_group.command("export", epilog="Example:  sideplug memory export told.jsonl --plugin my-plugin")
