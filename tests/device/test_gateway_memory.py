@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,33 @@ def test_files_are_remembered(stage: Stage) -> None:
         assert (key["question"], key["reply"]) == ("", "The key is there.")
         refused(http.post(MEMORY, json={"files": [{"name": "f.jsonl", "text": facts}]}), 400, "bad-data", "f.jsonl:2")
         assert len(http.get(MEMORY).json()["entries"]) == 2, "all of it or nothing"
+
+
+def test_many_tell_at_once(cloud: Cloud, stage: Stage, root: Path) -> None:
+    """A plugin that is not there yet, while it is asked too: nothing is lost."""
+    path = "/sideplug/plugins/new/memory"
+    facts = {
+        "Where is the boat?": "In Hamar.",
+        "Who mends our roof?": "Anna does.",
+        "What does Katrin play?": "The violin.",
+        "When do bees sleep?": "In winter.",
+        "How old was grandmother?": "Ninety.",
+        "Which tea do I drink?": "Lapsang.",
+    }
+
+    def work(question: str) -> Any:
+        with stage.http() as http:
+            told = tell(http, {"question": question, "reply": facts[question]}, path=path)
+        asked(stage, question, "new")
+        return told["numbers"]
+
+    with ThreadPoolExecutor(6) as pool:
+        numbers = sorted(number for one in pool.map(work, facts) for number in one)
+    assert numbers == list(range(1, len(facts) + 1))
+    with stage.http() as http:
+        told = {entry["question"]: entry["reply"] for entry in http.get(path).json()["entries"]}
+    assert told == facts
+    assert {question: asked(stage, question, "new")[0] for question in facts} == facts
 
 
 @pytest.mark.parametrize(
