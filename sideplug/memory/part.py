@@ -130,7 +130,8 @@ class Memory(Part):
         assert isinstance(stored, Memory)
         with self._lock:
             ids = self.store.ids_by_passage(self._base)
-        stored.store.set_ids(self._base, {n: each for n, each in ids.items() if n in set(stored.store.ids().tolist())})
+        there = set(stored.store.ids().tolist())
+        stored.store.set_ids(self._base, {n: each for n, each in ids.items() if n in there})
         return stored
 
     # Answers
