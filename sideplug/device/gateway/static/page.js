@@ -614,6 +614,7 @@ async function runBoth() {
 
 const NEW_PLUGIN = "my-plugin"; // the name of a plugin that is made by telling it something
 const SHOWN_ENTRIES = 200;
+const MANY = 50; // new entries whose reading takes a moment
 const SHOWN_CHARACTERS = 600;
 
 let memoryOf = null; // the plugin whose memory is shown, "" for a new one, null before anybody knows
@@ -786,7 +787,9 @@ async function remember(json, taken) {
     taken();
     return answer;
   };
-  await changeMemory(work, (answer) => `${toldSentence(name, answer)} It is known at once.`);
+  const when = ({ numbers }) =>
+    numbers.length > MANY ? "The next question waits until the base has read them." : "It is known at once.";
+  await changeMemory(work, (answer) => `${toldSentence(name, answer)} ${when(answer)}`);
   $("remember").disabled = false;
 }
 
