@@ -146,7 +146,7 @@ def entries_of_texts(files: Sequence[tuple[str, str]], tell: Callable[[str], Non
 
 
 def fetch_encoder_for(plugins: PluginStore) -> None:
-    """Fetch the sentence encoder, unless it is there or not wanted; the plugins are loaded with it. Raises NoNetwork."""
+    """Fetch the sentence encoder, unless it is there or not wanted, for all plugins. Raises NoNetwork."""
     from sideplug.memory.weights import encoder_path, fetch_encoder
 
     was_there = encoder_path().is_file()
