@@ -92,10 +92,10 @@ class Stage:
 
 @contextlib.contextmanager
 def a_stage(cloud: str, root: Path, **how: Any) -> Iterator[Stage]:
-    training = how.pop("training", None)
+    training, memory = how.pop("training", None), how.pop("memory", None)
     others = how.pop("others", ())
     address = Address(cloud, retry_s=0.3)
-    gateway = Gateway(PluginStore(root, others), address, GatewayConfig(**how), training)
+    gateway = Gateway(PluginStore(root, others), address, GatewayConfig(**how), training, memory=memory)
     with serving(gateway) as url:
         yield Stage(gateway, url)
 

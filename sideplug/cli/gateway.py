@@ -108,8 +108,10 @@ def gateway(
 
     The base is the model "smollm2-135m" (as the cloud calls it), a plugin "smollm2-135m+NAME", or just NAME.
     """
+    from sideplug.cli.memory import entries_of_texts, fetch_encoder_for
     from sideplug.device.gateway import Defaults, Gateway, GatewayConfig
     from sideplug.device.plugin_store import PluginStore
+    from sideplug.memory.desk import Desk
     from sideplug.paths import plugins_dir
     from sideplug.plugins.file import is_sealed
     from sideplug.training.job import TrainingJob
@@ -148,4 +150,5 @@ def gateway(
         sys.stdout.flush()
 
     job = TrainingJob(plugins, cloud.client)
-    asyncio.run(Gateway(plugins, cloud.address, config, job, cloud.recorder).serve(listener, ready))
+    desk = Desk(entries_of_texts, lambda: fetch_encoder_for(plugins))
+    asyncio.run(Gateway(plugins, cloud.address, config, job, cloud.recorder, desk).serve(listener, ready))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +28,11 @@ from sideplug.contract.errors import CloudError, InputError, NoNetwork, Sideplug
 from sideplug.terminal import progress, say, tell
 
 if TYPE_CHECKING:
+    from sideplug.device.plugin_store import PluginStore
     from sideplug.memory.part import Memory
     from sideplug.memory.store import Entry
 
+NUMBER = click.IntRange(1, (1 << 63) - 1)  # of an entry
 SHOWN = 72  # characters of an entry in a list
 
 
@@ -135,6 +137,24 @@ def _is_there(path: Path) -> bool:
         return False
 
 
+def entries_of_texts(files: Sequence[tuple[str, str]], tell: Callable[[str], None]) -> list[Entry]:
+    """Return the entries of texts that were dropped on the gateway's page. Raises DataError, InputError."""
+    from sideplug.api import entry_of
+    from sideplug.training.job import read_files
+
+    return [entry_of(example) for example in read_files(list(files), tell=tell)]
+
+
+def fetch_encoder_for(plugins: PluginStore) -> None:
+    """Fetch the sentence encoder, unless it is there or not wanted, for all plugins. Raises NoNetwork."""
+    from sideplug.memory.weights import encoder_path, fetch_encoder
+
+    was_there = encoder_path().is_file()
+    fetch_encoder(say)
+    if encoder_path().is_file() and not was_there:
+        plugins.reload()
+
+
 def _have_read(cloud: Cloud, folder: Path) -> str:
     """Have the base read what is new; why that could not be, "" if it was."""
     from dataclasses import replace
@@ -200,7 +220,7 @@ def memory_list(folder: Path, as_json: bool) -> None:
 
 
 @memory_group.command("show", epilog="Example:  sideplug memory show 3 --plugin my-plugin")
-@click.argument("number", type=click.IntRange(1))
+@click.argument("number", type=NUMBER)
 @required_plugin_option
 @json_option
 def memory_show(number: int, folder: Path, as_json: bool) -> None:
@@ -241,7 +261,7 @@ def memory_search(question: str, folder: Path, as_json: bool) -> None:
 
 
 @memory_group.command("edit", epilog='Example:  sideplug memory edit 3 --reply "Behind the clock." --plugin my-plugin')
-@click.argument("number", type=click.IntRange(1))
+@click.argument("number", type=NUMBER)
 @required_plugin_option
 @option("--question", metavar="TEXT", help="Another question.")
 @option("--reply", metavar="TEXT", help="Another reply, or another text of a note.")
@@ -253,16 +273,8 @@ def memory_edit(number: int, folder: Path, question: str | None, reply: str | No
     if question is None and reply is None:
         raise InputError("nothing is to be changed: give --question or --reply")
 
-    def edit(memory: Memory) -> None:
-        entry = memory.store.entry(number)
-        memory.store.edit(
-            number,
-            entry.question if question is None else check_utf8(question),
-            entry.reply if reply is None else check_utf8(reply),
-        )
-        memory.fill()
-
-    book.change(folder, edit)
+    asked, said = (None if each is None else check_utf8(each) for each in (question, reply))
+    book.change(folder, partial(book.edit, number=number, question=asked, reply=said))
     why = _have_read(cloud, folder)
     tell(
         f"entry {number} of {folder} is changed"
@@ -271,7 +283,7 @@ def memory_edit(number: int, folder: Path, question: str | None, reply: str | No
 
 
 @memory_group.command("forget", epilog="Example:  sideplug memory forget 3 7 --plugin my-plugin")
-@click.argument("numbers", type=click.IntRange(1), nargs=-1, required=True, metavar="NUMBER...")
+@click.argument("numbers", type=NUMBER, nargs=-1, required=True, metavar="NUMBER...")
 @required_plugin_option
 def memory_forget(numbers: tuple[int, ...], folder: Path) -> None:
     """Forget entries completely: their words, tokens and vectors are overwritten."""
@@ -288,25 +300,16 @@ def memory_forget(numbers: tuple[int, ...], folder: Path) -> None:
 
 
 @memory_group.command("restore", epilog="Example:  sideplug memory restore 3 --plugin my-plugin")
-@click.argument("number", type=click.IntRange(1))
+@click.argument("number", type=NUMBER)
 @required_plugin_option
 @cloud_options
 def memory_restore(number: int, folder: Path, cloud: Cloud) -> None:
     """Let an entry hold again that a newer one replaced; the newer one is replaced by it."""
     from sideplug.memory import book
 
-    def restore(memory: Memory) -> int:
-        newer = memory.store.entry(number).replaced_by
-        if not newer:
-            raise InputError(f"entry {number} holds already")
-        memory.store.restore(number)
-        memory.store.replace(newer, number)
-        memory.fill()
-        return newer
-
-    newer = book.change(folder, restore)
+    newer = book.change(folder, partial(book.restore, number=number))
     _have_read(cloud, folder)
-    tell(f"entry {number} holds again, instead of entry {newer}")
+    tell(f"entry {number} holds again, instead of entry {newer.number}")
 
 
 @memory_group.command("export", epilog="Example:  sideplug memory export told.jsonl --plugin my-plugin")

@@ -87,11 +87,22 @@ class PluginStore:
     def new_folder(self, name: str) -> Path:
         """Return where a new plugin of this name would go. Raises InputError for a malformed or taken name."""
         name = normal(name)
+        folder = self.folder(name)
+        if is_plugin(folder):
+            raise InputError(f"there is a plugin {name!r} already: choose another name, or delete that one")
+        return folder
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of this plugin, or where a new one would go. Raises InputError for a malformed name."""
+        name = normal(name)
         if not NAME.fullmatch(name):
             raise InputError(f"a plugin's name must be 1 to 64 letters, digits, _ . or -, got {name[:80]!r}")
-        if any(entry.name == name for entry in self.entries()):
-            raise InputError(f"there is a plugin {name!r} already: choose another name, or delete that one")
-        return self.root / name
+        return next((entry.folder for entry in self.entries() if entry.name == name), self.root / name)
+
+    def reload(self) -> None:
+        """Load each plugin anew when it is next needed, even if its file has not changed."""
+        with self._lock:
+            self._loaded.clear()
 
     def rename(self, name: str, new: str) -> None:
         """Rename a plugin. Raises UnknownModel, InputError, Stopped (the disk)."""

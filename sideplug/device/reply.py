@@ -68,8 +68,8 @@ class Usage:
 
     round_trips: times that the text waited for the device, which with speculation are far fewer than what was asked.
     cached: tokens of the prompt that the cloud had in memory. resumed: times that the reply was cut off and continued;
-    what the cloud had counted until then is lost. context_rows: rows that came without a question. source: what
-    a memory answered from, in words.
+    what the cloud had counted until then is lost. context_rows: rows that came without a question. source: what a
+    memory answered from, in words. entry: the number of the entry that it was; 0 without one.
     """
 
     prompt_tokens: int = 0
@@ -94,6 +94,7 @@ class Usage:
     plugin_s: float = 0.0
     why: str = ""
     source: str = ""
+    entry: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name; seconds to six places."""
@@ -153,7 +154,7 @@ class Reply:
         self._running = False
         knows = ReplyOptions(drafts=options.drafts and options.window > 0, head=options.head, width=channel.model.width)
         self._answering: Answering = channel.responder.begin(prompt, sampling, knows)
-        self.usage.source = self._answering.source
+        self.usage.source, self.usage.entry = self._answering.source, self._answering.entry
         self._prompt = PromptFrame(
             turn,
             max_tokens,

@@ -51,13 +51,15 @@ class Answering(Protocol):
     """A responder during one reply.
 
     gates: for each part "open", "shut" or "" (as OPEN says); [] for as OPEN says. draft: ids that the reply is expected
-    to begin with. source: what it will answer from, in words; "" where it is no memory's. rows: how many rows of the
-    text it has, where it needs the context; None where it does not.
+    to begin with. source: what it will answer from, in words; "" without a memory's answer. entry: the number of the
+    memory's entry; 0 without one. rows: how many rows of the text it has, where it needs the context; None where it
+    does not.
     """
 
     gates: list[str]
     draft: list[int]
     source: str
+    entry: int
 
     @property
     def rows(self) -> int | None:
@@ -143,6 +145,7 @@ class Silent:
 class _NoAnswer:
     rows = None
     source = ""
+    entry = 0
 
     def __init__(self) -> None:
         self.gates: list[str] = []
@@ -275,11 +278,12 @@ class PluginAnswering:
         if not any(self.gates):
             self.gates = []
         self.draft = next((reply.draft for reply, _ in self._parts if reply.draft), []) if drafts else []
-        self.source = next((reply.source for reply, _ in self._parts if reply.source), "")
+        sources = [(reply.source, reply.entry) for reply, _ in self._parts if reply.source]
+        self.source, self.entry = sources[0] if sources else ("", 0)
 
     def be_silent(self) -> None:
         """Let no part open its gate by itself: every gate is as OPEN says."""
-        self.gates, self.draft, self.source = [], [], ""
+        self.gates, self.draft, self.source, self.entry = [], [], "", 0
 
     @property
     def rows(self) -> int | None:
@@ -399,7 +403,8 @@ class HeadAnswering:
     def __init__(self, inner: PluginAnswering, head: DeviceHead, sampling: Sampling) -> None:
         self._inner, self._head, self._sampling = inner, head, sampling
         self._text: list[int] = []  # prompt and reply, where the choice depends on them
-        self.gates, self.draft, self.source = inner.gates, inner.draft, inner.source
+        self.gates, self.draft = inner.gates, inner.draft
+        self.source, self.entry = inner.source, inner.entry
         self.begun: Callable[[int], None] = inner.begun
         self.context: Callable[[Context], None] = inner.context
         self.skip: Callable[[Ask], None] = inner.skip

@@ -13,7 +13,7 @@ from typing import TypeVar
 from sideplug.contract.errors import InputError, PluginError
 from sideplug.memory.part import Memory
 from sideplug.memory.store import Entry
-from sideplug.memory.words import stem, words
+from sideplug.memory.words import words
 from sideplug.plugins import ANY_BASE, Plugin
 from sideplug.plugins.file import changing, is_plugin, is_sealed
 
@@ -98,8 +98,8 @@ def tell(memory: Memory, entries: Sequence[Entry], progress: Progress = lambda d
 
 
 def key_of(entry: Entry) -> tuple[str, ...]:
-    """Return what two entries of one question have in common: its words, in any order."""
-    return tuple(sorted({stem(word) for word in words(entry.question)}))
+    """Return what two entries of one question have in common: its words."""
+    return tuple(words(entry.question))
 
 
 def _contradicted(memory: Memory, entry: Entry) -> Entry | None:
@@ -117,3 +117,31 @@ def forget(memory: Memory, numbers: Sequence[int]) -> list[Entry]:
         raise InputError("no entry is named: give their numbers, sideplug memory list shows them")
     memory.store.forget([entry.number for entry in entries])
     return entries
+
+
+def edit(memory: Memory, number: int, question: str | None, reply: str | None) -> Entry:
+    """Put other words in an entry's place; None leaves the words that are there. Return what it is now.
+
+    Raises InputError.
+    """
+    entry = memory.store.entry(number)
+    memory.store.edit(number, entry.question if question is None else question, entry.reply if reply is None else reply)
+    memory.fill()
+    return memory.store.entry(number)
+
+
+def restore(memory: Memory, number: int) -> Entry:
+    """Let an entry that was replaced hold again; return the one that held instead, which is replaced by it now.
+
+    Raises InputError where it holds already.
+    """
+    newest = memory.store.entry(number)
+    while newest.replaced_by:
+        newest = memory.store.entry(newest.replaced_by)
+    if newest.number == number:
+        raise InputError(f"entry {number} holds already")
+    with memory.store.change():
+        memory.store.restore(number)
+        memory.store.replace(newest.number, number)
+    memory.fill()
+    return newest

@@ -24,10 +24,12 @@ from sideplug.memory import weights
 from sideplug.memory.index import Candidate, Index
 from sideplug.memory.store import Entry, Passage, Store
 from sideplug.memory.verifier import Verifier
+from sideplug.memory.words import words
 from sideplug.plugins import Kind, Part, PartReply
 from sideplug.plugins.base import Params
 
 MEMORY = "memory"  # the name of the kind, and of its part
+SAME_WORDS = 20.0  # the score of a question that is asked in the words in which it was told
 CERTAIN = 0.8  # P above which it speaks; chosen on verifier/own_words/tune
 MOST_CHARACTERS = 600  # of a prompt that may be a question to it
 
@@ -64,8 +66,8 @@ def shortened(text: str, most: int = 100) -> str:
 class Quoting(PartReply):
     """Says what is stored, token by token, as long as the text is what it said."""
 
-    def __init__(self, ids: list[int], source: str) -> None:
-        super().__init__(gate="open", draft=ids, source=source)
+    def __init__(self, ids: list[int], source: str, entry: int) -> None:
+        super().__init__(gate="open", draft=ids, source=source, entry=entry)
         self._ids, self._start, self._text = ids, -1, list[int]()
 
     def hear(self, start: int, ids: list[int]) -> None:
@@ -130,7 +132,8 @@ class Memory(Part):
         assert isinstance(stored, Memory)
         with self._lock:
             ids = self.store.ids_by_passage(self._base)
-        stored.store.set_ids(self._base, {n: each for n, each in ids.items() if n in set(stored.store.ids().tolist())})
+        there = set(stored.store.ids().tolist())
+        stored.store.set_ids(self._base, {n: each for n, each in ids.items() if n in there})
         return stored
 
     # Answers
@@ -141,7 +144,7 @@ class Memory(Part):
         ids = recall.passage.ids_of(recall.part) if recall and recall.certainty > CERTAIN else []
         if recall is None or not ids:
             return PartReply(gate="shut")
-        return Quoting(ids, recall.source)
+        return Quoting(ids, recall.source, recall.entry.number)
 
     def recall(self, question: str) -> Recall | None:
         """Return the best that it has for a question, however uncertain; None for nothing."""
@@ -155,15 +158,14 @@ class Memory(Part):
             return []
         with self._lock:
             candidates = self._index.candidates(question, self._base)
-        scores = self._verifier.scores(question, candidates)
-        flat = [
-            (candidate, n, s) for candidate, some in zip(candidates, scores, strict=True) for n, s in enumerate(some)
-        ]
-        if not flat:
-            return []
-        weights_ = np.exp(np.array([score for _, _, score in flat]))
-        certainties = weights_ / (1 + weights_.sum())
-        judged = [(candidate, n, float(p)) for (candidate, n, _), p in zip(flat, certainties, strict=True)]
+        asked = words(question)
+        found = list[tuple[Candidate, int, float]]()
+        for candidate, scores in zip(candidates, self._verifier.scores(question, candidates), strict=True):
+            is_asked_so = bool(asked) and asked == words(candidate.passage.asked)
+            found += [(candidate, part, SAME_WORDS if is_asked_so else score) for part, score in enumerate(scores)]
+        exponents = np.exp([score for _, _, score in found])
+        certainties = exponents / (1 + exponents.sum())
+        judged = [(candidate, part, float(p)) for (candidate, part, _), p in zip(found, certainties, strict=True)]
         return sorted(judged, key=lambda each: -each[2])
 
     # The base's tokens of what it may say

@@ -246,13 +246,19 @@ class Store:
             self._add_passages(number, entry)
 
     def forget(self, numbers: Sequence[int]) -> int:
-        """Forget entries completely: words, index, vectors and tokens are overwritten. Return how many there were."""
+        """Forget entries completely: words, index, vectors and tokens are overwritten. Return how many there were.
+
+        What one of them had replaced holds again.
+        """
         count = 0
         with self.change():
             for number in numbers:
                 self._drop_passages(number)
                 count += self._db.execute("DELETE FROM entries WHERE number = ?", (number,)).rowcount
-                self._db.execute("UPDATE entries SET replaced_by = NULL WHERE replaced_by = ?", (number,))
+                replaced = self._db.execute("SELECT number FROM entries WHERE replaced_by = ?", (number,)).fetchall()
+                for (older,) in replaced:
+                    if older not in numbers:
+                        self.restore(older)
             self._db.execute("INSERT INTO terms (terms) VALUES ('optimize')")  # else its words stay in old segments
         with self._errors():
             self._db.execute("VACUUM")

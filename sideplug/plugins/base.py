@@ -61,14 +61,20 @@ class PartReply:
 
     gate: "open" or "shut" overrides the part's gate for this reply; "" leaves it. draft: token ids that the part
     expects the reply to begin with. wants_context: whether it needs the rows of the prompt and of positions that it is
-    not asked about. source: what it answers from, in words, for the person.
+    not asked about. source: what it answers from, in words, for the person. entry: the number of a memory's entry that
+    it answers from; 0 without one.
     """
 
     def __init__(
-        self, gate: str = "", draft: list[int] | None = None, wants_context: bool = False, source: str = ""
+        self,
+        gate: str = "",
+        draft: list[int] | None = None,
+        wants_context: bool = False,
+        source: str = "",
+        entry: int = 0,
     ) -> None:
         self.gate = gate
-        self.source = source
+        self.source, self.entry = source, entry
         self.draft = draft or []
         self.wants_context = wants_context
 

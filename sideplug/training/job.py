@@ -16,6 +16,7 @@ from typing import Any
 from sideplug.contract.errors import InputError, SideplugError, Stopped
 from sideplug.device.client import Client
 from sideplug.device.plugin_store import PluginStore
+from sideplug.plugins.file import MANNER, is_plugin, read_plugin
 from sideplug.readers import Example, read_texts
 from sideplug.training import pipeline, preflight, report, update
 from sideplug.training.fit import TrainConfig
@@ -59,11 +60,10 @@ class TrainingJob:
         with self._lock:
             if self._state["running"]:
                 raise InputError(f"{self._state['name']} is being trained: wait for it, or stop it")
-            if any(entry.name == name for entry in self._store.entries()):
-                folder = self._store.find(name).folder
+            folder = self._store.folder(name)
+            if is_plugin(folder) and MANNER in read_plugin(folder).parts:
                 work = lambda: self._update(folder, examples, settings)  # noqa: E731
             else:
-                folder = self._store.new_folder(name)
                 recipe = Recipe(width=settings.get("width", 0)).with_epochs(settings.get("epochs", 0))
                 pipeline.Texts.prepare(examples, recipe, self._retain)  # what is wrong is said at once
                 work = lambda: self._make(folder, examples, recipe, settings)  # noqa: E731

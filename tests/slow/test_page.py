@@ -33,7 +33,7 @@ pytestmark = [
 ]
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 QUIET += ["--disable-component-update", "--disable-sync"]
-TABS = ("chat", "compare", "training", "plugins", "left")
+TABS = ("chat", "compare", "memory", "training", "plugins", "left")
 NAME = "anna"
 
 
@@ -44,7 +44,7 @@ NAME = "anna"
 def running(cache: Path, *arguments: Any) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
     """A sideplug process, and what it says about itself."""
     command = [sys.executable, "-m", "sideplug", *map(str, arguments), "--port", "0", "--json"]
-    environment = {**os.environ, "SIDEPLUG_CACHE": str(cache)}
+    environment = {**os.environ, "SIDEPLUG_CACHE": str(cache), "SIDEPLUG_NO_ENCODER": "1"}  # nothing is fetched
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout is not None
@@ -137,7 +137,7 @@ def written_by(reply: Any) -> list[str]:
     return [token.get_attribute("data-by") for token in reply.locator(".token").all()]
 
 
-def drop(page: Page, name: str, data: bytes) -> None:
+def drop(page: Page, name: str, data: bytes, where: str = "#drop") -> None:
     dropped = page.evaluate_handle(
         """([name, bytes]) => {
             const carried = new DataTransfer();
@@ -146,7 +146,7 @@ def drop(page: Page, name: str, data: bytes) -> None:
         }""",
         [name, list(data)],
     )
-    page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
+    page.dispatch_event(where, "drop", {"dataTransfer": dropped})
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def trained(browser: Any, url: str) -> dict[str, Any]:
         reply = ask(page, "Who is Anna?")
         reply.get_by_role("button", name="Edit").click()
         page.get_by_label("The reply as it should be").fill("Anna packs nails, honey and tea.")
-        page.get_by_role("button", name="Keep the correction").click()
+        page.get_by_role("button", name="Add to training").click()
         seen["corrected"] = reply.locator(".text").inner_text()
         page.reload()  # what was accepted or corrected outlives it
         page.get_by_role("tab", name="Train (2)").click()
@@ -252,7 +252,7 @@ def correct(page: Page, text: str) -> None:
     reply = page.locator(".message:not(.you)").last
     reply.get_by_role("button", name="Edit").click()
     page.get_by_label("The reply as it should be").fill(text)
-    page.get_by_role("button", name="Keep the correction").click()
+    page.get_by_role("button", name="Add to training").click()
 
 
 def test_a_correction_goes_to_the_plugin_whose_reply_it_was(
@@ -392,6 +392,112 @@ def test_what_left_is_of_this_page(browser: Any, url: str, page: Page, complaint
         expect(other.locator("#saw")).to_contain_text(f"{len('Who is Anna?')} characters of prompts")
     page.get_by_role("tab", name="What left").click()
     expect(page.locator("#saw")).to_contain_text(f"{len(text)} characters of prompts")
+
+
+@pytest.fixture
+def told(browser: Any, room: Path, cloud: str, tmp_path: Path, complaints: list[str]) -> Iterator[Page]:
+    """The page of a gateway without any plugin, on its tab Memory."""
+    arguments = ("gateway", "--plugins", tmp_path / "shelf", "--cloud", cloud)
+    with running(room / "cache", *arguments) as (about, _), opened(browser, about["url"], complaints) as page:
+        expect(page.locator("#model")).to_contain_text("tiny")
+        page.get_by_role("tab", name="Memory").click()
+        yield page
+
+
+def tell(page: Page, question: str, reply: str) -> None:
+    page.get_by_label("Question that it answers").fill(question)
+    page.get_by_label("Reply, or a note").fill(reply)
+    page.locator("#remember").click()
+    expect(page.locator("#memory-done")).to_contain_text("It is known at once.")
+    expect(page.get_by_label("Reply, or a note")).to_have_value("")
+
+
+def test_a_fact_is_told_said_with_its_source_and_forgotten(told: Page) -> None:
+    """In a new plugin, which the chat then speaks with; forgotten, the base's own reply is there again."""
+    page, question = told, "What is my dog's name?"
+    page.get_by_role("tab", name="Chat").click()
+    base = ask(page, question).locator(".text").inner_text()
+    page.get_by_role("tab", name="Memory").click()
+    expect(page.locator("#memory")).to_contain_text("What you tell stays on this device")
+    expect(page.get_by_label("Name of the new plugin")).to_have_value("my-plugin")
+    tell(page, question, "Biscuit, <b>the old one</b>.")
+    entry = page.locator("#entries li")
+    expect(entry).to_contain_text("Biscuit, <b>the old one</b>.")  # never as markup
+    expect(entry).to_contain_text("from the page")
+    page.get_by_label("Words to find, or a question").fill(question)
+    page.get_by_role("button", name="What would it say?").click()
+    expect(page.get_by_label("What it would say").last).to_contain_text("It would say “Biscuit")
+
+    page.get_by_role("tab", name="Chat").click()
+    assert page.locator("#model").input_value() == "my-plugin"
+    page.get_by_role("button", name="New conversation").click()
+    reply = ask(page, question)
+    assert reply.locator(".text").inner_text() == "Biscuit, <b>the old one</b>."
+    assert set(written_by(reply)) <= {"plugin", "draft"}
+    expect(reply.locator(".foot")).to_contain_text(f"from memory: you told me (the page): {question}")
+    reply.get_by_role("button", name="Edit or forget it").click()
+    expect(page.locator("#entries li.here")).to_be_visible()
+    page.get_by_role("button", name="Forget (entry 1)").click()
+    expect(entry).to_have_count(1)  # not before it is said again
+    page.get_by_role("button", name="Forget for good").click()
+    expect(page.locator("#memory-done")).to_have_text("Entry 1 is forgotten.")
+    expect(entry).to_have_count(0)
+
+    page.get_by_role("tab", name="Chat").click()
+    page.get_by_role("button", name="New conversation").click()
+    reply = ask(page, question)
+    assert reply.locator(".text").inner_text() == base
+    expect(reply.locator(".foot")).not_to_contain_text("from memory")
+
+
+def test_entries_are_found_edited_replaced_and_restored(told: Page) -> None:
+    page = told
+    tell(page, "What is my car?", "A Volvo.")
+    tell(page, "", "The spare key hangs behind the clock.")
+    tell(page, "What is my car?", "A Saab.")
+    expect(page.locator("#memory-done")).to_contain_text("It replaces “A Volvo.”")
+    expect(page.locator("#entries-title")).to_have_text("my-plugin remembers 2 entries")
+    entries = page.locator("#entries li")
+    expect(entries).to_have_count(3)
+    expect(page.locator("#entries li.gone")).to_contain_text("replaced by entry 3")
+    page.get_by_label("Words to find, or a question").fill("CLOCK key")
+    expect(entries).to_have_count(1)
+    page.get_by_role("button", name="Edit (entry 2)").click()
+    page.get_by_label("Reply of entry 2").fill("The spare key hangs behind the clock, on the left.")
+    page.get_by_role("button", name="Save").click()
+    expect(entries).to_contain_text("on the left")
+    page.get_by_label("Words to find, or a question").fill("")
+    page.get_by_role("button", name="Let it hold again (entry 1)").click()
+    expect(page.locator("#memory-done")).to_have_text("Entry 1 holds again, instead of entry 3.")
+    expect(page.locator("#entries li.gone")).to_contain_text("A Saab.")
+    lines = [{"instruction": f"What is in box {i}?", "output": f"In box {i} is honey."} for i in range(12)]
+    drop(page, "boxes.jsonl", "\n".join(map(json.dumps, lines)).encode(), "#memory-drop")
+    expect(page.locator("#memory-done")).to_contain_text("my-plugin remembers 12 more entries.")
+    expect(entries.first).to_contain_text("from boxes.jsonl:12")
+    page.locator("#remember").click()
+    expect(page.locator("#memory-trouble")).to_contain_text("There is nothing to remember")
+
+
+def test_a_correction_is_known_at_once(told: Page) -> None:
+    """It makes my-plugin where there is none, and the next question has it; nothing is put into the training."""
+    page, question = told, "Who is Anna?"
+    page.get_by_role("tab", name="Chat").click()
+    reply = ask(page, question)
+    reply.get_by_role("button", name="Edit").click()
+    page.get_by_label("The reply as it should be").fill("Anna packs nails, honey and tea.")
+    expect(page.get_by_label("Plugin that remembers it")).to_have_value("my-plugin")
+    reply.get_by_role("button", name="Remember").click()
+    expect(reply.locator(".foot")).to_contain_text("known at once: my-plugin remembers it.")
+    assert page.get_by_role("tab", name="Train").inner_text() == "Train"
+    page.get_by_role("button", name="New conversation").click()
+    again = ask(page, question)
+    assert again.locator(".text").inner_text() == "Anna packs nails, honey and tea."
+    again.get_by_role("button", name="Edit", exact=True).click()
+    page.get_by_label("The reply as it should be").fill("Anna is my sister.")
+    again.get_by_role("button", name="Remember").click()
+    expect(again.locator(".foot")).to_contain_text("It replaces “Anna packs nails, honey and tea.”")
+    again.get_by_role("button", name="See it").click()
+    expect(page.locator("#entries li.here")).to_contain_text("Anna is my sister.")
 
 
 def test_plugins_are_renamed_exported_imported_and_deleted(page: Page, trained: dict[str, Any], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from sideplug.contract.errors import DataError, InputError
 from sideplug.device.client import Client
 from sideplug.device.plugin_store import PluginStore
+from sideplug.memory.desk import Desk
 from sideplug.plugins.file import WEIGHTS
 from sideplug.training import pipeline, update
 from sideplug.training.job import TrainingJob, read_files
@@ -82,6 +83,16 @@ def test_a_new_one_is_made_and_learns_on(cloud: Cloud, job: TrainingJob, tmp_pat
     assert state["line"].startswith("learnt 2 more in ")
     assert shelf.load("anna").about["examples"] == 8
     assert update.rollback(tmp_path / "shelf" / "anna").to_bytes() == first.to_bytes()
+
+
+def test_a_plugin_that_only_remembers_is_given_a_trained_part(job: TrainingJob, tmp_path: Path) -> None:
+    """And still remembers."""
+    Desk().tell(tmp_path / "shelf" / "anna", [("What is my car?", "A Volvo.")])
+    state = taught(job, a_file(FACTS), epochs=1, width=24)
+    assert (state["error"], state["kept"]) == ("", True)
+    plugin = PluginStore(tmp_path / "shelf").load("anna")
+    assert [part.role for part in plugin.parts] == ["memory", "manner"]
+    assert [entry["reply"] for entry in Desk().entries(plugin)] == ["A Volvo."]
 
 
 def test_what_is_rejected_is_said_to_be_and_can_be_forced(

@@ -6,7 +6,8 @@
 
 The page's addresses are relative, so a proxy may put a path before all of them.
 
-The gateway keeps no text on disk. It does not know how plugins are trained: a TrainingJob is passed in.
+The gateway keeps no text on disk, but for what a plugin is told. It does not know how plugins are trained or what a
+memory is: a TrainingJob and a MemoryDesk are passed in.
 Test: pytest tests/device/test_gateway.py
 """
 
@@ -43,7 +44,8 @@ from sideplug.device import audit
 from sideplug.device.address import Address
 from sideplug.device.gateway import openai_api, openai_reply
 from sideplug.device.gateway.body import read_body
-from sideplug.device.gateway.json_fields import JsonObject, json_object
+from sideplug.device.gateway.json_fields import JsonObject, named_texts, object_with
+from sideplug.device.gateway.memory_api import MemoryApi, MemoryDesk
 from sideplug.device.gateway.middleware import (
     AccessMiddleware,
     AccessRules,
@@ -61,6 +63,7 @@ from sideplug.device.gateway.run import RETRY_S, Places, ReplyResources, Run
 from sideplug.device.link import Record
 from sideplug.device.plugin_store import PluginStore
 from sideplug.device.reply import DecodeOptions
+from sideplug.plugins import ANY_BASE
 
 OPEN_PATHS = frozenset({*FILES, "/health"})  # served without the key
 PAGE_ID = re.compile(r"[0-9a-f]{32}")
@@ -101,7 +104,7 @@ class GatewayConfig:
 
 class Gateway:
     """`app` is what a server runs. `training` makes plugins for the page; None: this gateway does not train.
-    `transcript` hears all messages with the cloud."""
+    `transcript` hears all messages with the cloud. `memory` changes what plugins remember; None: they don't here."""
 
     def __init__(
         self,
@@ -110,6 +113,7 @@ class Gateway:
         config: GatewayConfig = GatewayConfig(),
         training: TrainingJob | None = None,
         transcript: Record | None = None,
+        memory: MemoryDesk | None = None,
     ) -> None:
         self.plugins = plugins
         self.config = config
@@ -117,6 +121,7 @@ class Gateway:
         self.places = Places(config.replies, config.queue)
         self._cloud_url = cloud.url
         self._training = training
+        self._memory = MemoryApi(plugins, memory)
         self._resources = ReplyResources(plugins, self.pool, config.options, self.places)
         self.app = self._make_app()
 
@@ -141,6 +146,7 @@ class Gateway:
             Route("/sideplug/state", self._state),
             Route("/sideplug/audit", self._audit),
             Route("/sideplug/training", self._train, methods=["POST", "DELETE"]),
+            *self._memory.routes(),
             Route("/sideplug/plugins/{name}", self._plugin, methods=["GET", "PUT", "PATCH", "DELETE"]),
             Route("/health", lambda request: JSONResponse({"status": "ok", "version": __version__})),
         ]
@@ -206,11 +212,13 @@ class Gateway:
         except SideplugError as error:
             return {**shown, "error": str(error)}
         model = self.pool.known_model
+        memories = [part for part in plugin.parts if part.role == "memory"]
         return {
             **shown,
-            "fits": model is None or plugin.base == model.fingerprint,
+            "fits": model is None or plugin.base in (model.fingerprint, ANY_BASE),
             "dial": any(gate.dial for gate in plugin.gates),
-            "parameters": plugin.size,
+            "parameters": plugin.size - sum(part.size for part in memories),
+            "entries": sum(part.size for part in memories) if memories else None,
             "base": plugin.base_name,
             "about": plugin.about,
         }
@@ -236,11 +244,11 @@ class Gateway:
         if request.method == "DELETE":
             self._training.stop()
         else:
-            fields = _object_with(await read_body(request), "name", "files")
+            fields = object_with(await read_body(request), "name", "files")
             settings = fields.get("settings") or {}
             if not isinstance(settings, dict):
                 raise InputError("settings must be an object")
-            files = _named_texts(fields["files"])
+            files = named_texts(fields["files"])
             await run_in_threadpool(self._training.start, str(fields["name"]), files, settings)
         return JSONResponse(dict(self._training.state))
 
@@ -251,7 +259,7 @@ class Gateway:
         if request.method == "DELETE":
             await run_in_threadpool(self.plugins.delete, name)
         elif request.method == "PATCH":
-            fields = _object_with(await read_body(request), "name")
+            fields = object_with(await read_body(request), "name")
             await run_in_threadpool(self.plugins.rename, name, str(fields["name"]))
         elif request.method == "PUT":
             await run_in_threadpool(self.plugins.import_, name, await read_body(request), passphrase)
@@ -287,23 +295,6 @@ def _page_id(request: Request) -> str:
     if page and not PAGE_ID.fullmatch(page):
         raise InputError(f"X-Sideplug-Page must be 32 hexadecimal digits, got {page[:40]!r}")
     return page
-
-
-def _object_with(body: bytes, *names: str) -> JsonObject:
-    """The JSON object in a body, which must have these fields."""
-    fields = json_object(body)
-    if any(name not in fields for name in names):
-        raise InputError(f"the body must be an object with {' and '.join(names)}")
-    return fields
-
-
-def _named_texts(files: object) -> list[tuple[str, str]]:
-    """(name, text) of each file that the page sent."""
-    if not isinstance(files, list) or not all(
-        isinstance(f, dict) and isinstance(f.get("name"), str) and isinstance(f.get("text"), str) for f in files
-    ):
-        raise InputError("files must be a list of {name, text}, each text UTF-8")
-    return [(str(f["name"]), str(f["text"])) for f in files]
 
 
 # ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────

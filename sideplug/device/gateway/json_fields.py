@@ -49,6 +49,23 @@ def json_object(body: bytes) -> JsonObject:
     return value
 
 
+def object_with(body: bytes, *names: str) -> JsonObject:
+    """Return the JSON object in a body, which must have these fields. Raises InputError."""
+    fields = json_object(body)
+    if any(name not in fields for name in names):
+        raise InputError(f"the body must be an object with {' and '.join(names)}")
+    return fields
+
+
+def named_texts(files: object) -> list[tuple[str, str]]:
+    """Return (name, text) of each file that the page sent. Raises InputError."""
+    if not isinstance(files, list) or not all(
+        isinstance(f, dict) and isinstance(f.get("name"), str) and isinstance(f.get("text"), str) for f in files
+    ):
+        raise InputError("files must be a list of {name, text}, each text UTF-8")
+    return [(str(f["name"]), str(f["text"])) for f in files]
+
+
 def shown(value: object) -> str:
     """Return a value as JSON has it, cut to what a sentence can hold."""
     text = json.dumps(value)

@@ -1,5 +1,6 @@
-/* The gateway's page: a chat whose words say who wrote them, two replies side by side, training, plugins, and what left
-   this device. It calls its own gateway only, and makes elements, never markup, of what others wrote. */
+/* The gateway's page: a chat whose words say who wrote them, two replies side by side, what a plugin remembers,
+   training, plugins, and what left this device. It calls its own gateway only, and makes elements, never markup, of what
+   others wrote. */
 "use strict";
 
 // ── small things ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -219,6 +220,7 @@ async function refresh() {
     // Otherwise what is open or being filled in stays, while a training is followed.
     shownState = now;
     showModels();
+    showMemoryPlugins();
     showShelf();
   }
   showTraining();
@@ -404,7 +406,7 @@ function showMode() {
   const marks = chosen
     ? `What ${chosen} writes is marked; the rest is the cloud's. Point at a word, or go to it with Tab and the arrow ` +
       "keys, to see what else it might have been."
-    : "Train a plugin, and what it writes will be marked here.";
+    : "Tell a plugin something (Memory), or train one, and what it writes will be marked here.";
   $("log").replaceChildren(make("div", { class: "empty" }, make("h2", {}, title), make("p", {}, hint + marks)));
 }
 
@@ -467,7 +469,7 @@ function footOf(got, plugin, turn, box, foot, again) {
     addExample(turn, turn.reply);
     event.target.replaceWith(make("span", {}, "accepted: see Train"));
   };
-  const parts = [make("span", {}, summary(got, plugin))];
+  const parts = [make("span", {}, summary(got, plugin)), ...sourceOf(got, plugin)];
   if (got.text) {
     parts.push(button("Accept", "quiet", accept));
     parts.push(button("Edit", "quiet", () => correct(turn, box, foot)));
@@ -479,7 +481,27 @@ function footOf(got, plugin, turn, box, foot, again) {
   return parts;
 }
 
-/** Open a reply for correction; what is kept is the conversation's from then on, and something to learn. */
+/** Where a reply that came from memory is from, and the way to what was told; nothing for another reply. */
+function sourceOf(got, plugin) {
+  const { source, entry } = got.usage?.sideplug ?? {};
+  if (!source) return [];
+  return [
+    make("span", {}, `from memory: ${source}`),
+    button("Edit or forget it", "quiet", () => openEntry(plugin, entry)),
+  ];
+}
+
+/** A selection of the plugins that can be told something; `first` is offered, if it is one of them. */
+function tellable(first) {
+  const names = state.plugins.filter((plugin) => isUsable(plugin) && !plugin.sealed).map(({ name }) => name);
+  const preferred = [first, chosen].find((name) => names.includes(name)) ?? NEW_PLUGIN;
+  if (!names.includes(NEW_PLUGIN)) names.push(NEW_PLUGIN);
+  const select = make("select", { "aria-label": "Plugin that remembers it" });
+  select.append(...names.map((name) => make("option", { value: name, selected: name === preferred }, name)));
+  return select;
+}
+
+/** Open a reply for correction; what is kept is the conversation's from then on, and is remembered, or to be learnt. */
 function correct(turn, box, foot) {
   const rows = Math.min(14, 2 + Math.ceil(turn.reply.length / 70));
   const area = make("textarea", { rows, "aria-label": "The reply as it should be" });
@@ -488,18 +510,37 @@ function correct(turn, box, foot) {
     edit.remove();
     box.hidden = foot.hidden = false;
   };
-  const keep = () => {
+  const keep = (...said) => {
     turn.reply = area.value;
-    addExample(turn, turn.reply);
     box.replaceChildren(...(turn.raw ? [make("span", { class: "soft" }, turn.user)] : []), turn.reply);
-    foot.replaceChildren(
-      make("span", {}, "corrected by you: see Train"),
-      button("Edit", "quiet", () => correct(turn, box, foot)),
-    );
+    foot.replaceChildren(...said, button("Edit", "quiet", () => correct(turn, box, foot)));
     close();
   };
-  const buttons = [button("Keep the correction", "primary", keep), button("Cancel", "quiet", close)];
-  const edit = make("div", { class: "edit" }, area, make("div", { class: "row" }, ...buttons));
+  const learn = () => {
+    addExample(turn, area.value);
+    keep(make("span", {}, "corrected by you: see Train"));
+  };
+  const into = tellable(turn.plugin);
+  const trouble = make("p", { class: "bad" });
+  const remember = async ({ target }) => {
+    target.disabled = true;
+    try {
+      const name = into.value;
+      const answer = await tell(name, { entries: [{ question: turn.user, reply: area.value }] });
+      const number = answer.numbers[0];
+      const see = number ? [button("See it", "quiet", () => openEntry(name, number))] : [];
+      keep(make("span", {}, `known at once: ${toldSentence(name, answer)}`), ...see);
+      announce(toldSentence(name, answer));
+    } catch (problem) {
+      trouble.textContent = problem.message;
+      announce(problem.message);
+    }
+    target.disabled = false;
+  };
+  const asMemory = [button("Remember", "primary", remember), make("span", { class: "hint" }, "in"), into];
+  const others = [button("Add to training", "", learn), button("Cancel", "quiet", close)];
+  const row = make("div", { class: "row" }, ...(turn.raw ? [] : asMemory), ...others); // a raw text asks nothing
+  const edit = make("div", { class: "edit" }, area, row, trouble);
   box.hidden = foot.hidden = true;
   foot.after(edit);
   area.focus();
@@ -557,6 +598,7 @@ async function runBoth() {
     const [, box, foot] = $("sides").children[i].children;
     const got = await reply(name, prompt, box, signal, seed);
     foot.append(make("span", { class: got.problem ? "bad" : "" }, got.problem || summary(got, name)));
+    foot.append(...sourceOf(got, name));
     return got;
   };
   const both = await Promise.all((plugin ? ["", plugin] : [""]).map(ask));
@@ -566,6 +608,237 @@ async function runBoth() {
   if (last.usage) showMeters({ ...last, gate });
   if (problem) await refresh();
   announce(problem ?? "Both replies are complete.");
+}
+
+// ── memory ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+const NEW_PLUGIN = "my-plugin"; // the name of a plugin that is made by telling it something
+const SHOWN_ENTRIES = 200;
+const MANY = 50; // new entries whose reading takes a moment
+const SHOWN_CHARACTERS = 600;
+
+let memoryOf = null; // the plugin whose memory is shown, "" for a new one, null before anybody knows
+let remembered = []; // its entries, as the gateway tells them
+let memoryShown = Promise.resolve(); // when they are all there
+
+/** Where a plugin's memory is, for the gateway. */
+const memoryPath = (name, rest = "") => `${pluginPath(name)}/memory${rest}`;
+
+/** A text between quotation marks, cut to a line's length. */
+const quoted = (text) => `“${text.length > 80 ? `${text.slice(0, 79)}…` : text}”`;
+
+/** Tell a plugin something: {entries} or {files}. Returns what became of it; throws a sentence. */
+async function tell(name, json) {
+  const answer = await (await api(memoryPath(name), { method: "POST", json })).json();
+  await refresh();
+  if (!chosen && isUsable(pluginNamed(name))) {
+    chosen = name; // so that it is asked from now on
+    showModels();
+  }
+  return answer;
+}
+
+/** What became of what was told, in sentences. */
+function toldSentence(name, { numbers, known, replaced, doubtful, notes }) {
+  const title = ({ question, reply }) => quoted(question || reply);
+  return [
+    numbers.length === 1 && `${name} remembers it.`,
+    numbers.length !== 1 && `${name} remembers ${count(numbers.length, "more entry", "more entries")}.`,
+    known && `${count(known, "was", "were")} known already.`,
+    ...replaced.map(({ old }) => `It replaces ${quoted(old.reply)}`),
+    ...doubtful.map(({ old }) => `It may contradict ${title(old)} (${quoted(old.reply)}), and both hold.`),
+    ...notes.map((note) => `${note}.`),
+  ]
+    .filter(Boolean)
+    .join(" ");
+}
+
+/** Fill the selection of plugins that remember. */
+function showMemoryPlugins() {
+  const can = state.plugins.filter((plugin) => !plugin.error);
+  if (memoryOf === null && (state.model || state.plugins.length)) memoryOf = chosen || can[0]?.name || "";
+  if (memoryOf && !pluginNamed(memoryOf)) memoryOf = "";
+  $("memory-plugin").replaceChildren(
+    ...can.map(({ name }) => make("option", { value: name }, name)),
+    make("option", { value: "" }, "a new one"),
+  );
+  $("memory-plugin").value = memoryOf ?? "";
+  $("memory-new").hidden = Boolean(memoryOf);
+}
+
+/** Read what the chosen plugin remembers, and list it; entry `first` stands first, whatever its number. */
+async function showMemory(first = 0) {
+  showMemoryPlugins();
+  const name = memoryOf;
+  let [entries, trouble] = [[], ""];
+  try {
+    if (name) ({ entries } = await (await api(memoryPath(name))).json());
+  } catch (problem) {
+    trouble = problem.message;
+  }
+  if (name !== memoryOf) return; // another one was chosen meanwhile
+  remembered = entries;
+  showSentence("memory-trouble", trouble);
+  $("memory-found").replaceChildren();
+  showEntries(first);
+}
+
+/** List the entries that have the typed words, the newest first. */
+function showEntries(first = 0) {
+  const words = $("memory-find").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const has = ({ question, reply, source }) => {
+    const text = `${question} ${reply} ${source}`.toLowerCase();
+    return words.every((word) => text.includes(word));
+  };
+  const found = remembered.filter((entry) => entry.number === first || has(entry));
+  found.sort((a, b) => (b.number === first) - (a.number === first) || b.number - a.number);
+  $("entries").replaceChildren(...found.slice(0, SHOWN_ENTRIES).map(entryItem));
+  const more = found.length - SHOWN_ENTRIES;
+  const none = remembered.length && !found.length ? "No entry has all these words." : "";
+  $("entries-more").textContent = more > 0 ? `${number(more)} more: type words of those that you look for.` : none;
+  const total = remembered.filter((entry) => !entry.replaced_by).length;
+  $("entries-title").textContent = remembered.length
+    ? `${memoryOf} remembers ${count(total, "entry", "entries")}`
+    : "Nothing remembered yet";
+  $("memory-search").hidden = !remembered.length;
+}
+
+/** Where an entry is from, and when it was told. */
+function entryFacts({ number: n, told, source, date, replaced_by: by }) {
+  const when = new Date(told).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+  const facts = [`entry ${n}`, source && `from ${source}`, `told ${when}`, date && `about ${date}`];
+  return [...facts, by && `replaced by entry ${by}`].filter(Boolean).join(" · ");
+}
+
+/** An entry with its buttons, and a place for the question that one of them asks. */
+function entryItem(entry) {
+  const { number: n, question: asked, reply: said, replaced_by: by } = entry;
+  const question = make("div", { class: "row" });
+  const act = (verb, onclick) => {
+    return make("button", { class: "quiet", "aria-label": `${verb} (entry ${n})`, onclick }, verb);
+  };
+  const buttons = [
+    by ? act("Let it hold again", () => restoreEntry(entry)) : act("Edit", () => askEdit(entry, question)),
+    act("Forget", () => askForget(entry, question)),
+  ];
+  const text = said.length > SHOWN_CHARACTERS ? `${said.slice(0, SHOWN_CHARACTERS)}…` : said;
+  const words = make("span", { class: "said" }, ...(asked ? [make("strong", {}, asked), "\n"] : []), text);
+  return make(
+    "li",
+    { class: by ? "gone" : "", "data-entry": n },
+    make("div", { class: "row" }, words, make("span", { class: "row" }, ...buttons)),
+    make("p", { class: "hint" }, entryFacts(entry)),
+    question,
+  );
+}
+
+/** Change the memory, then list it; what goes wrong is told above the list. `done` says what was done. */
+async function changeMemory(work, done) {
+  showSentence("memory-done", "");
+  try {
+    const answer = await work();
+    await refresh();
+    await showMemory();
+    showSentence("memory-done", done(answer));
+  } catch (problem) {
+    showSentence("memory-trouble", problem.message);
+  }
+}
+
+/** Ask for an entry's new words. */
+function askEdit(entry, question) {
+  const { number: n } = entry;
+  const asked = make("input", { "aria-label": `Question of entry ${n}`, placeholder: "no question: it is a note" });
+  const said = make("textarea", { "aria-label": `Reply of entry ${n}`, rows: 3 });
+  [asked.value, said.value] = [entry.question, entry.reply];
+  const work = () => {
+    const json = { question: asked.value, reply: said.value };
+    return api(memoryPath(memoryOf, `/${n}`), { method: "PATCH", json });
+  };
+  const fields = make("div", { class: "fields grow" }, asked, said);
+  ask(question, fields, "Save", () => changeMemory(work, () => `Entry ${n} is changed, and known at once.`));
+}
+
+/** Ask whether an entry is to be forgotten. */
+function askForget(entry, question) {
+  const [n, name] = [entry.number, memoryOf];
+  const work = async () => (await api(memoryPath(name, `/${n}`), { method: "DELETE" })).json();
+  const done = ({ trained }) =>
+    `Entry ${n} is forgotten.` +
+    (trained ? ` If ${name} was trained on it too, its trained part still knows it: train it anew.` : "");
+  const forget = () => changeMemory(work, done);
+  ask(question, `Forget ${quoted(entry.question || entry.reply)}?`, "Forget for good", forget, "danger");
+}
+
+/** Let an entry hold again that a newer one replaced. */
+function restoreEntry({ number: n }) {
+  const work = async () => (await api(memoryPath(memoryOf, `/${n}/restore`), { method: "POST" })).json();
+  changeMemory(work, ({ instead_of: other }) => `Entry ${n} holds again, instead of entry ${other}.`);
+}
+
+/** Have the chosen plugin remember {entries} or {files}; `taken` is called when it does. */
+async function remember(json, taken) {
+  const name = memoryOf || $("memory-name").value.trim();
+  if (!name) return showSentence("memory-trouble", "Give the new plugin a name.");
+  $("remember").disabled = true;
+  const work = async () => {
+    const answer = await tell(name, json);
+    memoryOf = name;
+    taken();
+    return answer;
+  };
+  const when = ({ numbers }) =>
+    numbers.length > MANY ? "The next question waits until the base has read them." : "It is known at once.";
+  await changeMemory(work, (answer) => `${toldSentence(name, answer)} ${when(answer)}`);
+  $("remember").disabled = false;
+}
+
+/** Remember what is typed. */
+function rememberTyped() {
+  const [question, reply] = [$("told-question").value.trim(), $("told-reply").value.trim()];
+  if (!reply) return showSentence("memory-trouble", "There is nothing to remember: write a reply, or a note.");
+  remember({ entries: [{ question, reply }] }, () => {
+    $("told-question").value = $("told-reply").value = "";
+  });
+}
+
+/** Remember files. */
+async function rememberFiles(files) {
+  const { read, refusal } = await readTexts(files);
+  if (read.length) await remember({ files: read }, () => {});
+  if (refusal) showSentence("memory-trouble", refusal);
+}
+
+/** Show what would be said to a question, and how certain that is; no cloud is asked. */
+async function showFound() {
+  const question = $("memory-find").value.trim();
+  if (!question || !memoryOf) return;
+  try {
+    const path = memoryPath(memoryOf, `/search?question=${encodeURIComponent(question)}`);
+    const { parts } = await (await api(path)).json();
+    const line = ({ number: n, text, certainty, said }) =>
+      `${said ? "It would say" : "Not certain enough:"} ${quoted(text)} (entry ${n}, ${percent(certainty)})`;
+    const lines = parts.length ? parts.map(line) : ["Nothing that it remembers is near that."];
+    $("memory-found").replaceChildren(...lines.map((one) => make("li", { class: "soft" }, one)));
+    announce(lines[0]);
+    showSentence("memory-trouble", "");
+  } catch (problem) {
+    showSentence("memory-trouble", problem.message);
+  }
+}
+
+/** Go to an entry of a plugin. */
+async function openEntry(plugin, n) {
+  memoryOf = plugin;
+  $("memory-find").value = "";
+  showSentence("memory-done", "");
+  openTab("memory", n);
+  await memoryShown;
+  const item = $("entries").querySelector(`[data-entry="${n}"]`);
+  if (!item) return showSentence("memory-trouble", `${plugin} has no entry ${n} any more.`);
+  item.classList.add("here");
+  item.scrollIntoView({ block: "nearest" });
+  item.querySelector("button").focus();
 }
 
 // ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -642,9 +915,9 @@ function showWill() {
       "longer.";
 }
 
-/** Take files as text; one that is none is refused in a sentence, and goes nowhere. */
-async function takeFiles(files) {
-  const refused = [];
+/** Read files as text. Returns {read: [{name, text}], refusal: a sentence on those that are none, or ""}. */
+async function readTexts(files) {
+  const [read, refused] = [[], []];
   for (const file of files) {
     try {
       const bytes = new Uint8Array(await file.arrayBuffer());
@@ -652,14 +925,21 @@ async function takeFiles(files) {
       const encoding = mark === 0xfffe ? "utf-16le" : mark === 0xfeff ? "utf-16be" : "utf-8";
       const text = new TextDecoder(encoding, { fatal: true }).decode(bytes);
       if (text.includes("\0")) throw new Error();
-      texts = [...texts.filter((one) => one.name !== file.name), { name: file.name, text }];
+      read.push({ name: file.name, text });
     } catch {
       refused.push(file.name);
     }
   }
   const verb = refused.length > 1 ? "are" : "is";
   const sentence = `${refused.join(", ")} ${verb} not text (UTF-8), so nothing of it was taken.`;
-  showSentence("refused", refused.length ? sentence : "");
+  return { read, refusal: refused.length ? sentence : "" };
+}
+
+/** Take files to be learnt; one that is no text is refused in a sentence, and goes nowhere. */
+async function takeFiles(files) {
+  const { read, refusal } = await readTexts(files);
+  for (const file of read) texts = [...texts.filter((one) => one.name !== file.name), file];
+  showSentence("refused", refusal);
   showExamples();
 }
 
@@ -812,11 +1092,12 @@ function showShelf() {
 }
 
 /** What is known of a plugin, in one line. */
-function pluginFacts({ parameters, base, sealed, about = {} }) {
+function pluginFacts({ parameters, entries, base, sealed, about = {} }) {
   const { examples, base_loss: before, best_loss: after } = about;
   const facts = [
+    entries != null && count(entries, "entry remembered", "entries remembered"),
     parameters && count(parameters, "parameter", "parameters"),
-    base && `for ${shortName(base)}`,
+    base && `for ${parameters ? shortName(base) : "any base"}`,
     examples && count(examples, "example", "examples"),
     before != null && after != null && `held-out loss ${before.toFixed(3)} → ${after.toFixed(3)}`,
     sealed && "sealed",
@@ -992,8 +1273,8 @@ function reportTable(rows) {
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
 
-/** Show one of the page's parts. */
-function openTab(name) {
+/** Show one of the page's parts; of the memory, entry `first` stands first. */
+function openTab(name, first = 0) {
   hideChances();
   for (const tab of tabs) {
     const panel = tab.getAttribute("aria-controls");
@@ -1003,6 +1284,7 @@ function openTab(name) {
   }
   document.querySelector("aside").hidden = !["chat", "compare"].includes(name);
   if (name === "left") look();
+  if (name === "memory") memoryShown = showMemory(first);
   if (name === "training") drawCurve(); // as wide as it is now
 }
 
@@ -1015,12 +1297,14 @@ function stepThroughTabs(event, i) {
   tabs[to % tabs.length].click();
 }
 
-/** Take files that are dropped anywhere on the page. */
+/** Take files that are dropped anywhere on the page: on the memory to be remembered, elsewhere to be learnt. */
 function dragged(event) {
   if (!event.dataTransfer?.types.includes("Files")) return; // words that are dragged into a field
   event.preventDefault(); // otherwise the browser would leave this page for the file
-  $("drop").classList.toggle("over", event.type === "dragover");
+  const isMemory = !$("memory").hidden;
+  $(isMemory ? "memory-drop" : "drop").classList.toggle("over", event.type === "dragover");
   if (event.type !== "drop") return;
+  if (isMemory) return rememberFiles(event.dataTransfer.files);
   openTab("training");
   takeFiles(event.dataTransfer.files);
 }
@@ -1074,6 +1358,21 @@ on("rate", "input", () => {
   $("own-gate").checked = false;
   showDial();
 });
+
+on("memory-plugin", "change", () => {
+  memoryOf = $("memory-plugin").value;
+  showSentence("memory-done", "");
+  memoryShown = showMemory();
+});
+on("remember", "click", rememberTyped);
+onEnter("told-question", () => $("told-reply").focus());
+on("memory-files", "change", async () => {
+  await rememberFiles($("memory-files").files);
+  $("memory-files").value = "";
+});
+on("memory-find", "input", () => showEntries());
+onEnter("memory-find", showFound);
+on("memory-ask", "click", showFound);
 
 on("name", "input", showWill);
 on("files", "change", async () => {

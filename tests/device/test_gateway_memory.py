@@ -1,0 +1,213 @@
+"""The memory on a gateway: told, found, said with its source, changed and forgotten, by plain requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from sideplug.cli.memory import entries_of_texts
+from sideplug.device.plugin_store import PluginStore
+from sideplug.memory.desk import Desk
+from sideplug.plugins.sealed_file import seal
+from tests.conftest import Cloud
+from tests.gateway import ASK, Stage, a_stage, refused, root, wanted
+
+__all__ = ["root"]  # a fixture
+
+DOG = {"question": "What is my dog's name?", "reply": "Biscuit, the old one."}
+MEMORY = "/sideplug/plugins/anna/memory"
+
+
+@pytest.fixture
+def stage(cloud: Cloud, root: Path) -> Iterator[Stage]:
+    with a_stage(cloud.url, root, memory=Desk(entries_of_texts)) as running:
+        yield running
+
+
+def tell(http: httpx.Client, *entries: dict[str, str], path: str = MEMORY) -> Any:
+    answer = http.post(path, json={"entries": entries})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def asked(stage: Stage, question: str, model: str) -> tuple[str, Any]:
+    """What is replied, and what the usage says of it."""
+    body = {**ASK, "model": model, "messages": [{"role": "user", "content": question}]}
+    answer = stage.post(**body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]["message"]["content"], answer.json()["usage"]["sideplug"]
+
+
+def test_what_is_told_is_said_until_it_is_forgotten(cloud: Cloud, stage: Stage) -> None:
+    """At once, without a restart; with where it is from; and then the plugin is what it was."""
+    want = wanted(cloud, "anna")
+    before, usage = asked(stage, DOG["question"], "anna")
+    assert (usage["source"], usage["entry"]) == ("", 0)
+    with stage.http() as http:
+        assert tell(http, DOG)["numbers"] == [1]
+        text, usage = asked(stage, DOG["question"], "anna")
+        assert text == DOG["reply"]
+        assert usage["entry"] == 1
+        assert usage["source"] == "you told me (the page): What is my dog's name?"
+        assert stage.text(model="anna") == want, "what it does not know it leaves as it was"
+        assert http.patch(f"{MEMORY}/1", json={"reply": "Rex."}).json()["question"] == DOG["question"]
+        assert asked(stage, DOG["question"], "anna")[0] == "Rex."
+        gone = http.delete(f"{MEMORY}/1").json()
+        assert (gone["forgotten"]["reply"], gone["trained"]) == ("Rex.", True)
+        assert http.get(MEMORY).json() == {"entries": []}
+    text, usage = asked(stage, DOG["question"], "anna")
+    assert (text, usage["source"], usage["entry"]) == (before, "", 0)
+
+
+def test_a_new_plugin_is_made_and_fits_any_model(cloud: Cloud, stage: Stage) -> None:
+    with stage.http() as http:
+        path = "/sideplug/plugins/my-plugin/memory"
+        refused(http.get(path), 404, "model_not_found")
+        assert tell(http, DOG, path=path)["numbers"] == [1]
+        shown = {each["name"]: each for each in http.get("/sideplug/state").json()["plugins"]}
+        mine = shown["my-plugin"]
+        assert (mine["fits"], mine["entries"], mine["parameters"], mine["dial"]) == (True, 1, 0, False)
+        assert shown["anna"]["entries"] is None
+        assert shown["anna"]["parameters"] > 0
+    assert asked(stage, DOG["question"], "my-plugin")[0] == DOG["reply"]
+    assert stage.text(model="my-plugin") == wanted(cloud), "else the base speaks"
+
+
+def test_the_list_the_search_and_what_was_replaced(stage: Stage) -> None:
+    with stage.http() as http:
+        assert http.get(MEMORY).json() == {"entries": []}
+        assert http.get(f"{MEMORY}/search", params={"question": "Is it far?"}).json() == {"parts": []}
+        tell(http, DOG, {"question": "", "reply": "The spare key hangs behind the clock."})
+        assert tell(http, DOG)["known"] == 1
+        told = tell(http, {**DOG, "reply": "Rex."})
+        assert [(both["old"]["number"], both["new"]["number"]) for both in told["replaced"]] == [(1, 3)]
+        assert [each["replaced_by"] for each in http.get(MEMORY).json()["entries"]] == [3, None, None]
+        (part, *_) = http.get(f"{MEMORY}/search", params={"question": DOG["question"]}).json()["parts"]
+        assert (part["number"], part["text"], part["said"]) == (3, "Rex.", True)
+        assert 0.8 < part["certainty"] <= 1
+        assert http.post(f"{MEMORY}/1/restore").json() == {"number": 1, "instead_of": 3}
+        assert asked(stage, DOG["question"], "anna")[0] == DOG["reply"]
+
+
+def test_files_are_remembered(stage: Stage) -> None:
+    facts = '{"instruction": "What is my car?", "output": "A Volvo."}\n{"instruction": "And?", "output": ""}\n'
+    files = [{"name": "facts.jsonl", "text": facts.splitlines()[0]}, {"name": "key.txt", "text": "The key is there."}]
+    with stage.http() as http:
+        assert http.post(MEMORY, json={"files": files}).json()["numbers"] == [1, 2]
+        car, key = http.get(MEMORY).json()["entries"]
+        assert (car["question"], car["reply"], car["source"]) == ("What is my car?", "A Volvo.", "facts.jsonl:1")
+        assert (key["question"], key["reply"]) == ("", "The key is there.")
+        refused(http.post(MEMORY, json={"files": [{"name": "f.jsonl", "text": facts}]}), 400, "bad-data", "f.jsonl:2")
+        assert len(http.get(MEMORY).json()["entries"]) == 2, "all of it or nothing"
+
+
+def test_many_tell_at_once(cloud: Cloud, stage: Stage, root: Path) -> None:
+    """A plugin that is not there yet, while it is asked too: nothing is lost."""
+    path = "/sideplug/plugins/new/memory"
+    facts = {
+        "Where is the boat?": "In Hamar.",
+        "Who mends our roof?": "Anna does.",
+        "What does Katrin play?": "The violin.",
+        "When do bees sleep?": "In winter.",
+        "How old was grandmother?": "Ninety.",
+        "Which tea do I drink?": "Lapsang.",
+    }
+
+    def work(question: str) -> Any:
+        with stage.http() as http:
+            told = tell(http, {"question": question, "reply": facts[question]}, path=path)
+        asked(stage, question, "new")
+        return told["numbers"]
+
+    with ThreadPoolExecutor(6) as pool:
+        numbers = sorted(number for one in pool.map(work, facts) for number in one)
+    assert numbers == list(range(1, len(facts) + 1))
+    with stage.http() as http:
+        told = {entry["question"]: entry["reply"] for entry in http.get(path).json()["entries"]}
+    assert told == facts
+    assert {question: asked(stage, question, "new")[0] for question in facts} == facts
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "says"),
+    [
+        ("POST", "", {}, "nothing to remember"),
+        ("POST", "", {"entries": []}, "nothing to remember"),
+        ("POST", "", {"entries": "facts"}, "entries must be a list"),
+        ("POST", "", {"entries": ["a"]}, "entries must be a list"),
+        ("POST", "", {"entries": [{"question": "Who?", "answer": "I."}]}, "entries must be a list"),
+        ("POST", "", {"entries": [{"question": "Who?"}]}, "must have a reply"),
+        ("POST", "", {"entries": [{"question": 1, "reply": "x"}]}, "question must be text"),
+        ("POST", "", {"files": [{"name": "x"}]}, "files must be a list"),
+        ("POST", "", [1], "the body must be a JSON object"),
+        ("PATCH", "/1", {}, "nothing is to be changed"),
+        ("PATCH", "/1", {"reply": 3}, "reply must be text"),
+        ("PATCH", "/1", {"reply": " "}, "must have a reply"),
+        ("PATCH", "/7", {"reply": "x"}, "has no entry 7"),
+        ("DELETE", "/7", None, "has no entry 7"),
+        ("DELETE", "/0", None, "an entry's number must be"),
+        ("DELETE", f"/{10**30}", None, "an entry's number must be"),
+        ("DELETE", "/one", None, "an entry's number must be"),
+        ("POST", "/1/restore", None, "entry 1 holds already"),
+        ("GET", "/search", None, "question must be given"),
+    ],
+)
+def test_refusals_are_one_sentence(stage: Stage, method: str, path: str, body: Any, says: str) -> None:
+    with stage.http() as http:
+        tell(http, DOG)
+        refused(http.request(method, MEMORY + path, json=body), 400, "bad-input", says)
+        assert [each["reply"] for each in http.get(MEMORY).json()["entries"]] == [DOG["reply"]]
+
+
+def test_names_and_where_there_is_nothing(stage: Stage) -> None:
+    entry = {"entries": [DOG]}
+    with stage.http() as http:
+        refused(http.post("/sideplug/plugins/-bad/memory", json=entry), 400, "bad-input", "a plugin's name must be")
+        refused(http.post("/sideplug/plugins/..%2F..%2Fx/memory", json=entry), 404, "not_found", "is not here")
+        refused(http.delete("/sideplug/plugins/nobody/memory/1"), 404, "model_not_found")
+        refused(http.patch(f"{MEMORY}/1", json={"reply": "x"}), 400, "bad-plugin", "has no memory yet")
+        refused(http.put(MEMORY, json=entry), 405, "not_found")
+
+
+def test_a_sealed_plugin_is_seen_and_not_changed(cloud: Cloud, root: Path, stage: Stage) -> None:
+    pytest.importorskip("cryptography")
+    with stage.http() as http:
+        tell(http, DOG)
+        (file,) = root.glob("anna/memory/*.safetensors")
+        file.with_name(file.name + ".sealed").write_bytes(seal(file.read_bytes(), "tea"))
+        file.unlink()
+        for answer in (
+            http.post(MEMORY, json={"entries": [DOG]}),
+            http.patch(f"{MEMORY}/1", json={"reply": "x"}),
+            http.delete(f"{MEMORY}/1"),
+            http.post(f"{MEMORY}/1/restore"),
+        ):
+            refused(answer, 400, "bad-plugin", "holds a sealed plugin: unlock it first")
+        refused(http.get(MEMORY), 400, "wrong-passphrase")
+    stage.gateway.plugins._passphrase = lambda name: "tea"
+    with stage.http() as http:
+        assert [each["reply"] for each in http.get(MEMORY).json()["entries"]] == [DOG["reply"]]
+
+
+def test_the_key_guards_it_and_a_gateway_may_have_none(cloud: Cloud, root: Path) -> None:
+    with a_stage(cloud.url, root, key="pepper", memory=Desk()) as keyed, keyed.http() as http:
+        for answer in (http.get(MEMORY), http.post(MEMORY, json={"entries": [DOG]}), http.delete(f"{MEMORY}/1")):
+            refused(answer, 401, "invalid_api_key")
+        assert http.get(MEMORY, headers={"Authorization": "Bearer pepper"}).status_code == 200
+    with a_stage(cloud.url, root) as bare, bare.http() as http:
+        refused(http.get(MEMORY), 400, "bad-input", "this gateway has no memory")
+
+
+def test_a_plugin_is_loaded_anew_when_it_is_told(root: Path) -> None:
+    store = PluginStore(root)
+    plugin = store.load("anna")
+    assert store.load("anna") is plugin
+    store.reload()
+    assert store.load("anna") is not plugin
+    assert store.folder("anna") == root / "anna"
+    assert store.folder("new") == root / "new"
