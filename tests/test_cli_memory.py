@@ -125,7 +125,7 @@ def test_what_is_shown(go: Run, plugin: Path) -> None:
     assert go("memory", "show", 4).stdout.splitlines()[0] == f"note      {NOTE.reply}"
     assert go("memory", "search", KEY.question).stdout.endswith(f"said    '{KEY.question}' → '{KEY.reply}'\n")
     (found,) = json.loads(go("memory", "search", KEY.question, "--json").stdout)
-    assert found == {"number": 1, "text": KEY.reply, "certainty": pytest.approx(0.9, abs=0.1)}
+    assert found == {"number": 1, "text": KEY.reply, "certainty": pytest.approx(1, abs=0.2)}
     assert go("memory", "search", "Zanzibar?").stderr == "sideplug: nothing is near that\n"
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sideplug.memory.part import Memory
     from sideplug.memory.store import Entry
 
-NUMBER = click.IntRange(1, (1 << 63) - 1)  # of an entry
+NUMBER = click.IntRange(1)  # of an entry
 SHOWN = 72  # characters of an entry in a list
 
 

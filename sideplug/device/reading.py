@@ -35,9 +35,9 @@ def read_for(session: Session, plugin: Plugin, progress: Progress = lambda done,
         try:
             read(session, texts, ids, progress)
         finally:
-            part.take_read(base, ids)
+            part.take_read(base, {reply: each for (_, reply), each in zip(texts, ids, strict=False)})
             count += len(ids)
-    plugin.keep_read()
+            plugin.keep_read()
     return count
 
 
@@ -45,9 +45,13 @@ def read(session: Session, texts: Sequence[tuple[Prompt, str]], ids: list[list[i
     """Append the tokens of each reply to `ids`, in their order; [] for one that the base can't read."""
     came: dict[int, list[int]] = {}
     under_way: set[int] = set()
+    turned_away: list[int] = []
     following = 0
     while len(ids) < len(texts):
         try:
+            while turned_away:
+                _ask(session, texts, turned_away[-1])
+                turned_away.pop()
             while following < len(texts) and len(under_way) < session.readings:
                 _ask(session, texts, following)
                 under_way.add(following)
@@ -61,7 +65,7 @@ def read(session: Session, texts: Sequence[tuple[Prompt, str]], ids: list[list[i
             if error.number not in under_way:
                 raise
             time.sleep(min(error.retry_s or 1.0, LONGEST_WAIT_S))
-            _ask(session, texts, error.number)
+            turned_away.append(error.number)
         except InputError as error:  # too long for this base
             if error.number not in under_way:
                 raise
@@ -71,6 +75,7 @@ def read(session: Session, texts: Sequence[tuple[Prompt, str]], ids: list[list[i
             session.reconnect(error)
             under_way.clear()
             came.clear()
+            turned_away.clear()
             following = len(ids)
         while len(ids) in came:
             ids.append(came.pop(len(ids)))

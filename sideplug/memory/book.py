@@ -98,8 +98,8 @@ def tell(memory: Memory, entries: Sequence[Entry], progress: Progress = lambda d
 
 
 def key_of(entry: Entry) -> tuple[str, ...]:
-    """Return what two entries of one question have in common: its words."""
-    return tuple(words(entry.question))
+    """Return what two entries of one question have in common: its words, or all of it where it has none."""
+    return tuple(words(entry.question)) or (entry.question,)
 
 
 def _contradicted(memory: Memory, entry: Entry) -> Entry | None:

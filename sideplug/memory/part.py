@@ -8,7 +8,7 @@ is exactly what was told, and all of it is a draft before the first token. Test:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from sideplug.contract.correction import Correction, Mixture
 from sideplug.contract.errors import PluginError
-from sideplug.contract.frames import MAX_DRAFT
+from sideplug.contract.frames import MAX_DRAFT, MAX_FIRST_DRAFT
 from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
@@ -67,7 +67,7 @@ class Quoting(PartReply):
     """Says what is stored, token by token, as long as the text is what it said."""
 
     def __init__(self, ids: list[int], source: str, entry: int) -> None:
-        super().__init__(gate="open", draft=ids, source=source, entry=entry)
+        super().__init__(gate="open", draft=ids[:MAX_FIRST_DRAFT], source=source, entry=entry)
         self._ids, self._start, self._text = ids, -1, list[int]()
 
     def hear(self, start: int, ids: list[int]) -> None:
@@ -183,22 +183,16 @@ class Memory(Part):
                 for part in passage.parts
             ]
 
-    def take_read(self, base: str, ids: list[list[int]]) -> None:
+    def take_read(self, base: str, ids: Mapping[str, list[int]]) -> None:
         """See Part."""
         with self._lock:
-            self.store.set_ids(base, dict(_by_passage(self.store.unrecorded(base), ids)))
-            self.has_read = True
-
-
-def _by_passage(passages: list[Passage], ids: list[list[int]]) -> Iterator[tuple[int, np.ndarray]]:
-    """The passages whose parts have all been read, with their tokens as the store keeps them."""
-    start = 0
-    for passage in passages:
-        stop = start + len(passage.parts)
-        if stop > len(ids):
-            return
-        yield passage.id, np.array([each for part in ids[start:stop] for each in (*part, -1)], np.int32)
-        start = stop
+            read = {
+                passage.id: np.array([each for part in passage.parts for each in (*ids[part], -1)], np.int32)
+                for passage in self.store.unrecorded(base)
+                if all(part in ids for part in passage.parts)
+            }
+            self.store.set_ids(base, read)
+            self.has_read = self.has_read or bool(read)
 
 
 def question_of(prompt: Prompt) -> str:

@@ -21,6 +21,7 @@ from sideplug.memory.words import sentences, stem, words
 
 FORMAT = 1
 MAX_CHARACTERS = 20_000  # of a question, a reply or a note
+MAX_NUMBER = (1 << 63) - 1  # of an entry, as SQLite has numbers
 PASSAGE = 360  # characters of a note that are searched together, at most, where sentences allow
 IN_MEMORY = ":memory:"
 
@@ -72,7 +73,8 @@ class Entry:
 
     def check(self) -> Entry:
         """Return it, tidied. Raises InputError for one that can't be kept."""
-        tidy = replace(self, question=_tidy(self.question), reply=_tidy(self.reply))
+        question, reply, source, date = (_tidy(each) for each in (self.question, self.reply, self.source, self.date))
+        tidy = replace(self, question=question, reply=reply, source=source, date=date)
         if not tidy.reply:
             raise InputError("an entry must have a reply, or a note a text: this one is empty")
         for text in (tidy.question, tidy.reply):
@@ -97,8 +99,8 @@ class Entry:
 class Passage:
     """A passage as a search finds it.
 
-    asked: "" for a note's. said: a reply, or a note's sentences, one a line. ids: the tokens of what may be said, by the
-    base model, −1 behind each; None where they were not recorded yet.
+    asked: "" for a note's. said: a reply, or a note's sentences, one a line. ids: the tokens of what may be said, by
+    the base model, −1 behind each; None where they were not recorded yet.
     """
 
     id: int
@@ -135,6 +137,7 @@ class Store:
     def __init__(self, data: bytes | None = None, name: str = "the memory") -> None:
         """Holds what `to_bytes` gave; None: nothing. `name` names it in errors. Raises PluginError."""
         self._db, self._name = sqlite3.connect(IN_MEMORY, isolation_level=None, check_same_thread=False), name
+        self._rolled_back = 0
         with self._errors():
             if data is not None:
                 self._db.deserialize(data)
@@ -161,7 +164,7 @@ class Store:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, MemoryError, UnicodeDecodeError) as error:  # a damaged file may lead to any of these
             raise PluginError(f"{self._name} is damaged: {error}") from error
 
     @contextlib.contextmanager
@@ -178,6 +181,7 @@ class Store:
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
+                self._rolled_back += 1
                 raise
 
     # Entries
@@ -253,11 +257,19 @@ class Store:
         count = 0
         with self.change():
             for number in numbers:
+                if not 0 < number <= MAX_NUMBER:
+                    continue
                 self._drop_passages(number)
+                by = self._db.execute("SELECT replaced_by FROM entries WHERE number = ?", (number,)).fetchone()
+                by = by and by[0]
                 count += self._db.execute("DELETE FROM entries WHERE number = ?", (number,)).rowcount
                 replaced = self._db.execute("SELECT number FROM entries WHERE replaced_by = ?", (number,)).fetchall()
                 for (older,) in replaced:
-                    if older not in numbers:
+                    if older in numbers:
+                        continue
+                    if by:
+                        self._db.execute("UPDATE entries SET replaced_by = ? WHERE number = ?", (by, older))
+                    else:
                         self.restore(older)
             self._db.execute("INSERT INTO terms (terms) VALUES ('optimize')")  # else its words stay in old segments
         with self._errors():
@@ -275,7 +287,7 @@ class Store:
 
     def entry(self, number: int) -> Entry:
         """Return the entry of this number. Raises InputError where there is none."""
-        for entry in self._entries("WHERE number = ?", (number,)):
+        for entry in self._entries("WHERE number = ?", (number,)) if 0 < number <= MAX_NUMBER else ():
             return entry
         raise InputError(f"the memory has no entry {number}: sideplug memory list shows them")
 
@@ -300,9 +312,8 @@ class Store:
 
     @property
     def version(self) -> tuple[int, int]:
-        """Return what changes whenever this or another process changes the memory."""
-        with self._errors():
-            return int(self._db.execute("PRAGMA data_version").fetchone()[0]), self._db.total_changes
+        """Return what changes whenever the memory changes, or a change of it is taken back."""
+        return self._db.total_changes, self._rolled_back
 
     def passage_count(self) -> int:
         """Return the number of passages that are searched."""

@@ -130,8 +130,8 @@ class Part(ABC):
         """Prompts with replies whose tokens by the base model with this fingerprint it needs, and has not yet."""
         return []
 
-    def take_read(self, base: str, ids: list[list[int]]) -> None:
-        """The tokens of the first replies of `unread`, in their order; [] of one that the base can't read."""
+    def take_read(self, base: str, ids: Mapping[str, list[int]]) -> None:
+        """The tokens of some of the replies of `unread`; [] of one that the base can't read."""
         assert not ids, "a part that reads nothing takes nothing"
 
     def merged_with(self, stored: Part) -> Part:

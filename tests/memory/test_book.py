@@ -14,17 +14,16 @@ import pytest
 
 from sideplug.contract.errors import InputError, PluginError, Stopped
 from sideplug.device.lock import lock
-from sideplug.memory.book import FEW, change, forget, open_memory, tell
+from sideplug.memory.book import FEW, change, edit, forget, open_memory, tell
 from sideplug.memory.part import Memory, Recall
 from sideplug.memory.store import Entry
 from sideplug.paths import write_aside
 from sideplug.plugins import ANY_BASE, Plugin, file
-from sideplug.plugins.file import is_plugin
 from tests.conftest import a_plugin
 
 BASE = "f" * 64
 MILL = Entry("Where is the mill?", "By the river.")
-BURNT = Entry("The mill is where?", "It burnt down.")
+BURNT = Entry("WHERE is the mill", "It burnt down.")
 NOTE = Entry("", "Where is the mill?")
 
 
@@ -56,10 +55,13 @@ def test_what_is_known_is_counted_and_notes_replace_nothing() -> None:
     assert (told.numbers, told.known, told.replaced, told.doubtful, len(memory.store)) == ([3, 4], 2, [], [], 4)
 
 
-@pytest.mark.xfail(reason="their stems are the same, or they have none", raises=AssertionError)
-@pytest.mark.parametrize("two", [("🐈?", "🐕?"), ("When was Austria founded?", "When was Australia founded?")])
-def test_other_questions_replace_nothing(two: tuple[str, str]) -> None:
-    assert tell(Memory(), [Entry(each, f"About {each}") for each in two]).replaced == []
+def test_other_questions_replace_nothing() -> None:
+    others = ["When was Austria founded?", "When was Australia founded?", "Is Bo Al's boss?", "Is Al Bo's boss?"]
+    assert tell(Memory(), [Entry(each, f"About {each}") for each in others]).replaced == []
+
+
+def test_questions_without_words_replace_nothing() -> None:
+    assert tell(Memory(), [Entry("🐈?", "A cat."), Entry("🐕?", "A dog.")]).replaced == []
 
 
 @pytest.mark.parametrize(
@@ -83,13 +85,14 @@ def test_all_or_none_are_told_and_forgotten() -> None:
     memory = Memory()
     with pytest.raises(InputError, match="this one is empty"):
         tell(memory, [MILL, BURNT, Entry("Why?", "")])
-    assert list(memory.store.entries()) == []
-    tell(memory, [MILL, NOTE])
+    assert tell(memory, [MILL, NOTE]).numbers == [1, 2]
     for numbers, sentence in (([1, 99], "the memory has no entry 99"), ([], "no entry is named: give their numbers")):
         with pytest.raises(InputError, match=sentence):
             forget(memory, numbers)
     assert (len(memory.store), [each.reply for each in forget(memory, [2, 2])]) == (2, [NOTE.reply])
-    assert [each.number for each in memory.store.entries()] == [1]
+    assert edit(memory, 1, None, "Uphill.").question == MILL.question
+    assert edit(memory, 1, "Where?", None).reply == "Uphill."
+    assert [(each.number, each.question) for each in memory.store.entries()] == [(1, "Where?")]
 
 
 def test_a_folder_is_made_and_changed(tmp_path: Path) -> None:
@@ -103,8 +106,7 @@ def test_a_folder_is_made_and_changed(tmp_path: Path) -> None:
             change(there, lambda memory: tell(memory, [MILL]))
     remember(folder, MILL, NOTE)
     assert change(folder, lambda memory: forget(memory, [1]))[0].reply == MILL.reply
-    assert said(folder) == [NOTE.reply]
-    assert (Plugin.load(folder).base, open_memory(folder).size) == (ANY_BASE, 1)
+    assert (said(folder), Plugin.load(folder).base, open_memory(folder).size) == ([NOTE.reply], ANY_BASE, 1)
     assert not [name for name, data in contents(folder).items() if b"river" in data]
 
 
@@ -115,7 +117,6 @@ def test_an_error_inside_changes_nothing(tmp_path: Path) -> None:
         with pytest.raises(ZeroDivisionError):
             change(tmp_path / name, lambda memory: tell(memory, [BURNT]).known / 0, must_be=False)
     assert contents(tmp_path) == before
-    assert not is_plugin(tmp_path / "new")
 
 
 def test_a_sealed_folder_is_refused(tmp_path: Path) -> None:
@@ -160,9 +161,7 @@ def test_a_full_disk_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, w
 
 REMEMBER = """
 import os, sys, time
-from pathlib import Path
-from sideplug.memory.book import change, tell
-from sideplug.memory.store import Entry
+from sideplug.memory.book import Entry, Path, change, tell
 os.fsync = lambda number: time.sleep(0.01)  # as slow as a disk may be
 for n in range(int(sys.argv[3]), int(sys.argv[4])):
     entry = Entry(f"What is {sys.argv[2]} {n}?", f"{sys.argv[2]} {n}")

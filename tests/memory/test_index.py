@@ -16,17 +16,18 @@ from sideplug.memory.index import CANDIDATES, Candidate, Index
 from sideplug.memory.store import Entry, Store
 from sideplug.memory.words import stem, words
 
-TOLD = [
-    Entry("Where is the mill?", "By the river."),
-    Entry("Who keeps the bees?", "Anna keeps them."),
-    Entry("Wie heißt der Kater von Jörg?", "Er heißt Möhrchen."),
-    Entry("Wann hat Jörg Geburtstag?", "Am 3. März."),
-    Entry("猫の名前は何ですか", "たまです。"),
-    Entry("犬の散歩は何時ですか", "六時です。"),
-    Entry("मेरी बिल्ली का नाम क्या है?", "उसका नाम मोती है।"),
-    Entry("मेरा जन्मदिन कब है?", "पाँच मई को।"),
-    Entry("", "The roof leaks above the stairs. Ask Jonas about ladders!"),
-]
+ASKED = {
+    "Where was that mill again?": Entry("Where is the mill?", "By the river."),
+    "WHO KEEPS BEES": Entry("Who keeps the bees?", "Anna keeps them."),
+    "Wie heisst Jorgs Kater, bitte?": Entry("Wie heißt der Kater von Jörg?", "Er heißt Möhrchen."),
+    "jorg geburtstage?": Entry("Wann hat Jörg Geburtstag?", "Am 3. März."),
+    "猫の名前を教えて": Entry("猫の名前は何ですか", "たまです。"),
+    "犬の散歩はいつ？": Entry("犬の散歩は何時ですか", "六時です。"),
+    "बिल्ली का नाम बताओ": Entry("मेरी बिल्ली का नाम क्या है?", "उसका नाम मोती है।"),
+    "जन्मदिन कब?": Entry("मेरा जन्मदिन कब है?", "पाँच मई को।"),
+    "Whom do I ask about a ladder?": Entry("", "The roof leaks above the stairs. Ask Jonas about ladders!"),
+}
+TOLD = list(ASKED.values())
 
 
 class FakeEncoder:
@@ -57,7 +58,7 @@ def a_store(entries: Sequence[Entry]) -> Store:
     return store
 
 
-def numbers(found: Sequence[Candidate]) -> list[int]:
+def numbers_of(found: Sequence[Candidate]) -> list[int]:
     return [each.passage.number for each in found]
 
 
@@ -65,20 +66,7 @@ def stems(text: str) -> set[str]:
     return {stem(word) for word in words(text)}
 
 
-@pytest.mark.parametrize(
-    ("question", "number"),
-    [
-        ("Where was that mill again?", 1),
-        ("WHO KEEPS BEES", 2),
-        ("Wie heisst Joergs oder Jörg sein Kater?", 3),
-        ("jorg geburtstage?", 4),
-        ("猫の名前を教えて", 5),
-        ("犬の散歩はいつ？", 6),
-        ("बिल्ली का नाम बताओ", 7),
-        ("जन्मदिन कब?", 8),
-        ("Whom do I ask about a ladder?", 9),
-    ],
-)
+@pytest.mark.parametrize(("question", "number"), list(zip(ASKED, range(1, 10), strict=True)))
 def test_by_words_alone_the_right_one_is_first(question: str, number: int) -> None:
     first, *_ = Index(a_store(TOLD)).candidates(question)
     assert (first.passage.number, first.near) == (number, 0.0)
@@ -95,7 +83,7 @@ def test_the_shares_are_those_of_a_naive_computation(embed: FakeEncoder | None) 
         return sum(math.log(1 + len(has) / (within[word] or 1)) for word in some)
 
     found, asked = Index(store, "fake", embed).candidates(question, count=99), stems(question)
-    assert {1, 2, 9, 10, 18} <= set(numbers(found))
+    assert {1, 2, 9, 10, 18} <= set(numbers_of(found))
     for each in found:
         mine, text = has[each.passage.id], f"{each.passage.asked} {each.passage.said}".strip()
         about = stems(each.passage.asked) if each.passage.asked else mine
@@ -104,7 +92,7 @@ def test_the_shares_are_those_of_a_naive_computation(embed: FakeEncoder | None) 
         assert each.near == pytest.approx(embed.vector(text) @ embed.vector(question) if embed else 0, abs=0.02)
         assert each.score == each.near + 0.5 * each.found
     assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
-    assert numbers(Index(store, "fake", embed).candidates(question, count=3)) == numbers(found)[:3]
+    assert numbers_of(Index(store, "fake", embed).candidates(question, count=3)) == numbers_of(found)[:3]
 
 
 @pytest.mark.parametrize(("size", "cosines"), [(2000, (0.9, 0.84, 0.78, 0.72, 0.66)), (64, ())])
@@ -119,29 +107,34 @@ def test_the_nearest_are_those_of_a_full_scan(size: int, cosines: tuple[float, .
         scan_N = whole_NE @ embed.vector(question) / 127
         best = np.argsort(-scan_N)[: len(cosines) or CANDIDATES]
         found = index.candidates(question)
-        assert numbers(found)[: len(best)] == (best + 1).tolist()
-        np.testing.assert_allclose([each.near for each in found], scan_N[np.array(numbers(found)) - 1], atol=1e-5)
+        assert numbers_of(found)[: len(best)] == (best + 1).tolist()
+        np.testing.assert_allclose([each.near for each in found], scan_N[np.array(numbers_of(found)) - 1], atol=1e-5)
         assert (len(found), found[0].found) == (CANDIDATES, 0.0)
 
 
 @pytest.mark.parametrize("embed", [None, FakeEncoder()])
 def test_it_follows_its_store(embed: FakeEncoder | None) -> None:
-    store = a_store(TOLD[:2])
+    store, question = a_store(TOLD[:2]), "Where is the mill?"
     index = Index(store, "fake", embed)
 
-    def found(question: str) -> list[str]:
-        return [each.passage.said for each in index.candidates(question)]
+    def found() -> list[str]:
+        candidates = index.candidates(question)
+        assert candidates == Index(Store(store.to_bytes()), "fake", embed).candidates(question), "as a new one finds"
+        return [each.passage.said for each in candidates]
 
-    assert found("Where is the mill?")[0] == "By the river."
-    store.add([Entry("", "Is where the mill? Rain.")])
+    if embed:
+        embed.known["cloudy"] = embed.at_cosine(question, 0.3)
+    assert found()[0] == "By the river."
+    store.add([Entry("", "Is where the mill? Rain."), Entry("", "cloudy")])
     store.edit(1, "What is a barn?", "Hay.")
-    assert found("Where is the mill?")[0] == "Is where the mill?\nRain."
+    assert found()[0] == "Is where the mill?\nRain."
+    assert ("cloudy" in found()) == bool(embed)
     store.replace(3, 1)
-    assert "Is where the mill?\nRain." not in found("Where is the mill?")
+    assert "Is where the mill?\nRain." not in found()
     store.restore(3)
-    assert found("Where is the mill?")[0] == "Is where the mill?\nRain."
-    store.forget([3, 1])
-    assert found("Where is the mill? Who keeps the bees?") == ["Anna keeps them."]
+    assert found()[0] == "Is where the mill?\nRain."
+    store.forget([3, 1, 4])
+    assert found() == ["Anna keeps them."]
 
 
 def test_vectors_are_made_once() -> None:
@@ -156,12 +149,17 @@ def test_vectors_are_made_once() -> None:
     assert (len(embed.texts), store.missing_vectors(), store.setting("encoder")) == (132 + 131, 0, "another")
 
 
+def test_the_rarest_words_are_looked_for() -> None:
+    common = " ".join(f"{n}{n}{n}" for n in range(50))
+    index = Index(a_store([Entry("", f"{common} {n}zebra" if n == 70 else f"{common} {n}") for n in range(99)]))
+    assert numbers_of(index.candidates(f"{common} 70zebra"))[0] == 71
+
+
 def test_nothing_is_found() -> None:
     assert Index(Store()).candidates("mill") == Index(Store(), "fake", FakeEncoder()).candidates("mill") == []
     assert Index(a_store(TOLD)).candidates("") == Index(a_store(TOLD)).candidates("?! zebra") == []
 
 
-@pytest.mark.xfail(reason="a rollback does not change the store's version", raises=AssertionError)
 def test_it_follows_a_change_that_failed() -> None:
     store = a_store(TOLD[:2])
     index = Index(store)
@@ -179,8 +177,8 @@ def test_frequencies_are_those_of_a_recount(seed: int) -> None:
         text = " ".join(f"{rng.choice('abcd') * rng.randrange(1, 7)} x{step}." for _ in range(rng.randrange(1, 60)))
         entry = Entry(text[: rng.choice([0, 9])], text)
         seen |= stems(f"{entry.question} {text}")
-        entries = {each.number: each for each in store.entries()} or dict.fromkeys(store.add([entry]), entry)
-        (number, by), work = rng.choices(list(entries), k=2), rng.choice("aaaerbf")
+        numbers = [each.number for each in store.entries()] or store.add([entry])
+        (number, by), work = rng.choices(numbers, k=2), rng.choice("aaaerbf")
         if work == "e":
             store.edit(number, entry.question, entry.reply)
         elif work == "r":
@@ -189,7 +187,7 @@ def test_frequencies_are_those_of_a_recount(seed: int) -> None:
             store.restore(number)
         elif work == "a":
             store.add([entry])
-        elif number not in {each.replaced_by for each in entries.values()}:
+        else:
             store.forget([number])
     holding = [two for each in store.entries() if not each.replaced_by for two in each.passages()]
     assert sorted((each.asked, each.said) for each in store.passages(store.ids().tolist())) == sorted(holding)
