@@ -265,8 +265,6 @@ class Store:
                 count += self._db.execute("DELETE FROM entries WHERE number = ?", (number,)).rowcount
                 replaced = self._db.execute("SELECT number FROM entries WHERE replaced_by = ?", (number,)).fetchall()
                 for (older,) in replaced:
-                    if older in numbers:
-                        continue
                     if by:
                         self._db.execute("UPDATE entries SET replaced_by = ? WHERE number = ?", (by, older))
                     else:
