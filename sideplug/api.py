@@ -139,6 +139,7 @@ def remember(
 
     say_ = (lambda line: None) if quiet else say
     entries = [entry_of(example) for example in _examples(data, skip_bad, say_)]
+    book.check(entries)
     try:
         fetch_encoder(say_)
     except NoNetwork as error:

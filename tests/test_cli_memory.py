@@ -150,7 +150,7 @@ def test_beside_a_trained_part(go: Run, tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["remember"], "there is nothing to remember: give a text, a file, or --question with --reply"),
-        (["remember", "missing"], "there is no file or folder missing; a note must have more than one word"),
+        (["remember", "missing"], "there is no file or folder missing; a note must be a sentence"),
         (["remember", "The bees are well.", "no/x.jsonl"], "there is no file or folder no/x.jsonl"),
         (["remember", *PAIR[:2]], "--question and --reply must be given together"),
         (["remember", *PAIR[:3], " "], "an entry must have a reply"),

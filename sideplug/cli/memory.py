@@ -24,7 +24,7 @@ from sideplug.cli.common import (
     skip_bad_option,
 )
 from sideplug.cli.session import Cloud, check_utf8, data_or_stdin, load_plugin, passphrase_of, remember_plugin
-from sideplug.contract.errors import CloudError, InputError, NoNetwork, SideplugError
+from sideplug.contract.errors import InputError, NoNetwork, SideplugError
 from sideplug.terminal import progress, say, tell
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def remember(
         entries += _entries(context, each, date, form, skip_bad, folder)
     if not entries:
         raise InputError("there is nothing to remember: give a text, a file, or --question with --reply")
+    book.check(entries)
     try:
         fetch_encoder(say)
     except NoNetwork as error:
@@ -119,12 +120,12 @@ def _entries(context: click.Context, told: str, date: str, form: str, skip_bad: 
     """The entries of one argument: a path, - or a note's text."""
     from sideplug.api import entry_of
     from sideplug.memory.store import Entry
-    from sideplug.readers import read
+    from sideplug.readers import SUFFIXES, read
 
     path = Path(told)
     if told != "-" and not _is_there(path):
-        if len(told.split()) < 2:
-            raise InputError(f"there is no file or folder {told}; a note must have more than one word")
+        if len(told.split()) < 2 or path.suffix.lower() in SUFFIXES:
+            raise InputError(f"there is no file or folder {told}; a note must be a sentence")
         return [Entry("", check_utf8(told), date=date)]
     source = context.with_resource(data_or_stdin(path))
     return [entry_of(example, date) for example in read(source, form, folder, skip_bad, say)]
@@ -163,9 +164,7 @@ def _have_read(cloud: Cloud, folder: Path) -> str:
         client = replace(cloud.client, reading=lambda done, count: show(100 * done // count, ""))
         try:
             client.connect(load_plugin(folder)).close()
-        except SideplugError as error:
-            if not isinstance(error, CloudError):
-                raise
+        except SideplugError as error:  # no cloud, or one with another base than a trained part's
             return str(error)
     return ""
 

@@ -35,7 +35,10 @@ def read_for(session: Session, plugin: Plugin, progress: Progress = lambda done,
         try:
             read(session, texts, ids, progress)
         finally:
-            part.take_read(base, {reply: each for (_, reply), each in zip(texts, ids, strict=False)})
+            known: dict[str, list[int]] = {}
+            for (_, reply), each in zip(texts, ids, strict=False):
+                known[reply] = known.get(reply) or each  # the same reply to two prompts, of which one is too long
+            part.take_read(base, known)
             count += len(ids)
             plugin.keep_read()
     return count

@@ -67,6 +67,15 @@ def change(folder: Path, work: Callable[[Memory], T], must_be: bool = True) -> T
     return result
 
 
+def check(entries: Sequence[Entry]) -> None:
+    """Raises InputError, which names where it came from, for an entry that can't be kept."""
+    for entry in entries:
+        try:
+            entry.check()
+        except InputError as error:
+            raise InputError(f"{entry.source}: {error}" if entry.source else str(error)) from error
+
+
 def tell(memory: Memory, entries: Sequence[Entry], progress: Progress = lambda done, count: None) -> Told:
     """Add entries to a memory. A question that was told before with another reply is replaced by the newer one.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sideplug.contract.errors import PluginError
 from sideplug.memory.store import Passage, Store
 from sideplug.memory.words import stem, words
 
@@ -66,6 +67,8 @@ class Index:
             self.store.set_setting("encoder", self.encoder)
         done = last = 0
         while passages := self.store.without_vector(last, 64):
+            if passages[-1].id <= last:
+                raise PluginError("the memory is damaged: its passages have no order")
             last = passages[-1].id
             texts = [f"{passage.asked} {passage.said}".strip() for passage in passages]
             vectors = np.rint(self.embed(texts) * _SCALE).astype(np.int8)

@@ -77,6 +77,11 @@ class Entry:
         tidy = replace(self, question=question, reply=reply, source=source, date=date)
         if not tidy.reply:
             raise InputError("an entry must have a reply, or a note a text: this one is empty")
+        if tidy.date:
+            try:
+                datetime.strptime(tidy.date, "%Y-%m-%d")
+            except ValueError:
+                raise InputError(f"a date must be YYYY-MM-DD, got {tidy.date[:40]!r}") from None
         for text in (tidy.question, tidy.reply):
             if len(text) > MAX_CHARACTERS:
                 raise InputError(f"an entry may have {MAX_CHARACTERS:,} characters, this one has {len(text):,}")
@@ -234,6 +239,7 @@ class Store:
             )
             if not entry.replaced_by:
                 self._add_passages(number, entry)
+        self._scrub()
 
     def replace(self, number: int, by: int) -> None:
         """Entry `by` holds instead of `number`, which stays to be seen, and is not found any more."""
@@ -269,10 +275,16 @@ class Store:
                         self._db.execute("UPDATE entries SET replaced_by = ? WHERE number = ?", (by, older))
                     else:
                         self.restore(older)
-            self._db.execute("INSERT INTO terms (terms) VALUES ('optimize')")  # else its words stay in old segments
-        with self._errors():
-            self._db.execute("VACUUM")
+        self._scrub()
         return count
+
+    def _scrub(self) -> None:
+        """Overwrite what was deleted, in the index's old segments too."""
+        if self._db.in_transaction:
+            return  # whoever began it scrubs
+        with self._errors():
+            self._db.execute("INSERT INTO terms (terms) VALUES ('optimize')")
+            self._db.execute("VACUUM")
 
     def _drop_passages(self, number: int) -> None:
         rows = self._db.execute("SELECT id, asked, said FROM passages WHERE number = ?", (number,)).fetchall()

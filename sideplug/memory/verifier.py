@@ -20,8 +20,10 @@ import safetensors.numpy
 
 from sideplug.memory.encoder import FIRST, LAST, LINEAR, Encoder, gelu
 from sideplug.memory.index import Candidate
+from sideplug.memory.words import stem, words
 
 WEIGHTS = "verifier.safetensors"
+PART_WORD = 2.0  # what a shared word more says of a part, without the encoder
 QUESTION_TOKENS, ASKED_TOKENS, PART_TOKENS, PAIR_TOKENS = 48, 48, 64, 128
 ASKED, SAID = 1, 2  # what a token is of; 0: of the question
 
@@ -87,7 +89,8 @@ class Verifier:
         said = np.array([features(candidate) for candidate in candidates], np.float32)
         parts = [candidate.passage.parts for candidate in candidates]
         if self._encoder is None:
-            return [[score] * len(each) for score, each in zip(self._by_words(said), parts, strict=True)]
+            by_words = zip(self._by_words(said), parts, strict=True)
+            return [[score - lacking for lacking in _lacking(question, each)] for score, each in by_words]
         w = self._w
         read = pairs(
             self._encoder, [(question, c.passage.asked, each) for c, each in zip(candidates, parts, strict=True)]
@@ -98,10 +101,10 @@ class Verifier:
         )
         inner = gelu(rows @ w["inner.weight"].astype(np.float32).T + w["inner.bias"].astype(np.float32))
         flat = (inner @ w["outer.weight"].astype(np.float32).T + w["outer.bias"].astype(np.float32))[:, 0]
-        by_words = said @ w["features.weight"].astype(np.float32)[0]
+        from_features = said @ w["features.weight"].astype(np.float32)[0]
         scores: list[list[float]] = [[] for _ in candidates]
         for (row, _, _), score in zip(read.spans, flat, strict=True):
-            scores[row].append(float(score + by_words[row]))
+            scores[row].append(float(score + from_features[row]))
         return scores
 
     def _by_words(self, said: np.ndarray) -> list[float]:
@@ -109,6 +112,13 @@ class Verifier:
         found, covered = said[:, 1], said[:, 2]
         scores = weight[0] * found + weight[1] * covered + weight[2] * found * covered + weight[3]
         return [float(score) for score in scores]
+
+
+def _lacking(question: str, parts: Sequence[str]) -> list[float]:
+    """By words alone, how much less likely each part is than the one that shares most words with the question."""
+    asked = {stem(word) for word in words(question)}
+    shared = [len(asked & {stem(word) for word in words(part)}) for part in parts]
+    return [PART_WORD * (max(shared) - each) for each in shared]
 
 
 def shipped() -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ what a memory is. Test: pytest tests/memory/test_words.py
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 
@@ -18,7 +19,8 @@ _UNSPACED = (
 _RUN = re.compile(f"(?P<unspaced>[{_UNSPACED}]+)|[^{_UNSPACED} ]+")
 _ACCENTED = ("LATIN", "GREEK", "CYRILLIC")  # scripts whose accents do not tell words apart here
 _CLOSING = "\"'”’»)\\]』」"
-_SENTENCE = re.compile(rf"[^\n]+?(?:[.!?…؟۔।॥።]+[{_CLOSING}]*(?=\s)|[。！？｡]+[{_CLOSING}]*|(?=\n)|$)\s*")
+_STOPS, _WIDE = ".!?…؟۔।॥።", "。！？｡"
+_END = re.compile(rf"(?<![{_STOPS}])[{_STOPS}]+[{_CLOSING}]*(?=\s)|[{_WIDE}]+[{_CLOSING}]*|\n")  # of a sentence
 STEM = 5  # letters by which two forms of a word are taken for one
 
 
@@ -66,4 +68,5 @@ def stem(word: str) -> str:
 
 def sentences(text: str) -> list[str]:
     """Return the sentences and lines of a text, in any script, without the space around them."""
-    return [part for match in _SENTENCE.finditer(text) if (part := match.group().strip())]
+    ends = [0, *(match.end() for match in _END.finditer(text)), len(text)]
+    return [part for start, end in itertools.pairwise(ends) if (part := text[start:end].strip())]

@@ -117,7 +117,8 @@ def write_part(part: Part, base: str, base_name: str, folder: Path) -> None:
         if is_sealed(folder):
             raise PluginError(f"{folder} holds a sealed plugin: unlock it first (sideplug plugin unlock {folder})")
         others = [name for name in there.parts if name != part.name]
-        if there.base_fingerprint not in (base, ANY_BASE) and others and base != ANY_BASE:
+        fixed = there.base_fingerprint not in (base, ANY_BASE) and base != ANY_BASE
+        if fixed and not all(_fits_any_base(folder, name) for name in others):
             raise PluginError(
                 f"{folder} holds a plugin that was made for another base, {there.base_model_name_or_path}"
             )
@@ -151,6 +152,11 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise Stopped(f"the plugin could not be written to {folder}: {error.strerror or error}") from error
+
+
+def _fits_any_base(folder: Path, name: str) -> bool:
+    path = _part_path(folder, name)
+    return bool(parse_tensors(read_file(path), str(path))[0].get("base_fingerprint") == ANY_BASE)
 
 
 def _write_part(part: Part, base: str, base_name: str, folder: Path) -> None:
@@ -191,7 +197,9 @@ def read_plugin(folder: Path) -> PluginJson:
     if not is_plugin(folder):
         if (folder / OLD_WEIGHTS).is_file() or (folder / (OLD_WEIGHTS + SUFFIX)).is_file():
             raise PluginError(f"{folder} holds a plugin of sideplug 0.1 (format 2): train it anew with this version")
-        raise PluginError(f"there is no plugin in {folder}: it must have {PLUGIN} (sideplug train makes it)")
+        raise PluginError(
+            f"there is no plugin in {folder}: it must have {PLUGIN} (sideplug remember or train makes it)"
+        )
     return parse_plugin(read_file(path, MAX_JSON_BYTES), str(path))
 
 

@@ -129,7 +129,7 @@ class Plugin:
         """Write the parts that have read something of the base to the plugin's folder, unless it is sealed, or they are
         gone. Raises Stopped, PluginError."""
         for part in self.parts:
-            if part.has_read and self.folder is not None and not file.is_sealed(self.folder):
+            if part.has_read and self.folder and file.is_plugin(self.folder) and not file.is_sealed(self.folder):
                 with file.changing(self.folder):
                     stored = {each.name: each for each in file.read_folder(self.folder).parts}.get(part.name)
                     if stored is not None:

@@ -66,7 +66,7 @@ class Report:
 
 def refusal(bad: list[str], rows: int) -> str:
     """Return the sentence that refuses `bad` rows, of so many."""
-    way_out = "correct or remove this; train --skip-bad leaves such rows out"
+    way_out = "correct or remove this; --skip-bad leaves such rows out"
     if len(bad) == 1:
         return f"{bad[0]} ({way_out})"
     return f"{len(bad)} of {rows} rows can't be learnt: {first_of(bad)} ({way_out.replace('this', 'them')})"

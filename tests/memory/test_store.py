@@ -96,8 +96,9 @@ def test_forgotten_words_vectors_and_tokens_are_nowhere_in_the_bytes() -> None:
     secret = Entry("Zwetschge vault?", "Xylophone 778899.", "quarry.md", "1999-09-19")
     store = a_store(*(Entry(f"Mill {n}?", f"River {n}.") for n in range(50)), secret, Entry("", "Jukebox hums. " * 60))
     store.edit(51, secret.question, "Yacht 665544.")
+    assert not any(mark in store.to_bytes() for mark in b"Xylophone xylop 7788".split())
     marks = [b"VECTORSECRET" * 32, b"TOKENSECRET-" * 4]
-    marks += b"Zwets zwets xylop 7788 quarry 1999-09 Yacht yacht 6655 Jukebox jukeb".split()
+    marks += b"Zwets zwets quarry 1999-09 Yacht yacht 6655 Jukebox jukeb".split()
     secrets = [each.id for each in store.passages(store.ids().tolist()) if each.number > 50]
     store.set_vectors({each: np.frombuffer(marks[0], np.int8) for each in secrets})
     store.set_ids("base", {each: np.frombuffer(marks[1], np.int32) for each in secrets})

@@ -170,7 +170,7 @@ def test_all_bad_rows_are_told_at_once_in_their_order() -> None:
     assert text.startswith("5 of 6 rows can't be learnt: a.jsonl:1: ")
     assert "a.jsonl:4: " in text
     assert "a.jsonl:5: " not in text
-    assert "; and 2 more (correct or remove them; train --skip-bad leaves such rows out)" in text
+    assert "; and 2 more (correct or remove them; --skip-bad leaves such rows out)" in text
     report.refuse_bad(skip_bad=True)
     assert next(report.sentences()).startswith("left out: 5 of 6 rows: a.jsonl:1: ")
 

@@ -60,7 +60,7 @@ def test_all_that_is_too_long_is_refused_at_once(cloud: Cloud) -> None:
     text = str(caught.value)
     assert text.startswith("2 of 6 rows can't be learnt: a.jsonl:5: the example has ")
     assert "; a.jsonl:6: the " in text
-    assert text.endswith("(correct or remove them; train --skip-bad leaves such rows out)")
+    assert text.endswith("(correct or remove them; --skip-bad leaves such rows out)")
 
 
 def test_or_left_out_and_told(cloud: Cloud) -> None:
