@@ -20,7 +20,7 @@ from sideplug.bench.shaper import Network, shaped
 from sideplug.contract.printable import escaped
 from sideplug.plugins.file import WEIGHTS
 from tests.conftest import Cloud, Run, a_cloud, a_plugin, eventually
-from tests.tiny_model import TEXT
+from tests.tiny_model import TEXT, make_llama
 
 ROOT = Path(__file__).parent.parent
 FACTS = "".join(
@@ -394,6 +394,9 @@ def test_a_checkpoint_is_not_thrown_away_unasked(run: Run, served: dict[str, Any
     ):
         sentence(run(*again, *changed, "--resume"), 2, "is of another training", says)
     sentence(run("train", other, *how, "--epochs", "2000", "--resume"), 2, "is of another training (the examples)")
+    with a_cloud(make_llama(tmp_path / "another-base", seed=5)) as elsewhere:
+        there = ["train", data, *how[:2], "--cloud", elsewhere.url, *how[4:], "--epochs", "2000", "--resume"]
+        sentence(run(*there), 2, "is of a training on the base", "but the cloud serves", "begin anew with --force")
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before, "nothing is lost"
     assert run(*again, "--epochs", "1", "--force").returncode == 0
     assert not checkpoint.exists()

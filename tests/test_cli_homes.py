@@ -15,6 +15,7 @@ import pytest
 from sideplug import paths
 from sideplug.cli import escape
 from sideplug.cli.session import data_or_stdin
+from sideplug.cloud import kept
 from sideplug.contract.errors import InputError, Stopped
 from tests.conftest import Cloud, Run, a_cloud, free_port
 from tests.test_cli import FACTS, sentence
@@ -52,6 +53,9 @@ def test_what_can_not_be_written_says_what_moves_it(
     with pytest.raises(Stopped) as caught, paths.writing(path):
         path.parent.mkdir(parents=True)
     assert re.search(rf"could not be written: Not a directory; .*{variable}.* names another place", str(caught.value))
+    with pytest.raises(Stopped) as caught:
+        kept.make(path, lambda aside: None)
+    assert re.search(rf"could not be written: .*{variable}.* names another place", str(caught.value))
     with pytest.raises(Stopped) as caught, paths.writing(tmp_path / "elsewhere"):
         raise OSError(28, "No space left on device")
     assert "names another place" not in str(caught.value)

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sideplug.contract.errors import Stopped
-from sideplug.paths import write_aside
+from sideplug.paths import not_written, write_aside
 
 SUMS = "checksums.json"
 _CHUNK = 1 << 20  # bytes
@@ -47,7 +46,7 @@ def make(folder: Path, fill: Callable[[Path], None]) -> None:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         if not is_whole(folder):  # otherwise another process has made it meanwhile
-            raise Stopped(f"{folder} could not be written: {error.strerror or error}") from error
+            raise not_written(folder, error) from error
 
 
 def is_whole(folder: Path) -> bool:

@@ -208,6 +208,12 @@ def _make(
     if resume:
         was = identity_of_checkpoint(out)
         check_same(out / CHECKPOINT, {name: was.get(name) for name in made_with}, made_with)
+        base = (was.get("plugin") or ["", ""])[1]
+        if base != model.fingerprint:  # nothing is recorded anew for another cloud
+            raise InputError(
+                f"the checkpoint {out / CHECKPOINT} is of a training on the base {str(base)[:12]}, but the cloud "
+                f"serves {model.fingerprint[:12]} ({model.name}): go on with that base, or begin anew with --force"
+            )
     plugin = recipe.new_plugin(model)
     part = plugin.trained
     with client.connect(responder=Silent(part.tap, part.context)) as session:
