@@ -7,6 +7,7 @@ Test: pytest tests/training/test_trial.py
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from sideplug.training.rewording import reword
 
 ASKED, CONTINUED, MOST_UNTOLD = 2, 2, 6
 REPLY_TOKENS, TEXT_TOKENS = 48, 64
+START_CHARACTERS = 120
 START_WORDS = 12
 RUN = 3  # words, that occur again
 REPEATS, WORSE = 0.4, 0.2  # a text that repeats itself; by how much more than the base's
@@ -138,9 +140,11 @@ def _asked_of(training: Sequence[Example]) -> list[tuple[Prompt, str]]:
 
 
 def _start(example: Example) -> str:
-    """The first words of a text."""
-    found = ((example.prompt.text or "") + example.reply).split()
-    return " ".join(found[: min(START_WORDS, max(1, len(found) // 2))])
+    """The first words of a text as they stand, of one without spaces as many characters as such words have."""
+    text = ((example.prompt.text or "") + example.reply).strip()
+    count = min(START_WORDS, max(1, len(text.split()) // 2))
+    words = re.match(rf"(?:\S+\s*){{{count}}}", text)
+    return (words.group() if words else text)[:START_CHARACTERS].rstrip()
 
 
 def _answer(mine: Session, base: Session, prompt: Prompt, told: str) -> Answer:

@@ -244,3 +244,12 @@ def test_utf8_whatever_the_locale(model: Path) -> None:
 def test_what_ends_a_reply(model: Path, file: str, content: dict[str, object], stops: set[int]) -> None:
     (model / file).write_text(json.dumps(content), "utf-8")
     assert Tokenizer(model).stop_ids == stops
+
+
+@pytest.mark.parametrize("name", ["<|eot_id|>", "<end_of_turn>", "<|eom_id|>"])
+def test_a_control_token_of_a_usual_name_ends_a_reply_though_no_file_says_so(model: Path, name: str) -> None:
+    tokenizer = json.loads((model / "tokenizer.json").read_text("utf-8"))
+    added = {**tokenizer["added_tokens"][0], "id": 340, "content": name}
+    tokenizer["added_tokens"].append(added)
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    assert Tokenizer(model).stop_ids == {1, 340}

@@ -9,6 +9,7 @@ import pytest
 from sideplug.contract.text import Prompt
 from sideplug.device.client import Client
 from sideplug.readers import Example
+from sideplug.training import trial
 from sideplug.training.trial import Answer, Continuation, Trial, repetition, tried
 from tests.conftest import Cloud, a_plugin, free_port
 
@@ -88,3 +89,19 @@ def test_a_cloud_that_has_left_costs_the_trial_alone(cloud: Cloud, tmp_path: Pat
     nowhere = Client.at(f"ws://127.0.0.1:{free_port()}")
     assert tried(nowhere, a_plugin(cloud.base.fingerprint), TOLD, [], [], [], said.append) is None
     assert said[0].startswith("the plugin is saved; it could not be tried: no cloud answers at")
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ("one two three four", "one two"),
+        (
+            "# Garden\n- row one\n- row two\n\nThe hose is dry and so is the bench in the yard.",
+            "# Garden\n- row one\n- row two\n\nThe hose",
+        ),
+        ("今天早上" * 60, "今天早上" * 30),
+        ("word", "word"),
+    ],
+)
+def test_a_text_goes_on_behind_its_first_words_as_they_stand(text: str, start: str) -> None:
+    assert trial._start(Example(Prompt(text=""), text, "a.md:1")) == start
