@@ -13,7 +13,7 @@ from websockets.frames import Frame as Written
 from websockets.frames import Opcode
 from websockets.sync.client import connect
 
-from sideplug.cloud import inbound
+from sideplug.cloud import inbound, tap_store
 from sideplug.cloud import session as sessions
 from sideplug.contract import wire
 from sideplug.contract.errors import ProtocolError
@@ -140,8 +140,9 @@ def test_a_question_is_answered_once(cloud: Cloud) -> None:
     assert "answer each question once" in str(error)
 
 
-def test_a_big_text_holds_nobody_up(tiny: object) -> None:
+def test_a_big_text_holds_nobody_up(tiny: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is read beside the event loop, and a session goes on meanwhile."""
+    monkeypatch.setattr(tap_store, "SMALL_BYTES", 0)
     with a_cloud(tiny) as cloud:  # type: ignore[arg-type]
         aside = cloud.server.shared.aside
         seen: list[int] = []
