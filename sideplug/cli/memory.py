@@ -242,8 +242,6 @@ def memory_show(number: int, folder: Path, as_json: bool) -> None:
 @json_option
 def memory_search(question: str, folder: Path, as_json: bool) -> None:
     """Show what would be found for a question, and how certain it is. No cloud is asked."""
-    from sideplug.memory.part import CERTAIN
-
     memory = _opened(folder)
     found = [(candidate.passage, part, p) for candidate, part, p in memory.judged(check_utf8(question))][:8]
     if as_json:
@@ -254,7 +252,7 @@ def memory_search(question: str, folder: Path, as_json: bool) -> None:
     for passage, part, p in found:
         entry = memory.store.entry(passage.number)
         said = f"{entry.question!r} → {passage.parts[part]!r}" if entry.question else repr(passage.parts[part])
-        tell(f"{passage.number:6}  {p:6.1%} {'said  ' if p > CERTAIN else 'unsaid'}  {said}")
+        tell(f"{passage.number:6}  {p:6.1%} {'said  ' if p > memory.certain else 'unsaid'}  {said}")
     if not found:
         say("sideplug: nothing is near that")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from sideplug.contract.errors import InputError, SideplugError
 from sideplug.memory import book
-from sideplug.memory.part import CERTAIN, MOST_CHARACTERS, Memory
+from sideplug.memory.part import MOST_CHARACTERS, Memory
 from sideplug.memory.store import Entry
 from sideplug.plugins import Plugin, TrainedPart
 
@@ -49,7 +49,8 @@ class Desk:
     def search(self, plugin: Plugin, question: str) -> list[dict[str, Any]]:
         """Return the parts that are nearest to a question, each with its certainty and whether it would be said."""
         memory = book.memory_of(plugin)
-        judged = memory.judged(question)[:FOUND] if memory else []
+        if memory is None:
+            return []
         is_question = len(question) <= MOST_CHARACTERS
         return [
             {
@@ -57,9 +58,9 @@ class Desk:
                 "question": candidate.passage.asked,
                 "text": candidate.passage.parts[part],
                 "certainty": round(certainty, 4),
-                "said": certainty > CERTAIN and is_question,
+                "said": certainty > memory.certain and is_question,
             }
-            for candidate, part, certainty in judged
+            for candidate, part, certainty in memory.judged(question)[:FOUND]
         ]
 
     def tell(self, folder: Path, entries: Sequence[Named], files: Sequence[Named] = ()) -> dict[str, Any]:

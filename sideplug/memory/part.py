@@ -31,7 +31,8 @@ from sideplug.plugins.base import Params
 MEMORY = "memory"  # the name of the kind, and of its part
 BEHIND = 0.3  # a candidate whose score is so far behind the best is not read: of 240 right ones 3 were (tune)
 SAME_WORDS = 20.0  # the score of a question that is asked in the words in which it was told
-CERTAIN = 0.8  # P above which it speaks; chosen on verifier/own_words/tune
+# P above which it speaks, with the sentence encoder and by words alone; chosen on verifier/own_words/tune
+CERTAIN, CERTAIN_BY_WORDS = 0.8, 0.7
 MOST_CHARACTERS = 600  # of a prompt that may be a question to it
 
 
@@ -104,6 +105,7 @@ class Memory(Part):
         encoder = weights.encoder()
         self._index = Index(self.store, weights.NAME if encoder else "", encoder.vectors if encoder else None)
         self._verifier = Verifier(encoder)
+        self.certain = CERTAIN if encoder else CERTAIN_BY_WORDS
         self._base = ""
         self._lock = threading.Lock()
 
@@ -142,7 +144,7 @@ class Memory(Part):
     def begin(self, prompt: Prompt) -> PartReply:
         """See Part."""
         recall = self.recall(question_of(prompt))
-        ids = recall.passage.ids_of(recall.part) if recall and recall.certainty > CERTAIN else []
+        ids = recall.passage.ids_of(recall.part) if recall and recall.certainty > self.certain else []
         if recall is None or not ids:
             return PartReply(gate="shut")
         return Quoting(ids, recall.source, recall.entry.number)
