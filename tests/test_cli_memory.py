@@ -197,3 +197,19 @@ def test_a_sealed_plugin_is_seen_with_its_passphrase_and_not_changed(go: Run, pl
     for command in (["remember", "The bees are well."], ["memory", "forget", 1]):
         sentence(go(*command, env=env), 2, "p holds a sealed plugin: unlock it first")
     assert contents(plugin / "memory") == sealed
+
+
+def test_a_plugin_that_remembers_is_trained_too(run: Run, cloud: Cloud, tmp_path: Path) -> None:
+    """`train --out` gives it a trained part; a second time it asks for --force, and the memory stays either way."""
+    folder, data = tmp_path / "p", tmp_path / "d.jsonl"
+    data.write_text('{"instruction": "What is my dog?", "output": "Pepper."}\n' * 3)
+    told = run("remember", "The key hangs behind the clock.", "--plugin", folder, "--cloud", cloud.url)
+    assert told.returncode == 0, told.stderr
+    training = ["train", data, "--out", folder, "--cloud", cloud.url, "--epochs", "1", "--held-out", "0"]
+    for more in ([], ["--force"]):
+        done = run(*training, *more)
+        assert done.returncode == 0, done.stderr
+        assert [part.name for part in Plugin.load(folder).parts] == ["memory", "manner"]
+    again = run(*training)
+    assert (again.returncode, "already holds a plugin" in again.stderr) == (2, True)
+    assert "behind the clock" in run("memory", "list", "--plugin", folder).stdout

@@ -32,7 +32,7 @@ MEMORY = "memory"  # the name of the kind, and of its part
 BEHIND = 0.3  # a candidate whose score is so far behind the best is not read: of 240 right ones 3 were (tune)
 SAME_WORDS = 20.0  # the score of a question that is asked in the words in which it was told
 # P above which it speaks, with the sentence encoder and by words alone; chosen on verifier/own_words/tune
-CERTAIN, CERTAIN_BY_WORDS = 0.8, 0.7
+CERTAIN, CERTAIN_BY_WORDS = 0.9, 0.7
 MOST_CHARACTERS = 600  # of a prompt that may be a question to it
 
 

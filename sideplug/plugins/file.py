@@ -55,6 +55,11 @@ def is_plugin(folder: Path) -> bool:
     return False
 
 
+def is_trained(folder: Path) -> bool:
+    """Whether there is a plugin with a part that training made. Raises PluginError for a damaged one."""
+    return is_plugin(folder) and MANNER in read_plugin(folder).parts
+
+
 def is_sealed(folder: Path) -> bool:
     """Whether a part of the plugin is sealed."""
     return is_plugin(folder) and any(folder.glob(f"*/{PART}{SUFFIX}"))

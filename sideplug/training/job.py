@@ -16,7 +16,7 @@ from typing import Any
 from sideplug.contract.errors import InputError, SideplugError, Stopped
 from sideplug.device.client import Client
 from sideplug.device.plugin_store import PluginStore
-from sideplug.plugins.file import MANNER, is_plugin, read_plugin
+from sideplug.plugins.file import is_trained
 from sideplug.readers import Example, read_texts
 from sideplug.training import pipeline, preflight, report, update
 from sideplug.training.fit import TrainConfig
@@ -61,7 +61,7 @@ class TrainingJob:
             if self._state["running"]:
                 raise InputError(f"{self._state['name']} is being trained: wait for it, or stop it")
             folder = self._store.folder(name)
-            if is_plugin(folder) and MANNER in read_plugin(folder).parts:
+            if is_trained(folder):
                 work = lambda: self._update(folder, examples, settings)  # noqa: E731
             else:
                 recipe = Recipe(width=settings.get("width", 0)).with_epochs(settings.get("epochs", 0))

@@ -26,7 +26,7 @@ from sideplug.device.session import Session
 from sideplug.paths import alone, cache_dir, write_aside, writing
 from sideplug.plugins import Plugin
 from sideplug.plugins.base import MAX_PHRASES
-from sideplug.plugins.file import is_plugin, is_sealed
+from sideplug.plugins.file import is_sealed, is_trained
 from sideplug.readers import Example
 from sideplug.training import data, gate, head, recorder, tape, threads, trial
 from sideplug.training.facts import is_question
@@ -156,7 +156,7 @@ def check_out(out: Path, resume: bool, replace: bool, ways: tuple[str, str] = ("
         raise InputError(f"{out} holds a sealed plugin: unlock it first, or give another folder")
     if resume or replace:
         return
-    if is_plugin(out):
+    if is_trained(out):
         raise InputError(f"{out} already holds a plugin: give another folder, or {ways[1]} to replace it")
     if (out / CHECKPOINT).is_file():
         raise InputError(f"{out} has a checkpoint of a stopped training: {ways[0]}, or {ways[1]} to begin anew")
