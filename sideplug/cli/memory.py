@@ -243,6 +243,7 @@ def memory_show(number: int, folder: Path, as_json: bool) -> None:
 def memory_search(question: str, folder: Path, as_json: bool) -> None:
     """Show what would be found for a question, and how certain it is. No cloud is asked."""
     memory = _opened(folder)
+    certain = memory.certain(question)
     found = [(candidate.passage, part, p) for candidate, part, p in memory.judged(check_utf8(question))][:8]
     if as_json:
         print_json(
@@ -252,7 +253,7 @@ def memory_search(question: str, folder: Path, as_json: bool) -> None:
     for passage, part, p in found:
         entry = memory.store.entry(passage.number)
         said = f"{entry.question!r} → {passage.parts[part]!r}" if entry.question else repr(passage.parts[part])
-        tell(f"{passage.number:6}  {p:6.1%} {'said  ' if p > memory.certain else 'unsaid'}  {said}")
+        tell(f"{passage.number:6}  {p:6.1%} {'said  ' if p > certain else 'unsaid'}  {said}")
     if not found:
         say("sideplug: nothing is near that")
 

@@ -51,6 +51,7 @@ class Desk:
         memory = book.memory_of(plugin)
         if memory is None:
             return []
+        certain = memory.certain(question)
         is_question = len(question) <= MOST_CHARACTERS
         return [
             {
@@ -58,7 +59,7 @@ class Desk:
                 "question": candidate.passage.asked,
                 "text": candidate.passage.parts[part],
                 "certainty": round(certainty, 4),
-                "said": certainty > memory.certain and is_question,
+                "said": certainty > certain and is_question,
             }
             for candidate, part, certainty in memory.judged(question)[:FOUND]
         ]

@@ -26,6 +26,7 @@ from sideplug.contract.errors import PluginError
 
 WIDTH, HEADS, LAYERS = 384, 12, 6
 MAX_TOKENS = 128  # of a text, or of two texts side by side
+MOST_PIECES, LATIN = 1.5, 0.8  # for a word on average, and the least share of letters: of a text that it reads
 UNKNOWN, FIRST, LAST = 100, 101, 102  # [UNK], [CLS], [SEP]
 _WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
 _CHUNK = 16  # texts that are run together
@@ -87,9 +88,18 @@ class Encoder:
 
     def tokens(self, text: str) -> list[int]:
         """Return the word pieces of a text, without [CLS] and [SEP]."""
-        letters = unicodedata.normalize("NFD", text.lower())
-        plain = "".join(char for char in letters if unicodedata.category(char) != "Mn")
-        return [piece for word in _WORD.findall(_spaced(plain)) for piece in self._word(word)]
+        return [piece for word in _words(text) for piece in self._word(word)]
+
+    def reads(self, text: str) -> bool:
+        """Return whether a text is in its language, English: in Latin letters, most words being one piece.
+
+        Of a person's questions in English 4 % have more pieces than that, in German 10 % have fewer, in Spanish 38 %.
+        """
+        words = [word for word in _words(text) if any(char.isalpha() for char in word)]
+        letters = [char for char in text if char.isalpha()]
+        latin = sum(unicodedata.name(char, "").startswith("LATIN") for char in letters)
+        few = sum(len(self._word(word)) for word in words) <= MOST_PIECES * len(words)
+        return few and latin >= LATIN * len(letters)
 
     def _word(self, word: str) -> list[int]:
         found, start = [], 0
@@ -172,6 +182,12 @@ def gelu(x: np.ndarray) -> np.ndarray:
     series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
     error = np.sign(x) * (1 - series * np.exp(-scaled * scaled))
     return np.asarray(0.5 * x * (1 + error), np.float32)
+
+
+def _words(text: str) -> list[str]:
+    """The words and signs of a text, as BERT's tokenizer has them."""
+    letters = unicodedata.normalize("NFD", text.lower())
+    return _WORD.findall(_spaced("".join(char for char in letters if unicodedata.category(char) != "Mn")))
 
 
 def _spaced(text: str) -> str:

@@ -32,7 +32,7 @@ MEMORY = "memory"  # the name of the kind, and of its part
 BEHIND = 0.3  # a candidate whose score is so far behind the best is not read: of 240 right ones 3 were (tune)
 SAME_WORDS = 20.0  # the score of a question that is asked in the words in which it was told
 # P above which it speaks, with the sentence encoder and by words alone; chosen on verifier/own_words/tune
-CERTAIN, CERTAIN_BY_WORDS = 0.9, 0.7
+CERTAIN, CERTAIN_BY_WORDS = 0.85, 0.8
 MOST_CHARACTERS = 600  # of a prompt that may be a question to it
 
 
@@ -104,8 +104,8 @@ class Memory(Part):
         self.has_read = False  # tokens that its file does not hold yet
         encoder = weights.encoder()
         self._index = Index(self.store, weights.NAME if encoder else "", encoder.vectors if encoder else None)
-        self._verifier = Verifier(encoder)
-        self.certain = CERTAIN if encoder else CERTAIN_BY_WORDS
+        self._encoder = encoder
+        self._verifier, self._by_words = Verifier(encoder), Verifier(None)
         self._base = ""
         self._lock = threading.Lock()
 
@@ -143,8 +143,9 @@ class Memory(Part):
 
     def begin(self, prompt: Prompt) -> PartReply:
         """See Part."""
-        recall = self.recall(question_of(prompt))
-        ids = recall.passage.ids_of(recall.part) if recall and recall.certainty > self.certain else []
+        question = question_of(prompt)
+        recall = self.recall(question)
+        ids = recall.passage.ids_of(recall.part) if recall and recall.certainty > self.certain(question) else []
         if recall is None or not ids:
             return PartReply(gate="shut")
         return Quoting(ids, recall.source, recall.entry.number)
@@ -156,6 +157,13 @@ class Memory(Part):
                 return Recall(candidate.passage, part, certainty, self.store.entry(candidate.passage.number))
         return None
 
+    def certain(self, question: str) -> float:
+        """Return the certainty above which it answers this question."""
+        return CERTAIN if self._reads(question) else CERTAIN_BY_WORDS
+
+    def _reads(self, question: str) -> bool:
+        return self._encoder is not None and self._encoder.reads(question)
+
     def judged(self, question: str) -> list[tuple[Candidate, int, float]]:
         """Return what was found for a question, each part with its certainty, the most certain first."""
         if not question.strip():
@@ -163,9 +171,9 @@ class Memory(Part):
         with self._lock:
             found = self._index.candidates(question, self._base)
         candidates = [each for each in found if each.score >= found[0].score - BEHIND]
-        asked = words(question)
+        asked, verifier = words(question), self._verifier if self._reads(question) else self._by_words
         scored = list[tuple[Candidate, int, float]]()
-        for candidate, scores in zip(candidates, self._verifier.scores(question, candidates), strict=True):
+        for candidate, scores in zip(candidates, verifier.scores(question, candidates), strict=True):
             is_asked_so = bool(asked) and asked == words(candidate.passage.asked)
             scored += [(candidate, part, SAME_WORDS if is_asked_so else score) for part, score in enumerate(scores)]
         exponents = np.exp([score for _, _, score in scored])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 
 import numpy as np
@@ -121,6 +122,7 @@ def _lacking(question: str, parts: Sequence[str]) -> list[float]:
     return [PART_WORD * (max(shared) - each) for each in shared]
 
 
+@lru_cache(1)
 def shipped() -> dict[str, np.ndarray]:
     """The weights that ship with sideplug."""
     data = resources.files("sideplug.memory").joinpath(WEIGHTS).read_bytes()

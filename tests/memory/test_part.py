@@ -31,7 +31,7 @@ TOLD = [  # an entry, what it is asked by, its source
     (KEY, KEY.question, "you told me: Where is the spare key?"),
     (SUNDAY, SUNDAY.question, "you told me (cats.md:3): Who feeds Pepper on Sunday?"),
     (ORDER, ORDER.question, "you told me: Which sentence did a stranger write?"),
-    (NOTE, "Our bees stand below which apple trees?", "you noted: Our bees stand below twelve apple trees."),
+    (NOTE, "our bees stand below twelve apple trees?", "you noted: Our bees stand below twelve apple trees."),
 ]
 USER, ASSISTANT = {"role": "user", "content": KEY.question}, {"role": "assistant", "content": KEY.question}
 NOT_TOLD = {
