@@ -146,3 +146,6 @@ def test_the_commands_of_a_page_run_as_written(page: Path, shell: dict[str, str]
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             process.wait(60)
+        last = time.monotonic() + 60  # the shell is gone before what it started: the next page needs the ports
+        while any(answers(port) for port in SERVERS.values()) and time.monotonic() < last:
+            time.sleep(0.2)
