@@ -1,14 +1,16 @@
 """The audit reports what left this device and what came to it, from the messages that a session sent and received.
 
 A transcript is the sequence of these messages as they were on the wire (docs/WIRE.md), with `>` before each that went
-up and `<` before each that came down. The report has the bytes of each field by kind of message, whether fields explain
-all bytes, how much text the cloud saw, and, with the plugin, whether what went up is what the plugin sends (replay). It
-does not know who sent the messages. Test: pytest tests/device/test_audit.py
+up and `<` before each that came down, and the number of its session before that where there are several. The report has
+the bytes of each field by kind of message, whether fields explain all bytes, how much text the cloud saw, and, with the
+plugin, whether what went up is what the plugin sends (replay). It does not know who sent the messages. Test: pytest
+tests/device/test_audit.py
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ from sideplug.device.replay import GAPS, Found, Replay
 from sideplug.plugins import Plugin
 
 UP, DOWN = ">", "<"
+_DIRECTION = re.compile(rb"[0-9]{0,12}[<>]")
 
 
 class Recorder:
@@ -79,16 +82,17 @@ def read(path: Path) -> Iterator[tuple[str, bytes]]:
         raise DataError(f"the transcript {path} can't be read: {error.strerror or error}") from error
     at = 0
     while at < len(data):
-        direction, header = chr(data[at]), data[at + 1 : at + 1 + HEADER_BYTES]
-        if direction not in (UP, DOWN) or header[: len(MAGIC)] != MAGIC[: len(header)]:
+        found = _DIRECTION.match(data, at)
+        header = data[found.end() : found.end() + HEADER_BYTES] if found else b""
+        if not found or header[: len(MAGIC)] != MAGIC[: len(header)]:
             raise DataError(f"{path} is no transcript: byte {at} must begin a message (--transcript writes one)")
         if len(header) == HEADER_BYTES:
             try:
-                end = at + 1 + frame_size(header)
+                end = found.end() + frame_size(header)
             except ProtocolError as error:
                 raise DataError(f"{path}: byte {at} begins no message of this version: {error}") from error
             if end <= len(data):
-                yield direction, data[at + 1 : end]
+                yield found[0].decode(), data[found.end() : end]
                 at = end
                 continue
         raise DataError(f"{path} is cut off in the message that begins at byte {at}")
@@ -212,7 +216,8 @@ def report(messages: Iterable[tuple[str, bytes]], plugin: Plugin | None = None, 
     result = Report(parameters=plugin.size if plugin else 0)
     search = Search(plugin) if plugin else None
     replay: Replay | None = None
-    for number, (direction, message) in enumerate(messages, 1):
+    for number, (way, message) in enumerate(messages, 1):
+        session, direction = way[:-1], way[-1]
         try:
             frame = decode(message)
         except ProtocolError as error:
@@ -221,7 +226,7 @@ def report(messages: Iterable[tuple[str, bytes]], plugin: Plugin | None = None, 
             replay = Replay(plugin)
             result.replay = replay.found
         if replay is not None:
-            replay.hear(direction, frame, message)
+            replay.hear(session, direction, frame, message)
         row = result.rows.setdefault((direction, frame.kind.name), KindTotals())
         row.frames += 1
         row.bytes += len(message)

@@ -31,7 +31,7 @@ from sideplug.contract.printable import one_line
 from sideplug.contract.wire import MAX_FRAME_BYTES, decode, encode
 from sideplug.device.address import MAX_REASON, Address, refusal_reason, unreachable
 
-Record = Callable[[str, bytes], None]  # (">" up or "<" down, message)
+Record = Callable[[str, bytes], None]  # (">" up or "<" down, message); its session may stand before it: "7>"
 CONNECT_TIMEOUT_S = 10.0
 REPLY_TIMEOUT_S = 300.0
 PING_S, PONG_S = 10.0, 20.0  # a cloud that does not answer a ping within PONG_S is taken to be gone

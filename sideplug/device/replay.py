@@ -82,30 +82,31 @@ class Found:
 
 
 class Replay:
-    """All connections of a transcript. Several may be open at once (a gateway's): a message belongs to the one whose
-    next number it has, and whose turn."""
+    """All connections of a transcript. Of a session, one may be open when it breaks and the next goes on: a message
+    belongs to the one whose next number it has, and whose turn."""
 
     def __init__(self, plugin: Plugin) -> None:
         self.found = Found()
         self._plugin = plugin
-        self._connections: list[Connection] = []  # the one that was used last is the last
+        self._sessions: dict[str, list[Connection]] = {}  # the one that was used last is the last
 
-    def hear(self, direction: str, frame: Frame, message: bytes) -> None:
-        """Take the next message."""
+    def hear(self, session: str, direction: str, frame: Frame, message: bytes) -> None:
+        """Take the next message. session: what tells it from others; "" where the transcript names none."""
         number = HEADER.unpack_from(message)[3]
+        connections = self._sessions.setdefault(session, [])
         if direction == UP and isinstance(frame, Open):
-            connection = Connection(self._plugin, self.found, self._connections)
+            connection = Connection(self._plugin, self.found, connections.copy())
         else:
-            fit = [each for each in self._connections if each.next[direction] == number and not each.gone]
+            fit = [each for each in connections if each.next[direction] == number and not each.gone]
             turn = getattr(frame, "turn", None) if not isinstance(frame, PromptFrame) else None
             own = [each for each in fit if turn is None or each.turn is None or each.turn.prompt.turn == turn]
-            known = own or fit or self._connections
+            known = own or fit or connections
             if not known:
                 self.found.wrong["messages before a session was opened"] += 1
                 return
             connection = known[-1]
         connection.hear(direction, frame, message)
-        self._connections = [each for each in self._connections if each is not connection] + [connection]
+        self._sessions[session] = [each for each in connections if each is not connection] + [connection]
 
 
 class Connection:

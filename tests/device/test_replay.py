@@ -148,7 +148,10 @@ def test_sessions_at_once_are_taken_apart(cloud: Cloud) -> None:
     """As a gateway's transcript has them."""
     messages: list[tuple[str, bytes]] = []
     plugin = the_plugin(cloud)
-    sessions = [a_session(a_link(cloud.url, record=lambda way, m: messages.append((way, m))), plugin) for _ in "ab"]
+    sessions = [
+        a_session(a_link(cloud.url, record=lambda way, m, name=name: messages.append((name + way, m))), plugin)
+        for name in ("1", "2")
+    ]
     replies = [session.generate(f"Is it far, {n}?", 10) for n, session in enumerate(sessions)]
     for _ in range(3):
         for reply in replies:

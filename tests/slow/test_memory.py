@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from sideplug.bench.parts import memory as part
 from sideplug.memory.encoder import Encoder
 from sideplug.memory.part import Memory
 from sideplug.memory.weights import OFF, encoder, fetch_encoder
+
+pytest.importorskip("psutil", reason="pip install 'sideplug[bench]'")
+from sideplug.bench.parts import memory as part
 
 pytestmark = pytest.mark.slow
 

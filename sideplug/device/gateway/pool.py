@@ -8,6 +8,7 @@ It does not know HTTP. Test: pytest tests/device/test_gateway.py
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import threading
 import time
@@ -48,11 +49,11 @@ def session_opener(cloud: Address) -> OpenSession:
 class SessionRecorder:
     """Hears all messages of one session: keeps how it was opened, and passes the rest to whoever holds the session."""
 
-    def __init__(self, transcript: Record | None) -> None:
+    def __init__(self, transcript: Record | None, number: int) -> None:
         self.opening: list[tuple[str, bytes]] = []
         self.is_open = False
         self.listener: Recent | None = None
-        self._transcript = transcript
+        self._transcript, self._number = transcript, number
 
     def __call__(self, direction: str, message: bytes) -> None:
         """Hear a message."""
@@ -61,7 +62,7 @@ class SessionRecorder:
         if self.listener is not None:
             self.listener(direction, message)
         if self._transcript is not None:
-            self._transcript(direction, message)
+            self._transcript(f"{self._number}{direction}", message)
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class Pool:
         self._transcript = transcript
         self._patience_s = patience_s
         self._idle: list[PooledSession] = []
+        self._numbers = itertools.count(1)  # of the sessions
         self._lent = 0
         self._line: deque[object] = deque()  # who waits for room, the first one first
         self._pages: OrderedDict[str, PageRecord] = OrderedDict()
@@ -263,7 +265,7 @@ class Pool:
             session.close()
 
     def _open(self, key: PoolKey, plugin: Plugin | None, gate: Gate | None) -> PooledSession:
-        recorder = SessionRecorder(self._transcript)
+        recorder = SessionRecorder(self._transcript, next(self._numbers))
         session = self.open_session(plugin, gate, recorder)
         recorder.is_open = True
         with self._lock:
