@@ -137,6 +137,43 @@ def test_what_is_exported_can_be_told_again(go: Run, plugin: Path, tmp_path: Pat
     sentence(go("memory", "export", "no/told.jsonl"), 1, "no/told.jsonl could not be written")
 
 
+def test_settings_are_shown_changed_and_kept(go: Run, plugin: Path) -> None:
+    shown = go("memory", "settings").stdout
+    assert shown == "certain   0.85 (as shipped)\ndoubt     base\nunknown   base\n"
+    changed = go("memory", "settings", "--certain", "0.7", "--unknown", "say", "--doubt", "ask")
+    assert changed.stdout == "certain   0.7\ndoubt     ask\nunknown   say\n"
+    assert "this holds as soon as a cloud has read what is to be said (no cloud answers at" in changed.stderr
+    assert go("memory", "settings", "--certain", "default", "--json").stdout == (
+        '{"certain": null, "doubt": "ask", "unknown": "say"}\n'
+    )
+
+
+def test_settings_reach_a_reply(go: Run, cloud: Cloud, plugin: Path) -> None:
+    """At the least certainty a near question is answered, which is silent by default."""
+    ask = ["generate", "spare key?", "--max-tokens", "60", "--cloud", cloud.url, "--json"]
+    assert json.loads(go(*ask).stdout)["usage"]["entry"] == 0
+    asks_back = go("memory", "settings", "--doubt", "ask", "--cloud", cloud.url)
+    assert asks_back.returncode == 0, asks_back.stderr
+    found = json.loads(go("memory", "search", "spare key?", "--json").stdout)
+    assert found[0]["certainty"] < 0.8, "or it is certain"
+    go("memory", "settings", "--certain", "0.3")
+    reply = json.loads(go(*ask).stdout)
+    assert reply["usage"]["entry"] == found[0]["number"]
+    assert found[0]["text"] in reply["text"]
+
+
+def test_the_curve_of_a_memory(go: Run, plugin: Path, tmp_path: Path) -> None:
+    lines = [{"instruction": KEY.question, "output": KEY.reply}, {"instruction": "Who is the mayor?", "output": "x"}]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines), "utf-8")
+    shown = go("gate", "curve", "--data", "asked.jsonl")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.splitlines()[0] == "certain   right   wrong   silent"
+    assert "as set    50.0%    0.0%   50.0%" in shown.stdout
+    points = json.loads(go("gate", "curve", "--data", "asked.jsonl", "--json").stdout)
+    assert points["questions"] == 2
+    assert points["default"] == {"certain": 0.8, "right": 0.5, "wrong": 0.0}
+
+
 def test_beside_a_trained_part(go: Run, tmp_path: Path) -> None:
     a_plugin("f" * 64).save(tmp_path / "p")
     trained = contents(tmp_path / "p" / "manner")
@@ -162,6 +199,10 @@ def test_beside_a_trained_part(go: Run, tmp_path: Path) -> None:
         (["memory", "edit", "1"], "nothing is to be changed: give --question or --reply"),
         (["memory", "edit", "1", "--reply", ""], "an entry must have a reply"),
         (["memory", "forget"], "Missing argument 'NUMBER...'"),
+        (["memory", "settings", "--certain", "much"], "--certain must be a number or default, got 'much'"),
+        (["memory", "settings", "--certain", "2"], "a memory's certainty must be from 0.3 to 0.99, got 2"),
+        (["memory", "settings", "--doubt", "say"], "Invalid value for '--doubt': 'say' is not one of 'base', 'ask'"),
+        (["gate", "curve", "--data", "notes"], "must have questions with the words of a right reply"),
         (["memory", "forget", "1", "9"], "the memory has no entry 9"),
         (["memory", "restore", "1"], "entry 1 holds already"),
     ],

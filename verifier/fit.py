@@ -32,7 +32,7 @@ from sideplug.memory.weights import encoder_path
 
 HERE = Path(__file__).parent
 RANK, INNER, BATCH, PASSAGES, LEFT_OUT = 32, 128, 8, 5, 0.12
-LEARNING_RATE, WARM_UP, CLIP = 1e-3, 0.1, 1.0
+LEARNING_RATE, WARM_UP, CLIP, DROPOUT = 1e-3, 0.1, 1.0, 0.1
 
 
 WITHIN = tuple(name.removeprefix("encoder.layer.0.") for name in LINEAR if name.startswith("encoder.layer.0."))
@@ -289,7 +289,7 @@ class Model(nn.Module):
         part = (spans[:, None] @ x[owner]).squeeze(1)
         hidden = functional.gelu(self.inner(torch.cat([x[owner, 0], part], -1)))
         told = torch.tensor([features(candidate) for _, candidate in flat], dtype=torch.float32)
-        return (self.outer(functional.dropout(hidden, 0.1, self.training)) + self.features(told)[owner])[:, 0]
+        return (self.outer(self._dropped(hidden)) + self.features(told)[owner])[:, 0]
 
     def embedded(self, ids: torch.Tensor) -> torch.Tensor:
         """The embeddings of tokens (B, T)."""
@@ -311,10 +311,13 @@ class Model(nn.Module):
             # Plain, because the fused kernel's backward takes ten times as long on a CPU.
             mixed = (query @ key.transpose(2, 3) * key.shape[-1] ** -0.5 + blocked).softmax(-1) @ value
             mixed = run["attention.output.dense"](mixed.transpose(1, 2).flatten(2))
-            x = self._norm(x + mixed, name + "attention.output.LayerNorm")
+            x = self._norm(x + self._dropped(mixed), name + "attention.output.LayerNorm")
             inner = run["output.dense"](functional.gelu(run["intermediate.dense"](x)))
-            x = self._norm(x + inner, name + "output.LayerNorm")
+            x = self._norm(x + self._dropped(inner), name + "output.LayerNorm")
         return x
+
+    def _dropped(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.dropout(x, DROPOUT, self.training)
 
     def take(self, kept: dict[str, np.ndarray]) -> None:
         """Go on from what `tensors` gave."""
@@ -367,10 +370,58 @@ def by_words(texts: list[Asked]) -> np.ndarray:
     return weight.detach().numpy().astype(np.float32)
 
 
+PERSONAL_STEPS = 400
+
+
+def personal(texts: list[Asked], vectors: Vectors) -> np.ndarray:
+    """The logistic of whether a question is about its asker: a weight for each number of its vector, and a bias.
+
+    Both kinds of questions weigh the same.
+    """
+    x = torch.tensor(vectors([asked.question for asked in texts])).float()
+    wanted = torch.tensor([float(asked.kind != "general") for asked in texts])
+    share = torch.where(wanted > 0, 0.5 / wanted.sum(), 0.5 / (1 - wanted).sum())
+    layer = nn.Linear(WIDTH, 1)
+    optimizer = torch.optim.AdamW(layer.parameters(), 0.01, weight_decay=1e-3)
+    for _ in range(PERSONAL_STEPS):
+        loss = functional.binary_cross_entropy_with_logits(layer(x)[:, 0], wanted, weight=share, reduction="sum")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(f"personal: {float(loss.detach()):.3f}", flush=True)
+    return torch.cat([layer.weight[0], layer.bias]).detach().numpy().astype(np.float32)
+
+
+def personal_table(texts: list[Asked], weights: np.ndarray, vectors: Vectors) -> list[str]:
+    """How many of each kind are held for personal, at several logits."""
+    logits = vectors([asked.question for asked in texts]) @ weights[:-1] + weights[-1]
+    kinds = [asked.kind for asked in texts]
+    rows = []
+    for threshold in (1.0, 1.5, 2.0, 2.5, 3.0):
+        found = {
+            kind: np.mean([x > threshold for x, k in zip(logits, kinds, strict=True) if k == kind]) for kind in kinds
+        }
+        rows.append(f"  personal > {threshold}: " + ", ".join(f"{kind} {share:.3f}" for kind, share in found.items()))
+    return rows
+
+
 def word_scores(texts: list[Asked], weights: np.ndarray) -> list[np.ndarray]:
     """The scores of each question's parts, by words alone."""
     verifier = Verifier(None, {"words": weights})
     return [np.array([s for some in verifier.scores(t.question, t.candidates) for s in some]) for t in texts]
+
+
+def typed(question: str) -> str:
+    """The question as a hurried person may type it: now and then without capitals, its last sign, or a letter."""
+    if random.random() < 0.3:
+        question = question.lower()
+    if random.random() < 0.2:
+        question = question.rstrip("?.!")
+    long = [each for each in question.split() if len(each) > 4 and each.isalpha()]
+    if long and random.random() < 0.15:
+        word, at = random.choice(long), random.randrange(1, 4)
+        question = question.replace(word, word[:at] + word[at + 1 :], 1)
+    return question
 
 
 def shown(asked: Asked) -> tuple[list[Candidate], list[bool]]:
@@ -427,7 +478,9 @@ def main() -> None:
     """Fit, judge after each epoch, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--epochs", type=int, default=2, help="0 fits the words alone, and keeps the rest of the file")
+    parser.add_argument(
+        "--epochs", type=int, default=2, help="0 fits the two logistics, and keeps the rest of the file"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--people", type=int, default=40, help="made-up people whose memories are full of siblings")
     parser.add_argument("--start", type=Path, help="go on from this file")
@@ -438,12 +491,15 @@ def main() -> None:
     random.seed(options.seed)
     words, tune = by_words(training_texts(None)), tuning_texts(None)
     print("\n".join(table(tune, word_scores(tune, words))), flush=True)
-    if not options.epochs:
-        kept = safetensors.numpy.load_file(options.out) if options.out.is_file() else {}
-        options.out.write_bytes(safetensors.numpy.save({**kept, "words": words}))
-        return
     encoder = Encoder.load(encoder_path())
     vectors = Vectors(encoder)
+    by_vector = personal(training_texts(None), vectors)
+    print("\n".join(personal_table(tune, by_vector, vectors)), flush=True)
+    small = {"words": words, "personal": by_vector}
+    if not options.epochs:
+        kept = safetensors.numpy.load_file(options.out) if options.out.is_file() else {}
+        options.out.write_bytes(safetensors.numpy.save({**kept, **small}))
+        return
     texts, tune = training_texts(vectors), tuning_texts(vectors)
     texts = random.sample(texts, int(options.share * len(texts)))
     texts += siblings(vectors, options.people, random.Random(options.seed))
@@ -459,7 +515,9 @@ def main() -> None:
     for epoch in range(options.epochs):
         random.shuffle(texts)
         for start in range(0, len(texts) - BATCH + 1, BATCH):
-            batch = [(asked.question, *shown(asked)) for asked in texts[start : start + BATCH] if asked.candidates]
+            batch = [
+                (typed(asked.question), *shown(asked)) for asked in texts[start : start + BATCH] if asked.candidates
+            ]
             scores = model([(question, some) for question, some, _ in batch], encoder)
             at, loss = 0, torch.zeros(())
             for _, _, right in batch:
@@ -479,7 +537,7 @@ def main() -> None:
                     flush=True,
                 )
         print(f"epoch {epoch + 1}\n" + "\n".join(table(tune, judged(model, encoder, tune))), flush=True)
-        options.out.write_bytes(safetensors.numpy.save({**model.tensors(), "words": words}))
+        options.out.write_bytes(safetensors.numpy.save({**model.tensors(), **small}))
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ from sideplug.cli.common import (
     required_plugin_option,
 )
 from sideplug.cli.session import Cloud, data_or_stdin, load_plugin
-from sideplug.contract.errors import PluginError
+from sideplug.contract.errors import DataError, PluginError
 from sideplug.terminal import progress, say
 
 if TYPE_CHECKING:
+    from sideplug.memory.part import Memory
     from sideplug.plugins import Plugin
     from sideplug.training.judged import Judged
 
@@ -96,13 +97,20 @@ def gate_curve(
 ) -> None:
     """Show quality against traffic for each setting of the gate.
 
-    A random gate of the same rate stands beside each.
+    A random gate of the same rate stands beside each. Of a plugin that only remembers: what each certainty (sideplug
+    memory settings) answers of the questions in --data, rightly where what is said has the words of the reply there.
     """
+    from sideplug.memory.book import memory_of
+    from sideplug.plugins import TrainedPart
     from sideplug.training import gate
 
     if picture:
         gate.check_picture(picture)
     plugin = load_plugin(folder)
+    memory = memory_of(plugin)
+    if memory is not None and not any(isinstance(part, TrainedPart) for part in plugin.parts):
+        _memory_curve(memory, folder, data, form, limit, picture, as_json)
+        return
     trained = plugin.trained.gate
     if trained.kind != "linear":
         raise PluginError(f"the gate of {folder} is {trained.kind}: it has no dial (train it with a retain set)")
@@ -121,3 +129,29 @@ def gate_curve(
         traffic = f"{p.bytes_down:12.0f} {p.bytes_up:4.0f} {p.round_trips:13.2f}"
         click.echo(f"{p.asked_for:<6g} {p.rate:6.1%} {losses} {traffic}")
     click.echo(f"default {rate:6.1%} {loss:6.3f}   over {len(judged.base):,} tokens of {examples} examples")
+
+
+def _memory_curve(
+    memory: Memory, folder: Path, data: Path, form: str, limit: int, picture: Path | None, as_json: bool
+) -> None:
+    from sideplug.api import entry_of
+    from sideplug.memory import curve
+    from sideplug.readers import read
+    from sideplug.training.data import sample
+
+    data = click.get_current_context().with_resource(data_or_stdin(data))
+    entries = [entry_of(example) for example in sample(read(data, form, tell=say), limit)]
+    asked = [(entry.question, entry.reply) for entry in entries if not entry.is_note]
+    if not asked:
+        raise DataError(f"{data} must have questions with the words of a right reply: it has none")
+    with progress("asking the memory", len(asked)) as show:
+        points, default = curve.curve(memory, asked, lambda done: show(done, ""))
+    if picture:
+        curve.draw(points, default, f"{folder.name} on {data.name}", picture)
+    if as_json:
+        print_json({"questions": len(asked), "points": curve.to_json(points), "default": curve.to_json([default])[0]})
+        return
+    click.echo("certain   right   wrong   silent")
+    for name, p in [*((f"{point.certain:<7g}", point) for point in points), ("as set ", default)]:
+        click.echo(f"{name}  {p.right:6.1%}  {p.wrong:6.1%}  {1 - p.right - p.wrong:6.1%}")
+    click.echo(f"over {len(asked):,} questions; sideplug memory settings --certain P sets it")

@@ -310,6 +310,45 @@ def memory_restore(number: int, folder: Path, cloud: Cloud) -> None:
     tell(f"entry {number} holds again, instead of entry {newer.number}")
 
 
+@memory_group.command("settings", epilog="Example:  sideplug memory settings --unknown say --plugin my-plugin")
+@required_plugin_option
+@option("--certain", metavar="P", help="Say what was told above this certainty, 0.3 to 0.99; default: as shipped.")
+@option("--doubt", type=click.Choice(["base", "ask"]), help="Below it: ask back, or leave it to the base model.")
+@option("--unknown", type=click.Choice(["base", "say"]), help="Say that you never told it, or leave it to the base.")
+@cloud_options
+@json_option
+def memory_settings(
+    folder: Path, certain: str | None, doubt: str | None, unknown: str | None, cloud: Cloud, as_json: bool
+) -> None:
+    """Show or change what a memory does where it is not certain.
+
+    sideplug gate curve shows what each certainty answers, and what of it is wrong. Questions about you are known from
+    others by the sentence encoder, in English; about 3 in 100 general prompts are taken for one.
+    """
+    from sideplug.memory import book
+    from sideplug.memory.part import CERTAIN
+
+    changes: dict[str, Any] = {name: value for name, value in (("doubt", doubt), ("unknown", unknown)) if value}
+    if certain is not None:
+        changes["certain"] = None if certain == "default" else _number(certain)
+    settings = book.change(folder, partial(book.set_, changes=changes)) if changes else _opened(folder).settings
+    why = _have_read(cloud, folder) if changes.keys() & {"doubt", "unknown"} else ""
+    if as_json:
+        print_json({"certain": settings.certain, "doubt": settings.doubt, "unknown": settings.unknown})
+        return
+    shown = f"{CERTAIN} (as shipped)" if settings.certain is None else f"{settings.certain:g}"
+    tell(f"certain   {shown}\ndoubt     {settings.doubt}\nunknown   {settings.unknown}")
+    if why:
+        say(f"sideplug: this holds as soon as a cloud has read what is to be said ({why})")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--certain must be a number or default, got {text[:40]!r}") from None
+
+
 @memory_group.command("export", epilog="Example:  sideplug memory export told.jsonl --plugin my-plugin")
 @click.argument("file", type=FOLDER, metavar="FILE")
 @required_plugin_option

@@ -5,13 +5,14 @@ Test: pytest tests/memory/test_book.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sideplug.contract.errors import InputError, PluginError
 from sideplug.memory.part import Memory
+from sideplug.memory.settings import Settings
 from sideplug.memory.store import Entry
 from sideplug.memory.words import words
 from sideplug.plugins import ANY_BASE, Plugin
@@ -137,6 +138,12 @@ def edit(memory: Memory, number: int, question: str | None, reply: str | None) -
     memory.store.edit(number, entry.question if question is None else question, entry.reply if reply is None else reply)
     memory.fill()
     return memory.store.entry(number)
+
+
+def set_(memory: Memory, changes: Mapping[str, Any]) -> Settings:
+    """Change some settings; return all. Raises InputError for a value that can't be."""
+    memory.settings = replace(memory.settings, **changes)
+    return memory.settings
 
 
 def restore(memory: Memory, number: int) -> Entry:

@@ -20,8 +20,9 @@ from sideplug.contract.frames import MAX_DRAFT, MAX_FIRST_DRAFT
 from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
-from sideplug.memory import weights
+from sideplug.memory import settings, weights
 from sideplug.memory.index import Candidate, Index
+from sideplug.memory.settings import Settings
 from sideplug.memory.store import Entry, Passage, Store
 from sideplug.memory.verifier import Verifier
 from sideplug.memory.words import words
@@ -33,6 +34,7 @@ BEHIND = 0.3  # a candidate whose score is so far behind the best is not read: o
 SAME_WORDS = 20.0  # the score of a question that is asked in the words in which it was told
 # P above which it speaks, with the sentence encoder and by words alone; chosen on verifier/own_words/tune
 CERTAIN, CERTAIN_BY_WORDS = 0.85, 0.8
+DOUBTFUL = 0.5  # P above which it may ask whether something is meant
 MOST_CHARACTERS = 600  # of a prompt that may be a question to it
 
 
@@ -106,6 +108,7 @@ class Memory(Part):
         self._index = Index(self.store, weights.NAME if encoder else "", encoder.vectors if encoder else None)
         self._encoder = encoder
         self._verifier, self._by_words = Verifier(encoder), Verifier(None)
+        self._settings = Settings.of(self.store)
         self._base = ""
         self._lock = threading.Lock()
 
@@ -135,8 +138,11 @@ class Memory(Part):
         assert isinstance(stored, Memory)
         with self._lock:
             ids = self.store.ids_by_passage(self._base)
+            untold = self.store.own_ids(self._base, settings.UNTOLD)
         there = set(stored.store.ids().tolist())
-        stored.store.set_ids(self._base, {n: each for n, each in ids.items() if n in there})
+        if stored.settings.doubt == self.settings.doubt:  # else the base reads other texts
+            stored.store.set_ids(self._base, {n: each for n, each in ids.items() if n in there})
+        stored.store.set_own_ids(self._base, settings.UNTOLD, untold)
         return stored
 
     # Answers
@@ -145,10 +151,17 @@ class Memory(Part):
         """See Part."""
         question = question_of(prompt)
         recall = self.recall(question)
-        ids = recall.passage.ids_of(recall.part) if recall and recall.certainty > self.certain(question) else []
-        if recall is None or not ids:
-            return PartReply(gate="shut")
-        return Quoting(ids, recall.source, recall.entry.number)
+        if recall is not None and recall.certainty > self.certain(question):
+            ids, source, entry = recall.passage.ids_of(recall.part), recall.source, recall.entry.number
+        elif recall is not None and self.settings.doubt == settings.ASK and recall.certainty > DOUBTFUL:
+            ids = recall.passage.ids_of(len(recall.passage.parts) + recall.part)
+            source, entry = f"it is not sure: {recall.source}", recall.entry.number
+        elif self.settings.unknown == settings.SAY and self.is_personal(question):
+            with self._lock:
+                ids, source, entry = self.store.own_ids(self._base, settings.UNTOLD), "nothing that you told me", 0
+        else:
+            ids, source, entry = [], "", 0
+        return Quoting(ids, source, entry) if ids else PartReply(gate="shut")
 
     def recall(self, question: str) -> Recall | None:
         """Return the best that it has for a question, however uncertain; None for nothing."""
@@ -159,7 +172,31 @@ class Memory(Part):
 
     def certain(self, question: str) -> float:
         """Return the certainty above which it answers this question."""
+        if self.settings.certain is not None:
+            return self.settings.certain
         return CERTAIN if self._reads(question) else CERTAIN_BY_WORDS
+
+    def is_personal(self, question: str) -> bool:
+        """Return whether a question is about the person, so that only they can have told the answer.
+
+        Only the sentence encoder can tell: without it, or in a language that it does not read, False.
+        """
+        if self._encoder is None or not question.strip() or not self._reads(question):
+            return False
+        return self._verifier.is_personal(self._encoder.vectors([question])[0])
+
+    @property
+    def settings(self) -> Settings:
+        """How it behaves where it is not certain."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, new: Settings) -> None:
+        with self._lock, self.store.change():
+            if new.doubt != self._settings.doubt:
+                self.store.forget_ids()  # the base reads what asks back too, or need not any more
+            new.keep(self.store)
+            self._settings = new
 
     def _reads(self, question: str) -> bool:
         return self._encoder is not None and self._encoder.reads(question)
@@ -190,28 +227,43 @@ class Memory(Part):
     def unread(self, base: str) -> list[tuple[Prompt, str]]:
         """See Part."""
         with self._lock:
-            return [
-                (Prompt.user(passage.asked or "?"), part)
+            texts = [
+                (Prompt.user(passage.asked or "?"), text)
                 for passage in self.store.unrecorded(base)
-                for part in passage.parts
+                for text in self._texts(passage)
             ]
+            if self.settings.unknown == settings.SAY and not self.store.own_ids(base, settings.UNTOLD):
+                texts.append((Prompt.user("?"), settings.UNTOLD))
+            return texts
+
+    def _texts(self, passage: Passage) -> list[str]:
+        """What it may say of a passage: its parts, and what asks whether each is meant."""
+        asks = settings.doubts(passage.asked, passage.parts) if self.settings.doubt == settings.ASK else []
+        return passage.parts + asks
 
     def take_read(self, base: str, ids: Mapping[str, list[int]]) -> None:
         """See Part."""
         with self._lock:
             read = {
-                passage.id: np.array([each for part in passage.parts for each in (*ids[part], -1)], np.int32)
+                passage.id: np.array([each for text in self._texts(passage) for each in (*ids[text], -1)], np.int32)
                 for passage in self.store.unrecorded(base)
-                if all(part in ids for part in passage.parts)
+                if all(text in ids for text in self._texts(passage))
             }
             self.store.set_ids(base, read)
-            self.has_read = self.has_read or bool(read)
+            if settings.UNTOLD in ids:
+                self.store.set_own_ids(base, settings.UNTOLD, ids[settings.UNTOLD])
+            self.has_read = self.has_read or bool(read) or settings.UNTOLD in ids
 
 
 def question_of(prompt: Prompt) -> str:
-    """Return what a prompt may ask a memory: its last message, if a person wrote it and it is short; else ""."""
-    last = (prompt.messages or ({"role": "", "content": ""},))[-1]
+    """Return what a prompt may ask a memory: its last message, if a person wrote it and it is short; else "".
+
+    A yes to a question whether something was meant stands for that.
+    """
+    *before, last = prompt.messages or ({"role": "", "content": ""},)
     content = last["content"] if last["role"] == "user" else ""
+    if before and before[-1]["role"] == "assistant":
+        content = settings.agreed(before[-1]["content"], content) or content
     return content if len(content) <= MOST_CHARACTERS else ""
 
 

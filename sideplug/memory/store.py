@@ -120,10 +120,12 @@ class Passage:
         return [self.said] if self.asked else self.said.split("\n")
 
     def ids_of(self, part: int) -> list[int]:
-        """The tokens of a part; [] where they were not recorded."""
+        """The tokens of a part, or behind the parts of what asks whether each is meant; [] where there are none."""
         if self.ids is None:
             return []
         ends = np.flatnonzero(self.ids < 0)
+        if part >= len(ends):
+            return []
         ids: list[int] = self.ids[(ends[part - 1] + 1 if part else 0) : ends[part]].tolist()
         return ids
 
@@ -419,6 +421,20 @@ class Store:
         with self.change():
             rows = [(base, value.astype(np.int32).tobytes(), each) for each, value in ids.items()]
             self._db.executemany("UPDATE passages SET base = ?, ids = ? WHERE id = ?", rows)
+
+    def forget_ids(self) -> None:
+        """Forget all tokens: the base reads all passages again."""
+        with self.change():
+            self._db.execute("UPDATE passages SET base = '', ids = NULL")
+
+    def own_ids(self, base: str, text: str) -> list[int]:
+        """Return the tokens of a sentence of sideplug's own by this base model; [] where they were not recorded."""
+        recorded, _, ids = self.setting(f"said: {text}").partition(" ")
+        return [int(each) for each in ids.split()] if recorded == base else []
+
+    def set_own_ids(self, base: str, text: str, ids: Sequence[int]) -> None:
+        """Keep the tokens of a sentence of sideplug's own."""
+        self.set_setting(f"said: {text}", " ".join([base, *map(str, ids)]))
 
     def setting(self, name: str) -> str:
         """Return a setting of the memory, "" where it has none."""

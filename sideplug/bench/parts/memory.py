@@ -10,7 +10,6 @@ Test: sideplug bench --part memory --quick
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import tempfile
 import time
@@ -30,9 +29,9 @@ from sideplug.contract.text import Prompt
 from sideplug.device.reply import Usage
 from sideplug.device.session import Session
 from sideplug.memory import book
+from sideplug.memory.curve import holds
 from sideplug.memory.store import Entry
 from sideplug.memory.weights import fetch_encoder
-from sideplug.memory.words import words
 from sideplug.plugins import Plugin
 from sideplug.readers import read
 from sideplug.terminal import say
@@ -223,13 +222,6 @@ def _told(some: Sequence[tuple[str, str, Usage]]) -> dict[str, Any]:
 
 def _untold(some: Sequence[tuple[str, str, Usage]]) -> dict[str, int]:
     return {"asked": len(some), "answered": sum(bool(usage.source) for _, _, usage in some)}
-
-
-def holds(text: str, answer: str) -> bool:
-    """Return whether a reply holds the words of an answer, in their order, one behind the other."""
-    squeezed = (" ".join(words(each)) for each in (text, answer))
-    said, wanted = (f" {re.sub(r'  +', ' ', each)} " for each in squeezed)
-    return wanted in said
 
 
 def nearest(entries: Sequence[Entry], question: str) -> Prompt:
