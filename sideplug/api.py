@@ -53,6 +53,7 @@ def train(
     retain: str | Path | None = None,
     retain_weight: float = 1.0,
     seed: int = 0,
+    remember: bool = True,
     resume: bool = False,
     replace: bool = False,
     skip_bad: bool = False,
@@ -63,14 +64,15 @@ def train(
     data: a file or folder, or a list of texts, of (question, answer) pairs, or of Examples. cloud: where the base model
     is, which reads each example once. kind, width: of the plugin; width 0 takes the kind's own. epochs: at most; 0: as
     many as the examples need. held_out: the share of examples to stop by, 0 for none. reword: ask told questions in
-    other words too. retain: a file of prompts on which the plugin learns to leave the base as it is (none: sideplug's
-    own); retain_weight 0 trains without. resume: go on from the checkpoint in `out`. replace: a plugin or a checkpoint
-    that is in `out`. skip_bad: leave out rows that can't be learnt. quiet: show no progress on the error stream, nor
-    what is not learnt. Raises DataError, InputError, CloudError, Stopped.
+    other words too. remember: keep questions with short replies in the plugin's memory too. retain: a file of prompts
+    on which the plugin learns to leave the base as it is (none: sideplug's own); retain_weight 0 trains without.
+    resume: go on from the checkpoint in `out`. replace: a plugin or a checkpoint that is in `out`. skip_bad: leave out
+    rows that can't be learnt. quiet: show no progress on the error stream, nor what is not learnt. Raises DataError,
+    InputError, CloudError, Stopped.
 
     >>> pairs = [("Where is the mill?", "By the river."), ("Where is the inn?", "On the hill.")] * 3
     >>> plugin = sideplug.train(pairs, "my-plugin", cloud, epochs=2, quiet=True)
-    >>> plugin.size
+    >>> plugin.trained.size
     132288
     >>> with sideplug.connect(cloud, plugin) as session:
     ...     text = session.generate("Where is the mill?", max_tokens=5).text
@@ -107,10 +109,14 @@ def train(
     def uninterrupted() -> Iterator[Callable[[], bool]]:
         yield lambda: False
 
-    plugin = pipeline.make(client, texts, folder, recipe, show, uninterrupted, resume, check=check).plugin
+    def begin() -> None:
+        if remember:
+            remember_questions(examples, folder, tell)
+
+    pipeline.make(client, texts, folder, recipe, show, uninterrupted, resume, check=check, begin=begin)
     with contextlib.suppress(Stopped):  # `plugin list` will not show it
         elsewhere.remember(plugins_dir(), folder)
-    return plugin
+    return load(folder)
 
 
 def remember(
@@ -149,6 +155,29 @@ def remember(
         with contextlib.suppress(CloudError):
             Client.at(cloud).connect(load(folder)).close()
     return told.numbers
+
+
+def remember_questions(examples: Sequence[Example], folder: Path, tell: Callable[[str], None]) -> int:
+    """Tell the plugin in `folder` the questions with short replies among these examples; return how many there are.
+
+    Raises PluginError, Stopped.
+    """
+    from sideplug.memory import book
+    from sideplug.memory.weights import fetch_encoder
+
+    entries = book.questions([entry_of(example) for example in examples])
+    if not entries:
+        return 0
+    try:
+        fetch_encoder(tell)
+    except NoNetwork as error:
+        tell(f"{error}; until it can be fetched, questions are found by words alone")
+    book.change(folder, partial(book.tell, entries=entries), must_be=False)
+    tell(
+        f"{folder} remembers {len(entries)} questions with their replies, word for word: sideplug memory list shows "
+        "them, --no-remember leaves them out"
+    )
+    return len(entries)
 
 
 def entry_of(example: Example, date: str = "") -> Entry:

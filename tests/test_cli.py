@@ -70,7 +70,7 @@ def sentence(done: Any, code: int, *says: str) -> None:
 
 def test_the_whole_path_by_hand(served: dict[str, Any], run: Run, facts: Path, tmp_path: Path) -> None:
     url, out = served["url"], tmp_path / "plugin"
-    trained = run("train", facts, "--out", out, "--cloud", url, "--epochs", "3", "--held-out", "0.2")
+    trained = run("train", facts, "--out", out, "--cloud", url, "--epochs", "3", "--held-out", "0.2", "--no-remember")
     assert trained.returncode == 0, trained.stderr
     assert "20 examples to train on, 5 held out" in trained.stderr
     assert "What is my dog?" in trained.stderr

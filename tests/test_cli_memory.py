@@ -254,3 +254,27 @@ def test_a_plugin_that_remembers_is_trained_too(run: Run, cloud: Cloud, tmp_path
     again = run(*training)
     assert (again.returncode, "already holds a plugin" in again.stderr) == (2, True)
     assert "behind the clock" in run("memory", "list", "--plugin", folder).stdout
+
+
+def test_training_on_pairs_remembers_them_too(run: Run, cloud: Cloud, tmp_path: Path) -> None:
+    """Short pairs are known word for word, long texts are only learnt from; an update adds to both."""
+    folder, data, new, ours = tmp_path / "p", tmp_path / "d.jsonl", tmp_path / "n.jsonl", {"SIDEPLUG_NO_ENCODER": "1"}
+    lines = [{"instruction": "What is my dog?", "output": "Pepper."}] * 3
+    lines += [{"instruction": "Write to Jo.", "output": "Dear Jo, " + "we are well. " * 30}]
+    data.write_text("".join(json.dumps(each) + "\n" for each in lines), "utf-8")
+    new.write_text('{"instruction": "Who is my aunt?", "output": "Ingrid."}\n', "utf-8")
+    how = ["--cloud", cloud.url, "--epochs", "1"]
+    done = run("train", data, "--out", folder, *how, "--held-out", "0", env=ours)
+    assert done.returncode == 0, done.stderr
+    assert f"{folder} remembers 3 questions with their replies, word for word" in done.stderr
+    assert [part.name for part in Plugin.load(folder).parts] == ["memory", "manner"]
+    more = run("train", new, "--update", folder, *how, "--force", env=ours)
+    assert more.returncode == 0, more.stderr
+    listed = json.loads(run("memory", "list", "--json", "--plugin", folder).stdout)
+    assert [each["output"] for each in listed] == ["Pepper.", "Ingrid."]
+    asked = ["--plugin", folder, "--cloud", cloud.url, "--max-tokens", "20"]
+    for question, reply in (("what is my dog", "Pepper."), ("Who is my aunt?", "Ingrid.")):
+        assert run("generate", question, *asked, env=ours).stdout.strip() == reply
+    alone = run("train", data, "--out", tmp_path / "q", *how, "--held-out", "0", "--no-remember")
+    assert alone.returncode == 0, alone.stderr
+    assert [part.name for part in Plugin.load(tmp_path / "q").parts] == ["manner"]

@@ -34,7 +34,7 @@ from sideplug.training.recipe import Recipe
 if TYPE_CHECKING:
     from sideplug.device.client import Client
     from sideplug.readers import Example
-    from sideplug.training.pipeline import Tell, Texts
+    from sideplug.training.pipeline import Tell
 
 
 RECIPE = Recipe()
@@ -91,6 +91,7 @@ class NewPlugin:
     seed: int
     raw: bool
     reword: bool
+    remember: bool
     resume: bool
 
     def recipe(self, epochs: int) -> Recipe:
@@ -107,16 +108,14 @@ class NewPlugin:
         recipe = Recipe(self.kind, self.taps, self.rank, tap, self.width, self.candidates, training, self.held_out)
         return replace(recipe, reword=self.reword, raw=self.raw).with_epochs(epochs)
 
-    def texts(self, source: Source, skip: Path, client: Client, recipe: Recipe) -> Texts:
-        """The examples of `source` (but for those in the folder `skip`), and the retain set. Raises DataError."""
+    def examples(self, source: Source, skip: Path, client: Client, recipe: Recipe) -> list[Example]:
+        """The examples of `source`, but for those in the folder `skip`. Raises DataError."""
         from sideplug.training.data import sample
-        from sideplug.training.pipeline import Texts
         from sideplug.training.preflight import readable
 
         examples = sample(source.read(skip), self.limit, self.seed)
         part = recipe.new_plugin(client.model()).trained
-        examples = readable(client, examples, part.tap, part.context, source.skip_bad, say)
-        return Texts.prepare(examples, recipe, self.retain)
+        return readable(client, examples, part.tap, part.context, source.skip_bad, say)
 
 
 new_plugin_options = gathered(
@@ -191,6 +190,11 @@ new_plugin_options = gathered(
             default=RECIPE.reword,
             help="Ask a fact that you told in one or two phrasings in other words too: in training, and to tell when "
             "to stop.",
+        ),
+        option(
+            "--remember/--no-remember",
+            default=True,
+            help="Keep questions with short replies in the plugin's memory too, which knows them at once.",
         ),
         option("--resume", is_flag=True, help="Go on from the checkpoint in --out."),
     ),
@@ -279,11 +283,16 @@ def learn_more(
 ) -> tuple[dict[str, Any], list[str]]:
     """Let the plugin in `folder` learn more; (what is told as JSON, the same as lines). The cloud reads only what is
     new."""
+    from sideplug.api import remember_questions
+    from sideplug.memory.book import memory_of
+    from sideplug.plugins import Plugin
     from sideplug.training.update import update
 
     passes = epochs or RECIPE.training.epochs
     examples, skip_bad = source.read(), source.skip_bad
     made = update(cloud.client, folder, examples, training_progress, interrupts, passes, force, skip_bad, say)
+    if memory_of(Plugin.load(folder)) is not None:
+        remember_questions(examples, folder, say)
     return {"plugin": str(folder), **made.to_json()}, [made.line + ("" if made.kept else FORCED)]
 
 
@@ -291,22 +300,30 @@ def make_new(
     source: Source, out: Path, cloud: Cloud, epochs: int, force: bool, new: NewPlugin
 ) -> tuple[dict[str, Any], list[str]]:
     """Train a new plugin into `out`; (what is told as JSON, the same as lines)."""
+    from sideplug.api import remember_questions
     from sideplug.training import report
-    from sideplug.training.pipeline import check_early, check_out, make
+    from sideplug.training.pipeline import Texts, check_early, check_out, make
 
     check = partial(check_out, out, new.resume, force)
     check_early(out, check)
     recipe = new.recipe(epochs)
-    texts = new.texts(source, out, cloud.client, recipe)
+    examples = new.examples(source, out, cloud.client, recipe)
+    texts = Texts.prepare(examples, recipe, new.retain)
     first = texts.training[0]
     start = (first.prompt.messages or ({"content": ""},))[-1]["content"] + " ⟶ " + first.reply.replace("\n", " ⏎ ")
     start = " ".join(start.split())
     say(f"{len(texts.training)} examples to train on, {len(texts.held)} held out; {first.where}: {start[:100]}…")
     for line in texts.lines:
         say(line)
-    made = make(cloud.client, texts, out, recipe, training_progress, interrupts, new.resume, say, check)
+    remembered = 0
+
+    def begin() -> None:
+        nonlocal remembered
+        remembered = remember_questions(examples, out, say) if new.remember else 0
+
+    made = make(cloud.client, texts, out, recipe, training_progress, interrupts, new.resume, say, check, begin)
     remember_plugin(out)
     about = {"parameters": made.plugin.size, "tap": made.plugin.tap.name, "peak_rss_mb": peak_rss_mb()}
     trial = {"trial": made.trial.to_json()} if made.trial else {}
     lines = [report.line(made, out), *(made.trial.lines if made.trial else [])]
-    return {"plugin": str(out), **about, **made.plugin.about, **trial}, lines
+    return {"plugin": str(out), "remembered": remembered, **about, **made.plugin.about, **trial}, lines

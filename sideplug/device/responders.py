@@ -275,6 +275,8 @@ class PluginAnswering:
         self._text: dict[int, int] = {}  # position → the token that its row stands behind, as asks told it
         self._heard = 0  # the position behind the last of these
         self.gates = [reply.gate for reply, _ in self._parts]
+        if any(reply.hushes for reply, _ in self._parts):
+            self.gates = ["shut"] * len(self._parts)
         if not any(self.gates):
             self.gates = []
         self.draft = next((reply.draft for reply, _ in self._parts if reply.draft), []) if drafts else []

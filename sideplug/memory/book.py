@@ -20,6 +20,7 @@ from sideplug.plugins.file import changing, is_plugin, is_sealed
 
 T = TypeVar("T")
 LIKELY = 0.95  # certainty above which an entry with another reply may be contradicted by a new one
+SHORT = 200  # characters of a question, and of a reply, that training keeps in the memory too
 FEW = 20  # new entries that are each held against what is there
 
 Progress = Callable[[int, int], None]
@@ -66,6 +67,11 @@ def change(folder: Path, work: Callable[[Memory], T], must_be: bool = True) -> T
         result = work(memory)
         (plugin or Plugin(ANY_BASE, ANY_BASE, [memory])).save_part(memory, folder)
     return result
+
+
+def questions(entries: Sequence[Entry]) -> list[Entry]:
+    """Return those that a memory can say word for word: short questions with short replies, no texts to imitate."""
+    return [each for each in entries if 0 < len(each.question) <= SHORT >= len(each.reply)]
 
 
 def check(entries: Sequence[Entry]) -> None:

@@ -156,7 +156,9 @@ class Memory(Part):
         elif recall is not None and self.settings.doubt == settings.ASK and recall.certainty > DOUBTFUL:
             ids = recall.passage.ids_of(len(recall.passage.parts) + recall.part)
             source, entry = f"it is not sure: {recall.source}", recall.entry.number
-        elif self.settings.unknown == settings.SAY and self.is_personal(question):
+        elif self.is_personal(question):
+            if self.settings.unknown != settings.SAY:
+                return PartReply(gate="shut", hushes=True)
             with self._lock:
                 ids, source, entry = self.store.own_ids(self._base, settings.UNTOLD), "nothing that you told me", 0
         else:

@@ -62,7 +62,7 @@ class PartReply:
     gate: "open" or "shut" overrides the part's gate for this reply; "" leaves it. draft: token ids that the part
     expects the reply to begin with. wants_context: whether it needs the rows of the prompt and of positions that it is
     not asked about. source: what it answers from, in words, for the person. entry: the number of a memory's entry that
-    it answers from; 0 without one.
+    it answers from; 0 without one. hushes: a memory knows that nobody told the answer, so no other part may make it up.
     """
 
     def __init__(
@@ -72,8 +72,9 @@ class PartReply:
         wants_context: bool = False,
         source: str = "",
         entry: int = 0,
+        hushes: bool = False,
     ) -> None:
-        self.gate = gate
+        self.gate, self.hushes = gate, hushes
         self.source, self.entry = source, entry
         self.draft = draft or []
         self.wants_context = wants_context

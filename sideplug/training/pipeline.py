@@ -179,15 +179,17 @@ def make(
     resume: bool = False,
     say: Callable[[str], None] = lambda line: None,
     check: Callable[[], None] = lambda: None,
+    begin: Callable[[], None] = lambda: None,
 ) -> Made:
     """Record, train, fit the gate, save, try it. Raises Stopped where somebody wanted that (what was done is kept), or
     another training writes into `out`.
 
-    check: called when `out` is this training's alone, before anything is written; it may raise.
+    check: called when `out` is this training's alone, before anything is written; it may raise. begin: called when
+    nothing speaks against this training any more, before the cloud reads.
     """
     with writing(out), alone(out / TRAINING.parent, shown=out), threads.measured(say):
         check()
-        return _make(client, texts, out, recipe, show, interrupts, resume, say)
+        return _make(client, texts, out, recipe, show, interrupts, resume, say, begin)
 
 
 def _make(
@@ -199,6 +201,7 @@ def _make(
     interrupts: Interrupts,
     resume: bool,
     say: Callable[[str], None],
+    begin: Callable[[], None],
 ) -> Made:
     started = time.perf_counter()
     model = client.model()
@@ -214,6 +217,7 @@ def _make(
                 f"the checkpoint {out / CHECKPOINT} is of a training on the base {str(base)[:12]}, but the cloud "
                 f"serves {model.fingerprint[:12]} ({model.name}): go on with that base, or begin anew with --force"
             )
+    begin()
     plugin = recipe.new_plugin(model)
     part = plugin.trained
     with client.connect(responder=Silent(part.tap, part.context)) as session:
@@ -245,7 +249,9 @@ def _make(
     plugin.save_part(part, out)
     trainer.forget_checkpoint()
     told, text = texts.held[: texts.told], texts.held[texts.told :]
-    tested = trial.tried(client, plugin, texts.training, told, text, [*texts.whole, *texts.untold], say)
+    kept = Plugin.load(out)  # it may remember too: then what was held out whole is told all the same
+    untold = texts.untold if len(kept.parts) > 1 else [*texts.whole, *texts.untold]
+    tested = trial.tried(client, kept, texts.training, told, text, untold, say)
     return Made(plugin, result, gated, figures, tested)
 
 

@@ -130,6 +130,14 @@ def deltas(answer: Any) -> list[float]:
 # ── parts together ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_a_memory_that_knows_that_nothing_was_told_hushes_the_others() -> None:
+    """Else a manner part makes up what nobody told."""
+    told = begun(plugin_of(Says("m", {}, "memory", hushes=True), Says("a", {1: a_delta(1)})))
+    assert told.gates == ["shut", "shut"]
+    other = begun(plugin_of(Says("m", {}, "memory", gate="shut"), Says("a", {1: a_delta(1)})))
+    assert other.gates in ([], ["shut", ""])
+
+
 def test_the_corrections_of_manner_parts_are_summed() -> None:
     first, second = Says("a", {5: a_delta(1.0), 6: a_delta(1.0)}), Says("b", {5: a_delta(0.5)}, layers=(1,))
     answer = begun(plugin_of(first, second)).answer([an_ask([5, 6, 7])])
