@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sideplug.contract.errors import InputError, SideplugError
 from sideplug.memory import book
-from sideplug.memory.part import MOST_CHARACTERS, Memory
+from sideplug.memory.part import CERTAIN, MOST_CHARACTERS, Memory
+from sideplug.memory.settings import Settings
 from sideplug.memory.store import Entry
 from sideplug.plugins import Plugin, TrainedPart
 
@@ -83,6 +84,15 @@ class Desk:
             "doubtful": [_both(old, new) for old, new in result.doubtful],
             "notes": notes,
         }
+
+    def settings(self, plugin: Plugin) -> dict[str, Any]:
+        """Return what a memory does where it is not certain; the shipped settings where there is no memory."""
+        memory = book.memory_of(plugin)
+        return asdict(memory.settings if memory else Settings()) | {"shipped": CERTAIN}
+
+    def set(self, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
+        """Change some settings; return all. Raises InputError, PluginError, Stopped."""
+        return asdict(book.change(folder, partial(book.set_, changes=changes))) | {"shipped": CERTAIN}
 
     def edit(self, folder: Path, number: int, question: str | None, reply: str | None) -> dict[str, Any]:
         """Put other words in an entry's place; return it as it is now. Raises InputError, PluginError, Stopped."""

@@ -211,3 +211,31 @@ def test_a_plugin_is_loaded_anew_when_it_is_told(root: Path) -> None:
     assert store.load("anna") is not plugin
     assert store.folder("anna") == root / "anna"
     assert store.folder("new") == root / "new"
+
+
+def test_settings_are_shown_and_changed(stage: Stage) -> None:
+    with stage.http() as http:
+        tell(http, DOG)
+        shipped = {"certain": None, "doubt": "base", "unknown": "base", "shipped": 0.85}
+        assert http.get(f"{MEMORY}/settings").json() == shipped
+        changed = shipped | {"certain": 0.6, "unknown": "say"}
+        assert http.patch(f"{MEMORY}/settings", json={"certain": 0.6, "unknown": "say"}).json() == changed
+        assert http.get(f"{MEMORY}/settings").json() == changed
+        assert http.patch(f"{MEMORY}/settings", json={"certain": None}).json()["certain"] is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({}, "settings must be some of certain, doubt and unknown"),
+        ({"sure": 1}, "settings must be some of certain, doubt and unknown"),
+        ({"certain": 2}, "a memory's certainty must be from 0.3 to 0.99, got 2"),
+        ({"certain": "0.5"}, "certain must be a number"),
+        ({"doubt": "say"}, "doubt must be base or ask, got 'say'"),
+        ({"unknown": 1}, "unknown must be text"),
+    ],
+)
+def test_settings_that_can_t_be(stage: Stage, settings: dict[str, Any], says: str) -> None:
+    with stage.http() as http:
+        tell(http, DOG)
+        refused(http.patch(f"{MEMORY}/settings", json=settings), 400, "bad-input", says)

@@ -476,6 +476,16 @@ def test_entries_are_found_edited_replaced_and_restored(told: Page) -> None:
     expect(entries.first).to_contain_text("from boxes.jsonl:12")
     page.locator("#remember").click()
     expect(page.locator("#memory-trouble")).to_contain_text("There is nothing to remember")
+    page.get_by_text("When it is not certain").click()
+    with page.expect_response("**/memory/settings"):
+        page.get_by_label("It may ask back").check()
+    with page.expect_response("**/memory/settings"):
+        page.get_by_label("It says what you told it when it is").fill("0.6")
+    page.reload()
+    page.get_by_role("tab", name="Memory").click()
+    page.get_by_text("When it is not certain").click()
+    expect(page.get_by_label("It may ask back")).to_be_checked()
+    expect(page.locator("#certain-shown")).to_have_text("60 %")
 
 
 def test_a_correction_is_known_at_once(told: Page) -> None:

@@ -3,6 +3,8 @@
     GET    …/memory                    all entries
     POST   …/memory                    {"entries": [{"question": "", "reply": "…"}, …], "files": [{"name", "text"}, …]}
     GET    …/memory/search?question=…  what would be found, how certainly, and whether it would be said
+    GET    …/memory/settings           {"certain": 0.85 or null, "doubt": "base" or "ask", "unknown": "base" or "say"}
+    PATCH  …/memory/settings           some of these
     PATCH  …/memory/NUMBER             {"question": "…", "reply": "…"}, either or both
     DELETE …/memory/NUMBER             forget it
     POST   …/memory/NUMBER/restore     an entry that was replaced holds again
@@ -24,7 +26,7 @@ from starlette.routing import Route
 
 from sideplug.contract.errors import InputError
 from sideplug.device.gateway.body import read_body
-from sideplug.device.gateway.json_fields import JsonObject, json_object, named_texts, shown, typed
+from sideplug.device.gateway.json_fields import JsonObject, json_object, named_texts, number, shown, typed
 from sideplug.device.plugin_store import PluginStore
 from sideplug.plugins import Plugin
 
@@ -41,6 +43,14 @@ class MemoryDesk(Protocol):
 
     def search(self, plugin: Plugin, question: str) -> list[JsonObject]:
         """What is nearest to a question, the most certain first."""
+        ...
+
+    def settings(self, plugin: Plugin) -> JsonObject:
+        """What a memory does where it is not certain."""
+        ...
+
+    def set(self, folder: Path, changes: JsonObject) -> JsonObject:
+        """Change some settings; return all. Raises InputError."""
         ...
 
     def tell(self, folder: Path, entries: Sequence[Named], files: Sequence[Named]) -> JsonObject:
@@ -68,11 +78,12 @@ class MemoryApi:
         self._given_desk = desk
 
     def routes(self) -> list[Route]:
-        """Return them; the search stands before the entries' numbers."""
+        """Return them; what has a name stands before the entries' numbers."""
         start = "/sideplug/plugins/{name}/memory"
         return [
             Route(start, self._memory, methods=["GET", "POST"]),
             Route(f"{start}/search", self._search),
+            Route(f"{start}/settings", self._settings, methods=["GET", "PATCH"]),
             Route(f"{start}/{{number}}", self._entry, methods=["PATCH", "DELETE"]),
             Route(f"{start}/{{number}}/restore", self._restore, methods=["POST"]),
         ]
@@ -99,21 +110,35 @@ class MemoryApi:
             raise InputError("question must be given: …/memory/search?question=…")
         return JSONResponse({"parts": await run_in_threadpool(lambda: desk.search(self._plugins.load(name), question))})
 
+    async def _settings(self, request: Request) -> Response:
+        """Show (GET) or change (PATCH) the settings."""
+        name, desk = request.path_params["name"], self._desk
+        if request.method == "GET":
+            return JSONResponse(await run_in_threadpool(lambda: desk.settings(self._plugins.load(name))))
+        fields = json_object(await read_body(request))
+        unknown = set(fields) - {"certain", "doubt", "unknown"}
+        if unknown or not fields:
+            raise InputError("settings must be some of certain, doubt and unknown")
+        changes: JsonObject = {each: typed(fields, each, str, "") for each in ("doubt", "unknown") if each in fields}
+        if "certain" in fields:
+            changes["certain"] = None if fields["certain"] is None else number(fields, "certain", 0.0)
+        return JSONResponse(await run_in_threadpool(lambda: desk.set(self._plugins.find(name).folder, changes)))
+
     async def _entry(self, request: Request) -> Response:
         """Edit (PATCH) or forget (DELETE) an entry."""
-        name, number, desk = request.path_params["name"], _number(request), self._desk
-        work = partial(desk.forget, number=number)
+        name, entry, desk = request.path_params["name"], _number(request), self._desk
+        work = partial(desk.forget, number=entry)
         if request.method == "PATCH":
             fields = json_object(await read_body(request))
             question, reply = (typed(fields, each, str, "") if fields.get(each) is not None else None for each in WORDS)
             if question is None and reply is None:
                 raise InputError("nothing is to be changed: give question or reply")
-            work = partial(desk.edit, number=number, question=question, reply=reply)
+            work = partial(desk.edit, number=entry, question=question, reply=reply)
         return JSONResponse(await run_in_threadpool(lambda: work(self._plugins.find(name).folder)))
 
     async def _restore(self, request: Request) -> Response:
-        name, number, desk = request.path_params["name"], _number(request), self._desk
-        return JSONResponse(await run_in_threadpool(lambda: desk.restore(self._plugins.find(name).folder, number)))
+        name, entry, desk = request.path_params["name"], _number(request), self._desk
+        return JSONResponse(await run_in_threadpool(lambda: desk.restore(self._plugins.find(name).folder, entry)))
 
 
 WORDS = ("question", "reply")
@@ -121,10 +146,10 @@ WORDS = ("question", "reply")
 
 def _number(request: Request) -> int:
     """The entry's number in the path. Raises InputError."""
-    number = request.path_params["number"]
-    if not (number.isascii() and number.isdigit() and len(number) < 20 and 0 < int(number) <= MAX_NUMBER):
-        raise InputError(f"an entry's number must be a whole number above 0, got {shown(number)}")
-    return int(number)
+    given = request.path_params["number"]
+    if not (given.isascii() and given.isdigit() and len(given) < 20 and 0 < int(given) <= MAX_NUMBER):
+        raise InputError(f"an entry's number must be a whole number above 0, got {shown(given)}")
+    return int(given)
 
 
 def _entries(entries: object) -> list[Named]:

@@ -678,9 +678,41 @@ async function showMemory(first = 0) {
   }
   if (name !== memoryOf) return; // another one was chosen meanwhile
   remembered = entries;
+  $("memory-settings").hidden = !entries.length;
+  if (entries.length) await showSettings(name);
   showSentence("memory-trouble", trouble);
   $("memory-found").replaceChildren();
   showEntries(first);
+}
+
+/** Show what the memory does where it is not certain. */
+async function showSettings(name) {
+  try {
+    fillSettings(await (await api(memoryPath(name, "/settings"))).json());
+  } catch (problem) {
+    showSentence("memory-trouble", problem.message);
+  }
+}
+
+function fillSettings({ certain, doubt, unknown, shipped }) {
+  $("asks-back").checked = doubt === "ask";
+  $("says-untold").checked = unknown === "say";
+  $("certain").value = certain ?? shipped;
+  showCertain();
+}
+
+function showCertain() {
+  $("certain-shown").textContent = `${Math.round(100 * $("certain").value)} %`;
+}
+
+/** Change a setting of the memory that is shown. */
+async function changeSetting(json) {
+  try {
+    fillSettings(await (await api(memoryPath(memoryOf, "/settings"), { method: "PATCH", json })).json());
+    showSentence("memory-trouble", "");
+  } catch (problem) {
+    showSentence("memory-trouble", problem.message);
+  }
 }
 
 /** List the entries that have the typed words, the newest first. */
@@ -1370,6 +1402,10 @@ on("memory-files", "change", async () => {
   await rememberFiles($("memory-files").files);
   $("memory-files").value = "";
 });
+on("asks-back", "change", () => changeSetting({ doubt: $("asks-back").checked ? "ask" : "base" }));
+on("says-untold", "change", () => changeSetting({ unknown: $("says-untold").checked ? "say" : "base" }));
+on("certain", "input", showCertain);
+on("certain", "change", () => changeSetting({ certain: Number($("certain").value) }));
 on("memory-find", "input", () => showEntries());
 onEnter("memory-find", showFound);
 on("memory-ask", "click", showFound);
