@@ -480,7 +480,7 @@ def test_entries_are_found_edited_replaced_and_restored(told: Page) -> None:
     with page.expect_response("**/memory/settings"):
         page.get_by_label("It may ask back").check()
     with page.expect_response("**/memory/settings"):
-        page.get_by_label("It says what you told it when it is").fill("0.6")
+        page.get_by_label("It says what you told it when it is so certain").fill("0.6")
     page.reload()
     page.get_by_role("tab", name="Memory").click()
     page.get_by_text("When it is not certain").click()
