@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 import torch
+from made import contrasts, siblings
 from torch import nn
 from torch.nn import functional
 
@@ -131,86 +132,18 @@ def training_texts(vectors: Vectors | None) -> list[Asked]:
     return found
 
 
-NAMES = [
-    "Amira",
-    "Boris",
-    "Carmen",
-    "Dinesh",
-    "Eloise",
-    "Fergus",
-    "Gita",
-    "Henrik",
-    "Ilse",
-    "Jomo",
-    "Kaya",
-    "Lorenzo",
-    "Mabel",
-    "Nadia",
-    "Osman",
-    "Pia",
-    "Quentin",
-]
-NAMES += ["Rosa", "Stefan", "Tamar", "Umar", "Vera", "Winston", "Xenia", "Yusuf", "Zofia"]
-OWNED = [
-    "phone number",
-    "desk",
-    "locker",
-    "shift",
-    "favourite soup",
-    "bus stop",
-    "badge",
-    "email",
-    "birthday",
-    "landlord",
-    "surgery",
-    "allotment",
-    "car",
-]
-NUMBERED = ["room", "gate", "bay", "form", "order", "chapter", "flat", "shelf", "invoice", "recipe", "key", "meter"]
-ASKED_OF = ["code", "colour", "owner", "price", "date", "name", "size", "contents"]
-PHRASED = [
-    "What is {x}?",
-    "What's {x}?",
-    "{x}?",
-    "{x}",
-    "Remind me of {x}.",
-    "I need {x}",
-    "can you tell me {x}",
-    "do you know {x}?",
-    "I forgot {x}, what is it",
-    "what was {x} again",
-    "Could you say what {x} is?",
-    "look up {x} please",
-    "{x}, what was that",
-    "any idea about {x}",
-]
-
-
-def siblings(vectors: Vectors | None, people: int, rng: random.Random) -> list[Asked]:
-    """Memories full of things that differ in one word, an initial or a number, each asked for in several phrasings."""
+def made_texts(vectors: Vectors | None, people: int, rng: random.Random) -> list[Asked]:
+    """The questions of so many made-up memories of each kind."""
     found = []
-    for _ in range(people):
-        names = [name + rng.choice(["", "", f" {rng.choice('ABCDEFGHJKLMNPRSTW')}."]) for name in rng.sample(NAMES, 8)]
-        names += [f"{name.split()[0]} {letter}." for name in names[:3] for letter in rng.sample("ABDEFGHJKLMNPR", 3)]
-        things = [f"{name}'s {thing}" for name in names for thing in rng.sample(OWNED, 3)]
-        things += [f"my {thing}" for thing in rng.sample(OWNED, 4)]
-        kind, asked = rng.choice(NUMBERED), rng.sample(ASKED_OF, 2)
-        things += [f"the {each} of {kind} {number}" for number in rng.sample(range(1, 40), 6) for each in asked]
-        things = list(dict.fromkeys(things))
-        rng.shuffle(things)
-        told, untold = things[: len(things) * 2 // 3], things[len(things) * 2 // 3 :]
-        index = Index(Store(), "fit" if vectors else "", vectors)
-        entries = [Entry(f"What is {thing}?", f"{thing[0].upper()}{thing[1:]} is {_value(rng)}.") for thing in told]
-        numbers = dict(zip(told, index.store.add(entries), strict=True))
-        for thing in rng.sample(told, min(24, len(told))):
-            found.append(asked_of(index, {numbers[thing]}, rng.choice(PHRASED).format(x=thing), "told"))
-        found += [asked_of(index, set(), rng.choice(PHRASED).format(x=thing), "untold") for thing in untold]
+    for make in (siblings, contrasts):
+        for _ in range(people):
+            entries, asked = make(rng)
+            index = Index(Store(), "fit" if vectors else "", vectors)
+            numbers = index.store.add(entries)
+            for question, number in asked:
+                right = set() if number is None else {numbers[number]}
+                found.append(asked_of(index, right, question, "told" if right else "untold"))
     return found
-
-
-def _value(rng: random.Random) -> str:
-    letters = "".join(rng.choice("bcdfglmnprst") + rng.choice("aeiou") for _ in range(3))
-    return rng.choice([str(rng.randrange(10, 9999)), letters.title(), f"{letters} {rng.randrange(2, 99)}"])
 
 
 def tuning_texts(vectors: Vectors | None, name: str = "tune") -> list[Asked]:
@@ -502,7 +435,8 @@ def main() -> None:
         return
     texts, tune = training_texts(vectors), tuning_texts(vectors)
     texts = random.sample(texts, int(options.share * len(texts)))
-    texts += siblings(vectors, options.people, random.Random(options.seed))
+    rng = random.Random(options.seed)
+    texts += made_texts(vectors, options.people, rng)
     print(f"{len(texts)} questions, {len(tune)} to tune by", flush=True)
     model = Model(encoder)
     if options.start:
