@@ -302,7 +302,7 @@ def test_sealed_exported_and_audited(cloud: Cloud, tmp_path: Path) -> None:
     record.close()
     report = audit.report(audit.read(tmp_path / "t.sp"), back)
     assert report.unaccounted == 0
-    assert report.text["token ids of mixtures"] >= 4
+    assert report.text["token ids that a memory said (mixtures)"] >= 4
     assert report.text["token ids drafted for the beginning of a reply"] == len(STORED)
 
 

@@ -113,7 +113,7 @@ class Engine:
     def add(self, work: Reply | ExampleWork) -> None:
         """Run it when there is memory for it. Raises TooLong if there never will be, Busy if too many wait already."""
         self.admission.check_size(work)
-        if isinstance(work, Reply) and work.over:  # resumed, and its device had all of it but the DONE
+        if isinstance(work, Reply) and work.over:  # nothing is to be run: it is a quote, or all but its DONE had come
             work.send(reply_frames.begun(work, 0))
             self._settle(work)
             return

@@ -180,6 +180,7 @@ class Reply(Sequence):
     gates: tuple[Gate, ...] = ()  # of this reply, one for each part
     rows: ContextRows | None = None  # where the device wants the rows that it is not asked about
     first_draft: list[int] = field(default_factory=list)  # ids that the device expects the reply to begin with
+    quote: list[int] = field(default_factory=list)  # ids that the reply begins with, whatever the base would say
     waits_for: tuple[Reply, int] | None = None  # a reply whose prompt begins alike, and how many tokens they share
     held_since_s: float = 0.0  # since when the device does not read, so that no more is run; 0: it reads
     prompt_tokens: int = field(init=False)
@@ -208,6 +209,11 @@ class Reply(Sequence):
         if not self.done:
             self.draft = dict(enumerate(self.first_draft, self.prompt_tokens))
         self.text.push(self.done, last=bool(self.end))
+        for token in self.quote[len(self.done) :]:
+            if self.end:
+                break
+            self.by[len(self.ids)] = "plugin"
+            self.extend(token)
         if self.head == "device" and self.sampling.repetition_penalty != 1:
             self.sent = 0  # the device needs the prompt too: the penalty looks at all ids
 

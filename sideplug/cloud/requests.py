@@ -19,7 +19,15 @@ from sideplug.cloud.reply import Reply, Send, SessionSpec
 from sideplug.cloud.speculation import AcceptanceStats
 from sideplug.cloud.store import Base
 from sideplug.cloud.tokenizer import TextStream, Tokenizer
-from sideplug.contract.capabilities import CONTEXT, ContextSettings, grant, settings_of
+from sideplug.contract.capabilities import (
+    CONTEXT,
+    QUOTE,
+    ContextSettings,
+    Quote,
+    extension_of,
+    grant,
+    settings_of,
+)
 from sideplug.contract.correction import check_merge
 from sideplug.contract.errors import InputError, ProtocolError, TooLong, WrongBase
 from sideplug.contract.frames import (
@@ -105,6 +113,9 @@ def read_prompt(frame: PromptFrame, terms: Terms, send: Send) -> Reply:
         raise InputError(f"a draft's ids must be below {shape.vocab}, got {max(frame.draft)}")
     if frame.context is not None and spec.context is None:
         raise InputError("a prompt must not ask for context rows: the session did not ask for that capability")
+    quote = extension_of(frame, QUOTE, Quote)
+    if quote and max(quote.ids) >= shape.vocab:
+        raise InputError(f"a quote's ids must be below {shape.vocab}, got {max(quote.ids)}")
     done = resumed_ids(frame, ids, shape)
     if frame.context is not None and frame.context > len(ids) + len(done):
         raise InputError(f"a device can have at most {len(ids) + len(done)} rows of this text, got {frame.context}")
@@ -131,6 +142,7 @@ def read_prompt(frame: PromptFrame, terms: Terms, send: Send) -> Reply:
         if spec.context and frame.context is not None
         else None,
         first_draft=frame.draft,
+        quote=quote.ids if quote else [],
     )
 
 

@@ -19,9 +19,10 @@ import msgspec
 from msgspec import Meta
 
 from sideplug.contract.errors import InputError, ProtocolError
-from sideplug.contract.frames import MAX_MIXED, Frame, Kind, Map, Wanted
+from sideplug.contract.frames import MAX_MIXED, MAX_VOCAB, Frame, Kind, Map, Wanted
 
 M = TypeVar("M", bound=Map)
+MAX_QUOTE = 8192  # token ids
 
 
 class ContextSettings(Map, frozen=True):
@@ -35,6 +36,16 @@ class MixtureSettings(Map, frozen=True):
     """Answers may bring mixtures of at most `pairs` (token id, weight) pairs for each position."""
 
     pairs: Annotated[int, Meta(ge=1, le=MAX_MIXED)] = MAX_MIXED
+
+
+class QuoteSettings(Map, frozen=True):
+    """A PROMPT may bring a quote."""
+
+
+class Quote(Map, frozen=True):
+    """What a reply begins with, whatever the base would say: mixtures with λ = 1 that are known before it is asked."""
+
+    ids: Annotated[list[Annotated[int, Meta(ge=0, lt=MAX_VOCAB)]], Meta(min_length=1, max_length=MAX_QUOTE)]
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,8 @@ class Capability:
 
 CONTEXT = Capability("context", ContextSettings)
 MIXTURE = Capability("mixture", MixtureSettings)
-CAPABILITIES: dict[str, Capability] = {each.name: each for each in (CONTEXT, MIXTURE)}
+QUOTE = Capability("quote", QuoteSettings, 6 * MAX_QUOTE, {Kind.PROMPT: Quote})
+CAPABILITIES: dict[str, Capability] = {each.name: each for each in (CONTEXT, MIXTURE, QUOTE)}
 
 
 def want(settings: Map, required: bool = True) -> Wanted:

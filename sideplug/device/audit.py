@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from sideplug.contract.capabilities import QUOTE, Quote, extension_of
 from sideplug.contract.errors import DataError, ProtocolError, Stopped
 from sideplug.contract.frames import Answer, Frame, Open, PromptFrame, Read, Tokens, control_of, tensors_of
 from sideplug.contract.wire import HEADER_BYTES, MAGIC, decode, frame_size
@@ -268,10 +269,14 @@ def _text(direction: str, frame: Frame) -> dict[str, int]:
     if isinstance(frame, PromptFrame):
         sizes["token ids of prompts"] = len(frame.ids or ())
         sizes["token ids drafted for the beginning of a reply"] = len(frame.draft)
+        quote = extension_of(frame, QUOTE, Quote)
+        sizes["token ids that a memory said (quotes)"] = len(quote.ids) if quote else 0
     if isinstance(frame, Answer):
         sizes["token ids drafted from your phrases or the reply"] = int((frame.draft >= 0).sum())
         sizes["tokens that your plugin picked"] = 0 if frame.ids is None else len(frame.ids)
-        sizes["token ids of mixtures"] = 0 if frame.mix_ids is None else int((frame.mix_ids >= 0).sum())
+        sizes["token ids that a memory said (mixtures)"] = (
+            0 if frame.mix_ids is None else int((frame.mix_ids >= 0).sum())
+        )
     return {name: size for name, size in sizes.items() if size}
 
 

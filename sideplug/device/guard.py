@@ -27,7 +27,7 @@ COUNTS = ("asked", "round_trips", "speculated", "confirmed", "rolled_back", "was
 class Asked:
     """What the device asked for in its PROMPT. shut: for each part of the plugin, whether its gate can't open.
 
-    head: the device picks the tokens. rows: it wants the rows that it is not asked about.
+    head: the device picks the tokens. rows: it wants the rows that it is not asked about. quote: what it begins with.
     """
 
     max_tokens: int
@@ -38,6 +38,7 @@ class Asked:
     rows: bool = False
     deadline: bool = False
     top: int = 0
+    quote: Sequence[int] = ()
 
 
 class Guard:
@@ -97,7 +98,11 @@ class Guard:
             raise Untrusted(f"the cloud sends more tokens than the {self._asked.max_tokens} that the reply may have")
         if frame.by not in CHOOSERS or (frame.by == "fallback" and not self._asked.deadline):
             raise Untrusted("the cloud says that somebody chose a token who can't have")
-        if frame.by != "cloud" and not set(range(frame.at, frame.at + len(frame.ids))) <= self._ever:
+        done = frame.at - begun
+        quoted = list(self._asked.quote[done : done + len(frame.ids)])
+        if quoted != frame.ids[: len(quoted)]:
+            raise Untrusted("the cloud goes on otherwise than with the quote that it was told")
+        if frame.by != "cloud" and not set(range(frame.at + len(quoted), frame.at + len(frame.ids))) <= self._ever:
             raise Untrusted("the cloud says that your plugin chose a token that it was not asked about")
         if any(not (0 < len(tops) <= self._asked.top + 1) and tops for tops in frame.top):
             raise Untrusted("the cloud sends more alternatives than were asked for")

@@ -42,7 +42,7 @@ from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import HEADER, encode
-from sideplug.device.reply import answer_to
+from sideplug.device.reply import answer_to, quoted
 from sideplug.device.responders import Answering, Opening, PluginAnswering, PluginResponder, ReplyOptions, Silent
 from sideplug.plugins import Plugin
 
@@ -147,7 +147,7 @@ class Connection:
         self.found.wrong[what] += 1
 
     def _check_form(self, frame: Frame, message: bytes, number: int) -> None:
-        if frame.extensions:
+        if frame.extensions and not isinstance(frame, PromptFrame):  # whose quote is compared with the plugin's
             self._find(f"{frame.kind.name} messages carry fields that no capability of this version has")
         if encode(frame, number) != message:
             self._find(f"{frame.kind.name} messages are written otherwise than sideplug writes them")
@@ -295,7 +295,8 @@ class Connection:
         if isinstance(answering, PluginAnswering) and not frame.gates:
             answering.be_silent()  # the person has shut the gate; else the answers will not be these
         self.turn = turn = Turn(frame, answering)
-        self._check_draft(turn, frame.draft, answering.draft)
+        self._check_quote(turn, frame)
+        self._check_draft(turn, frame.draft, [] if frame.extensions else answering.draft)
         self._expect(not frame.done and not frame.hash, "prompts say that a reply goes on which did not begin")
         self._fits(turn, frame)
         for name in CHOSEN:
@@ -323,8 +324,16 @@ class Connection:
         self._expect(done, "a resumed reply is said to have other tokens than those that came")
         same = all(getattr(frame, name) == getattr(turn.prompt, name) for name in (*CHOSEN, "sampling", "text", "ids"))
         self._expect(same and frame.messages == turn.prompt.messages, "a resumed reply has another prompt")
-        self._check_draft(turn, frame.draft, [] if turn.ids else turn.answering.draft)
+        self._check_quote(turn, frame)
+        self._check_draft(turn, frame.draft, [] if turn.ids or frame.extensions else turn.answering.draft)
         self._fits(turn, frame)
+
+    def _check_quote(self, turn: Turn, frame: PromptFrame) -> None:
+        quote = turn.answering.quote
+        right = not frame.extensions or (bool(quote) and dict(frame.extensions) == quoted(quote))
+        self._expect(right, "prompts quote what your memory does not say")
+        if frame.extensions and right:
+            self.found.verified["quotes of your memory"] += 1
 
     def _fits(self, turn: Turn, frame: PromptFrame) -> None:
         fits = frame.gates == turn.answering.gates and frame.context == turn.answering.rows

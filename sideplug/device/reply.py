@@ -14,8 +14,10 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from sideplug.contract.capabilities import QUOTE, Quote
 from sideplug.contract.errors import CloudError, ProtocolError, SideplugError
 from sideplug.contract.frames import Answer, Ask, Begun, Cancel, Context, Done, Frame, ModelInfo, PromptFrame, Tokens
 from sideplug.contract.progress import running_hash
@@ -165,6 +167,7 @@ class Reply:
             head="device" if options.head else "cloud",
             top=options.top,
         )
+        self._quote = [] if options.top else self._answering.quote  # no alternatives are told of a quote
         self._guard = Guard(channel.terms, self._asked_for(max_tokens, sampling, options))
         self._pieces = self._run()
 
@@ -181,6 +184,7 @@ class Reply:
             rows=self._answering.rows is not None,
             deadline=options.deadline_ms > 0,
             top=options.top,
+            quote=self._quote,
         )
 
     def __iter__(self) -> Iterator[Piece]:
@@ -241,9 +245,12 @@ class Reply:
         """The PROMPT to send now: with what is done of the reply, and the rows that the device has."""
         answering = self._answering
         prompt = replace(self._prompt, gates=answering.gates, context=answering.rows)
+        quotes = bool(self._quote) and QUOTE.name in self._channel.terms.granted
+        if quotes:
+            prompt = replace(prompt, extensions=quoted(self._quote))
         if self.ids:
             return replace(prompt, done=self.ids, hash=self._hash)
-        return replace(prompt, draft=answering.draft)
+        return prompt if quotes else replace(prompt, draft=answering.draft)
 
     def _received(self) -> Iterator[Piece]:
         """What the cloud says of this turn, answered where it asks, to its DONE."""
@@ -341,6 +348,11 @@ class Reply:
             link.close()  # it goes on as if nobody had cancelled
         except (CloudError, ProtocolError):
             link.close()  # the next reply connects anew, or says that it can't
+
+
+def quoted(ids: list[int]) -> dict[str, msgspec.Raw]:
+    """The extension of a PROMPT that brings a quote."""
+    return {QUOTE.name: msgspec.Raw(msgspec.msgpack.encode(Quote(ids)))}
 
 
 def answer_to(answering: Answering, turn: int, asks: list[Ask]) -> Answer:

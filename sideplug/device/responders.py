@@ -16,7 +16,15 @@ from typing import Protocol, TypedDict, cast
 
 import numpy as np
 
-from sideplug.contract.capabilities import CONTEXT, MIXTURE, ContextSettings, MixtureSettings, want
+from sideplug.contract.capabilities import (
+    CONTEXT,
+    MIXTURE,
+    QUOTE,
+    ContextSettings,
+    MixtureSettings,
+    QuoteSettings,
+    want,
+)
 from sideplug.contract.codec import unpack
 from sideplug.contract.correction import Correction, Merge, Packed, merged, mix, pack_corrections
 from sideplug.contract.errors import ProtocolError, WrongBase
@@ -51,13 +59,14 @@ class Answering(Protocol):
     """A responder during one reply.
 
     gates: for each part "open", "shut" or "" (as OPEN says); [] for as OPEN says. draft: ids that the reply is expected
-    to begin with. source: what it will answer from, in words; "" without a memory's answer. entry: the number of the
-    memory's entry; 0 without one. rows: how many rows of the text it has, where it needs the context; None where it
-    does not.
+    to begin with. quote: ids that it does begin with, where the cloud takes quotes. source: what it will answer from,
+    in words; "" without a memory's answer. entry: the number of the memory's entry; 0 without one. rows: how many rows
+    of the text it has, where it needs the context; None where it does not.
     """
 
     gates: list[str]
     draft: list[int]
+    quote: list[int]
     source: str
     entry: int
 
@@ -150,6 +159,7 @@ class _NoAnswer:
     def __init__(self) -> None:
         self.gates: list[str] = []
         self.draft: list[int] = []
+        self.quote: list[int] = []
 
     def begun(self, prompt: int) -> None:
         return
@@ -219,6 +229,7 @@ class PluginResponder:
         wanted = _context_wanted(plugin.context)
         if any(part.role == "memory" for part in plugin.parts):
             wanted[MIXTURE.name] = want(MixtureSettings())
+            wanted[QUOTE.name] = want(QuoteSettings(), required=False)
         base = "" if plugin.base == ANY_BASE else plugin.base
         self.opening = Opening(base, plugin.tap, plugin.merge, gates, wanted)
         self._is_shut = gate is not None and gate.kind == "shut"
@@ -280,12 +291,13 @@ class PluginAnswering:
         if not any(self.gates):
             self.gates = []
         self.draft = next((reply.draft for reply, _ in self._parts if reply.draft), []) if drafts else []
+        self.quote = next((reply.quote for reply, _ in self._parts if reply.quote), [])
         sources = [(reply.source, reply.entry) for reply, _ in self._parts if reply.source]
         self.source, self.entry = sources[0] if sources else ("", 0)
 
     def be_silent(self) -> None:
         """Let no part open its gate by itself: every gate is as OPEN says."""
-        self.gates, self.draft, self.source, self.entry = [], [], "", 0
+        self.gates, self.draft, self.quote, self.source, self.entry = [], [], [], "", 0
 
     @property
     def rows(self) -> int | None:
@@ -405,7 +417,7 @@ class HeadAnswering:
     def __init__(self, inner: PluginAnswering, head: DeviceHead, sampling: Sampling) -> None:
         self._inner, self._head, self._sampling = inner, head, sampling
         self._text: list[int] = []  # prompt and reply, where the choice depends on them
-        self.gates, self.draft = inner.gates, inner.draft
+        self.gates, self.draft, self.quote = inner.gates, inner.draft, inner.quote
         self.source, self.entry = inner.source, inner.entry
         self.begun: Callable[[int], None] = inner.begun
         self.context: Callable[[Context], None] = inner.context

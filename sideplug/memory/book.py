@@ -148,7 +148,7 @@ def edit(memory: Memory, number: int, question: str | None, reply: str | None) -
 
 def set_(memory: Memory, changes: Mapping[str, Any]) -> Settings:
     """Change some settings; return all. Raises InputError for a value that can't be."""
-    memory.settings = replace(memory.settings, **changes)
+    memory.behave(replace(memory.settings, **changes))
     return memory.settings
 
 

@@ -2,7 +2,8 @@
 
 It is asked before a reply begins, by the words of the prompt alone: what it finds decides the gate of this reply, so a
 prompt that it has nothing for costs no byte. Its answers are mixtures with λ = 1 (see contract.correction), so the text
-is exactly what was told, and all of it is a draft before the first token. Test: pytest tests/memory/test_part.py
+is exactly what was told; a cloud that takes quotes is told all of it with the prompt, and has nothing to run. Test:
+pytest tests/memory/test_part.py
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Quoting(PartReply):
     """Says what is stored, token by token, as long as the text is what it said."""
 
     def __init__(self, ids: list[int], source: str, entry: int) -> None:
-        super().__init__(gate="open", draft=ids[:MAX_FIRST_DRAFT], source=source, entry=entry)
+        super().__init__(gate="open", draft=ids[:MAX_FIRST_DRAFT], quote=ids, source=source, entry=entry)
         self._ids, self._start, self._text = ids, -1, list[int]()
 
     def hear(self, start: int, ids: list[int]) -> None:
@@ -192,8 +193,8 @@ class Memory(Part):
         """How it behaves where it is not certain."""
         return self._settings
 
-    @settings.setter
-    def settings(self, new: Settings) -> None:
+    def behave(self, new: Settings) -> None:
+        """Behave so from now on, and keep that."""
         with self._lock, self.store.change():
             if new.doubt != self._settings.doubt:
                 self.store.forget_ids()  # the base reads what asks back too, or need not any more

@@ -60,9 +60,10 @@ class PartReply:
     """A part during one reply; this one does nothing, and others override what they need.
 
     gate: "open" or "shut" overrides the part's gate for this reply; "" leaves it. draft: token ids that the part
-    expects the reply to begin with. wants_context: whether it needs the rows of the prompt and of positions that it is
-    not asked about. source: what it answers from, in words, for the person. entry: the number of a memory's entry that
-    it answers from; 0 without one. hushes: a memory knows that nobody told the answer, so no other part may make it up.
+    expects the reply to begin with. quote: a memory's token ids that it does begin with. wants_context: whether it
+    needs the rows of the prompt and of positions that it is not asked about. source: what it answers from, in words,
+    for the person. entry: the number of a memory's entry that it answers from; 0 without one. hushes: a memory knows
+    that nobody told the answer, so no other part may make it up.
     """
 
     def __init__(
@@ -73,10 +74,11 @@ class PartReply:
         source: str = "",
         entry: int = 0,
         hushes: bool = False,
+        quote: list[int] | None = None,
     ) -> None:
         self.gate, self.hushes = gate, hushes
         self.source, self.entry = source, entry
-        self.draft = draft or []
+        self.draft, self.quote = draft or [], quote or []
         self.wants_context = wants_context
 
     def hear(self, start: int, ids: list[int]) -> None:

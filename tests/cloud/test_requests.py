@@ -34,6 +34,7 @@ from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.contract.wire import MAX_PAYLOAD_BYTES
+from sideplug.device.reply import quoted
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,31 @@ def test_a_prompt_that_goes_on(opened: Terms) -> None:
     assert (reply.ids, reply.prompt_tokens, reply.settled, reply.done) == ([5, 6, 7, 8, 9], 3, 5, done)
 
 
+STOP = -1  # in these quotes: the token that ends a turn
+
+
+@pytest.mark.parametrize(
+    ("quote", "max_tokens", "done", "ids", "end"),
+    [
+        ([8, 9, STOP, 10], 4, [], [5, 6, 7, 8, 9], "stop"),
+        ([8, 9, 10], 4, [], [5, 6, 7, 8, 9, 10], ""),
+        ([8, 9, 10, 11], 2, [], [5, 6, 7, 8, 9], "length"),
+        ([8, 9, STOP], 4, [8], [5, 6, 7, 8, 9], "stop"),
+        ([8], 4, [8, 9], [5, 6, 7, 8, 9], ""),
+    ],
+)
+def test_a_prompt_with_a_quote(
+    opened: Terms, quote: list[int], max_tokens: int, done: list[int], ids: list[int], end: str
+) -> None:
+    """The reply begins with it, as far as it may go; what was done of it before a break is not said twice."""
+    stop = min(opened.tokenizer.stop_ids)
+    quote = [stop if token == STOP else token for token in quote]
+    more = {"done": done, "hash": running_hash(done, running_hash([5, 6, 7]))} if done else {}
+    reply = read_prompt(opened, extensions=quoted(quote), max_tokens=max_tokens, **more)
+    assert (reply.ids, reply.end, reply.settled) == (ids, end, 3 + len(done))
+    assert {part.by for part in reply.settle()} <= {"plugin"}
+
+
 def test_a_prompt_opens_and_shuts_the_gates_of_parts(two_parts: Terms) -> None:
     spec = two_parts.spec
     assert read_prompt(two_parts).gates == spec.gates
@@ -235,6 +261,7 @@ PROMPTS: dict[str, Refused] = {
     "a window too wide": ({"window": 33}, InputError, "the speculation window must be 0 to 32 asks, got 33"),
     "a window below none": ({"window": -1}, InputError, "the speculation window must be 0 to 32 asks, got -1"),
     "a draft past the vocabulary": ({"draft": [5, 400]}, InputError, "a draft's ids must be below 400, got 400"),
+    "a quote past the vocabulary": ({"extensions": quoted([5, 400])}, InputError, "a quote's ids must be below 400"),
     "a context that was not granted": (
         {"context": 0},
         InputError,

@@ -85,6 +85,9 @@ HONEST: dict[str, tuple[Guard, list[Frame]]] = {
         guard(head=True, sampling=Sampling(repetition_penalty=1.2)),
         [BEGUN, replace(ask(10, 0, [7] * 10), z=f2(1, 64)), replace(ask(11, 10), z=f2(1, 64))],
     ),
+    "a quote": (guard(quote=[7, 8]), [BEGUN, tokens(10, 7, 8, by="plugin"), Done(1, "stop", 10, 2, {})]),
+    "a quote that a break cut": (guard(quote=[7, 8]), [BEGUN, tokens(10, 7, by="plugin"), tokens(11, 8, by="plugin")]),
+    "a quote, then an ask": (guard(quote=[7]), [BEGUN, tokens(10, 7, by="plugin"), ask(11)]),
     "the text at last": (guard(), [BEGUN, tokens(10, 7), tokens(11, text="é")]),
 }
 
@@ -132,6 +135,9 @@ DISHONEST: dict[str, tuple[Guard, list[Frame], str]] = {
     "more tokens than the reply": (guard(max_tokens=2), [BEGUN, tokens(10, 1, 2, 3)], "more tokens than the 2"),
     "the plugin's, without an ask": (guard(), [BEGUN, tokens(10, 1, by="plugin")], "was not asked about"),
     "a draft's, without an ask": (guard(), [BEGUN, ask(10), tokens(10, 1, 2, by="draft")], "was not asked about"),
+    "another quote": (guard(quote=[7, 8]), [BEGUN, tokens(10, 7, 9, by="plugin")], "otherwise than with the quote"),
+    "the base's words for a quote": (guard(quote=[7]), [BEGUN, tokens(10, 6)], "otherwise than with the quote"),
+    "the plugin's behind its quote": (guard(quote=[7]), [BEGUN, tokens(10, 7, 8, by="plugin")], "was not asked about"),
     "late, without a deadline": (guard(), [BEGUN, ask(10), tokens(10, 1, by="fallback")], "who can't have"),
     "somebody else's": (guard(), [BEGUN, tokens(10, 1, by="me")], "who can't have"),
     "more text than tokens": (guard(), [BEGUN, tokens(10, 1, text="x" * 4000)], "more text than its tokens"),

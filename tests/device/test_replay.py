@@ -39,10 +39,12 @@ from sideplug.device.client import Client
 from sideplug.device.head import DeviceHead
 from sideplug.device.link import WebSocketLink
 from sideplug.device.reconnect import RetryPolicy
-from sideplug.device.reply import DecodeOptions
+from sideplug.device.reply import DecodeOptions, quoted
 from sideplug.device.responders import PluginResponder
 from sideplug.device.session import Session
-from sideplug.plugins import Plugin
+from sideplug.memory.part import Memory
+from sideplug.memory.store import Entry
+from sideplug.plugins import ANY_BASE, Plugin
 from sideplug.readers import Example
 from sideplug.training import recorder
 from tests.conftest import Cloud, a_link, a_plugin, a_session
@@ -357,3 +359,36 @@ def test_another_s_plugin_is_not_ours(cloud: Cloud, heard: Heard, tmp_path: Path
     assert not report.clean
     assert report.replay is not None
     assert report.replay.wrong["OPEN messages ask for something else than your plugin does"] == 1
+
+
+# ── a memory that quotes ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def quoting(cloud: Cloud) -> tuple[Plugin, Heard]:
+    """A plugin with a memory, and what an honest device says of it and hears."""
+    memory = Memory()
+    memory.store.add([Entry("Where is the spare key?", "Behind the clock.")])
+    plugin, messages = Plugin(ANY_BASE, ANY_BASE, [memory]), list[tuple[str, bytes]]()
+    Client.at(cloud.url).connect(plugin).close()
+    with a_session(a_link(cloud.url, record=lambda way, message: messages.append((way, message))), plugin) as session:
+        assert session.generate("Where is the spare key?", 30).text == "Behind the clock."
+        list(session.generate("Is it far?", 5))
+    return plugin, [(way, decode(message)) for way, message in messages]
+
+
+def test_a_quote_is_made_again(quoting: tuple[Plugin, Heard]) -> None:
+    plugin, heard = quoting
+    report = audited(as_sent(heard), plugin)
+    assert report.replay is not None
+    assert (dict(report.replay.wrong), report.clean) == ({}, True)
+    assert report.replay.verified["quotes of your memory"] == 1
+    assert report.text["token ids that a memory said (quotes)"] > 2
+
+
+@pytest.mark.parametrize("nth", [0, 1])
+def test_a_quote_of_something_else_is_found(quoting: tuple[Plugin, Heard], nth: int) -> None:
+    plugin, heard = quoting
+    report = audited(as_sent(changed(PromptFrame, nth, extensions=quoted([70, 71]))(heard)), plugin)
+    assert report.replay is not None
+    assert report.replay.wrong["prompts quote what your memory does not say"] == 1

@@ -43,7 +43,7 @@ def test_a_point_for_each_certainty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_default_is_what_the_memory_is_set_to(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = a_memory(monkeypatch)
-    memory.settings = Settings(certain=0.9)
+    memory.behave(Settings(certain=0.9))
     assert curve.curve(memory, ASKED)[1] == Point(0.9, 0.25, 0)
 
 

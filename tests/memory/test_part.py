@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from sideplug.contract.capabilities import CONTEXT, MIXTURE, grant
 from sideplug.contract.errors import PluginError
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
@@ -66,10 +68,21 @@ def text(url: str, plugin: Plugin | None, prompt: str | Prompt, how: str = "gree
         return str(session.generate(prompt, tokens, SAMPLINGS[how]).text)
 
 
+@pytest.fixture
+def no_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cloud that takes no quotes, so that each token is asked for and answered: the slow twin."""
+    monkeypatch.setattr("sideplug.cloud.requests.grant", partial(grant, offered=(CONTEXT, MIXTURE)))
+
+
+@pytest.mark.parametrize("quotes", [True, False])
 @pytest.mark.parametrize("how", SAMPLINGS)
 @pytest.mark.parametrize("options", OPTIONS)
-def test_what_was_told_is_said_word_for_word(cloud: Cloud, told: Plugin, options: str, how: str) -> None:
-    """To its end, where it stops, with its source; the base has no say in it."""
+def test_what_was_told_is_said_word_for_word(
+    cloud: Cloud, told: Plugin, options: str, how: str, quotes: bool, request: pytest.FixtureRequest
+) -> None:
+    """To its end, where it stops, with its source; the base has no say in it, whether or not its cloud takes quotes."""
+    if not quotes:
+        request.getfixturevalue("no_quotes")
     with a_session(cloud.url, told) as session:
         for entry, asked, source in TOLD:
             reply = session.generate(asked, TOKENS, SAMPLINGS[how], OPTIONS[options])
@@ -114,6 +127,36 @@ def test_a_gate_that_the_person_sets(cloud: Cloud, told: Plugin) -> None:
             assert (reply.usage.asked, reply.usage.source, session.link.up["ANSWER"]) == (0, "", 0)
 
 
+def test_a_quote_costs_the_base_nothing(cloud: Cloud, told: Plugin) -> None:
+    """It goes up with the prompt, and nothing is run for it; the next prompt is the base's as ever."""
+    with a_session(cloud.url, told) as session:
+        steps = cloud.engine.counters.steps
+        for entry, asked, _ in TOLD:
+            reply = session.generate(asked, TOKENS)
+            assert reply.text == entry.reply
+            assert (reply.usage.asked, reply.usage.round_trips) == (0, 0)
+            assert reply.usage.plugin_tokens == reply.usage.reply_tokens == len(reply.ids)
+        assert cloud.engine.counters.steps == steps
+        assert set(session.link.up) == {"OPEN", "PROMPT"}
+        assert session.generate("Is it far?", 9).text == text(cloud.url, None, "Is it far?", tokens=9)
+
+
+def test_with_alternatives_nothing_is_quoted(cloud: Cloud, told: Plugin) -> None:
+    with a_session(cloud.url, told) as session:
+        pieces = list(session.generate(KEY.question, TOKENS, options=DecodeOptions(top=2)))
+    assert "".join(piece.text for piece in pieces) == KEY.reply
+    assert all(len(each) == 3 for piece in pieces for each in piece.tops)
+
+
+@pytest.mark.parametrize("after", [2, 3, 4])
+def test_a_break_beside_a_quote(cloud: Cloud, told: Plugin, after: int) -> None:
+    with a_broken_session(cloud.url, told, iter([after])) as session:
+        for _ in range(2):
+            reply = session.generate(KEY.question, TOKENS)
+            assert (reply.text, reply.usage.why) == (KEY.reply, "stop")
+
+
+@pytest.mark.usefixtures("no_quotes")
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_break_in_the_middle_of_a_remembered_reply(cloud: Cloud, told: Plugin, options: str) -> None:
     resumed = 0

@@ -23,7 +23,7 @@ def a_memory(**changes: object) -> Memory:
     """A memory with an entry and a note, of which the base has read all that it may say; a token is a character."""
     memory = Memory()
     memory.store.add([TOLD, NOTE])
-    memory.settings = Settings(**changes)  # type: ignore[arg-type]
+    memory.behave(Settings(**changes))  # type: ignore[arg-type]
     read(memory)
     return memory
 
@@ -107,7 +107,7 @@ def test_settings_last_and_another_doubt_is_read_anew() -> None:
     again = Memory(Store(memory.store.to_bytes()))
     assert again.settings == Settings(0.7, "base", "say")
     assert again.unread(BASE) == []
-    again.settings = Settings(0.7, "ask", "say")
+    again.behave(Settings(0.7, "ask", "say"))
     texts = [text for _, text in again.unread(BASE)]
     assert texts[:2] == ["Behind the clock.", "Did you mean: Where is the spare key?"]
     assert settings.UNTOLD not in texts
@@ -118,7 +118,7 @@ def test_what_was_read_elsewhere_is_merged() -> None:
     memory = a_memory(unknown="say")
     stored = Memory()
     stored.store.add([TOLD, NOTE])
-    stored.settings = Settings(unknown="say")
+    stored.behave(Settings(unknown="say"))
     merged = memory.merged_with(stored)
     assert merged.unread(BASE) == []
 

@@ -22,6 +22,7 @@ from sideplug.bench.meters import machine
 from sideplug.bench.parts import Result, Save
 from sideplug.bench.processes import served
 from sideplug.bench.sessions import open_session
+from sideplug.bench.shaper import Network, shaped
 from sideplug.bench.tasks import PERSON, make_person
 from sideplug.contract.errors import InputError
 from sideplug.contract.gate import Gate
@@ -47,7 +48,8 @@ Replies = list[tuple[str, Usage]]
 @dataclass(frozen=True)
 class Settings:
     """own: sets of own words (test, tune), "" for none. facts: of the generator's persons; questions: at most of each,
-    drawn by seed; near: things that were not told; general: prompts; rival: 1 to ask the rival too."""
+    drawn by seed; near: things that were not told; general: prompts; rival: 1 to ask the rival too. away: told
+    questions of the first person that are asked 50 ms away too, beside the base alone."""
 
     own: tuple[str, ...] = ("tune",)
     facts: tuple[int, ...] = (20, 100, 500, 2000)
@@ -55,9 +57,11 @@ class Settings:
     near: int = 300
     general: int = 300
     rival: int = 1
+    away: int = 20
 
 
-QUICK = Settings(facts=(20,), own=("",), questions=6, near=4, general=4)
+QUICK = Settings(facts=(20,), own=("",), questions=6, near=4, general=4, away=2)
+FAR = Network(rtt_ms=50, mbit=10)
 
 
 @dataclass
@@ -152,6 +156,7 @@ def measure(url: str, people: Sequence[Asked], scratch: Path, settings: Settings
     got: dict[str, list[tuple[str, str, Usage]]] = {}  # kind → (answer, text, usage)
     rival: dict[str, list[tuple[str, str]]] = {}
     same = general = 0
+    far: dict[str, Any] = {}
     seconds, one_s, entries = 0.0, list[float](), 0
     for number, person in enumerate(people):
         folder = scratch / f"plugin-{number}"
@@ -176,6 +181,8 @@ def measure(url: str, people: Sequence[Asked], scratch: Path, settings: Settings
                     for question, answer in pairs if kind in ("told", "note") else []:
                         text, _ = _reply(base, nearest(person.entries, question))
                         rival.setdefault(kind, []).append((answer, text))
+        if not number:
+            far = far_away(url, plugin, [question for question, _ in person.told[: settings.away]])
         began = time.perf_counter()
         book.change(
             folder, lambda memory: book.tell(memory, [Entry("What is the bell's name?", "Its name is Old Tom.")])
@@ -191,7 +198,37 @@ def measure(url: str, people: Sequence[Asked], scratch: Path, settings: Settings
         **{kind: _untold(some) for kind, some in got.items() if kind in ("untold", "unnoted", "general")},
         "general_same": [same, general],
         "general_asked": sum(usage.plugin_tokens for _, _, usage in got.get("general", [])),
+        "50 ms away": far,
         "rival": {kind: [sum(holds(text, answer) for answer, text in some), len(some)] for kind, some in rival.items()},
+    }
+
+
+def far_away(url: str, plugin: Plugin, questions: Sequence[str]) -> dict[str, Any]:
+    """Return what replies from memory take 50 ms away, beside as many tokens of the base alone to the same prompts.
+
+    tokens_per_s: [memory, base]; ratio: of the two, of each reply, its median and range. Round by round.
+    """
+    pairs: list[tuple[Usage, Usage]] = []
+    with (
+        shaped(url, FAR) as there,
+        open_session(there.url, plugin) as mine,
+        open_session(there.url, plugin, Gate("shut")) as base,
+    ):
+        for question in questions:
+            _, usage = _reply(mine, Prompt.user(question))
+            if usage.entry:
+                pairs.append((usage, _reply(base, Prompt.user(question), usage.reply_tokens)[1]))
+    if not pairs:
+        return {}
+    rates = [(a.reply_tokens / a.total_s, b.reply_tokens / b.total_s) for a, b in pairs]
+    ratios = sorted(a / b for a, b in rates)
+    first = [(a.first_token_s - b.first_token_s) * 1000 for a, b in pairs]
+    return {
+        "replies": len(pairs),
+        "tokens_per_s": [round(statistics.median(column), 1) for column in zip(*rates, strict=True)],
+        "ratio": [round(each, 2) for each in (statistics.median(ratios), ratios[0], ratios[-1])],
+        "first_token_later_ms": round(statistics.median(first), 1),
+        "plugin_ms_a_reply": round(1000 * statistics.median(a.plugin_s for a, _ in pairs), 2),
     }
 
 
@@ -200,8 +237,8 @@ def _kinds(person: Asked) -> list[tuple[str, list[tuple[str, str]]]]:
     return [("told", person.told), ("note", person.notes), *((kind, [(q, "") for q in some]) for kind, some in silent)]
 
 
-def _reply(session: Session, prompt: Prompt) -> tuple[str, Usage]:
-    reply = session.generate(prompt, REPLY_TOKENS)
+def _reply(session: Session, prompt: Prompt, tokens: int = REPLY_TOKENS) -> tuple[str, Usage]:
+    reply = session.generate(prompt, tokens)
     return reply.text, reply.usage
 
 
