@@ -244,16 +244,16 @@ def memory_search(question: str, folder: Path, as_json: bool) -> None:
     """Show what would be found for a question, and how certain it is. No cloud is asked."""
     memory = _opened(folder)
     certain = memory.certain(question)
-    found = [(candidate.passage, part, p) for candidate, part, p in memory.judged(check_utf8(question))][:8]
+    found = memory.judged(check_utf8(question))[:8]
     if as_json:
         print_json(
-            [{"number": each.number, "text": each.parts[part], "certainty": round(p, 4)} for each, part, p in found]
+            [{"number": each.entry.number, "text": each.text, "certainty": round(each.certainty, 4)} for each in found]
         )
         return
-    for passage, part, p in found:
-        entry = memory.store.entry(passage.number)
-        said = f"{entry.question!r} → {passage.parts[part]!r}" if entry.question else repr(passage.parts[part])
-        tell(f"{passage.number:6}  {p:6.1%} {'said  ' if p > certain else 'unsaid'}  {said}")
+    for each in found:
+        said = f"{each.entry.question!r} → {each.text!r}" if each.entry.question else repr(each.text)
+        p = each.certainty
+        tell(f"{each.entry.number:6}  {p:6.1%} {'said  ' if p > certain else 'unsaid'}  {said}")
     if not found:
         say("sideplug: nothing is near that")
 

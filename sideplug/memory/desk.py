@@ -56,13 +56,13 @@ class Desk:
         is_question = len(question) <= MOST_CHARACTERS
         return [
             {
-                "number": candidate.passage.number,
-                "question": candidate.passage.asked,
-                "text": candidate.passage.parts[part],
-                "certainty": round(certainty, 4),
-                "said": certainty > certain and is_question,
+                "number": found.entry.number,
+                "question": found.entry.question,
+                "text": found.text,
+                "certainty": round(found.certainty, 4),
+                "said": found.certainty > certain and is_question,
             }
-            for candidate, part, certainty in memory.judged(question)[:FOUND]
+            for found in memory.judged(question)[:FOUND]
         ]
 
     def tell(self, folder: Path, entries: Sequence[Named], files: Sequence[Named] = ()) -> dict[str, Any]:

@@ -35,23 +35,27 @@ BEHIND = 0.3  # a candidate whose score is so far behind the best is not read: o
 SAME_WORDS = 20.0  # the score of a question that is asked in the words in which it was told
 # P above which it speaks, with the sentence encoder and by words alone; chosen on verifier/own_words/tune
 CERTAIN, CERTAIN_BY_WORDS = 0.85, 0.8
+MOSTLY = 0.8  # of a note's certainty that one of its sentences has: then that one is said, else its whole passage
 DOUBTFUL = 0.5  # P above which it may ask whether something is meant
 MOST_CHARACTERS = 600  # of a prompt that may be a question to it
 
 
 @dataclass(frozen=True)
 class Recall:
-    """What a memory found for a question: a part of a passage, and how certain it is that this answers it."""
+    """What a memory found for a question, and how certain it is that this answers it.
+
+    said: which of the passage's texts it would say: the part that answers, or, where it is less certain which, all.
+    """
 
     passage: Passage
-    part: int
+    said: int
     certainty: float
     entry: Entry
 
     @property
     def text(self) -> str:
         """Return what it would say."""
-        return self.passage.parts[self.part]
+        return self.passage.texts[self.said]
 
     @property
     def source(self) -> str:
@@ -153,9 +157,9 @@ class Memory(Part):
         question = question_of(prompt)
         recall = self.recall(question)
         if recall is not None and recall.certainty > self.certain(question):
-            ids, source, entry = recall.passage.ids_of(recall.part), recall.source, recall.entry.number
+            ids, source, entry = recall.passage.ids_of(recall.said), recall.source, recall.entry.number
         elif recall is not None and self.settings.doubt == settings.ASK and recall.certainty > DOUBTFUL:
-            ids = recall.passage.ids_of(len(recall.passage.parts) + recall.part)
+            ids = recall.passage.ids_of(len(recall.passage.texts) + recall.said)
             source, entry = f"it is not sure: {recall.source}", recall.entry.number
         elif self.is_personal(question):
             if self.settings.unknown != settings.SAY:
@@ -168,10 +172,7 @@ class Memory(Part):
 
     def recall(self, question: str) -> Recall | None:
         """Return the best that it has for a question, however uncertain; None for nothing."""
-        for candidate, part, certainty in self.judged(question)[:1]:
-            with self._lock:
-                return Recall(candidate.passage, part, certainty, self.store.entry(candidate.passage.number))
-        return None
+        return next(iter(self.judged(question)), None)
 
     def certain(self, question: str) -> float:
         """Return the certainty above which it answers this question."""
@@ -204,8 +205,11 @@ class Memory(Part):
     def _reads(self, question: str) -> bool:
         return self._encoder is not None and self._encoder.reads(question)
 
-    def judged(self, question: str) -> list[tuple[Candidate, int, float]]:
-        """Return what was found for a question, each part with its certainty, the most certain first."""
+    def judged(self, question: str) -> list[Recall]:
+        """Return what could be said to a question, each with its certainty, the most certain first.
+
+        Entries with one reply stand for one, and so do the sentences of one passage.
+        """
         if not question.strip():
             return []
         with self._lock:
@@ -218,8 +222,22 @@ class Memory(Part):
             scored += [(candidate, part, SAME_WORDS if is_asked_so else score) for part, score in enumerate(scores)]
         exponents = np.exp([score for _, _, score in scored])
         certainties = exponents / (1 + exponents.sum())
-        judged = [(candidate, part, float(p)) for (candidate, part, _), p in zip(scored, certainties, strict=True)]
-        return sorted(judged, key=lambda each: -each[2])
+        alike: dict[object, list[tuple[float, Passage, int]]] = {}
+        for (candidate, part, _), p in zip(scored, certainties, strict=True):
+            passage = candidate.passage
+            key = tuple(words(passage.said)) or passage.said if passage.asked else passage.id
+            alike.setdefault(key, []).append((float(p), passage, part))
+        recalls = [self._recall(some) for some in alike.values()]
+        return sorted(recalls, key=lambda each: -each.certainty)
+
+    def _recall(self, some: list[tuple[float, Passage, int]]) -> Recall:
+        """What would be said of parts that are one: (certainty, passage, part) each."""
+        certainty = sum(p for p, _, _ in some)
+        p, passage, part = max(some, key=lambda each: each[0])
+        is_whole = not passage.asked and p < MOSTLY * certainty
+        with self._lock:
+            entry = self.store.entry(passage.number)
+        return Recall(passage, len(passage.parts) if is_whole else part, certainty, entry)
 
     # The base's tokens of what it may say
 
@@ -240,9 +258,9 @@ class Memory(Part):
             return texts
 
     def _texts(self, passage: Passage) -> list[str]:
-        """What it may say of a passage: its parts, and what asks whether each is meant."""
-        asks = settings.doubts(passage.asked, passage.parts) if self.settings.doubt == settings.ASK else []
-        return passage.parts + asks
+        """What it may say of a passage, and what asks whether each of that is meant."""
+        asks = settings.doubts(passage.asked, passage.texts) if self.settings.doubt == settings.ASK else []
+        return passage.texts + asks
 
     def take_read(self, base: str, ids: Mapping[str, list[int]]) -> None:
         """See Part."""

@@ -116,17 +116,23 @@ class Passage:
 
     @property
     def parts(self) -> list[str]:
-        """What it may answer with: its reply, or one of its sentences."""
+        """What may answer: its reply, or each of its sentences."""
         return [self.said] if self.asked else self.said.split("\n")
 
-    def ids_of(self, part: int) -> list[int]:
-        """The tokens of a part, or behind the parts of what asks whether each is meant; [] where there are none."""
+    @property
+    def texts(self) -> list[str]:
+        """What may be said: its parts, then the whole where there are several."""
+        parts = self.parts
+        return [*parts, " ".join(parts)] if len(parts) > 1 else parts
+
+    def ids_of(self, text: int) -> list[int]:
+        """The tokens of a text, or behind the texts of what asks whether each is meant; [] where there are none."""
         if self.ids is None:
             return []
         ends = np.flatnonzero(self.ids < 0)
-        if part >= len(ends):
+        if text >= len(ends):
             return []
-        ids: list[int] = self.ids[(ends[part - 1] + 1 if part else 0) : ends[part]].tolist()
+        ids: list[int] = self.ids[(ends[text - 1] + 1 if text else 0) : ends[text]].tolist()
         return ids
 
 

@@ -9,8 +9,7 @@ from sideplug.contract.errors import InputError
 from sideplug.contract.text import Prompt
 from sideplug.memory import part as memory_part
 from sideplug.memory import settings
-from sideplug.memory.index import Candidate
-from sideplug.memory.part import Memory, question_of
+from sideplug.memory.part import Memory, Recall, question_of
 from sideplug.memory.settings import Settings
 from sideplug.memory.store import Entry, Store
 
@@ -37,7 +36,8 @@ def read(memory: Memory) -> None:
 def certain(memory: Memory, monkeypatch: pytest.MonkeyPatch, p: float, entry: int = 1, personal: bool = False) -> None:
     """As if the verifier gave the first part of an entry this certainty."""
     passage = next(each for each in memory.store.passages([1, 2], BASE) if each.number == entry)
-    monkeypatch.setattr(memory, "judged", lambda question: [(Candidate(passage, 0, 0, 0), 0, p)])
+    found = Recall(passage, 0, p, memory.store.entry(entry))
+    monkeypatch.setattr(memory, "judged", lambda question: [found])
     monkeypatch.setattr(memory, "is_personal", lambda question: personal)
 
 
