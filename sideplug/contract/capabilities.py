@@ -37,6 +37,10 @@ class MixtureSettings(Map, frozen=True):
     pairs: Annotated[int, Meta(ge=1, le=MAX_MIXED)] = MAX_MIXED
 
 
+class TokensSettings(Map, frozen=True):
+    """A READ may want the tokens of its reply alone, for which the model need not run."""
+
+
 @dataclass(frozen=True)
 class Capability:
     """settings: the schema of what OPEN says. max_bytes: of the packed settings, and of each extension.
@@ -52,7 +56,8 @@ class Capability:
 
 CONTEXT = Capability("context", ContextSettings)
 MIXTURE = Capability("mixture", MixtureSettings)
-CAPABILITIES: dict[str, Capability] = {each.name: each for each in (CONTEXT, MIXTURE)}
+TOKENS = Capability("tokens", TokensSettings)
+CAPABILITIES: dict[str, Capability] = {each.name: each for each in (CONTEXT, MIXTURE, TOKENS)}
 
 
 def want(settings: Map, required: bool = True) -> Wanted:

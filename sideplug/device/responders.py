@@ -16,7 +16,15 @@ from typing import Protocol, TypedDict, cast
 
 import numpy as np
 
-from sideplug.contract.capabilities import CONTEXT, MIXTURE, ContextSettings, MixtureSettings, want
+from sideplug.contract.capabilities import (
+    CONTEXT,
+    MIXTURE,
+    TOKENS,
+    ContextSettings,
+    MixtureSettings,
+    TokensSettings,
+    want,
+)
 from sideplug.contract.codec import unpack
 from sideplug.contract.correction import Correction, Merge, Packed, merged, mix, pack_corrections
 from sideplug.contract.errors import ProtocolError, WrongBase
@@ -219,6 +227,7 @@ class PluginResponder:
         wanted = _context_wanted(plugin.context)
         if any(part.role == "memory" for part in plugin.parts):
             wanted[MIXTURE.name] = want(MixtureSettings())
+            wanted[TOKENS.name] = want(TokensSettings(), required=False)  # an older cloud runs the model for them
         base = "" if plugin.base == ANY_BASE else plugin.base
         self.opening = Opening(base, plugin.tap, plugin.merge, gates, wanted)
         self._is_shut = gate is not None and gate.kind == "shut"

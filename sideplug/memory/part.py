@@ -130,8 +130,7 @@ class Memory(Part):
     def fill(self, progress: Callable[[int, int], None] = lambda done, count: None) -> None:
         """Make the vectors of new entries. `progress` receives how many of how many are made."""
         with self._lock:
-            missing = self.store.missing_vectors()
-            self._index.fill(lambda done: progress(done, missing))
+            self._index.fill(progress)
 
     def merged_with(self, stored: Part) -> Part:
         """See Part: the stored entries, with the tokens that were read here."""
