@@ -101,7 +101,7 @@ class Memory(Part):
     tap: Tap | None = None
 
     def __init__(self, store: Store | None = None) -> None:
-        self.store = store or Store()
+        self.store = Store() if store is None else store
         self.gate, self.about = Gate("shut"), {}
         self.has_read = False  # tokens that its file does not hold yet
         encoder = weights.encoder()

@@ -189,6 +189,7 @@ def _addition(folder: Path, number: int) -> Path:
 
 
 def config_of(plugin: Plugin) -> TrainConfig:
+    """How a plugin was trained, as far as this version knows its settings."""
     known = plugin.about.get("settings", {})
     return TrainConfig(**{name: value for name, value in known.items() if name in TrainConfig.__dataclass_fields__})
 
