@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sideplug.contract.version import __version__
 
 if TYPE_CHECKING:
-    from sideplug.api import load, remember, train
+    from sideplug.api import forget, load, remember, train
     from sideplug.contract.errors import SideplugError
     from sideplug.contract.gate import Gate
     from sideplug.contract.sampling import Sampling
@@ -45,6 +45,7 @@ _MODULES = {
     "TrainedKind": "sideplug.plugins",
     "Usage": "sideplug.device.reply",
     "connect": "sideplug.device.client",
+    "forget": "sideplug.api",
     "listen": "sideplug.device.states",
     "load": "sideplug.api",
     "read": "sideplug.readers",
@@ -72,6 +73,7 @@ __all__ = [
     "TrainedKind",
     "Usage",
     "connect",
+    "forget",
     "listen",
     "load",
     "read",

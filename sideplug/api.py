@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sideplug.contract.defaults import DEFAULT_URL
-from sideplug.contract.errors import CloudError, DataError, NoNetwork, Stopped
+from sideplug.contract.errors import DataError, SideplugError, Stopped
 from sideplug.contract.text import Prompt
 from sideplug.device import elsewhere
 from sideplug.device.client import Client
@@ -20,12 +20,15 @@ from sideplug.paths import plugins_dir
 from sideplug.plugins import Plugin
 from sideplug.readers import Example, read
 from sideplug.readers.records import check_example
-from sideplug.terminal import progress, say
+from sideplug.terminal import counted, progress, say
 
 if TYPE_CHECKING:
     from sideplug.device.address import Address
+    from sideplug.memory.book import Told
+    from sideplug.memory.part import Memory
     from sideplug.memory.store import Entry
-    from sideplug.training.pipeline import Tell
+    from sideplug.training.forgetting import Left
+    from sideplug.training.pipeline import Show, Tell
 
 Data = str | Path | Sequence[str | tuple[str, str] | Example]
 
@@ -97,6 +100,18 @@ def train(
     examples = readable(client, examples, part.tap, part.context, skip_bad, tell)
     texts = pipeline.Texts.prepare(examples, recipe, Path(retain) if retain is not None else None)
 
+    def begin() -> None:
+        if remember:
+            remember_questions(examples, folder, tell)
+
+    show = _shown(quiet)
+    pipeline.make(client, texts, folder, recipe, show, _uninterrupted, resume, check=check, begin=begin)
+    with contextlib.suppress(Stopped):  # `plugin list` will not show it
+        elsewhere.remember(plugins_dir(), folder)
+    return load(folder)
+
+
+def _shown(quiet: bool) -> Show:
     @contextlib.contextmanager
     def show(label: str, total: int) -> Iterator[Tell]:
         if quiet:
@@ -105,18 +120,12 @@ def train(
         with progress(label, total) as draw:
             yield lambda done, losses: draw(done, losses.line if losses else "")
 
-    @contextlib.contextmanager
-    def uninterrupted() -> Iterator[Callable[[], bool]]:
-        yield lambda: False
+    return show
 
-    def begin() -> None:
-        if remember:
-            remember_questions(examples, folder, tell)
 
-    pipeline.make(client, texts, folder, recipe, show, uninterrupted, resume, check=check, begin=begin)
-    with contextlib.suppress(Stopped):  # `plugin list` will not show it
-        elsewhere.remember(plugins_dir(), folder)
-    return load(folder)
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[Callable[[], bool]]:
+    yield lambda: False
 
 
 def remember(
@@ -140,21 +149,96 @@ def remember(
     ...     session.generate("Where is the mill?", max_tokens=9).text
     'By the river.'
     """
-    from sideplug.memory import book
-    from sideplug.memory.weights import fetch_encoder
-
     say_ = (lambda line: None) if quiet else say
     entries = [entry_of(example) for example in _examples(data, skip_bad, say_)]
-    book.check(entries)
+    client = Client.at(cloud) if cloud is not None else None
+    return remember_entries(Path(folder), entries, client, say_, _uncounted if quiet else counted)[0].numbers
+
+
+Counted = Callable[[str], contextlib.AbstractContextManager[Callable[[int, int], None]]]  # of a label: see terminal
+
+
+@contextlib.contextmanager
+def _uncounted(label: str) -> Iterator[Callable[[int, int], None]]:
+    yield lambda done, count: None
+
+
+def remember_entries(
+    folder: Path, entries: Sequence[Entry], client: Client | None, say: Callable[[str], None], show: Counted
+) -> tuple[Told, str]:
+    """Tell the plugin in a folder these entries; what became of them, and why no base has read them, "" if it has.
+
+    client: of the cloud whose base is to read them; None: at the next connection. Raises InputError, PluginError,
+    Stopped: then nothing is kept.
+    """
+    from sideplug.memory import book
+
+    with show("taking in") as progress:
+        told = book.remember(folder, entries, say, progress)
     try:
-        fetch_encoder(say_)
-    except NoNetwork as error:
-        say_(f"{error}; until it can be fetched, questions are found by words alone")
-    told = book.change(Path(folder), partial(book.tell, entries=entries), must_be=False)
-    if cloud is not None:
-        with contextlib.suppress(CloudError):
-            Client.at(cloud).connect(load(folder)).close()
-    return told.numbers
+        elsewhere.remember(plugins_dir(), folder)
+    except Stopped as error:
+        say(f"plugin list will not show {folder}: {error}")
+    return told, have_read(folder, client, show) if client else "no cloud was asked"
+
+
+def have_read(folder: Path, client: Client, show: Counted) -> str:
+    """Have the base read what is new to it in a plugin; return why that could not be, "" if it was."""
+    with show("the base reads it") as progress:
+        try:
+            replace(client, reading=progress).connect(load(folder)).close()
+        except SideplugError as error:  # no cloud, or one with another base than a trained part's
+            return str(error)
+    return ""
+
+
+def forget(
+    numbers: Sequence[int],
+    folder: str | Path,
+    cloud: str | Address = DEFAULT_URL,
+    *,
+    retrain: bool = False,
+    quiet: bool = False,
+) -> str:
+    """Forget entries of the plugin in `folder`: in its memory, on its tapes, in its drafts and earlier versions.
+
+    Return a line that says what still holds them, a trained part, and what ends that; "" where nothing does. retrain:
+    train that part anew on what is left; no numbers: only that. cloud: has the base's head, for retrain. quiet: show no
+    progress on the error stream. Raises InputError for a number that is not there, PluginError, CloudError, Stopped.
+
+    >>> numbers = sideplug.remember([("Where is the inn?", "On the hill.")], "my-memory", None, quiet=True)
+    >>> sideplug.forget(numbers, "my-memory")
+    ''
+    """
+    from sideplug.training import forgetting
+
+    left = forget_entries(Path(folder), numbers)[1] if numbers or not retrain else None
+    if left is not None and not (retrain and left.learnt):
+        return left.line(Path(folder))
+    forgetting.retrain(Client.at(cloud), Path(folder), _shown(quiet), _uninterrupted)
+    return ""
+
+
+def forget_entries(folder: Path, numbers: Sequence[int]) -> tuple[list[Entry], Left]:
+    """Forget entries of a plugin completely; return what they were, and what still holds them.
+
+    Raises InputError, PluginError, Stopped; then the memory still has them, and it can be done again.
+    """
+    from sideplug.memory import book
+    from sideplug.plugins.file import read_plugin
+    from sideplug.training import forgetting
+
+    def work(memory: Memory) -> tuple[list[Entry], Left]:
+        base, left = read_plugin(folder).base_fingerprint, list[forgetting.Left]()
+
+        def elsewhere_too(entries: list[Entry]) -> None:
+            ids = [tuple(memory.store.ids_of(each.number, base)) for each in entries]
+            gone = [forgetting.Gone(each.question, each.reply, of) for each, of in zip(entries, ids, strict=True)]
+            left.append(forgetting.forget(folder, gone))
+
+        return book.forget(memory, numbers, elsewhere_too), left[0]
+
+    return book.change(folder, work)
 
 
 def remember_questions(examples: Sequence[Example], folder: Path, tell: Callable[[str], None]) -> int:
@@ -163,16 +247,11 @@ def remember_questions(examples: Sequence[Example], folder: Path, tell: Callable
     Raises PluginError, Stopped.
     """
     from sideplug.memory import book
-    from sideplug.memory.weights import fetch_encoder
 
     entries = book.questions([entry_of(example) for example in examples])
     if not entries:
         return 0
-    try:
-        fetch_encoder(tell)
-    except NoNetwork as error:
-        tell(f"{error}; until it can be fetched, questions are found by words alone")
-    book.change(folder, partial(book.tell, entries=entries), must_be=False)
+    book.remember(folder, entries, tell)
     tell(
         f"{folder} remembers {len(entries)} questions with their replies, word for word: sideplug memory list shows "
         "them, --no-remember leaves them out"
@@ -184,8 +263,7 @@ def entry_of(example: Example, date: str = "") -> Entry:
     """What a memory keeps of an example: its last question with the reply, or the text as a note."""
     from sideplug.memory.store import Entry
 
-    asked = [each["content"] for each in example.prompt.messages or () if each["role"] == "user"]
-    return Entry(asked[-1] if asked else "", example.reply, example.where, date)
+    return Entry(example.question, example.reply, example.where, date)
 
 
 def _examples(data: Data, skip_bad: bool, tell: Callable[[str], None]) -> list[Example]:

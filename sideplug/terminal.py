@@ -14,7 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import click
@@ -71,3 +71,20 @@ def progress(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
             say(f"{label}: {done} of {total}{'  ' + note if note else ''}  ({now - start:.0f} s)")
 
     yield show
+
+
+@contextmanager
+def counted(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield `show(done, count)`, which shows how much of `count` is done, of work whose amount is not known before."""
+    with ExitStack() as stack:
+        shown: Callable[[int, str], None] | None = None
+        total = 0
+
+        def show(done: int, count: int) -> None:
+            nonlocal shown, total
+            if shown is None or count != total:
+                stack.close()
+                shown, total = stack.enter_context(progress(label, count)), count
+            shown(done, "")
+
+        yield show

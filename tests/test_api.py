@@ -34,6 +34,7 @@ EXPORTED = [
     "Usage",
     "__version__",
     "connect",
+    "forget",
     "listen",
     "load",
     "read",

@@ -23,9 +23,15 @@ from sideplug.cli.common import (
     required_plugin_option,
     skip_bad_option,
 )
-from sideplug.cli.session import Cloud, check_utf8, data_or_stdin, load_plugin, passphrase_of, remember_plugin
-from sideplug.contract.errors import InputError, NoNetwork, SideplugError
-from sideplug.terminal import progress, say, tell
+from sideplug.cli.session import (
+    Cloud,
+    check_utf8,
+    data_or_stdin,
+    interrupts,
+    passphrase_of,
+)
+from sideplug.contract.errors import InputError
+from sideplug.terminal import counted, say, tell
 
 if TYPE_CHECKING:
     from sideplug.device.plugin_store import PluginStore
@@ -68,23 +74,14 @@ def remember(
     What is told stays on this device. The cloud's base reads each reply once, for its tokens; where no cloud answers,
     that is done at the next connection.
     """
-    from sideplug.memory import book
-    from sideplug.memory.weights import fetch_encoder
+    from sideplug.api import remember_entries
 
     entries = list(_pair(question, reply, date))
     for each in told:
         entries += _entries(context, each, date, form, skip_bad, folder)
     if not entries:
         raise InputError("there is nothing to remember: give a text, a file, or --question with --reply")
-    book.check(entries)
-    try:
-        fetch_encoder(say)
-    except NoNetwork as error:
-        say(f"sideplug: {error}; until it can be fetched, your words are found by words alone")
-    with progress("taking in", len(entries)) as show:
-        work = partial(book.tell, entries=entries, progress=lambda done, count: show(done * len(entries) // count, ""))
-        result = book.change(folder, work, must_be=False)
-    remember_plugin(folder)
+    result, why = remember_entries(folder, entries, cloud.client, _say, counted)
     for old, _ in result.replaced:
         say(f"this replaces entry {old.number}, {_line(old)} (sideplug memory restore {old.number} brings it back)")
     for old, new in result.doubtful:
@@ -92,7 +89,6 @@ def remember(
             f"entry {new.number} may contradict entry {old.number}, {_line(old)}: both hold; "
             f"sideplug memory forget {old.number} ends that"
         )
-    why = _have_read(cloud, folder)
     count = len(result.numbers)
     known = f", {result.known} {'was' if result.known == 1 else 'were'} known" if result.known else ""
     if as_json:
@@ -146,6 +142,17 @@ def entries_of_texts(files: Sequence[tuple[str, str]], tell: Callable[[str], Non
     return [entry_of(example) for example in read_files(list(files), tell=tell)]
 
 
+def forgotten(folder: Path, numbers: Sequence[int]) -> tuple[list[Entry], str]:
+    """Forget entries completely; return what they were, and a line that says what still holds them, or "".
+
+    Raises InputError, PluginError, Stopped.
+    """
+    from sideplug.api import forget_entries
+
+    gone, left = forget_entries(folder, numbers)
+    return gone, left.line(folder)
+
+
 def fetch_encoder_for(plugins: PluginStore) -> None:
     """Fetch the sentence encoder, unless it is there or not wanted, for all plugins. Raises NoNetwork."""
     from sideplug.memory.weights import encoder_path, fetch_encoder
@@ -158,15 +165,13 @@ def fetch_encoder_for(plugins: PluginStore) -> None:
 
 def _have_read(cloud: Cloud, folder: Path) -> str:
     """Have the base read what is new; why that could not be, "" if it was."""
-    from dataclasses import replace
+    from sideplug.api import have_read
 
-    with progress("the base reads it", 100) as show:
-        client = replace(cloud.client, reading=lambda done, count: show(100 * done // count, ""))
-        try:
-            client.connect(load_plugin(folder)).close()
-        except SideplugError as error:  # no cloud, or one with another base than a trained part's
-            return str(error)
-    return ""
+    return have_read(folder, cloud.client, counted)
+
+
+def _say(line: str) -> None:
+    say(f"sideplug: {line}")
 
 
 @group.group("memory")
@@ -281,20 +286,34 @@ def memory_edit(number: int, folder: Path, question: str | None, reply: str | No
 
 
 @memory_group.command("forget", epilog="Example:  sideplug memory forget 3 7 --plugin my-plugin")
-@click.argument("numbers", type=NUMBER, nargs=-1, required=True, metavar="NUMBER...")
+@click.argument("numbers", type=NUMBER, nargs=-1, metavar="NUMBER...")
 @required_plugin_option
-def memory_forget(numbers: tuple[int, ...], folder: Path) -> None:
-    """Forget entries completely: their words, tokens and vectors are overwritten."""
-    from sideplug.memory import book
-    from sideplug.plugins import TrainedPart
+@option("--retrain", is_flag=True, help="Train the trained part anew on what is left; without numbers, only that.")
+@cloud_options
+def memory_forget(numbers: tuple[int, ...], folder: Path, retrain: bool, cloud: Cloud) -> None:
+    """Forget entries completely: their words, tokens and vectors are overwritten, and all that training kept of them.
 
-    gone = book.change(folder, partial(book.forget, numbers=numbers))
-    for entry in gone:
-        tell(f"forgotten: {_line(entry)}")
-    if any(isinstance(part, TrainedPart) for part in load_plugin(folder).parts):
-        say(
-            "sideplug: if your plugin was trained on it too, its trained part and its tape still hold it: train it anew"
-        )
+    They are taken off the tape, out of the drafts and out of earlier versions. What a trained part learnt from them
+    stays in its numbers until it is trained anew: --retrain does that, on this device, with the head of the cloud's
+    base.
+    """
+    from sideplug.api import forget_entries
+    from sideplug.cli.train import training_progress
+    from sideplug.training import forgetting
+
+    if not numbers and not retrain:
+        raise click.UsageError("Missing argument 'NUMBER...'.")
+    left = None
+    if numbers:
+        gone, left = forget_entries(folder, numbers)
+        for entry in gone:
+            tell(f"forgotten: {_line(entry)}")
+    if retrain and (left is None or left.learnt):
+        tell(forgetting.retrain(cloud.client, folder, training_progress, interrupts))
+    elif left and left.line(folder):
+        say(f"sideplug: {left.line(folder)}")
+    elif retrain:
+        say("sideplug: its trained part, if it has one, learnt nothing from that: it stays as it is")
 
 
 @memory_group.command("restore", epilog="Example:  sideplug memory restore 3 --plugin my-plugin")

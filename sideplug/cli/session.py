@@ -11,14 +11,14 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from sideplug.contract.errors import InputError, PluginError, Stopped
-from sideplug.terminal import progress, say, tell
+from sideplug.terminal import counted, progress, say, tell
 
 if TYPE_CHECKING:
     from sideplug.contract.gate import Gate
@@ -68,8 +68,12 @@ class Cloud:
         return Client(self.address, self.recorder, say)
 
     def session(self, plugin: Plugin | None = None, gate: Gate | None = None) -> Session:
-        """An open session, for a `with` statement. Raises CloudError and its kin."""
-        return self.client.connect(plugin, gate)
+        """An open session, for a `with` statement; it shows what makes it wait. Raises CloudError and its kin."""
+        from sideplug.device.reading import MANY
+
+        with counted("the base reads what your plugin was told, once") as show:
+            client = replace(self.client, reading=lambda done, count: show(done, count) if count >= MANY else None)
+            return client.connect(plugin, gate)
 
 
 def key_or_file(option: str, key: str, file: Path | None) -> str:

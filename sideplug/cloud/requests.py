@@ -22,12 +22,14 @@ from sideplug.cloud.tokenizer import TextStream, Tokenizer
 from sideplug.contract.capabilities import (
     CONTEXT,
     QUOTE,
+    TOKENS,
     ContextSettings,
     Quote,
     extension_of,
     grant,
     settings_of,
 )
+from sideplug.contract.codec import pack
 from sideplug.contract.correction import check_merge
 from sideplug.contract.errors import InputError, ProtocolError, TooLong, WrongBase
 from sideplug.contract.frames import (
@@ -41,6 +43,7 @@ from sideplug.contract.frames import (
     Read,
     Rows,
 )
+from sideplug.contract.frames import Example as ExampleFrame
 from sideplug.contract.gate import Gate, unpack_gates
 from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import Sampling
@@ -210,6 +213,22 @@ def read_example(frame: Read, terms: Terms, send: Send) -> ExampleWork:
         greedy_tokens=frame.greedy_tokens,
         wants_context=frame.context,
     )
+
+
+def read_tokens(frame: Read, terms: Terms) -> ExampleFrame:
+    """A READ that wants tokens alone: its EXAMPLE, for which no model runs. Raises as read_example does.
+
+    Raises InputError too where a score, context rows or the base's own reply is wanted with them.
+    """
+    if TOKENS.name not in terms.spec.granted:
+        raise InputError("an example must not ask for tokens alone: the session did not ask for that capability")
+    if frame.score or frame.context or frame.greedy_tokens:
+        raise InputError("an example's tokens alone come without a score, context rows or a reply of the base's")
+    example, tap = read_example(frame, terms, lambda frame: None), terms.spec.tap
+    codes, scales = pack(np.zeros((0, len(tap.layers), tap.rank), np.float32), int8=tap.codec == "int8")
+    z, z_scales = pack(np.zeros((0, terms.shape.width), np.float32), int8=False)
+    top, lse = np.zeros((0, TOP), np.int32), np.zeros(0, np.float32)
+    return ExampleFrame(frame.number, example.targets, codes, scales, z, z_scales, top, lse)
 
 
 def read_rows(frame: Rows, shape: Sizes) -> np.ndarray:

@@ -48,6 +48,10 @@ class Quote(Map, frozen=True):
     ids: Annotated[list[Annotated[int, Meta(ge=0, lt=MAX_VOCAB)]], Meta(min_length=1, max_length=MAX_QUOTE)]
 
 
+class TokensSettings(Map, frozen=True):
+    """A READ may want the tokens of its reply alone, for which the model need not run."""
+
+
 @dataclass(frozen=True)
 class Capability:
     """settings: the schema of what OPEN says. max_bytes: of the packed settings, and of each extension.
@@ -64,7 +68,8 @@ class Capability:
 CONTEXT = Capability("context", ContextSettings)
 MIXTURE = Capability("mixture", MixtureSettings)
 QUOTE = Capability("quote", QuoteSettings, 6 * MAX_QUOTE, {Kind.PROMPT: Quote})
-CAPABILITIES: dict[str, Capability] = {each.name: each for each in (CONTEXT, MIXTURE, QUOTE)}
+TOKENS = Capability("tokens", TokensSettings)
+CAPABILITIES: dict[str, Capability] = {each.name: each for each in (CONTEXT, MIXTURE, QUOTE, TOKENS)}
 
 
 def want(settings: Map, required: bool = True) -> Wanted:

@@ -331,7 +331,7 @@ class Read(Frame):
     """Device → cloud: read one example for the tape. EXAMPLE follows, or an ERROR with its number.
 
     score: SCORE will follow. greedy_tokens: the base writes the reply itself, so many tokens at most. context: send
-    the rows of the prompt too (capability "context").
+    the rows of the prompt too (capability "context"). tokens: send the reply's ids alone (capability "tokens").
     """
 
     kind: ClassVar[Kind] = Kind.READ
@@ -342,6 +342,7 @@ class Read(Frame):
     text: str | None = None
     greedy_tokens: int = 0
     context: bool = False
+    tokens: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -350,7 +351,7 @@ class Example(Frame):
 
     ids (T,) int32; codes (T, K, R), scales (T, K) of the rows before them; z (T, D) and z_scales; top (T, 16) int32,
     the base's best ids; lse (T,) float32, the log-sum-exp of its logits. context (C, K', R'), context_scales: rows
-    0 … C − 1, all before the first of codes.
+    0 … C − 1, all before the first of codes. Where READ wanted tokens alone, all but ids have no rows.
     """
 
     kind: ClassVar[Kind] = Kind.EXAMPLE

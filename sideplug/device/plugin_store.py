@@ -1,7 +1,8 @@
 """The plugin store: this device's plugins by name, in one folder, and single plugin folders from elsewhere.
 
-A plugin is loaded when it is first needed and kept in memory until its file changes. A deleted plugin is gone for the
-next request, while a reply in progress ends with the plugin that it began with. The store does not know the network.
+A plugin is loaded when it is first needed and kept in memory until somebody else changes its file. A deleted plugin is
+gone for the next request, while a reply in progress ends with the plugin that it began with. The store does not know
+the network.
 Test: pytest tests/device/test_plugin_store.py
 """
 
@@ -20,7 +21,7 @@ from pathlib import Path
 from sideplug.contract.errors import InputError, PluginError, Stopped, UnknownModel
 from sideplug.paths import sweep
 from sideplug.plugins import Plugin, bundle, sealed_file
-from sideplug.plugins.file import CONFIG, PART, PLUGIN, SUFFIX, is_plugin, is_sealed, part_files
+from sideplug.plugins.file import CONFIG, PART, PLUGIN, SUFFIX, is_plugin, is_sealed, version_of
 
 NAME = re.compile(r"[\w][\w.-]{0,63}")
 log = logging.getLogger("sideplug.plugins")
@@ -48,7 +49,7 @@ class PluginStore:
         self.root = root
         self._others = _by_name(root, others)
         self._passphrase = passphrase
-        self._loaded: dict[Path, tuple[tuple[int, ...], Plugin]] = {}
+        self._loaded: dict[Path, Plugin] = {}
         self._lock = threading.Lock()
         self._twins: set[Path] = set()  # folders that were said to have another's name
 
@@ -73,16 +74,14 @@ class PluginStore:
         """Return the plugin of this name. Raises UnknownModel, or PluginError for a damaged one."""
         entry = self.find(name)
         try:
-            statuses = [path.stat() for path in part_files(entry.folder)]
+            version = version_of(entry.folder)
         except OSError:
             raise UnknownModel(f"the plugin {name!r} has just been deleted") from None
-        version = tuple(n for status in statuses for n in (status.st_ino, status.st_mtime_ns, status.st_size))
         with self._lock:
             loaded = self._loaded.get(entry.folder)
-            if loaded is None or loaded[0] != version:
-                loaded = version, Plugin.load(entry.folder, lambda: self._passphrase(name))
-                self._loaded[entry.folder] = loaded
-            return loaded[1]
+            if loaded is None or loaded.version != version:
+                loaded = self._loaded[entry.folder] = Plugin.load(entry.folder, lambda: self._passphrase(name))
+            return loaded
 
     def new_folder(self, name: str) -> Path:
         """Return where a new plugin of this name would go. Raises InputError for a malformed or taken name."""

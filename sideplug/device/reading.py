@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from sideplug.contract.capabilities import TOKENS
 from sideplug.contract.errors import Busy, CloudError, InputError, ProtocolError, Untrusted
 from sideplug.contract.frames import Example, Read
 from sideplug.contract.text import Prompt
@@ -16,6 +17,8 @@ from sideplug.device.session import Session
 from sideplug.plugins import Plugin
 
 LONGEST_WAIT_S = 60.0  # for a cloud that has no room
+MANY = 50  # texts: a person is told why a reply waits
+AT_ONCE, CHARACTERS_AT_ONCE = 64, 32_000  # texts under way, where the cloud need not run its model for them
 
 Progress = Callable[[int, int], None]  # of how many texts so many are read
 
@@ -31,6 +34,7 @@ def read_for(session: Session, plugin: Plugin, progress: Progress = lambda done,
         texts = part.unread(base)
         if not texts:
             continue
+        progress(0, len(texts))
         ids: list[list[int]] = []
         try:
             read(session, texts, ids, progress)
@@ -50,12 +54,20 @@ def read(session: Session, texts: Sequence[tuple[Prompt, str]], ids: list[list[i
     under_way: set[int] = set()
     turned_away: list[int] = []
     following = 0
+    alone = TOKENS.name in session.granted
+
+    def has_room() -> bool:
+        if not alone:
+            return len(under_way) < session.readings
+        size = sum(len(texts[number][1]) for number in under_way)
+        return not under_way or (len(under_way) < AT_ONCE and size < CHARACTERS_AT_ONCE)
+
     while len(ids) < len(texts):
         try:
             while turned_away:
                 _ask(session, texts, turned_away[-1])
                 turned_away.pop()
-            while following < len(texts) and len(under_way) < session.readings:
+            while following < len(texts) and has_room():
                 _ask(session, texts, following)
                 under_way.add(following)
                 following += 1
@@ -88,4 +100,4 @@ def read(session: Session, texts: Sequence[tuple[Prompt, str]], ids: list[list[i
 
 def _ask(session: Session, texts: Sequence[tuple[Prompt, str]], number: int) -> None:
     prompt, reply = texts[number]
-    session.send(Read(number, reply, False, **prompt.to_read()))
+    session.send(Read(number, reply, False, **prompt.to_read(), tokens=TOKENS.name in session.granted))

@@ -20,9 +20,11 @@ from sideplug.contract.capabilities import (
     CONTEXT,
     MIXTURE,
     QUOTE,
+    TOKENS,
     ContextSettings,
     MixtureSettings,
     QuoteSettings,
+    TokensSettings,
     want,
 )
 from sideplug.contract.codec import unpack
@@ -230,6 +232,7 @@ class PluginResponder:
         if any(part.role == "memory" for part in plugin.parts):
             wanted[MIXTURE.name] = want(MixtureSettings())
             wanted[QUOTE.name] = want(QuoteSettings(), required=False)
+            wanted[TOKENS.name] = want(TokensSettings(), required=False)  # an older cloud runs the model for them
         base = "" if plugin.base == ANY_BASE else plugin.base
         self.opening = Opening(base, plugin.tap, plugin.merge, gates, wanted)
         self._is_shut = gate is not None and gate.kind == "shut"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sideplug.contract.capabilities import CONTEXT, ContextSettings, check_extensions, grant, settings_of
+from sideplug.contract.capabilities import CONTEXT, TOKENS, ContextSettings, check_extensions, grant, settings_of
 from sideplug.contract.errors import Untrusted
 from sideplug.contract.frames import (
     BEST_IDS,
@@ -89,6 +89,8 @@ class Terms:
         rows = len(frame.ids)
         _must(frame.ids.dtype == np.int32 and 1 <= rows <= self.model.context, "an example's tokens")
         self._check_ids(frame.ids)
+        if TOKENS.name in self.granted and not len(frame.codes):  # who asked knows whether it was for tokens alone
+            rows = 0
         self._check_codes(frame.codes, frame.scales, rows, len(self.tap.layers), self.tap.rank)
         self._check_z(frame.z, rows)
         _must(_is(frame.z_scales, np.float32, (0,)), "an example's states")

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sideplug.contract.errors import InputError, PluginError
+from sideplug.contract.errors import InputError, NoNetwork, PluginError
 from sideplug.memory.part import Memory
 from sideplug.memory.settings import Settings
 from sideplug.memory.store import Entry
+from sideplug.memory.weights import fetch_encoder
 from sideplug.memory.words import words
 from sideplug.plugins import ANY_BASE, Plugin
 from sideplug.plugins.file import changing, is_plugin, is_sealed
@@ -83,6 +85,22 @@ def check(entries: Sequence[Entry]) -> None:
             raise InputError(f"{entry.source}: {error}" if entry.source else str(error)) from error
 
 
+def remember(
+    folder: Path, entries: Sequence[Entry], say: Callable[[str], None], progress: Progress = lambda done, count: None
+) -> Told:
+    """Tell the plugin in a folder, which is made where there is none, these entries. say: hears what is fetched, or why
+    it can't be. progress: how many of the vectors that are missing are made.
+
+    Raises InputError for an entry that can't be kept (then none is), PluginError, Stopped.
+    """
+    check(entries)
+    try:
+        fetch_encoder(say)
+    except NoNetwork as error:
+        say(f"{error}; until it can be fetched, what was told is found by words alone")
+    return change(folder, partial(tell, entries=entries, progress=progress), must_be=False)
+
+
 def tell(memory: Memory, entries: Sequence[Entry], progress: Progress = lambda done, count: None) -> Told:
     """Add entries to a memory. A question that was told before with another reply is replaced by the newer one.
 
@@ -126,11 +144,17 @@ def _contradicted(memory: Memory, entry: Entry) -> Entry | None:
     return recall.entry if words(recall.entry.reply) != words(entry.reply) else None
 
 
-def forget(memory: Memory, numbers: Sequence[int]) -> list[Entry]:
-    """Forget entries; return what they were. Raises InputError where one is not there: then none is forgotten."""
+def forget(
+    memory: Memory, numbers: Sequence[int], before: Callable[[list[Entry]], None] = lambda entries: None
+) -> list[Entry]:
+    """Forget entries; return what they were. Raises InputError where one is not there: then none is forgotten.
+
+    before: called with them first, to forget them elsewhere; where it raises, they stay and can be forgotten again.
+    """
     entries = [memory.store.entry(number) for number in dict.fromkeys(numbers)]
     if not entries:
         raise InputError("no entry is named: give their numbers, sideplug memory list shows them")
+    before(entries)
     memory.store.forget([entry.number for entry in entries])
     return entries
 

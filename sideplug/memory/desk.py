@@ -16,7 +16,7 @@ from typing import Any
 
 from sideplug.contract.errors import InputError, SideplugError
 from sideplug.memory import book
-from sideplug.memory.part import CERTAIN, MOST_CHARACTERS, Memory
+from sideplug.memory.part import CERTAIN, MOST_CHARACTERS
 from sideplug.memory.settings import Settings
 from sideplug.memory.store import Entry
 from sideplug.plugins import Plugin, TrainedPart
@@ -29,16 +29,27 @@ Named = tuple[str, str]  # the name of a file, and its text
 ReadFiles = Callable[[Sequence[Named], Callable[[str], None]], list[Entry]]  # the last hears what is passed over
 
 
+Forget = Callable[[Path, Sequence[int]], tuple[list[Entry], str]]  # what they were; what still holds them
+
+
+def _forget_here(folder: Path, numbers: Sequence[int]) -> tuple[list[Entry], str]:
+    gone = book.change(folder, partial(book.forget, numbers=numbers))
+    is_trained = any(isinstance(part, TrainedPart) for part in Plugin.load(folder).parts)
+    return gone, "its trained part may still hold it: train it anew" if is_trained else ""
+
+
 def _no_files(files: Sequence[Named], tell: Callable[[str], None]) -> list[Entry]:
     raise InputError("files are not read here: give entries")
 
 
 class Desk:
     """read_files: turns files into entries. fetch: brings what a memory finds more with, unless it is there; it is
-    called in a thread when something was told."""
+    called in a thread when something was told. forget: forgets in what training made of it too."""
 
-    def __init__(self, read_files: ReadFiles = _no_files, fetch: Callable[[], None] = lambda: None) -> None:
-        self._read_files, self._fetch = read_files, fetch
+    def __init__(
+        self, read_files: ReadFiles = _no_files, fetch: Callable[[], None] = lambda: None, forget: Forget = _forget_here
+    ) -> None:
+        self._read_files, self._fetch, self._forget = read_files, fetch, forget
         self._fetching: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -99,17 +110,14 @@ class Desk:
         return as_json(book.change(folder, partial(book.edit, number=number, question=question, reply=reply)))
 
     def forget(self, folder: Path, number: int) -> dict[str, Any]:
-        """Forget an entry; return it. trained: whether a trained part of the plugin may still hold it.
+        """Forget an entry; return it. trained: whether a trained part of the plugin may still hold it. left: the same
+        as a sentence, with what ends it.
 
         Raises InputError, PluginError, Stopped.
         """
 
-        def work(memory: Memory) -> Entry:
-            return book.forget(memory, [number])[0]
-
-        gone = book.change(folder, work)
-        is_trained = any(isinstance(part, TrainedPart) for part in Plugin.load(folder).parts)
-        return {"forgotten": as_json(gone), "trained": is_trained}
+        (gone,), left = self._forget(folder, [number])
+        return {"forgotten": as_json(gone), "trained": bool(left), "left": left}
 
     def restore(self, folder: Path, number: int) -> dict[str, Any]:
         """Let an entry that was replaced hold again. Raises InputError, PluginError, Stopped."""

@@ -58,14 +58,14 @@ class Index:
     _vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int8))
     _total: int = 0
 
-    def fill(self, progress: Callable[[int], None] = lambda done: None) -> None:
-        """Compute the vectors that are missing. `progress` receives how many were computed. Raises Stopped."""
+    def fill(self, progress: Callable[[int, int], None] = lambda done, count: None) -> None:
+        """Compute the vectors that are missing. `progress` receives how many of how many were. Raises Stopped."""
         if self.embed is None:
             return
         if self.store.setting("encoder") != self.encoder:
             self.store.drop_vectors()
             self.store.set_setting("encoder", self.encoder)
-        done = last = 0
+        done, last, count = 0, 0, self.store.missing_vectors()
         while passages := self.store.without_vector(last, 64):
             if passages[-1].id <= last:
                 raise PluginError("the memory is damaged: its passages have no order")
@@ -74,7 +74,7 @@ class Index:
             vectors = np.rint(self.embed(texts) * _SCALE).astype(np.int8)
             self.store.set_vectors({each.id: vector for each, vector in zip(passages, vectors, strict=True)})
             done += len(passages)
-            progress(done)
+            progress(done, count)
 
     def refresh(self) -> None:
         """Follow the store, where it changed."""

@@ -106,7 +106,7 @@ class Memory(Part):
     tap: Tap | None = None
 
     def __init__(self, store: Store | None = None) -> None:
-        self.store = store or Store()
+        self.store = Store() if store is None else store
         self.gate, self.about = Gate("shut"), {}
         self.has_read = False  # tokens that its file does not hold yet
         encoder = weights.encoder()
@@ -135,8 +135,7 @@ class Memory(Part):
     def fill(self, progress: Callable[[int, int], None] = lambda done, count: None) -> None:
         """Make the vectors of new entries. `progress` receives how many of how many are made."""
         with self._lock:
-            missing = self.store.missing_vectors()
-            self._index.fill(lambda done: progress(done, missing))
+            self._index.fill(progress)
 
     def merged_with(self, stored: Part) -> Part:
         """See Part: the stored entries, with the tokens that were read here."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -150,11 +151,20 @@ class Store:
     def __init__(self, data: bytes | None = None, name: str = "the memory") -> None:
         """Holds what `to_bytes` gave; None: nothing. `name` names it in errors. Raises PluginError."""
         self._db, self._name = sqlite3.connect(IN_MEMORY, isolation_level=None, check_same_thread=False), name
+        weakref.finalize(self, self._db.close)
         self._rolled_back = 0
         with self._errors():
             if data is not None:
+                self._check_whole(data)
                 self._db.deserialize(data)
             self._ready()
+
+    def _check_whole(self, data: bytes) -> None:
+        """Raises PluginError for bytes that are no database, or not all of its pages: SQLite reads on without some."""
+        size = int.from_bytes(data[16:18], "big")  # 1: 65,536
+        pages = int.from_bytes(data[28:32], "big")
+        if not data.startswith(b"SQLite format 3\0") or len(data) != (65_536 if size == 1 else size) * pages:
+            raise PluginError(f"{self._name} is damaged: it is not whole")
 
     def _ready(self) -> None:
         self._db.execute("PRAGMA secure_delete = ON")  # what is forgotten is overwritten
@@ -421,6 +431,14 @@ class Store:
         with self._errors():
             rows = self._db.execute("SELECT id, ids FROM passages WHERE base = ?", (base,))
             return {int(row[0]): np.frombuffer(row[1], np.int32) for row in rows}
+
+    def ids_of(self, number: int, base: str) -> list[int]:
+        """Return the tokens of an entry's reply that were recorded of this base; [] for a note, or where none were."""
+        with self._errors():
+            row = self._db.execute(
+                "SELECT ids FROM passages WHERE number = ? AND base = ? AND asked != ''", (number, base)
+            ).fetchone()
+        return np.frombuffer(row[0], np.int32)[:-1].tolist() if row and row[0] else []  # type: ignore[no-any-return]
 
     def set_ids(self, base: str, ids: dict[int, np.ndarray]) -> None:
         """Keep the tokens of passages' replies, by the base model with this fingerprint."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -68,6 +69,12 @@ def is_sealed(folder: Path) -> bool:
 def part_files(folder: Path) -> list[Path]:
     """The files of a plugin's parts, open or sealed, as `read_folder` reads them. Raises PluginError."""
     return [_part_path(folder, name) for name in read_plugin(folder).parts]
+
+
+def version_of(folder: Path) -> tuple[int, ...]:
+    """What changes whenever a part of the plugin is written. Raises PluginError, OSError where a part is gone."""
+    statuses = [path.stat() for path in part_files(folder)]
+    return tuple(n for status in statuses for n in (status.st_ino, status.st_mtime_ns, status.st_size))
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,20 @@ def write_part(part: Part, base: str, base_name: str, folder: Path) -> None:
             base, base_name = there.base_fingerprint, there.base_model_name_or_path
         _write_part(part, base, base_name, folder)
         _write_plugin(PluginJson(base, base_name, [*others, part.name]), folder)
+
+
+def drop_part(folder: Path, name: str) -> None:
+    """Delete one part of a plugin; the others stay, at least one. Raises Stopped, PluginError."""
+    with changing(folder), _writing(folder):
+        there = read_plugin(folder)
+        left = [each for each in there.parts if each != name]
+        if not left:
+            raise PluginError(f"{folder} has no part but {name}: delete the plugin instead")
+        base, base_name = there.base_fingerprint, there.base_model_name_or_path
+        if all(_fits_any_base(folder, each) for each in left):
+            base, base_name = ANY_BASE, ANY_BASE
+        _write_plugin(PluginJson(base, base_name, left), folder)
+        shutil.rmtree(folder / name)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ How its files look is in file.py. It does not know the wire or the base model. T
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ class Plugin:
     base_name: str
     parts: list[Part] = field(default_factory=list)
     folder: Path | None = field(default=None, compare=False)  # where it was loaded from, or saved to
+    version: tuple[int, ...] = field(default=(), compare=False)  # of the files that it was loaded from, or kept in
 
     def __post_init__(self) -> None:
         names = [part.name for part in self.parts]
@@ -127,20 +129,30 @@ class Plugin:
 
     def keep_read(self) -> None:
         """Write the parts that have read something of the base to the plugin's folder, unless it is sealed, or they are
-        gone. Raises Stopped, PluginError."""
+        gone. Where nobody else has written there, it stays the plugin of this version. Raises Stopped, PluginError."""
         for part in self.parts:
             if part.has_read and self.folder and file.is_plugin(self.folder) and not file.is_sealed(self.folder):
                 with file.changing(self.folder):
-                    stored = {each.name: each for each in file.read_folder(self.folder).parts}.get(part.name)
-                    if stored is not None:
-                        self.save_part(part.merged_with(stored), self.folder)
+                    self._keep(part, self.folder)
                 part.has_read = False
+
+    def _keep(self, part: Part, folder: Path) -> None:
+        if self.version and self.version == file.version_of(folder):
+            self.save_part(part, folder)
+            self.version = file.version_of(folder)
+            return
+        stored = {each.name: each for each in file.read_folder(folder).parts}.get(part.name)
+        if stored is not None:
+            self.save_part(part.merged_with(stored), folder)
 
     @classmethod
     def load(cls, folder: Path, passphrase: Callable[[], str] = lambda: "") -> Plugin:
         """The plugin of a folder; `passphrase` is called where it is sealed. Raises PluginError."""
+        version: tuple[int, ...] = ()
+        with contextlib.suppress(OSError, PluginError):  # read_folder says what is wrong
+            version = file.version_of(folder)
         whole = file.read_folder(folder, passphrase)
-        return cls(whole.base, whole.base_name, whole.parts, folder)
+        return cls(whole.base, whole.base_name, whole.parts, folder, version)
 
     def to_bytes(self, beside: Mapping[str, np.ndarray] | None = None) -> bytes:
         """The whole plugin as one file. beside: further tensors, whose names are no part's (see bundle)."""

@@ -27,6 +27,13 @@ class Example:
     reply: str
     where: str
     greedy_tokens: int = 0  # for the retain set: the base writes the reply, at most this many tokens
+    told: str = ""  # the question in the person's own words, where the prompt has others
+
+    @property
+    def question(self) -> str:
+        """Return the question in the person's own words, the last of a conversation; "" for a text."""
+        asked = [each["content"] for each in self.prompt.messages or () if each["role"] == "user"]
+        return self.told or (asked[-1] if asked else "")
 
     def to_json(self) -> Record:
         """Return the example as plain values, without `where`."""

@@ -18,7 +18,7 @@ from sideplug.device.client import Client
 from sideplug.device.plugin_store import PluginStore
 from sideplug.plugins.file import is_trained
 from sideplug.readers import Example, read_texts
-from sideplug.training import pipeline, preflight, report, update
+from sideplug.training import forgetting, pipeline, preflight, report, update
 from sideplug.training.fit import TrainConfig
 from sideplug.training.recipe import Recipe
 from sideplug.training.trainer import CHECKPOINT, Progress
@@ -49,19 +49,26 @@ class TrainingJob:
         return dict(self._state)
 
     def start(self, name: str, files: list[tuple[str, str]], settings: dict[str, Any]) -> None:
-        """Begin, from files of (name, text). settings: epochs, width, force. Raises InputError."""
+        """Begin, from files of (name, text). settings: epochs, width, force, skip_bad; or retrain and no files, to
+        train an existing plugin anew on what is left on its tape (see forgetting). Raises InputError."""
         for key, value in settings.items():
             number = key in ("epochs", "width") and type(value) is int and 1 <= value <= 4096
-            if not number and not (key in ("force", "skip_bad") and type(value) is bool):
-                allowed = "epochs and width (1 to 4096), force and skip_bad"
+            if not number and not (key in ("force", "skip_bad", "retrain") and type(value) is bool):
+                allowed = "epochs and width (1 to 4096), force, skip_bad and retrain"
                 raise InputError(f"settings must be {allowed}, got {str(key)[:40]!r}")
         told = list[str]()
-        examples = read_files(files, settings.get("skip_bad", False), told.append)
+        retrain = settings.get("retrain", False)
+        if retrain and files:
+            raise InputError("retrain takes no files: it trains on what is left on the plugin's tape")
+        examples = [] if retrain else read_files(files, settings.get("skip_bad", False), told.append)
         with self._lock:
             if self._state["running"]:
                 raise InputError(f"{self._state['name']} is being trained: wait for it, or stop it")
             folder = self._store.folder(name)
-            if is_trained(folder):
+            if retrain:
+                self._store.find(name)
+                work = lambda: self._retrain(folder)  # noqa: E731
+            elif is_trained(folder):
                 work = lambda: self._update(folder, examples, settings)  # noqa: E731
             else:
                 recipe = Recipe(width=settings.get("width", 0)).with_epochs(settings.get("epochs", 0))
@@ -111,6 +118,11 @@ class TrainingJob:
         self._state["notes"] = [*notes, *texts.lines, *(made.trial.lines if made.trial else [])]
         self._state["kept"] = True
         return report.reached(made)
+
+    def _retrain(self, folder: Path) -> str:
+        line = forgetting.retrain(self._client, folder, self._show, self._interrupts)
+        self._state["kept"] = True
+        return line
 
     def _update(self, folder: Path, examples: list[Example], settings: dict[str, Any]) -> str:
         epochs = settings.get("epochs", TrainConfig().epochs)

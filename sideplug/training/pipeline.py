@@ -229,23 +229,15 @@ def _make(
     config = recipe.schedule(Batches.count(tapes.training, recipe.training.batch_tokens))
     retain = tapes.split_retain(config.seed, hard_negatives=True)
     trainer = Trainer(part, plugin.base, rows, tapes.training, tapes.held, config, out, retain=retain, about=made_with)
-    result = train(trainer, show, interrupts, resume)
-    figures = figures_of(trainer, texts.told, tapes.held)
-    if result.best_loss < result.base_loss:
-        trainer.learn_held()
-    part.phrases = tapes.training.texts()[-MAX_PHRASES:]
-    gated = fit_gate(trainer, tapes)
     part.about = {
         "examples": len(texts.training) - texts.made,
         "made": texts.made,
         "held": len(texts.held),
+        "told": texts.told,
         "tape_bytes": size,
         "recording_s": round(recorded_s, 2),
-        **result.to_json(),
-        **gated,
-        "figures": {name: figure.to_json() for name, figure in figures.items()},
-        "settings": vars(config),
     }
+    result, gated, figures = learn(trainer, tapes, texts.told, show, interrupts, resume)
     plugin.save_part(part, out)
     trainer.forget_checkpoint()
     told, text = texts.held[: texts.told], texts.held[texts.told :]
@@ -253,6 +245,25 @@ def _make(
     untold = texts.untold if len(kept.parts) > 1 else [*texts.whole, *texts.untold]
     tested = trial.tried(client, kept, texts.training, told, text, untold, say)
     return Made(plugin, result, gated, figures, tested)
+
+
+def learn(
+    trainer: Trainer, tapes: Tapes, told: int, show: Show, interrupts: Interrupts, resume: bool = False
+) -> tuple[Result, dict[str, Any], dict[str, Figure]]:
+    """Train a trainer's part on these tapes, with its gate and its phrases; what that reached is in its `about` too.
+
+    told: how many held-out examples, from the first on, ask for told facts. Raises Stopped.
+    """
+    part = trainer.part
+    result = train(trainer, show, interrupts, resume)
+    figures = figures_of(trainer, told, tapes.held)
+    if result.best_loss < result.base_loss:
+        trainer.learn_held()
+    part.phrases = tapes.training.texts()[-MAX_PHRASES:]
+    gated = fit_gate(trainer, tapes)
+    shown = {name: figure.to_json() for name, figure in figures.items()}
+    part.about = {**part.about, **result.to_json(), **gated, "figures": shown, "settings": vars(trainer.config)}
+    return result, gated, figures
 
 
 def record_one(

@@ -22,7 +22,7 @@ def as_text(example: Example) -> Example:
     if example.prompt.messages is None:
         return example
     said = "".join(message["content"].strip() + "\n\n" for message in example.prompt.messages)
-    return dataclasses.replace(example, prompt=Prompt(text=said))
+    return dataclasses.replace(example, prompt=Prompt(text=said), told=example.question)
 
 
 def openings() -> list[Example]:

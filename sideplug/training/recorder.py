@@ -25,7 +25,7 @@ from sideplug.device.session import Session
 from sideplug.paths import alone, write_aside, writing
 from sideplug.readers import Example
 from sideplug.training.judged import Judged
-from sideplug.training.tape import Tape, digest, good_spans, read_identity
+from sideplug.training.tape import Tape, digest, good_spans, marks_of, read_identity
 
 LONGEST_WAIT_S = 60.0  # for a cloud that has no room
 
@@ -51,7 +51,7 @@ def record(
     with writing(path, "the tape"), alone(path, say):
         if not (path.is_file() and _of_these(about, identity)):
             path.unlink(missing_ok=True)
-        write_aside(about, json.dumps({**identity, "count": len(examples)}).encode())
+        write_aside(about, json.dumps({**identity, "count": len(examples), "told": marks_of(examples)}).encode())
         spans = good_spans(path, tap)[0] if path.exists() else []
         path.touch(mode=0o600)  # it holds the person's words, as token ids
         with path.open("ab") as file:
@@ -135,7 +135,11 @@ class Reads:
             raise Untrusted(f"the cloud sends example {frame.number}, which was not asked for")
         self._under_way.remove(frame.number)
         most = self._examples[frame.number].greedy_tokens
-        if (most and len(frame.ids) > most) or (frame.context is not None) != self._context:
+        if (
+            len(frame.codes) != len(frame.ids)
+            or (most and len(frame.ids) > most)
+            or (frame.context is not None) != self._context
+        ):
             raise Untrusted(f"the cloud sends example {frame.number} otherwise than it was asked for")
 
     def forget(self) -> None:

@@ -212,4 +212,4 @@ class _Questions:
 def _asking(example: Example, text: str) -> Example:
     """The example, asked in other words."""
     messages = (*(example.prompt.messages or ())[:-1], {"role": "user", "content": text})
-    return replace(example, prompt=Prompt(messages=messages))
+    return replace(example, prompt=Prompt(messages=messages), told=example.question)

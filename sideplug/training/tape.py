@@ -2,7 +2,8 @@
 
 A tape file is a sequence of EXAMPLE frames, just as they came down. So it is appended to safely, a frame that was cut
 off by a break or a crash is found and dropped, and recording continues from there. A .json file beside it says of which
-base, tap and examples it is. Epochs read it from disk: they cost no network, no LLM and little memory.
+base, tap and examples it is, and what each one tells (see mark), so that it can be forgotten (see forgetting). Epochs
+read it from disk: they cost no network, no LLM and little memory.
 
 How it is recorded is in recorder.py. It does not know plugins or losses. Test: pytest tests/training/test_tape.py
 """
@@ -26,6 +27,7 @@ from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.contract.wire import HEADER_BYTES, decode, frame_size
 from sideplug.readers import Example
 
+DROPPED = "dropped"  # in the .json file: numbers of examples that are taken off, perhaps not yet
 REMEDY = "delete it, and sideplug train records it anew"
 
 
@@ -78,8 +80,9 @@ class Tape:
             what = f"is damaged at its example {len(spans) + 1}" if spans else "is not a tape of this version"
             raise DataError(f"{path} {what}: {REMEDY}")
         about = read_identity(path.with_suffix(".json"))
-        wanted = about.get("count", len(spans)) if isinstance(about, dict) else len(spans)
-        if len(spans) != wanted:
+        about = about if isinstance(about, dict) else {}
+        wanted = about.get("count", len(spans))
+        if len(spans) - wanted not in (0, len(about.get(DROPPED, ()))):
             raise DataError(f"{path} has {len(spans)} examples where there should be {wanted}: {REMEDY}")
         return cls(spans, tap, context)
 
@@ -136,6 +139,17 @@ class Tape:
 def digest(examples: Sequence[Example]) -> str:
     """The examples' identity: a changed file makes a new tape."""
     return hashlib.sha256(json.dumps([e.to_json() for e in examples]).encode()).hexdigest()
+
+
+def mark(question: str, reply: str) -> str:
+    """Return what tells a told thing on a tape, whose frames have no words of its question; spaces do not count."""
+    told = json.dumps([" ".join(question.split()), " ".join(reply.split())])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def marks_of(examples: Sequence[Example]) -> list[str]:
+    """Return the mark of each example, a reworded one's as it was told; "" where the base writes the reply."""
+    return ["" if each.greedy_tokens else mark(each.question, each.reply) for each in examples]
 
 
 def read_identity(path: Path) -> Any:

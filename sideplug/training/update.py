@@ -80,7 +80,7 @@ def update(
     Raises PluginError for a plugin without its tapes, Stopped where somebody wanted that, or another training writes
     into the folder (the plugin stays).
     """
-    _open(folder)
+    open_plugin(folder)
     with writing(folder), alone(folder / pipeline.TRAINING.parent, shown=folder), threads.measured():
         return _update(client, folder, added, show, interrupts, epochs, force, skip_bad, tell)
 
@@ -96,29 +96,22 @@ def _update(
     skip_bad: bool,
     tell: Tell,
 ) -> Update:
-    plugin = _open(folder)
-    part, before = plugin.trained, plugin.to_bytes()
+    plugin = open_plugin(folder)
+    part = plugin.trained
+    before = Plugin(plugin.base, plugin.base_name, [part]).to_bytes()  # not what it remembers: that is no training's
     number = int(part.about.get("additions", 0)) + 1
-    tapes_of_it = [folder / pipeline.TRAINING, *(_addition(folder, n) for n in range(1, number))]
-    if part.about.get("held", 1):
-        tapes_of_it.append(folder / pipeline.HELD)
-    if not all(path.is_file() for path in tapes_of_it):
-        if any(folder.rglob("*" + SUFFIX)):
-            raise PluginError(f"a tape of {folder} is sealed: unlock it first (sideplug plugin unlock {folder})")
-        raise PluginError(
-            f"{folder} has no tape to learn on from: export it with its tape where it was made (sideplug plugin export "
-            "--tape --seal), or train it anew"
-        )
+    tapes = tapes_learnt(folder, plugin)
+    if not len(tapes.training):
+        raise PluginError(f"nothing is left on the tape of {folder}, all was forgotten: train it anew (train --out)")
     added = readable(client, added, part.tap, part.context, skip_bad, tell)
     with client.connect(responder=Silent(part.tap, part.context)) as session:
         plugin.check_base(session.model.fingerprint, session.model.name)
         new = pipeline.record_one(session, part.tap, part.context, "new", added, _addition(folder, number), show)
-        tapes = _tapes(folder, plugin, number - 1)
         old = tapes.training
         tapes.training = old + new.part([*range(len(new))] * _repeats(old, new))
         held = tapes.held or old  # where nothing was held out, what it learnt must stay as it is
         tapes.held = held + new
-        config = replace(_config(plugin), epochs=epochs)
+        config = replace(config_of(plugin), epochs=epochs)
         rows = tapes.fetch_head(session, 4096)
     retain = tapes.split_retain(config.seed, hard_negatives=True)
     trainer = Trainer(part, plugin.base, rows, tapes.training, tapes.held, config, folder, retain, trained=True)
@@ -152,7 +145,7 @@ def _update(
 
 def tapes_to_export(folder: Path) -> dict[str, bytes]:
     """All tapes that the plugin in `folder` learnt from, by name, the retain set's too. Raises PluginError."""
-    _open(folder)
+    open_plugin(folder)
     tapes = tapes_of(folder)
     if pipeline.TRAINING.name not in tapes:
         raise PluginError(f"{folder} has no tape to export")
@@ -165,18 +158,21 @@ def tapes_to_export(folder: Path) -> dict[str, bytes]:
 
 
 def rollback(folder: Path) -> Plugin:
-    """The plugin as it was before it last learnt. Raises PluginError where there is no such version."""
-    _open(folder)
+    """The plugin with its trained part as it was before it last learnt, and the rest as it is.
+
+    Raises PluginError where there is no such version.
+    """
+    open_plugin(folder)
     versions = sorted((folder / VERSIONS).glob("*.safetensors"))
     if not versions:
         raise PluginError(f"{folder} has no version before this one")
-    plugin = Plugin.from_bytes(versions[-1].read_bytes(), str(versions[-1]))
-    plugin.save(folder)
+    before = Plugin.from_bytes(versions[-1].read_bytes(), str(versions[-1]))
+    before.save_part(before.trained, folder)  # what it remembers stays as it is
     versions[-1].unlink()
-    return plugin
+    return Plugin.load(folder)
 
 
-def _open(folder: Path) -> Plugin:
+def open_plugin(folder: Path) -> Plugin:
     """The plugin. Raises PluginError for one that is sealed: what is learnt from is sealed with it."""
     if is_sealed(folder):
         raise PluginError(f"{folder} is sealed, its tape too: unlock it first (sideplug plugin unlock {folder})")
@@ -192,14 +188,31 @@ def _addition(folder: Path, number: int) -> Path:
     return (folder / pipeline.TRAINING).with_name(f"more-{number}.tape")
 
 
-def _config(plugin: Plugin) -> TrainConfig:
+def config_of(plugin: Plugin) -> TrainConfig:
+    """How a plugin was trained, as far as this version knows its settings."""
     known = plugin.about.get("settings", {})
     return TrainConfig(**{name: value for name, value in known.items() if name in TrainConfig.__dataclass_fields__})
 
 
-def _tapes(folder: Path, plugin: Plugin, additions: int) -> pipeline.Tapes:
-    """What the plugin was made from so far."""
+def tape_files(folder: Path, plugin: Plugin) -> list[Path]:
+    """The files of the tapes that the plugin in `folder` learnt from: trained on, added later, held out."""
+    about = plugin.trained.about
+    numbers = range(1, int(about.get("additions", 0)) + 1)
+    held = [folder / pipeline.HELD] if about.get("held", 1) else []
+    return [folder / pipeline.TRAINING, *(_addition(folder, number) for number in numbers), *held]
+
+
+def tapes_learnt(folder: Path, plugin: Plugin) -> pipeline.Tapes:
+    """What the plugin was made from so far. Raises PluginError where a tape is missing, DataError for a damaged one."""
+    if not all(path.is_file() for path in tape_files(folder, plugin)):
+        if any(folder.rglob("*" + SUFFIX)):
+            raise PluginError(f"a tape of {folder} is sealed: unlock it first (sideplug plugin unlock {folder})")
+        raise PluginError(
+            f"{folder} has no tape to learn on from: export it with its tape where it was made (sideplug plugin export "
+            "--tape --seal), or train it anew"
+        )
     part = plugin.trained
+    additions = int(part.about.get("additions", 0))
 
     def whole(path: Path) -> Tape:
         return Tape.whole(path, part.tap, part.context)
@@ -223,7 +236,7 @@ def _tapes(folder: Path, plugin: Plugin, additions: int) -> pipeline.Tapes:
 
 
 def _keep(folder: Path, file: bytes) -> None:
-    """Keep the version before, where `rollback` finds it."""
+    """Keep the trained part before, where `rollback` finds it."""
     try:
         (folder / VERSIONS).mkdir(exist_ok=True)
         versions = sorted((folder / VERSIONS).glob("*.safetensors"))

@@ -16,7 +16,15 @@ from sideplug.cloud.reply import Reply, SessionSpec
 from sideplug.cloud.requests import Terms
 from sideplug.cloud.store import Base
 from sideplug.cloud.tokenizer import Tokenizer
-from sideplug.contract.capabilities import CONTEXT, MIXTURE, ContextSettings, MixtureSettings, want
+from sideplug.contract.capabilities import (
+    CONTEXT,
+    MIXTURE,
+    TOKENS,
+    ContextSettings,
+    MixtureSettings,
+    TokensSettings,
+    want,
+)
 from sideplug.contract.errors import InputError, ProtocolError, SideplugError, TooLong, WrongBase
 from sideplug.contract.frames import (
     ROWS_PER_FRAME,
@@ -369,6 +377,24 @@ def test_an_example_is_refused(opened: Terms, refused: Refused) -> None:
     with pytest.raises(error, match=re.escape(sentence)) as caught:
         read_example(opened, **changed)
     assert type(caught.value) is error
+
+
+def test_tokens_alone(opened: Terms) -> None:
+    """The ids of the example, and arrays without rows in the tap's types."""
+    asked = replace(READ, tokens=True)
+    with pytest.raises(InputError, match="the session did not ask for that capability"):
+        requests.read_tokens(asked, opened)
+    granted = replace(opened, spec=replace(opened.spec, granted={TOKENS.name: TokensSettings()}))
+    frame = requests.read_tokens(asked, granted)
+    tap = opened.spec.tap
+    assert (frame.number, frame.ids.tolist()) == (READ.number, read_example(opened).targets.tolist())
+    assert (frame.codes.shape, frame.scales.shape) == ((0, len(tap.layers), tap.rank), (0, len(tap.layers)))
+    assert (frame.z.shape, frame.top.shape, len(frame.lse)) == ((0, opened.shape.width), (0, 16), 0)
+    for more in ({"score": True}, {"context": True}, {"greedy_tokens": 3, "reply": ""}):
+        with pytest.raises(InputError, match="tokens alone come without"):
+            requests.read_tokens(replace(asked, **more), granted)  # type: ignore[arg-type]
+    with pytest.raises(TooLong):
+        requests.read_tokens(replace(asked, reply="word " * 999), granted)
 
 
 def test_an_example_that_no_frame_could_hold(opened: Terms) -> None:

@@ -12,7 +12,11 @@ import pytest
 
 from sideplug.cli.memory import entries_of_texts
 from sideplug.device.plugin_store import PluginStore
+from sideplug.memory import book
 from sideplug.memory.desk import Desk
+from sideplug.memory.store import Entry
+from sideplug.plugins import Plugin
+from sideplug.plugins.file import PART
 from sideplug.plugins.sealed_file import seal
 from tests.conftest import Cloud
 from tests.gateway import ASK, Stage, a_stage, refused, root, wanted
@@ -62,6 +66,34 @@ def test_what_is_told_is_said_until_it_is_forgotten(cloud: Cloud, stage: Stage) 
         assert http.get(MEMORY).json() == {"entries": []}
     text, usage = asked(stage, DOG["question"], "anna")
     assert (text, usage["source"], usage["entry"]) == (before, "", 0)
+
+
+def test_what_the_gateway_reads_and_keeps_itself_does_not_load_the_plugin_anew(cloud: Cloud, stage: Stage) -> None:
+    """One session says what was told, before and after its tokens are written; what another process tells is seen."""
+    with stage.http() as http:
+        tell(http, DOG)
+    plugins = stage.gateway.plugins
+    before = plugins.load("anna")
+    folder = plugins.find("anna").folder
+    written = (folder / "memory" / PART).stat().st_mtime_ns
+    assert asked(stage, DOG["question"], "anna")[0] == DOG["reply"]
+    assert (folder / "memory" / PART).stat().st_mtime_ns > written
+    sessions = cloud.server.counters.frames["up", "open"]
+    assert asked(stage, DOG["question"], "anna")[0] == DOG["reply"]
+    assert plugins.load("anna") is before
+    assert cloud.server.counters.frames["up", "open"] == sessions
+    assert Plugin.load(folder).parts[0].unread(cloud.base.fingerprint) == []
+    book.change(folder, lambda memory: book.tell(memory, [Entry("Who sings?", "Anna does.")]))
+    assert asked(stage, "Who sings?", "anna")[0] == "Anna does."
+    assert plugins.load("anna") is not before
+
+
+def test_it_is_said_why_a_reply_waits(cloud: Cloud, stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    with stage.http() as http:
+        tell(http, *({"question": f"Where is thing {n}?", "reply": f"In box {n}."} for n in range(60)))
+    assert asked(stage, "Where is thing 7?", "anna")[0] == "In box 7."
+    (line,) = [each for each in caplog.messages if "the base reads" in each]
+    assert line == "the base reads 60 texts of anna, once; the reply waits for it"
 
 
 def test_a_new_plugin_is_made_and_fits_any_model(cloud: Cloud, stage: Stage) -> None:

@@ -60,7 +60,7 @@ class Scripted:
     def __init__(self, come: list[Any], lost: int = 0, breaks_at: int = 0) -> None:
         self.come, self.lost, self.breaks_at = list(come), lost, breaks_at
         self.sent, self.readings, self.model = list[int](), 3, SimpleNamespace(fingerprint=BASE)
-        self.progressed = lambda: None
+        self.progressed, self.granted = lambda: None, tuple[str, ...]()
 
     def send(self, frame: Read) -> None:
         self.sent.append(frame.number)
@@ -92,6 +92,34 @@ def test_the_tokens_are_the_clouds_own(cloud: Cloud) -> None:
         assert session.readings > 1
     assert ids == tokens(cloud)
     assert seen == [(n, 20) for n in range(1, 21)]
+
+
+LONG = [(Prompt.user("Go on?"), "word " * 39 + str(n)) for n in range(9)]
+ODD = ["ж", "🐈\u200d⬛", "<|im_end|>", "a\n\n b ", "犬の名前", "\t", "word " * 99]
+
+
+def test_the_tokens_alone_are_those_of_an_example_that_the_model_has_run(cloud: Cloud) -> None:
+    """No step of the model is made for them, and nothing but ids comes down; a text that is too long is too long."""
+    plugin, texts = only(*PAIRS), [*TEXTS, *LONG, *((Prompt.user("?"), text) for text in ODD)]
+    with Client.at(cloud.url).connect(plugin) as session, a_session(cloud.url) as other:
+        assert ("tokens" in session.granted, "tokens" in other.granted) == (True, False)
+        alone, run, steps = list[list[int]](), list[list[int]](), cloud.engine.counters.steps
+        read(session, texts, alone, lambda done, count: None)
+        assert cloud.engine.counters.steps == steps
+        read(other, texts, run, lambda done, count: None)
+        assert cloud.engine.counters.steps > steps
+    assert alone == run
+    assert alone[-1] == []
+
+
+@pytest.mark.parametrize(("count", "size", "most"), [(99, 1, 64), (9, 9_000, 4), (3, 90_000, 1)])
+def test_few_texts_are_under_way_at_once(count: int, size: int, most: int) -> None:
+    """64, and about 32,000 characters, or one text: so neither side waits for the other to read."""
+    session, ids, seen = Scripted([*range(count)]), list[list[int]](), list[int]()
+    session.granted, receive = ("tokens",), session.receive
+    session.receive = lambda: seen.append(len(session.sent)) or receive()  # type: ignore[method-assign,func-returns-value]
+    read(session, [(Prompt.user("?"), "x" * size)] * count, ids, lambda done, count: None)  # type: ignore[arg-type]
+    assert seen == [min(most + n, count) for n in range(count)]
 
 
 @pytest.mark.parametrize("come", [[0, 1, 2, 3], [2, 1, 0, 3], [0, 2, CloudError("gone"), 1, 2, 3]], ids=str)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from sideplug.contract.capabilities import CONTEXT, MIXTURE, QUOTE
+from sideplug.contract.capabilities import CONTEXT, MIXTURE, QUOTE, TOKENS
 from sideplug.contract.codec import pack, unpack
 from sideplug.contract.correction import Correction, Mixture, merged, mix, mixture_of, pack_corrections
 from sideplug.contract.errors import PluginError, ProtocolError, WrongBase
@@ -225,8 +225,8 @@ def test_the_opening() -> None:
     opening = PluginResponder(both).opening
     assert (opening.base, opening.tap, opening.merge) == ("b" * 64, TAP, "add")
     assert [gate.kind for gate in opening.gates] == ["shut", "open"]
-    assert set(opening.capabilities) == {MIXTURE.name, QUOTE.name, CONTEXT.name}
-    assert {name for name, wanted in opening.capabilities.items() if not wanted.required} == {QUOTE.name}
+    required = {MIXTURE.name: True, CONTEXT.name: True, QUOTE.name: False, TOKENS.name: False}
+    assert {name: wanted.required for name, wanted in opening.capabilities.items()} == required
     assert PluginResponder(plugin).opening.capabilities == {}
     for gate, kinds in ((Gate("open"), "open open"), (Gate("shut"), "shut shut"), (linear, "shut linear")):
         assert [each.kind for each in PluginResponder(both, gate).opening.gates] == kinds.split()

@@ -196,3 +196,12 @@ def test_a_kill_leaves_the_old_or_the_new(tmp_path: Path) -> None:
         assert len(found) - int(last) in (1, 2), "what it said to be done is there, and one more perhaps"
     remember(tmp_path, NOTE)
     assert said(tmp_path) == [*found, NOTE.reply]
+
+
+def test_a_memory_that_has_forgotten_all_is_the_same_memory(tmp_path: Path) -> None:
+    """A number is given once, and what was set stays."""
+    remember(tmp_path, MILL)
+    change(tmp_path, lambda memory: memory.store.set_setting("kept", "so"))
+    change(tmp_path, lambda memory: forget(memory, [1]))
+    assert change(tmp_path, lambda memory: memory.store.setting("kept")) == "so"
+    assert change(tmp_path, lambda memory: tell(memory, [MILL])).numbers == [2]

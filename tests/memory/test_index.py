@@ -138,14 +138,16 @@ def test_it_follows_its_store(embed: FakeEncoder | None) -> None:
 
 
 def test_vectors_are_made_once() -> None:
-    embed, done = FakeEncoder(), list[int]()
+    embed, done = FakeEncoder(), list[tuple[int, int]]()
     store = a_store([Entry(f"q{n}", "a") for n in range(130)])
-    Index(store, "fake", embed).fill(done.append)
-    assert (done, embed.texts) == ([64, 128, 130], [f"q{n} a" for n in range(130)])
+    Index(store, "fake", embed).fill(lambda *each: done.append(each))
+    assert (done, embed.texts) == ([(64, 130), (128, 130), (130, 130)], [f"q{n} a" for n in range(130)])
     store.add([Entry("", "more")])
     Index(Store(store.to_bytes()), "fake", embed).candidates("which")
     assert embed.texts[130:] == ["more", "which"]
-    Index(store, "another", embed).refresh()
+    again = list[tuple[int, int]]()
+    Index(store, "another", embed).fill(lambda *each: again.append(each))
+    assert again == [(64, 131), (128, 131), (131, 131)], "of what is left to make, another encoder's too"
     assert (len(embed.texts), store.missing_vectors(), store.setting("encoder")) == (132 + 131, 0, "another")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sqlite3
 from dataclasses import replace
 
@@ -188,13 +189,26 @@ def test_bytes_of_another_format() -> None:
 
 def test_damaged_bytes() -> None:
     whole = a_store().to_bytes()
-    for bad in (whole[:1], whole[:100], whole[:30_000], b"no database"):
+    cut = [whole[:-4096], whole + bytes(4096), whole[:-1], whole[:4096], b"no database".ljust(4096)]
+    for bad in (b"", whole[:1], whole[:100], whole[:30_000], b"no database", *cut):
         with pytest.raises(PluginError, match="m is damaged: "):
             Store(bad, "m")
 
 
 @pytest.mark.parametrize("schema", [b"", b"CREATE TABLE entries \xff"])
 def test_damaged_bytes_that_sqlite_has_no_words_for(schema: bytes) -> None:
-    bad = a_store().to_bytes().replace(b"CREATE TABLE entries (", schema) if schema else b""
+    whole, words = a_store().to_bytes(), b"CREATE TABLE entries ("
+    bad = whole.replace(words, schema.ljust(len(words)))
+    assert (words in whole, len(bad)) == (True, len(whole))
     with pytest.raises(PluginError, match="m is damaged: "):
         Store(bad, "m")
+
+
+def test_a_dropped_memory_closes_its_database() -> None:
+    """Python 3.13 warns of one that is not closed."""
+    store = a_store()
+    db = store._db
+    del store
+    gc.collect()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        db.execute("SELECT 1")

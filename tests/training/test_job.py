@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from sideplug.contract.errors import DataError, InputError
+from sideplug.cli.memory import forgotten
+from sideplug.contract.errors import DataError, InputError, UnknownModel
 from sideplug.device.client import Client
 from sideplug.device.plugin_store import PluginStore
 from sideplug.memory.desk import Desk
@@ -272,3 +273,23 @@ def test_text_that_is_none() -> None:
         read_files([("notes.md", "bees \ud83d")])
     with pytest.raises(DataError, match="^notes.jsonl:2: this line is not JSON"):
         read_files([("far/notes.jsonl", '{"text": "x"}\n{')])
+
+
+def test_a_part_is_trained_anew_without_what_is_forgotten(cloud: Cloud, job: TrainingJob, tmp_path: Path) -> None:
+    assert taught(job, a_file(FACTS), epochs=1)["kept"]
+    folder = tmp_path / "shelf" / "anna"
+    desk = Desk(forget=forgotten)
+    desk.tell(folder, [("What is my tea?", "Your tea is lapsang.")])
+    left = desk.forget(folder, 1)
+    assert (left["trained"], "sideplug memory forget --retrain" in left["left"]) == (True, True)
+    state = taught(job, retrain=True)
+    assert (state["kept"], state["line"].startswith(f"the trained part of {folder} is trained anew on")) == (True, True)
+    desk.tell(folder, [("What is my tea?", "Your tea is lapsang.")])
+    assert desk.forget(folder, 1 + 1)["left"] == ""
+
+
+def test_what_can_not_be_trained_anew(job: TrainingJob) -> None:
+    with pytest.raises(InputError, match="retrain takes no files"):
+        job.start("anna", [a_file(FACTS)], {"retrain": True})
+    with pytest.raises(UnknownModel, match="there is no plugin 'anna'"):
+        job.start("anna", [], {"retrain": True})

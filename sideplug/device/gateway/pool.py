@@ -25,6 +25,7 @@ from sideplug.device.address import Address
 from sideplug.device.audit import Recent
 from sideplug.device.client import Client
 from sideplug.device.link import Record
+from sideplug.device.reading import MANY
 from sideplug.device.reply import DecodeOptions, Reply
 from sideplug.device.session import Session
 from sideplug.plugins import Plugin
@@ -41,7 +42,12 @@ def session_opener(cloud: Address) -> OpenSession:
     """Return a function that opens sessions with the cloud at this address."""
 
     def open_session(plugin: Plugin | None, gate: Gate | None, record: Record) -> Session:
-        return Client(cloud, record, log.warning).connect(plugin, gate)
+        def reading(done: int, count: int) -> None:
+            if not done and count >= MANY and plugin is not None:
+                name = plugin.folder.name if plugin.folder else "a plugin"
+                log.warning("the base reads %d texts of %s, once; the reply waits for it", count, name)
+
+        return Client(cloud, record, log.warning, reading).connect(plugin, gate)
 
     return open_session
 

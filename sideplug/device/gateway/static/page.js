@@ -795,9 +795,7 @@ function askEdit(entry, question) {
 function askForget(entry, question) {
   const [n, name] = [entry.number, memoryOf];
   const work = async () => (await api(memoryPath(name, `/${n}`), { method: "DELETE" })).json();
-  const done = ({ trained }) =>
-    `Entry ${n} is forgotten.` +
-    (trained ? ` If ${name} was trained on it too, its trained part still knows it: train it anew.` : "");
+  const done = ({ left }) => `Entry ${n} is forgotten.` + (left ? ` But ${left}` : "");
   const forget = () => changeMemory(work, done);
   ask(question, `Forget ${quoted(entry.question || entry.reply)}?`, "Forget for good", forget, "danger");
 }
