@@ -27,6 +27,7 @@ WEIGHTS = "verifier.safetensors"
 PART_WORD = 2.0  # what a shared word more says of a part, without the encoder
 PERSONAL = 2.0  # the logit above which a question is about the person: of general prompts 3 % are (tune)
 QUESTION_TOKENS, ASKED_TOKENS, PART_TOKENS, PAIR_TOKENS = 48, 48, 64, 128
+SIGNS = " \t\n?.!…。？"  # at a question's end they mean nothing, but a verifier that sees them thinks so
 ASKED, SAID = 1, 2  # what a token is of; 0: of the question
 
 
@@ -48,9 +49,9 @@ def pairs(encoder: Encoder, rows: Sequence[tuple[str, str, Sequence[str]]]) -> P
     built: list[tuple[list[int], list[int]]] = []
     spans = []
     for question, asked, parts in rows:
-        ids = [FIRST, *encoder.tokens(question)[:QUESTION_TOKENS], LAST]
+        ids = [FIRST, *encoder.tokens(question.rstrip(SIGNS))[:QUESTION_TOKENS], LAST]
         of = [0] * len(ids)
-        about = encoder.tokens(asked)[:ASKED_TOKENS]
+        about = encoder.tokens(asked.rstrip(SIGNS))[:ASKED_TOKENS]
         ids, of = ids + about, of + [ASKED] * len(about)
         for part in parts:
             said = encoder.tokens(part)[:PART_TOKENS]
