@@ -350,7 +350,7 @@ def test_trained_updated_and_scored(cloud: Cloud, tmp_path: Path, monkeypatch: p
     assert plugin.to_bytes() == made.plugin.to_bytes()
     with client.connect(plugin) as session:
         judged = recorder.score(session, NOTES[9:])
-    assert float(-judged.plugin.mean()) == pytest.approx(made.result.best_loss, abs=0.15)
+    assert float(-judged.plugin.mean()) < made.result.best_loss + 0.15, "what was held out is learnt after its figure"
     more = [Example(Prompt.user("Where is the cat?"), "Under the roof.", "")] * 3
     learnt = update(client, tmp_path / "p", more, quiet, uninterrupted, 2, force=True)
     assert learnt.new_after < learnt.new_before

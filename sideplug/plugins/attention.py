@@ -195,10 +195,10 @@ class Attention(TrainedKind):
         self, params: Params, code_TKR: np.ndarray, starts_B: np.ndarray, past: Past | None = None
     ) -> tuple[np.ndarray, Saved]:
         """See TrainedKind."""
-        x, flat, spans, blocks = self._run(params, code_TKR, starts_B, past, False)
+        x, spans, blocks = self._run(params, code_TKR, starts_B, past, False)
         y, normed = norm(x, params["norm_gain"], params["norm_bias"])
         value, slope = gelu(y)
-        return value @ params["c"] + params["c_bias"], (flat, spans, blocks, normed, value, slope)
+        return value @ params["c"] + params["c_bias"], (code_TKR, spans, blocks, normed, value, slope)
 
     def extend(self, params: Params, code_TKR: np.ndarray, past: Past) -> None:
         """See TrainedKind: of the last block only the keys and values are computed."""
@@ -206,16 +206,15 @@ class Attention(TrainedKind):
 
     def _run(
         self, p: Params, code_TKR: np.ndarray, starts_B: np.ndarray, past: Past | None, keys_only: bool
-    ) -> tuple[np.ndarray, np.ndarray, list[Span], list[Saved]]:
-        """x (T, W) behind the last block, the flat codes, the spans, and what each block leaves for `backward`."""
+    ) -> tuple[np.ndarray, list[Span], list[Saved]]:
+        """x (T, W) behind the last block, the spans, and what each block leaves for `backward`."""
         rows, (blocks, _, window) = len(code_TKR), p["near"].shape
         kept = past if isinstance(past, LastRows) else None
         if kept is not None:
             kept.make_room(rows)
         earlier = kept.kept if kept is not None else 0
         spans = Span.all(starts_B, rows, earlier, window)
-        flat = code_TKR.reshape(rows, -1)
-        x = flat @ p["in"] + p["in_bias"]
+        x = code_TKR.reshape(rows, -1) @ p["in"] + p["in_bias"]
         saved: list[Saved] = []
         for n in range(blocks):
             y, normed = norm(x, p["attend_gain"][n], p["attend_bias"][n])
@@ -233,12 +232,12 @@ class Attention(TrainedKind):
             saved.append((y, normed, q, kv, [weights for _, weights in taken], out, y2, normed2, value, slope))
         if kept is not None:
             kept.advance(rows)
-        return x, flat, spans, saved
+        return x, spans, saved
 
     def backward(self, params: Params, saved: Saved, d_delta_TD: np.ndarray) -> Params:
         """See TrainedKind."""
         p = params
-        flat, spans, blocks, normed, value, slope = saved
+        code_TKR, spans, blocks, normed, value, slope = saved
         g = {name: np.zeros_like(tensor) for name, tensor in p.items()}
         g["c"], g["c_bias"] = value.T @ d_delta_TD, d_delta_TD.sum(0)
         d_x, g["norm_gain"], g["norm_bias"] = norm_back(normed, p["norm_gain"], (d_delta_TD @ p["c"].T) * slope)
@@ -260,7 +259,7 @@ class Attention(TrainedKind):
             d_y = d_q @ p["q"][n].T + d_kv @ p["kv"][n].T
             d_more, g["attend_gain"][n], g["attend_bias"][n] = norm_back(normed, p["attend_gain"][n], d_y)
             d_x = d_x + d_more
-        g["in"], g["in_bias"] = flat.T @ d_x, d_x.sum(0)
+        g["in"], g["in_bias"] = code_TKR.reshape(len(d_x), -1).T @ d_x, d_x.sum(0)
         return g
 
 
