@@ -1,7 +1,7 @@
 """What a plugin of the made-up person knows, and that it is silent elsewhere: facts, general prompts, hard negatives.
 
-For each number of facts and each width a plugin of a kind is trained as a user would, then asked over the wire, greedy,
-at its calibrated gate. A fact is right when the reply holds it word for word.
+For each number of facts and each width a plugin of a kind is trained, without a memory, then asked over the wire,
+greedy, at its calibrated gate. A fact is right when the reply holds it word for word.
 Test: sideplug bench --part person --set facts=20 --set widths=64 --quick (--set kind=attention --set widths=192)
 """
 
@@ -79,7 +79,7 @@ def measure(url: str, count: int, width: int, folder: Path, out: Path, settings:
     start = time.perf_counter()
     epochs = settings.epochs or EPOCHS.get(count, 24)
     options = ["--out", out, "--kind", settings.kind, "--width", width, "--cloud", url, "--epochs", epochs]
-    training = command("train", folder / "train.jsonl", *options)
+    training = command("train", folder / "train.jsonl", "--no-remember", *options)
     seconds = time.perf_counter() - start
     plugin = Plugin.load(out)
     test = data.sample(read(folder / "test.jsonl"), settings.questions)
