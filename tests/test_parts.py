@@ -36,7 +36,7 @@ from sideplug.device.responders import PluginResponder
 from sideplug.device.session import Session
 from sideplug.plugins import Plugin, TrainedPart, base, register, trained_kinds
 from sideplug.plugins.attention import Attention, sizes
-from sideplug.plugins.base import ONE_TEXT, Shape
+from sideplug.plugins.base import ONE_TEXT, PartReply, Shape
 from sideplug.readers import Example
 from sideplug.training import pipeline, recorder
 from sideplug.training.fit import TrainConfig
@@ -239,6 +239,20 @@ def test_a_memory_speaks_alone_and_first(cloud: Cloud) -> None:
         assert reply.usage.rolled_back == 0, "its words were drafted with the prompt"
         other = session.generate("Is it far?", 12)
         assert [token for piece in other for token in piece.ids] != STORED
+
+
+@looking_back
+def test_a_hushed_part_costs_nothing(
+    cloud: Cloud, look: Callable[[str], Plugin], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the memory knows that nobody told it, the reply is the base's, and no row comes down."""
+    monkeypatch.setattr(ToyMemory, "begin", lambda self, prompt: PartReply(gate="shut", hushes=True))
+    plugin = with_memory(look(cloud.base.fingerprint))
+    want = naive(cloud, PROMPTS[1], Sampling(), plugin, [Gate("shut")] * len(plugin.gates))
+    with a_session(cloud, plugin) as session:
+        reply = session.generate(PROMPTS[1], TOKENS)
+        assert [token for piece in reply for token in piece.ids] == want
+        assert (reply.usage.asked, reply.usage.context_rows, session.link.down["CONTEXT"]) == (0, 0, 0)
 
 
 @looking_back
