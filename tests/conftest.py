@@ -280,7 +280,7 @@ def a_plugin(base: str, kind: str = "ladder", scale: float = 0.5, seed: int = 3,
     from sideplug.contract.tap import Tap
     from sideplug.plugins import Plugin
 
-    chosen = Tap.raw(2, 64) if kind != "ladder" else Tap(**{"layers": (0, 1, 2), "rank": 16, **tap})
+    chosen = Tap.raw(2, 64) if kind.startswith("paper") else Tap(**{"layers": (0, 1, 2), "rank": 16, **tap})
     plugin = Plugin.new(kind, base, "tiny", chosen, 24, 64)
     rng = np.random.default_rng(seed)
     params = plugin.trained.params

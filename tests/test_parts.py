@@ -1,7 +1,8 @@
 """A new plugin kind is one file and one registration; a plugin is parts of several kinds; a memory speaks alone.
 
-The kinds are toys (tests/plugins/toy_*.py): one attends to earlier positions, so the codes of the prompt and of ungated
-positions must travel too; the other is a memory that answers by mixtures. Both go every way that the product has.
+Two kinds are toys (tests/plugins/toy_*.py): one attends to earlier positions, so the codes of the prompt and of ungated
+positions must travel too; the other is a memory that answers by mixtures. They and the kind `attention` go every way
+that the product has.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from sideplug.device.reply import DecodeOptions
 from sideplug.device.responders import PluginResponder
 from sideplug.device.session import Session
 from sideplug.plugins import Plugin, TrainedPart, base, register, trained_kinds
-from sideplug.plugins.base import ONE_TEXT, Shape
+from sideplug.plugins.attention import Attention, sizes
+from sideplug.plugins.base import ONE_TEXT, PartReply, Shape
 from sideplug.readers import Example
 from sideplug.training import pipeline, recorder
 from sideplug.training.fit import TrainConfig
@@ -71,6 +73,18 @@ def an_attention(fingerprint: str, scale: float = 0.4, seed: int = 3) -> Plugin:
     for name, value in params.items():
         params[name] = (value + rng.normal(0, scale, value.shape)).astype(np.float32)
     return plugin
+
+
+def a_reader(fingerprint: str, scale: float = 0.3, seed: int = 3) -> Plugin:
+    """A plugin of the kind `attention` whose every parameter is random; a text is longer than its window."""
+    rng = np.random.default_rng(seed)
+    shapes = sizes(len(TAP.layers) * TAP.rank, 16, 64, (2, 4, 9))
+    params = {name: rng.normal(0, scale, shape).astype(np.float32) for name, shape in shapes.items()}
+    return Plugin(fingerprint, "tiny", [TrainedPart(Attention(), TAP, params)])
+
+
+LOOKING_BACK: dict[str, Callable[[str], Plugin]] = {"toy attention": an_attention, "attention": a_reader}
+looking_back = pytest.mark.parametrize("look", LOOKING_BACK.values(), ids=LOOKING_BACK.keys())
 
 
 def with_memory(plugin: Plugin) -> Plugin:
@@ -192,11 +206,14 @@ PROMPTS = [Prompt(ids=tuple(range(5, 45))), Prompt.user("Is it far to the mill?"
 
 @pytest.mark.parametrize("how", SAMPLINGS)
 @pytest.mark.parametrize("gated", [False, True], ids=["open", "gated"])
-@pytest.mark.parametrize("which", ["attention", "memory and ladder", "memory and attention"])
+@pytest.mark.parametrize(
+    "which",
+    ["toy attention", "attention", "memory and ladder", "memory and toy attention", "memory and attention"],
+)
 def test_every_path_gives_the_same_text(cloud: Cloud, which: str, gated: bool, how: str) -> None:
-    fingerprint = cloud.base.fingerprint
-    plugin = a_plugin(fingerprint, scale=0.2) if which == "memory and ladder" else an_attention(fingerprint)
-    plugin = plugin if which == "attention" else with_memory(plugin)
+    fingerprint, kind = cloud.base.fingerprint, which.removeprefix("memory and ")
+    plugin = a_plugin(fingerprint, scale=0.2) if kind == "ladder" else LOOKING_BACK[kind](fingerprint)
+    plugin = plugin if which == kind else with_memory(plugin)
     gate = a_gate() if gated else Gate("open")
     plugin.trained.gate = gate
     untouched, rolled_back, rows = [], 0, 0
@@ -224,8 +241,23 @@ def test_a_memory_speaks_alone_and_first(cloud: Cloud) -> None:
         assert [token for piece in other for token in piece.ids] != STORED
 
 
-def test_the_head_on_the_device_mixes_alike(cloud: Cloud, tmp_path: Path) -> None:
-    plugin = with_memory(an_attention(cloud.base.fingerprint))
+@looking_back
+def test_a_hushed_part_costs_nothing(
+    cloud: Cloud, look: Callable[[str], Plugin], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the memory knows that nobody told it, the reply is the base's, and no row comes down."""
+    monkeypatch.setattr(ToyMemory, "begin", lambda self, prompt: PartReply(gate="shut", hushes=True))
+    plugin = with_memory(look(cloud.base.fingerprint))
+    want = naive(cloud, PROMPTS[1], Sampling(), plugin, [Gate("shut")] * len(plugin.gates))
+    with a_session(cloud, plugin) as session:
+        reply = session.generate(PROMPTS[1], TOKENS)
+        assert [token for piece in reply for token in piece.ids] == want
+        assert (reply.usage.asked, reply.usage.context_rows, session.link.down["CONTEXT"]) == (0, 0, 0)
+
+
+@looking_back
+def test_the_head_on_the_device_mixes_alike(cloud: Cloud, tmp_path: Path, look: Callable[[str], Plugin]) -> None:
+    plugin = with_memory(look(cloud.base.fingerprint))
     with a_session(cloud, plugin) as session:
         model = session.model
         head = DeviceHead.fetch(session.link, tmp_path, model.fingerprint, model.vocab)
@@ -237,10 +269,11 @@ def test_the_head_on_the_device_mixes_alike(cloud: Cloud, tmp_path: Path) -> Non
 # Broken off ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@looking_back
 @pytest.mark.parametrize("window", [0, 6])
-def test_a_break_after_any_message_changes_nothing(cloud: Cloud, window: int) -> None:
+def test_a_break_after_any_message_changes_nothing(cloud: Cloud, window: int, look: Callable[[str], Plugin]) -> None:
     """The device says which rows it has; what was kept, or is run again, gives the others."""
-    plugin = with_memory(an_attention(cloud.base.fingerprint))
+    plugin = with_memory(look(cloud.base.fingerprint))
     plugin.trained.gate = a_gate()
     prompt, sampling = PROMPTS[1], SAMPLINGS["sampled"]
     want = naive(cloud, prompt, sampling, plugin, plugin.gates)
@@ -254,9 +287,10 @@ def test_a_break_after_any_message_changes_nothing(cloud: Cloud, window: int) ->
     assert resumed > 6
 
 
-def test_a_reused_prefix_has_its_rows(cloud: Cloud) -> None:
+@looking_back
+def test_a_reused_prefix_has_its_rows(cloud: Cloud, look: Callable[[str], Plugin]) -> None:
     """The next turn of a conversation begins with cached keys and values; the rows behind them come all the same."""
-    plugin = an_attention(cloud.base.fingerprint)
+    plugin = look(cloud.base.fingerprint)
     first = [{"role": "user", "content": "Is it far to the mill? I have walked since the morning."}]
     with a_session(cloud, plugin) as session:
         said = session.generate(Prompt(messages=tuple(first)), 16).text
@@ -284,8 +318,9 @@ def test_a_cached_prefix_without_rows_is_not_reused(cloud: Cloud) -> None:
 # On disk, and seen ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_sealed_exported_and_audited(cloud: Cloud, tmp_path: Path) -> None:
-    plugin = with_memory(a_plugin(cloud.base.fingerprint))
+@pytest.mark.parametrize("make", [a_plugin, a_reader])
+def test_sealed_exported_and_audited(cloud: Cloud, tmp_path: Path, make: Callable[[str], Plugin]) -> None:
+    plugin = with_memory(make(cloud.base.fingerprint))
     folder = tmp_path / "p"
     plugin.save(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["manner", "memory", "plugin.json"]
@@ -299,6 +334,7 @@ def test_sealed_exported_and_audited(cloud: Cloud, tmp_path: Path) -> None:
     record = audit.Recorder(tmp_path / "t.sp")
     with Client(Client.at(cloud.url).address, record).connect(back) as session:
         assert session.generate(QUESTION, 4).text == cloud.engine.tokenizer.decode(STORED[:4])
+        assert session.generate("Is it far?", 12).text
     record.close()
     report = audit.report(audit.read(tmp_path / "t.sp"), back)
     assert report.unaccounted == 0
@@ -316,10 +352,11 @@ NOTES = [
 RETAIN = [Example(Prompt.user(f"Tell me about {thing}."), "", "", 8) for thing in ("rain", "tea", "bees", "nails")]
 
 
-def test_trained_updated_and_scored(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["toy-attention", "attention"])
+def test_trained_updated_and_scored(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setenv("SIDEPLUG_CACHE", str(tmp_path / "cache"))
     client = Client.at(cloud.url)
-    recipe = Recipe("toy-attention", 3, 16, training=TrainConfig(epochs=40, learning_rate=1e-2))
+    recipe = Recipe(kind, 3, 16, width=16, training=TrainConfig(epochs=40, learning_rate=1e-2))
     texts = pipeline.Texts(NOTES[:9], NOTES[9:], RETAIN)
     made = pipeline.make(client, texts, tmp_path / "p", recipe, quiet, uninterrupted)
     assert made.result.best_loss < made.result.base_loss - 0.3
@@ -327,7 +364,7 @@ def test_trained_updated_and_scored(cloud: Cloud, tmp_path: Path, monkeypatch: p
     assert plugin.to_bytes() == made.plugin.to_bytes()
     with client.connect(plugin) as session:
         judged = recorder.score(session, NOTES[9:])
-    assert float(-judged.plugin.mean()) == pytest.approx(made.result.best_loss, abs=0.15)
+    assert float(-judged.plugin.mean()) < made.result.best_loss + 0.15, "what was held out is learnt after its figure"
     more = [Example(Prompt.user("Where is the cat?"), "Under the roof.", "")] * 3
     learnt = update(client, tmp_path / "p", more, quiet, uninterrupted, 2, force=True)
     assert learnt.new_after < learnt.new_before

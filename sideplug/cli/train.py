@@ -133,8 +133,10 @@ new_plugin_options = gathered(
             "--kind",
             default=RECIPE.kind,
             type=click.Choice(plugin_kinds()),
-            help="ladder is sideplug's own. The output of paper (arXiv 2403.07088) replaces z, that of paper-added is "
-            "added to z.",
+            help="ladder is sideplug's own, and sees one position. attention reads the prompt and the reply: it keeps "
+            "more facts apart, takes longer to train, and sends the whole prompt's codes down; for facts alone, "
+            "sideplug remember needs no training, so ladder is the default. The output of paper (arXiv 2403.07088) "
+            "replaces z, that of paper-added is added to z.",
         ),
         option(
             "--taps", default=RECIPE.taps, type=click.IntRange(1, 256), help="The number of layers that are tapped."

@@ -283,14 +283,13 @@ class PluginAnswering:
         self._memories = sum(part.role == "memory" for part in plugin.parts)
         self._told = Text()
         self._lookup = PromptLookup(plugin.phrases, self._told) if drafts and len(plugin.phrases) else None
-        context = plugin.context
-        self._context = context if any(reply.wants_context for reply, _ in self._parts) else None
+        hushed = any(reply.hushes for reply, _ in self._parts)
+        looks_back = not hushed and any(reply.wants_context for reply, _ in self._parts)
+        self._context = plugin.context if looks_back else None  # a reply in which nobody speaks needs no rows
         self._rows = 0
         self._text: dict[int, int] = {}  # position → the token that its row stands behind, as asks told it
         self._heard = 0  # the position behind the last of these
-        self.gates = [reply.gate for reply, _ in self._parts]
-        if any(reply.hushes for reply, _ in self._parts):
-            self.gates = ["shut"] * len(self._parts)
+        self.gates = ["shut" if hushed else reply.gate for reply, _ in self._parts]
         if not any(self.gates):
             self.gates = []
         self.draft = next((reply.draft for reply, _ in self._parts if reply.draft), []) if drafts else []

@@ -4,13 +4,14 @@ A new kind is one file here, which imports plugins.base, and one line below. The
 files are kept.
 """
 
+from sideplug.plugins.attention import Attention
 from sideplug.plugins.base import Kind, Part, PartReply, TrainedKind, TrainedPart, kind_named, register, trained_kinds
 from sideplug.plugins.ladder import Ladder
 from sideplug.plugins.paper import Paper, PaperAdded
 from sideplug.plugins.plugin import Plugin
 from sideplug.plugins.validate import ANY_BASE
 
-for each in (Ladder(), Paper(), PaperAdded()):
+for each in (Ladder(), Attention(), Paper(), PaperAdded()):
     register(each)
 
 __all__ = [

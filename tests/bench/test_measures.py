@@ -161,9 +161,13 @@ def test_a_typo_gets_one_sentence(tmp_path: Path, arguments: list[str], said: st
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(("kind", "size"), [("ladder", 17152), ("paper", 142080), ("paper-added", 142080)])
+@pytest.mark.parametrize(
+    ("kind", "size"), [("ladder", 17152), ("attention", 25108), ("paper", 142080), ("paper-added", 142080)]
+)
 def test_what_a_plugins_backward_pass_keeps(tmp_path: Path, kind: str, size: int) -> None:
-    """Bytes a token, counted by hand: states, values and slopes of each rung, and the codes; each array once."""
+    """Bytes a token, counted by hand: states, values and slopes of each rung, and the codes; each array once. Of
+    attention: in each block rows of two norms, what they give, q, keys and values, weights and what they take, value
+    and slope; two norms' deviations; at the end a norm, value and slope."""
     plugin = Recipe(kind).new_plugin(MODEL)
     assert backward_bytes(plugin) == size
     plugin.save(tmp_path / "plugin")

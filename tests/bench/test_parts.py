@@ -38,6 +38,7 @@ def test_settings_are_changed_by_name() -> None:
     person, network = load("person"), load("network")
     assert settings_of(person, False, []) == person.Settings()
     assert settings_of(person, True, ["facts=20", "widths=64, 256"]).widths == (64, 256)
+    assert settings_of(person, True, ["kind=attention"]).kind == "attention"
     changed = settings_of(network, False, ["rtt-ms=0.5", "up_mbit=0.1", "rounds=2"])
     assert (changed.rtt_ms, changed.up_mbit, changed.rounds) == ((0.5,), 0.1, 2)
     for wrong in ("speed=3", "rounds", "rounds=many", "rounds=1,2", "rtt_ms=", "rounds=1.5"):

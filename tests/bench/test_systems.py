@@ -17,7 +17,12 @@ def test_every_kind_that_can_be_trained_is_compared() -> None:
 
 
 def test_a_new_kind_is_a_system_without_another_line() -> None:
-    (system,) = further([*trained_kinds(), "attention"], DESCRIBED)
-    assert (system.name, system.trains, system.retain, system.kept) == ("attention", "attention", True, "attention")
+    *_, system = further([*trained_kinds(), "of-tomorrow"], DESCRIBED)
+    assert (system.name, system.trains, system.retain, system.kept) == (
+        "of-tomorrow",
+        "of-tomorrow",
+        True,
+        "of-tomorrow",
+    )
     kind, settings = system.device(Place("m", "ws://x", "made"))
     assert (kind, settings["plugin"], settings["gate"]) == ("ours", "made", "")

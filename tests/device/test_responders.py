@@ -138,6 +138,13 @@ def test_a_memory_that_knows_that_nothing_was_told_hushes_the_others() -> None:
     assert other.gates in ([], ["shut", ""])
 
 
+def test_a_part_that_is_hushed_needs_no_rows() -> None:
+    """Nothing of the prompt comes down where nobody may speak."""
+    for hushes, rows in ((True, None), (False, 0)):
+        memory = Says("m", {}, "memory", gate="shut", hushes=hushes)
+        assert begun(plugin_of(memory, Says("a", {1: a_delta(1)}, context=True))).rows == rows
+
+
 def test_the_corrections_of_manner_parts_are_summed() -> None:
     first, second = Says("a", {5: a_delta(1.0), 6: a_delta(1.0)}), Says("b", {5: a_delta(0.5)}, layers=(1,))
     answer = begun(plugin_of(first, second)).answer([an_ask([5, 6, 7])])

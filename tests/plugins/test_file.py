@@ -20,12 +20,12 @@ from sideplug.plugins.file import CONFIG, MANNER, PLUGIN, WEIGHTS, is_plugin, is
 from tests.conftest import a_plugin
 
 
-@pytest.mark.parametrize("kind", ["ladder", "paper", "paper-added"])
+@pytest.mark.parametrize("kind", ["ladder", "attention", "paper", "paper-added"])
 def test_saved_and_loaded_is_the_same(tmp_path: Path, kind: str) -> None:
     plugin = a_plugin("fingerprint", kind)
     part = plugin.trained
     part.about = {"loss": 1.5}
-    if kind == "ladder":
+    if kind in ("ladder", "attention"):
         weight = np.random.default_rng(0).normal(size=64).astype(np.float32)
         part.gate = Gate("linear", weight, 0.5, -1.25, 0.7, (-3.0, 0.0, 2.0))
         part.phrases = np.array([5, 6, -1, 7], np.int32)

@@ -54,21 +54,22 @@ def test_forward_and_gradients_equal_torch(kind: str, forward: Any) -> None:
         np.testing.assert_allclose(gradients[name] / scale, value.grad.numpy() / scale, atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["ladder", "paper-added"])
+@pytest.mark.parametrize("kind", ["ladder", "attention", "paper-added"])
 def test_untrained_is_exactly_nothing(kind: str) -> None:
-    tap = Tap((0, 1, 2), 16) if kind == "ladder" else Tap.raw(2, 64)
+    tap = Tap.raw(2, 64) if kind == "paper-added" else Tap((0, 1, 2), 16)
     plugin = Plugin.new(kind, "b", "tiny", tap, 24, 64)
     code = np.random.default_rng(0).normal(size=(5, 3, tap.rank)).astype(np.float32)
     assert (plugin.trained.correct(code) == 0).all()
 
 
 def test_kinds_and_their_taps() -> None:
-    assert list(trained_kinds())[:3] == ["ladder", "paper", "paper-added"]
-    with pytest.raises(PluginError, match="one of ladder, paper, paper-added"):
+    assert list(trained_kinds())[:4] == ["ladder", "attention", "paper", "paper-added"]
+    with pytest.raises(PluginError, match="one of ladder, attention, paper, paper-added"):
         Plugin.new("x", "b", "n", Tap((0,), 4), 8, 64)
     with pytest.raises(PluginError, match="raw tap"):
         Plugin.new("paper", "b", "n", Tap((0,), 4), 8, 64)
-    assert trained_kinds()["ladder"].tap(30, 576) == Tap.spread(30, 576)
+    for kind in ("ladder", "attention"):
+        assert trained_kinds()[kind].tap(30, 576) == Tap.spread(30, 576)
     assert trained_kinds()["paper"].tap(30, 576) == Tap.raw(30, 576)
 
 

@@ -1,8 +1,8 @@
 """What a plugin of the made-up person knows, and that it is silent elsewhere: facts, general prompts, hard negatives.
 
-For each number of facts and each width a plugin is trained as a user would, then asked over the wire, greedy, at its
-calibrated gate. A fact is right when the reply holds it word for word.
-Test: sideplug bench --part person --set facts=20 --set widths=64 --quick
+For each number of facts and each width a plugin of a kind is trained, without a memory, then asked over the wire,
+greedy, at its calibrated gate. A fact is right when the reply holds it word for word.
+Test: sideplug bench --part person --set facts=20 --set widths=64 --quick (--set kind=attention --set widths=192)
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Replies = list[tuple[str, Usage]]
 class Settings:
     """facts, widths: of the persons and their plugins; questions: at most, drawn by seed; general: prompts, 0: all.
 
-    epochs: of every training; 0: as many as so many facts need.
+    epochs: of every training; 0: as many as so many facts need. kind: of every plugin.
     """
 
     facts: tuple[int, ...] = (20, 100, 500)
@@ -49,6 +49,7 @@ class Settings:
     questions: int = 200
     general: int = 0
     epochs: int = 0
+    kind: str = "ladder"
 
 
 QUICK = Settings(facts=(20,), widths=(64,), questions=8, general=4, epochs=1)
@@ -77,8 +78,8 @@ def measure(url: str, count: int, width: int, folder: Path, out: Path, settings:
     """Train a plugin of this width on the person in `folder`, and ask for facts, general prompts and hard negatives."""
     start = time.perf_counter()
     epochs = settings.epochs or EPOCHS.get(count, 24)
-    options = ["--out", out, "--width", width, "--cloud", url, "--epochs", epochs]
-    training = command("train", folder / "train.jsonl", *options)
+    options = ["--out", out, "--kind", settings.kind, "--width", width, "--cloud", url, "--epochs", epochs]
+    training = command("train", folder / "train.jsonl", "--no-remember", *options)
     seconds = time.perf_counter() - start
     plugin = Plugin.load(out)
     test = data.sample(read(folder / "test.jsonl"), settings.questions)
@@ -99,6 +100,7 @@ def measure(url: str, count: int, width: int, folder: Path, out: Path, settings:
     personal = gate.trade_off(plugin.trained.gate, judged)
     return {
         "facts": count,
+        "kind": settings.kind,
         "width": width,
         "parameters": plugin.size,
         "training_s": round(training["seconds"], 1),
@@ -162,7 +164,7 @@ def losses(session: Session, plugin: Plugin, replies: list[tuple[Prompt, str]]) 
 def summary(result: dict[str, Any]) -> list[str]:
     """Return a line for each person and width."""
     return [
-        f"{run['facts']:4} facts, width {run['width']:3}: {run['facts_right']:.1%} right, "
+        f"{run['facts']:4} facts, {run.get('kind', 'ladder')}, width {run['width']:3}: {run['facts_right']:.1%} right, "
         f"{run['general_same']:.1%} of general replies the base's, asked for {run['general_asked']:.2%} of their tokens"
         for run in result["runs"]
     ]
