@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 import torch
-from made import contrasts, siblings
+from made import SMALL_TALK, contrasts, siblings
 from torch import nn
 from torch.nn import functional
 
@@ -303,7 +303,7 @@ def by_words(texts: list[Asked]) -> np.ndarray:
     return weight.detach().numpy().astype(np.float32)
 
 
-PERSONAL_STEPS = 400
+PERSONAL_STEPS, SMALL_TALK_WEIGHS = 400, 5
 
 
 def personal(texts: list[Asked], vectors: Vectors) -> np.ndarray:
@@ -311,8 +311,9 @@ def personal(texts: list[Asked], vectors: Vectors) -> np.ndarray:
 
     Both kinds of questions weigh the same.
     """
-    x = torch.tensor(vectors([asked.question for asked in texts])).float()
-    wanted = torch.tensor([float(asked.kind != "general") for asked in texts])
+    small = [each for each in SMALL_TALK for _ in range(SMALL_TALK_WEIGHS)]
+    x = torch.tensor(vectors([*(asked.question for asked in texts), *small])).float()
+    wanted = torch.tensor([*(float(asked.kind != "general") for asked in texts), *(0.0 for _ in small)])
     share = torch.where(wanted > 0, 0.5 / wanted.sum(), 0.5 / (1 - wanted).sum())
     layer = nn.Linear(WIDTH, 1)
     optimizer = torch.optim.AdamW(layer.parameters(), 0.01, weight_decay=1e-3)

@@ -129,6 +129,17 @@ OF_PLACES = [
     ["how much was the {p} one", "price of the {p} one", "what did I pay for the {p} one"],
 ]
 
+_SMALL_TALK = """
+hi|hello|hey|hi there|good morning|good evening|good night|thanks|thanks!|thank you so much|ok
+okay|cool|nice|yes|no|yes please|no thanks|maybe|sure|great|wow|haha|lol|sorry|what?|why?
+why not?|how so?|really?|and then?|go on|continue|more|more please|again|shorter|longer
+in one line|in English|as a list|say that again|explain|explain that|what do you mean?|stop
+help|help me|bye|see you|2+2|2 + 2 = ?|12*7|15% of 80|sqrt(144)|7 x 8|100/4|10 km in miles
+3 ft in cm|who are you?|what can you do?|are you there?|how are you?|tell me a joke|another one
+test|hello world|asdf|write more|translate that
+"""
+SMALL_TALK = tuple(each for line in _SMALL_TALK.split("\n")[1:-1] for each in line.split("|"))
+
 
 def siblings(rng: random.Random) -> Made:
     """Things that differ in a name, an initial or a number, each asked for in several phrasings."""

@@ -283,13 +283,13 @@ class PluginAnswering:
         self._memories = sum(part.role == "memory" for part in plugin.parts)
         self._told = Text()
         self._lookup = PromptLookup(plugin.phrases, self._told) if drafts and len(plugin.phrases) else None
-        hushed = any(reply.hushes for reply, _ in self._parts)
+        hushed = any(reply.hushes or reply.quote for reply, _ in self._parts)  # a memory that quotes speaks alone
         looks_back = not hushed and any(reply.wants_context for reply, _ in self._parts)
-        self._context = plugin.context if looks_back else None  # a reply in which nobody speaks needs no rows
+        self._context = plugin.context if looks_back else None  # a reply in which no other part speaks needs none
         self._rows = 0
         self._text: dict[int, int] = {}  # position → the token that its row stands behind, as asks told it
         self._heard = 0  # the position behind the last of these
-        self.gates = ["shut" if hushed else reply.gate for reply, _ in self._parts]
+        self.gates = ["shut" if hushed and not reply.quote else reply.gate for reply, _ in self._parts]
         if not any(self.gates):
             self.gates = []
         self.draft = next((reply.draft for reply, _ in self._parts if reply.draft), []) if drafts else []

@@ -25,7 +25,6 @@ from sideplug.memory.words import stem, words
 
 WEIGHTS = "verifier.safetensors"
 PART_WORD = 2.0  # what a shared word more says of a part, without the encoder
-PERSONAL = 2.0  # the logit above which a question is about the person: of general prompts 3 % are (tune)
 QUESTION_TOKENS, ASKED_TOKENS, PART_TOKENS, PAIR_TOKENS = 48, 48, 64, 128
 SIGNS = " \t\n?.!…。？"  # at a question's end they mean nothing, but a verifier that sees them thinks so
 ASKED, SAID = 1, 2  # what a token is of; 0: of the question
@@ -110,10 +109,10 @@ class Verifier:
             scores[row].append(float(score + from_features[row]))
         return scores
 
-    def is_personal(self, vector_E: np.ndarray) -> bool:
-        """Return whether a question with this vector is about the person, not one that anybody could answer."""
+    def personal(self, vector_E: np.ndarray) -> float:
+        """Return the logit that a question with this vector is about the person, not one that anybody could answer."""
         weight_E, bias = self._w["personal"][:-1].astype(np.float32), float(self._w["personal"][-1])
-        return float(weight_E @ vector_E) + bias > PERSONAL
+        return float(weight_E @ vector_E) + bias
 
     def _by_words(self, said: np.ndarray) -> list[float]:
         weight = self._w["words"].astype(np.float32)  # found, covered, their product, bias

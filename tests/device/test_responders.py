@@ -134,6 +134,8 @@ def test_a_memory_that_knows_that_nothing_was_told_hushes_the_others() -> None:
     """Else a manner part makes up what nobody told."""
     told = begun(plugin_of(Says("m", {}, "memory", hushes=True), Says("a", {1: a_delta(1)})))
     assert told.gates == ["shut", "shut"]
+    quoting = begun(plugin_of(Says("m", {}, "memory", quote=[7]), Says("a", {1: a_delta(1)}, context=True)))
+    assert (quoting.gates, quoting.rows) == (["", "shut"], None), "and one that quotes speaks alone"
     other = begun(plugin_of(Says("m", {}, "memory", gate="shut"), Says("a", {1: a_delta(1)})))
     assert other.gates in ([], ["shut", ""])
 

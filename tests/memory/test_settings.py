@@ -33,12 +33,12 @@ def read(memory: Memory) -> None:
     assert memory.unread(BASE) == []
 
 
-def certain(memory: Memory, monkeypatch: pytest.MonkeyPatch, p: float, entry: int = 1, personal: bool = False) -> None:
+def certain(memory: Memory, monkeypatch: pytest.MonkeyPatch, p: float, entry: int = 1, personal: float = -9.0) -> None:
     """As if the verifier gave the first part of an entry this certainty."""
     passage = next(each for each in memory.store.passages([1, 2], BASE) if each.number == entry)
     found = Recall(passage, 0, p, memory.store.entry(entry))
     monkeypatch.setattr(memory, "judged", lambda question: [found])
-    monkeypatch.setattr(memory, "is_personal", lambda question: personal)
+    monkeypatch.setattr(memory, "personal", lambda question: personal)
 
 
 def said(memory: Memory, *messages: str) -> str:
@@ -52,20 +52,21 @@ def said(memory: Memory, *messages: str) -> str:
 @pytest.mark.parametrize(
     ("changes", "p", "personal", "expected"),
     [
-        ({}, 0.9, True, "Behind the clock."),
-        ({}, 0.7, True, ""),
-        ({"certain": 0.6}, 0.7, False, "Behind the clock."),
-        ({"certain": 0.95}, 0.9, False, ""),
-        ({"doubt": "ask"}, 0.9, False, "Behind the clock."),
-        ({"doubt": "ask"}, 0.7, False, "Did you mean: Where is the spare key?"),
-        ({"doubt": "ask"}, 0.4, False, ""),
-        ({"unknown": "say"}, 0.4, True, "You haven't told me that."),
-        ({"unknown": "say"}, 0.4, False, ""),
-        ({"unknown": "say", "doubt": "ask"}, 0.7, True, "Did you mean: Where is the spare key?"),
+        ({}, 0.9, 3, "Behind the clock."),
+        ({}, 0.7, 3, ""),
+        ({"certain": 0.6}, 0.7, -1, "Behind the clock."),
+        ({"certain": 0.95}, 0.9, -1, ""),
+        ({"doubt": "ask"}, 0.9, -1, "Behind the clock."),
+        ({"doubt": "ask"}, 0.7, -1, "Did you mean: Where is the spare key?"),
+        ({"doubt": "ask"}, 0.4, -1, ""),
+        ({"unknown": "say"}, 0.4, 3, "You haven't told me that."),
+        ({"unknown": "say"}, 0.4, 1.5, ""),
+        ({"unknown": "say"}, 0.4, -1, ""),
+        ({"unknown": "say", "doubt": "ask"}, 0.7, 3, "Did you mean: Where is the spare key?"),
     ],
 )
 def test_what_it_says(
-    changes: dict[str, object], p: float, personal: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, object], p: float, personal: float, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = a_memory(**changes)
     certain(memory, monkeypatch, p, personal=personal)
@@ -157,12 +158,21 @@ def test_damaged_settings_are_the_shipped_ones() -> None:
         assert Settings.of(store) == Settings()
 
 
+@pytest.mark.parametrize(("p", "personal", "hushes"), [(0.4, 1.5, True), (0.4, 0.5, False), (0.9, 3, False)])
+def test_what_silences_the_other_parts(
+    p: float, personal: float, hushes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = a_memory()
+    certain(memory, monkeypatch, p, personal=personal)
+    assert memory.begin(Prompt.user("the key?")).hushes is hushes
+
+
 def test_without_the_encoder_no_question_is_held_for_personal() -> None:
-    assert not a_memory().is_personal("What is my name?")
+    assert a_memory().personal("What is my name?") == -np.inf
 
 
 def test_personal_is_a_side_of_a_plane(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = {"personal": np.array([1.0, -1.0, 0.5], np.float32)}
     verifier = memory_part.Verifier(None, weights)
-    assert verifier.is_personal(np.array([2.0, 0.0], np.float32))
-    assert not verifier.is_personal(np.array([1.0, 0.0], np.float32))
+    assert verifier.personal(np.array([2.0, 0.0], np.float32)) == 2.5
+    assert verifier.personal(np.array([0.0, 1.0], np.float32)) == -0.5
