@@ -211,7 +211,7 @@ class Model(nn.Module):
     def forward(self, questions: list[tuple[str, list[Candidate]]], encoder: Encoder) -> torch.Tensor:
         """The scores of all parts of all candidates, question by question."""
         flat = [(question, candidate) for question, some in questions for candidate in some]
-        read = pairs(encoder, [(question, c.passage.asked, c.passage.parts) for question, c in flat])
+        read = pairs(encoder, [(question, c.passage.about, c.passage.parts) for question, c in flat])
         ids, mask = torch.tensor(read.ids_BT), torch.tensor(read.mask_BT)
         rows = self.embedded(ids) + self.of[torch.tensor(read.of_BT)]
         x = self.rows(rows, mask).float()

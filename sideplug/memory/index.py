@@ -70,7 +70,7 @@ class Index:
             if passages[-1].id <= last:
                 raise PluginError("the memory is damaged: its passages have no order")
             last = passages[-1].id
-            texts = [f"{passage.asked} {passage.said}".strip() for passage in passages]
+            texts = [f"{passage.about} {passage.said}".strip() for passage in passages]
             vectors = np.rint(self.embed(texts) * _SCALE).astype(np.int8)
             self.store.set_vectors({each.id: vector for each, vector in zip(passages, vectors, strict=True)})
             done += len(passages)
@@ -94,7 +94,7 @@ class Index:
         vector_E = self.embed([question])[0] if self.embed and len(self._ids) else None
         ids = list(dict.fromkeys([*self._by_words(asked), *self._nearest(vector_E)]))
         passages = self.store.passages(ids, base)
-        stems = [{stem(word) for word in words(f"{each.asked} {each.said}")} for each in passages]
+        stems = [{stem(word) for word in words(f"{each.asked} {each.said} {each.day}")} for each in passages]
         rarity = self._rarity(asked.union(*stems))
         nearness = self._nearness(vector_E, ids)
         found = []

@@ -22,7 +22,7 @@ from sideplug.contract.frames import MAX_DRAFT, MAX_FIRST_DRAFT
 from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
 from sideplug.contract.text import Prompt
-from sideplug.memory import settings, weights
+from sideplug.memory import days, settings, weights
 from sideplug.memory.index import Candidate, Index
 from sideplug.memory.settings import Settings
 from sideplug.memory.store import Entry, Passage, Store
@@ -219,9 +219,11 @@ class Memory(Part):
             found = self._index.candidates(question, self._base)
         candidates = [each for each in found if each.score >= found[0].score - BEHIND]
         asked, verifier = words(question), self._verifier if self._reads(question) else self._by_words
+        day = days.asked_for(question)
         scored = list[tuple[Candidate, int, float]]()
         for candidate, scores in zip(candidates, verifier.scores(question, candidates), strict=True):
             is_asked_so = bool(asked) and asked == words(candidate.passage.asked)
+            is_asked_so = is_asked_so or (bool(day) and candidate.passage.day.endswith(day))
             scored += [(candidate, part, SAME_WORDS if is_asked_so else score) for part, score in enumerate(scores)]
         exponents = np.exp([score for _, _, score in scored])
         certainties = exponents / (1 + exponents.sum())

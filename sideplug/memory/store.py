@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from sideplug.contract.errors import InputError, PluginError
+from sideplug.memory.days import in_words
 from sideplug.memory.words import sentences, stem, words
 
 FORMAT = 1
@@ -106,7 +107,7 @@ class Passage:
     """A passage as a search finds it.
 
     asked: "" for a note's. said: a reply, or a note's sentences, one a line. ids: the tokens of what may be said, by
-    the base model, −1 behind each; None where they were not recorded yet.
+    the base model, −1 behind each; None where they were not recorded yet. day: the day that it is about, in words.
     """
 
     id: int
@@ -114,6 +115,12 @@ class Passage:
     asked: str
     said: str
     ids: np.ndarray | None = None
+    day: str = ""
+
+    @property
+    def about(self) -> str:
+        """What it is about beside what it says: its question, or a note's day."""
+        return self.asked or self.day
 
     @property
     def parts(self) -> list[str]:
@@ -240,7 +247,7 @@ class Store:
             cursor = self._db.execute(
                 "INSERT INTO passages (number, asked, said) VALUES (?, ?, ?)", (number, asked, said)
             )
-            stems = _stems(f"{asked}\n{said}")
+            stems = _stems(f"{asked}\n{said}\n{in_words(entry.date)}")
             self._db.execute("INSERT INTO terms (rowid, stems) VALUES (?, ?)", (cursor.lastrowid, " ".join(stems)))
             self._db.executemany(
                 "INSERT INTO frequencies VALUES (?, 1) ON CONFLICT (stem) DO UPDATE SET passages = passages + 1",
@@ -305,9 +312,11 @@ class Store:
             self._db.execute("VACUUM")
 
     def _drop_passages(self, number: int) -> None:
-        rows = self._db.execute("SELECT id, asked, said FROM passages WHERE number = ?", (number,)).fetchall()
-        for passage, asked, said in rows:
-            stems = [(each,) for each in set(_stems(f"{asked}\n{said}"))]
+        rows = self._db.execute(
+            "SELECT id, asked, said, date FROM passages JOIN entries USING (number) WHERE number = ?", (number,)
+        ).fetchall()
+        for passage, asked, said, date in rows:
+            stems = [(each,) for each in set(_stems(f"{asked}\n{said}\n{in_words(date)}"))]
             self._db.executemany("UPDATE frequencies SET passages = passages - 1 WHERE stem = ?", stems)
             self._db.executemany("DELETE FROM frequencies WHERE stem = ? AND passages = 0", stems)
             self._db.execute("DELETE FROM terms WHERE rowid = ?", (passage,))
@@ -373,11 +382,13 @@ class Store:
         with self._errors():
             for each in ids:
                 row = self._db.execute(
-                    "SELECT id, number, asked, said, base, ids FROM passages WHERE id = ?", (each,)
+                    "SELECT id, number, asked, said, base, ids, date FROM passages JOIN entries USING (number) "
+                    "WHERE id = ?",
+                    (each,),
                 ).fetchone()
                 if row:
                     tokens = np.frombuffer(row[5], np.int32) if row[5] and row[4] == base else None
-                    found.append(Passage(row[0], row[1], row[2], row[3], tokens))
+                    found.append(Passage(row[0], row[1], row[2], row[3], tokens, in_words(row[6])))
         return found
 
     # What is derived: vectors, and the base's tokens

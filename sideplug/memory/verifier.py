@@ -95,7 +95,7 @@ class Verifier:
             return [[score - lacking for lacking in _lacking(question, each)] for score, each in by_words]
         w = self._w
         read = pairs(
-            self._encoder, [(question, c.passage.asked, each) for c, each in zip(candidates, parts, strict=True)]
+            self._encoder, [(question, c.passage.about, each) for c, each in zip(candidates, parts, strict=True)]
         )
         hidden_BTE = self._encoder.run(read.ids_BT, read.mask_BT, self._change, w["of"].astype(np.float32)[read.of_BT])
         rows = np.stack(

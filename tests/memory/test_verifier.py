@@ -37,13 +37,13 @@ def random_verifier() -> dict[str, np.ndarray]:
 
 
 def test_a_question_stands_beside_what_was_asked_and_said(encoder: Encoder) -> None:
-    read = pairs(encoder, [("mill?", "Where is the mill?", ["the cafe"]), ("mill?", "", ["a cafe", "the mill"])])
+    read = pairs(encoder, [("mill?", "Where is the mill?", ["the cafe"]), ("mill", "", ["a cafe", "the mill"])])
     assert [PIECES[each] for each in read.ids_BT[0]] == (
-        ["[CLS]", "mill", "?", "[SEP]", "where", "is", "the", "mill", "?", "the", "cafe", "[SEP]"]
+        ["[CLS]", "mill", "[SEP]", "where", "is", "the", "mill", "the", "cafe", "[SEP]"]
     )
-    assert read.of_BT[0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2, SAID]
-    assert read.spans == [(0, 9, 11), (1, 4, 6), (1, 6, 8)]
-    assert read.mask_BT.sum(1).tolist() == [12, 9]
+    assert read.of_BT[0].tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, SAID]
+    assert read.spans == [(0, 7, 9), (1, 3, 5), (1, 5, 7)]
+    assert read.mask_BT.sum(1).tolist() == [10, 8]
 
 
 def test_long_texts_are_cut_and_every_part_has_a_token(encoder: Encoder) -> None:
