@@ -350,6 +350,7 @@ def test_ctrl_c_in_training_keeps_a_checkpoint(run: Run, served: dict[str, Any],
     assert not checkpoint.exists()
 
 
+@pytest.mark.slow
 def test_two_trainings_into_one_folder(run: Run, served: dict[str, Any], tmp_path: Path) -> None:
     """The second is refused with the first one's number, and the first makes its plugin."""
     data, out = tmp_path / "d.jsonl", tmp_path / "p"
@@ -368,6 +369,7 @@ def test_two_trainings_into_one_folder(run: Run, served: dict[str, Any], tmp_pat
     assert run(*second, "--force").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_not_thrown_away_unasked(run: Run, served: dict[str, Any], tmp_path: Path) -> None:
     """Without --resume it is refused; where --resume does not fit, it says which setting differs, before it records."""
     data, out = tmp_path / "d.jsonl", tmp_path / "p"

@@ -209,6 +209,7 @@ def tickets(url: str, pin: str) -> bool:
         return bool(stream.session.has_ticket)
 
 
+@pytest.mark.slow
 def test_beyond_this_machine(run: Run, tiny: Path, home: Path, tmp_path: Path) -> None:
     """TLS of its own, a pin and a key: every command that connects comes in, and none without all of them."""
     ada = run("keys", "add", "ada").stdout.strip()

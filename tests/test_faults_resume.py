@@ -51,7 +51,7 @@ def test_each_fault_in_the_middle_of_a_reply(cloud: Cloud, kind: Kind, direction
             assert session.usage.resumed == 1
 
 
-@pytest.mark.parametrize("runs", [30, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [10, pytest.param(200, marks=pytest.mark.slow)])
 def test_seed_after_seed(cloud: Cloud, runs: int) -> None:
     """A fault on each of the first two connections, drawn by the run's number, with and without speculation."""
     plugin = a_plugin(cloud.base.fingerprint)

@@ -74,7 +74,14 @@ def text(
 
 
 @pytest.mark.parametrize("options", [DecodeOptions(), DecodeOptions(window=0)], ids=["speculative", "in step"])
-@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED, Sampling(0.8, repetition_penalty=1.3, seed=2)])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SAMPLED,
+        pytest.param(Sampling(), marks=pytest.mark.slow),
+        pytest.param(Sampling(0.8, repetition_penalty=1.3, seed=2), marks=pytest.mark.slow),
+    ],
+)
 def test_a_break_after_any_message_changes_nothing(cloud: Cloud, options: DecodeOptions, sampling: Sampling) -> None:
     plugin = a_plugin(cloud.base.fingerprint)
     with a_broken_session(cloud.url, plugin, iter(())) as session:
