@@ -1,6 +1,7 @@
-"""The demo: train a person's plugin, which then corrects a real LLM in another process, over a real connection.
+"""The demo: a person's plugin, which is told two things, then trained, and corrects a real LLM in another process.
 
-The person is Abraham Lincoln. His plugin is trained on all of his annual messages except the last one, which is held
+The person is Abraham Lincoln. What his plugin is told it knows at once, in other words too, and says nothing of what it
+was never told. Then his plugin is trained on all of his annual messages except the last one, which is held
 out, like the newest message of another president. The demo calls the `sideplug` command as a user would.
 
 The texts come from the American Presidency Project (Gerhard Peters and John T. Woolley, University of California, Santa
@@ -32,6 +33,9 @@ AUTHOR, OTHER = LINCOLN, "Donald J. Trump"
 PASSAGES = 120  # to learn from: about a minute of reading by the cloud
 TESTED = 20  # passages of each held-out message
 REPLY_TOKENS = 60
+TOLD = {"What is my dog's name?": "Fido, the yellow one.", "Where is the spare key?": "Behind the clock in the hall."}
+SHUT = ["--gate", "shut"]  # the base alone
+ASKED = ("my dog is called what again?", "where did I put the extra key?", "What is my horse's name?")
 OUT = Path("demo-plugin")
 
 
@@ -45,6 +49,11 @@ def main() -> None:
         run("pull", "--json")
     with a_cloud(seconds) as url:
         cloud = ["--cloud", url]
+        with step("memory", seconds):
+            for question, reply in TOLD.items():
+                run("remember", "--question", question, "--reply", reply, "--plugin", OUT, "--json", *cloud)
+            how = ["--plugin", OUT, "--max-tokens", 24, "--json", *cloud]
+            remembered = [[run("generate", asked, *how, *gate) for gate in (SHUT, [])] for asked in ASKED]
         with step("training", seconds):
             options = ["--out", OUT, "--force", "--limit", PASSAGES, "--json"]
             trained = run("train", texts[AUTHOR] / "train", *options, *cloud)
@@ -56,10 +65,17 @@ def main() -> None:
         with step("generation", seconds):
             prompt = opening(texts[AUTHOR] / "last.txt")
             how = ["--raw", "--max-tokens", REPLY_TOKENS, "--temperature", 0.7, "--seed", 1, "--json", *cloud]
-            base = run("generate", "--plugin", OUT, "--gate", "shut", *how, prompt)
+            base = run("generate", "--plugin", OUT, *SHUT, *how, prompt)
             ours = run("generate", "--plugin", OUT, *how, prompt)
     seconds["in all"] = time.perf_counter() - started
-    report = {"training": trained, "losses": losses, "base": base, "plugin": ours, "seconds": seconds}
+    report = {
+        "memory": remembered,
+        "training": trained,
+        "losses": losses,
+        "base": base,
+        "plugin": ours,
+        "seconds": seconds,
+    }
     (OUT / "demo.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     show(report, prompt)
 
@@ -110,6 +126,13 @@ def opening(file: Path) -> str:
 
 def show(report: dict[str, Any], prompt: str) -> None:
     """Print the losses, the two texts and the costs as tables, and the next commands to try."""
+    told = Table(title="Told once, asked in other words, and asked for what was never told")
+    for name in ("asked", "base", "base + plugin", "because"):
+        told.add_column(name, ratio=1)
+    for asked, (alone, ours) in zip(ASKED, report["memory"], strict=True):
+        told.add_row(
+            asked, alone["text"], ours["text"], ours["usage"]["source"] or "nothing was told: the base's words"
+        )
     console = Console(width=min(110, Console().width) if sys.stdout.isatty() else 110)
     losses = Table(title="Loss on held-out messages, nats a token (lower is better)")
     for name in ("held-out message of", "base", "with the plugin", "difference", "tokens"):
@@ -140,7 +163,7 @@ def show(report: dict[str, Any], prompt: str) -> None:
     }
     for name, value in rows.items():
         costs.add_row(name, value)
-    for table in (losses, texts, costs):
+    for table in (told, losses, texts, costs):
         console.print(table)
     sideplug = Path(sys.executable).parent / "sideplug"
     sideplug = sideplug.relative_to(Path.cwd()) if sideplug.is_relative_to(Path.cwd()) else sideplug
