@@ -175,7 +175,7 @@ def test_the_person(tmp_path: Path) -> None:
 
 
 def test_the_demo(tmp_path: Path, texts: Path) -> None:
-    """In an empty folder, as `make demo` runs it: it knows what it was told, helps its author, and nobody far from him."""
+    """In an empty folder, as `make demo` runs it: it knows what it was told, and helps its author alone."""
     command, own_words = [sys.executable, ROOT / "examples" / "demo.py"], {**os.environ}
     own_words.pop("SIDEPLUG_NO_ENCODER", None)
     done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True, env=own_words)
