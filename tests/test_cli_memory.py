@@ -147,7 +147,7 @@ def test_what_is_exported_can_be_told_again(go: Run, plugin: Path, tmp_path: Pat
 
 def test_settings_are_shown_changed_and_kept(go: Run, plugin: Path) -> None:
     shown = go("memory", "settings").stdout
-    assert shown == "certain   0.85 (as shipped)\ndoubt     base\nunknown   base\n"
+    assert shown == "certain   0.75 (as shipped)\ndoubt     base\nunknown   base\n"
     changed = go("memory", "settings", "--certain", "0.7", "--unknown", "say", "--doubt", "ask")
     assert changed.stdout == "certain   0.7\ndoubt     ask\nunknown   say\n"
     assert "this holds as soon as a cloud has read what is to be said (no cloud answers at" in changed.stderr
@@ -199,6 +199,8 @@ def test_beside_a_trained_part(go: Run, tmp_path: Path) -> None:
         (["remember", "The bees are well.", "no/x.jsonl"], "there is no file or folder no/x.jsonl"),
         (["remember", *PAIR[:2]], "--question and --reply must be given together"),
         (["remember", *PAIR[:3], " "], "an entry must have a reply"),
+        (["remember", ""], "a text, file or folder must not be empty"),
+        (["remember", "--question", " ", "--reply", "x"], "--question must not be empty"),
         (["remember", "-"], "standard input is empty"),
         (["remember", "bad.jsonl"], "bad.jsonl:3: an example must have"),
         (["remember", "empty.jsonl"], "empty.jsonl is empty"),

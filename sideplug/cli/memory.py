@@ -109,6 +109,8 @@ def _pair(question: str | None, reply: str | None, date: str) -> Iterable[Entry]
     if (question is None) != (reply is None):
         raise InputError("--question and --reply must be given together")
     if question is not None and reply is not None:
+        if not question.strip():
+            raise InputError("--question must not be empty: give a note as a text, without it")
         yield Entry(check_utf8(question), check_utf8(reply), date=date)
 
 
@@ -118,6 +120,8 @@ def _entries(context: click.Context, told: str, date: str, form: str, skip_bad: 
     from sideplug.memory.store import Entry
     from sideplug.readers import SUFFIXES, read
 
+    if not told.strip():
+        raise InputError("a text, file or folder must not be empty")
     path = Path(told)
     if told != "-" and not _is_there(path):
         if len(told.split()) < 2 or path.suffix.lower() in SUFFIXES:
@@ -248,7 +252,6 @@ def memory_show(number: int, folder: Path, as_json: bool) -> None:
 def memory_search(question: str, folder: Path, as_json: bool) -> None:
     """Show what would be found for a question, and how certain it is. No cloud is asked."""
     memory = _opened(folder)
-    certain = memory.certain(question)
     found = memory.judged(check_utf8(question))[:8]
     if as_json:
         print_json(
@@ -257,8 +260,8 @@ def memory_search(question: str, folder: Path, as_json: bool) -> None:
         return
     for each in found:
         said = f"{each.entry.question!r} → {each.text!r}" if each.entry.question else repr(each.text)
-        p = each.certainty
-        tell(f"{each.entry.number:6}  {p:6.1%} {'said  ' if p > certain else 'unsaid'}  {said}")
+        verdict = "said  " if memory.says(question, each) else "unsaid"
+        tell(f"{each.entry.number:6}  {each.certainty:6.1%} {verdict}  {said}")
     if not found:
         say("sideplug: nothing is near that")
 
@@ -342,7 +345,7 @@ def memory_settings(
     """Show or change what a memory does where it is not certain.
 
     sideplug gate curve shows what each certainty answers, and what of it is wrong. Questions about you are known from
-    others by the sentence encoder, in English; about 3 in 100 general prompts are taken for one.
+    others by the sentence encoder, in English; about 4 in 100 general prompts are taken for one.
     """
     from sideplug.memory import book
     from sideplug.memory.part import CERTAIN

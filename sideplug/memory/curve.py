@@ -46,7 +46,7 @@ def curve(
     for number, (question, answer) in enumerate(asked, 1):
         recall = memory.recall(question)
         if recall is not None:
-            said = recall.certainty > memory.certain(question)
+            said = memory.says(question, recall)
             found.append((recall.certainty, bool(answer) and holds(recall.text, answer), said))
         progress(number)
 

@@ -63,7 +63,6 @@ class Desk:
         memory = book.memory_of(plugin)
         if memory is None:
             return []
-        certain = memory.certain(question)
         is_question = len(question) <= MOST_CHARACTERS
         return [
             {
@@ -71,7 +70,7 @@ class Desk:
                 "question": found.entry.question,
                 "text": found.text,
                 "certainty": round(found.certainty, 4),
-                "said": found.certainty > certain and is_question,
+                "said": is_question and memory.says(question, found),
             }
             for found in memory.judged(question)[:FOUND]
         ]

@@ -35,10 +35,11 @@ MEMORY = "memory"  # the name of the kind, and of its part
 BEHIND = 0.3  # a candidate whose score is so far behind the best is not read: of 240 right ones 3 were (tune)
 SAME_WORDS = 20.0  # the score of a question that is asked in the words in which it was told
 # P above which it speaks, with the sentence encoder and by words alone; chosen on verifier/own_words/tune
-CERTAIN, CERTAIN_BY_WORDS = 0.85, 0.8
+CERTAIN, CERTAIN_BY_WORDS = 0.75, 0.8
+DOUBT_OF_NOTES = 0.6  # of the doubt that a pair may leave: a note is said from 0.85 on where a pair is from 0.75 on
 MOSTLY = 0.8  # of a note's certainty that one of its sentences has: then that one is said, else its whole passage
 # The logits above which a question about the person silences trained parts, and is said not to have been told: of
-# untold questions 89 and 69 % are, of general prompts 6 and 3 % (tune)
+# untold questions 87 and 67 % are, of general prompts 4 % each (tune)
 PERSONAL, SURELY_PERSONAL = 1.0, 2.0
 DOUBTFUL = 0.5  # P above which it may ask whether something is meant
 MOST_CHARACTERS = 600  # of a prompt that may be a question to it
@@ -159,7 +160,7 @@ class Memory(Part):
         """See Part."""
         question = question_of(prompt)
         recall = self.recall(question)
-        if recall is not None and recall.certainty > self.certain(question):
+        if recall is not None and self.says(question, recall):
             ids, source, entry = recall.passage.ids_of(recall.said), recall.source, recall.entry.number
         elif recall is not None and self.settings.doubt == settings.ASK and recall.certainty > DOUBTFUL:
             ids = recall.passage.ids_of(len(recall.passage.texts) + recall.said)
@@ -177,8 +178,13 @@ class Memory(Part):
         """Return the best that it has for a question, however uncertain; None for nothing."""
         return next(iter(self.judged(question)), None)
 
+    def says(self, question: str, recall: Recall) -> bool:
+        """Return whether it is certain enough to say what it found; with the encoder it must be more certain of a note."""
+        share = DOUBT_OF_NOTES if recall.entry.is_note and self._reads(question) else 1.0
+        return recall.certainty > 1 - (1 - self.certain(question)) * share
+
     def certain(self, question: str) -> float:
-        """Return the certainty above which it answers this question."""
+        """Return the certainty above which it answers this question with a pair's reply."""
         if self.settings.certain is not None:
             return self.settings.certain
         return CERTAIN if self._reads(question) else CERTAIN_BY_WORDS

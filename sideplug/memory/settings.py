@@ -16,9 +16,8 @@ CHOICES = {"doubt": (BASE, ASK), "unknown": (BASE, SAY)}
 LEAST, MOST = 0.3, 0.99  # certainty: below, two entries may be equally likely; above, hardly any reply is said
 UNTOLD = "You haven't told me that."
 MEANT, NEAR = "Did you mean: ", "I am not sure, but you noted: "
-_YES = frozenset(
-    {"yes", "y", "yeah", "yep", "yes please", "yes, please", "yes i did", "i did", "correct", "exactly", "right"}
-)
+_YES = "yes,y,yeah,yep,yes please,yes i did,i did,correct,exactly,right,sure,ok,that one"
+YES = frozenset([*_YES.split(","), "yes, please"])
 
 
 @dataclass(frozen=True)
@@ -66,4 +65,4 @@ def doubts(asked: str, parts: list[str]) -> list[str]:
 def agreed(said: str, answer: str) -> str:
     """Return the question that a person says yes to: `said` asked whether it was meant; else ""."""
     plain = answer.strip().strip(".!").lower()
-    return said.removeprefix(MEANT) if said.startswith(MEANT) and plain in _YES else ""
+    return said.removeprefix(MEANT) if said.startswith(MEANT) and plain in YES else ""

@@ -73,6 +73,14 @@ def test_what_it_says(
     assert said(memory, "the key?") == expected
 
 
+@pytest.mark.parametrize(("p", "expected"), [(0.83, ""), (0.9, "Zsofia moved to Szeged.")])
+def test_of_a_note_it_must_be_more_certain(p: float, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = a_memory(certain=0.75)
+    monkeypatch.setattr(memory, "_reads", lambda question: True)
+    certain(memory, monkeypatch, p, entry=2)
+    assert said(memory, "Zsofia?") == expected
+
+
 def test_it_asks_about_a_note_with_the_note(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = a_memory(doubt="ask")
     certain(memory, monkeypatch, 0.7, entry=2)

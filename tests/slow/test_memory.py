@@ -37,11 +37,11 @@ def test_in_own_words(real: Encoder) -> None:
             for question, answer in pairs:
                 asked[kind] += 1
                 recall = memory.recall(question)
-                if recall is not None and recall.certainty > memory.certain(question):
+                if recall is not None and memory.says(question, recall):
                     spoken[kind] += 1
                     right[kind] += part.holds(recall.text, answer) if answer else 0
     print(asked, spoken, right)
-    assert right["told"] >= 0.4 * asked["told"]
+    assert right["told"] >= 0.5 * asked["told"]
     assert spoken["told"] - right["told"] <= 0.03 * asked["told"]
     assert spoken["untold"] + spoken["unnoted"] <= 0.03 * (asked["untold"] + asked["unnoted"])
     assert spoken["general"] <= 0.04 * asked["general"]
