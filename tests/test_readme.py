@@ -159,16 +159,23 @@ def short_speed(r: Found) -> list[str]:
     ]
 
 
-def short_facts(r: Found) -> list[str]:
-    ours, near = nearest(r)
-    return [ours.split(" of general")[0].replace("100 %", "**100 %**"), near]
+def remembered(r: Found) -> list[str]:
+    own = next(run for run in r["runs"] if run["set"] == "own words, test")
+    told, notes, same = own["told"], own["note"], own["general_same"]
+    untold = own["untold"]["asked"] + own["unnoted"]["asked"]
+    answered = own["untold"]["answered"] + own["unnoted"]["answered"]
+    shares = [f"{each['right'] / each['asked']:.0%}".replace("%", " %") for each in (told, notes)]
+    rivals = [f"{right / asked:.0%}".replace("%", " %") for right, asked in own["rival"].values()]
+    wrong = f"{told['wrong'] / told['asked']:.0%}".replace("%", " %")
+    facts = f"**{shares[0]}** right and {wrong} wrong, notes {shares[1]}"
+    return [facts, f"{answered} of {untold} untold", f"{same[0]} of {same[1]} general", " and ".join(rivals)]
 
 
 WHOLE = "smollm2-135m_*.json"  # of `sideplug bench`
 ROWS: list[tuple[Path, str, tuple[str, ...], Callable[..., list[str]]]] = [
     (README, "| **the price:**", ("lora.json", WHOLE), price),
     (README, "| making it", ("lora.json",), making),
-    (README, "| 20 facts", (WHOLE,), short_facts),
+    (README, "| told once", ("memory.json",), remembered),
     (README, "| a cloud 50 ms away", (WHOLE,), short_speed),
     (README, "| 8 people", ("many.json",), many),
     (BENCHMARK, "| held-out loss", ("lora.json",), lora_loss),

@@ -179,7 +179,7 @@ class Memory(Part):
         return next(iter(self.judged(question)), None)
 
     def says(self, question: str, recall: Recall) -> bool:
-        """Return whether it is certain enough to say what it found; with the encoder it must be more certain of a note."""
+        """Return whether it is certain enough to say what it found; the encoder must be more certain of a note."""
         share = DOUBT_OF_NOTES if recall.entry.is_note and self._reads(question) else 1.0
         return recall.certainty > 1 - (1 - self.certain(question)) * share
 
