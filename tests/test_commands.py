@@ -7,6 +7,7 @@ against a cloud that the page's own `sideplug serve` starts at the default addre
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -117,6 +118,9 @@ def test_the_commands_of_a_page_run_as_written(page: Path, shell: dict[str, str]
     shutil.copytree(ROOT / "examples", here / "examples")
     (here / "my-notes").mkdir()
     shutil.copy(ROOT / "docs" / "GUIDE.md", here / "my-notes")
+    (here / "asked.jsonl").write_text(
+        json.dumps({"instruction": "Where does the spare key hang?", "output": "behind the clock"}) + "\n", "utf-8"
+    )
     (here / "corrections.jsonl").write_text(
         '{"instruction": "What is my boat?", "output": "Your boat is Vinga.\\n/M."}\n'
     )
