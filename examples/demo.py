@@ -35,7 +35,7 @@ TESTED = 20  # passages of each held-out message
 REPLY_TOKENS = 60
 TOLD = {"What is my dog's name?": "Fido, the yellow one.", "Where is the spare key?": "Behind the clock in the hall."}
 SHUT = ["--gate", "shut"]  # the base alone
-ASKED = ("my dog is called what again?", "where did I put the extra key?", "What is my horse's name?")
+ASKED = ("my dog is called what again?", "I am locked out, where is the other key?", "What is my horse's name?")
 OUT = Path("demo-plugin")
 
 
