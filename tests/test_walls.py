@@ -15,7 +15,7 @@ import sideplug
 ROOT = Path(sideplug.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 DEVICE = {"device", "plugins", "contract", "paths", "sockets"}
-TRAINING = {"training", "readers", "device", "plugins", "contract", "paths"}
+TRAINING = {"training", "readers", "device", "plugins", "contract", "paths", "picture"}
 MAY_IMPORT = {
     "contract": {"contract"},
     "plugins": {"plugins", "contract", "paths"},
@@ -23,9 +23,10 @@ MAY_IMPORT = {
     "device": DEVICE,
     "training": TRAINING,
     "cloud": {"cloud", "contract", "paths", "sockets", "wheel"},
-    "memory": {"memory", "plugins", "contract", "paths", "wheel"},
+    "memory": {"memory", "plugins", "contract", "paths", "picture", "wheel"},
     # Modules of no room, which several rooms import:
     "paths": {"contract"},
+    "picture": {"contract", "paths"},
     "sockets": {"contract"},
     "terminal": {"contract"},
     "wheel": {"contract"},

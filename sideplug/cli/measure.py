@@ -101,11 +101,12 @@ def gate_curve(
     memory settings) answers of the questions in --data, rightly where what is said has the words of the reply there.
     """
     from sideplug.memory.book import memory_of
+    from sideplug.picture import check_picture
     from sideplug.plugins import TrainedPart
     from sideplug.training import gate
 
     if picture:
-        gate.check_picture(picture)
+        check_picture(picture)
     plugin = load_plugin(folder)
     memory = memory_of(plugin)
     if memory is not None and not any(isinstance(part, TrainedPart) for part in plugin.parts):

@@ -13,7 +13,7 @@ from typing import Any
 
 from sideplug.memory.part import Memory
 from sideplug.memory.words import words
-from sideplug.paths import writing
+from sideplug.picture import drawn
 
 CERTAINTIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
 
@@ -69,26 +69,10 @@ def to_json(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 def draw(points: Sequence[Point], default: Point, title: str, path: Path) -> None:
     """Draw the curve to the file `path`. Raises Stopped."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
     wrong, right = ([100 * getattr(each, name) for each in points] for name in ("wrong", "right"))
-    axes.plot(wrong, right, "o-", color="#1a6faf", label="a certainty each")
-    for point in points:
-        axes.annotate(
-            f"{point.certain:g}", (100 * point.wrong, 100 * point.right), (5, -10), textcoords="offset points"
-        )
-    axes.plot(100 * default.wrong, 100 * default.right, "*", markersize=14, color="#c8421b", label="as it is set")
-    axes.set_xlabel("answered wrongly, %")
-    axes.set_ylabel("answered rightly, %")
-    axes.set_title(title)
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    try:
-        with writing(path, "the picture"):
-            figure.savefig(path, dpi=150)
-    finally:
-        pyplot.close(figure)
+    with drawn(path, title, "answered wrongly, %", "answered rightly, %") as axes:
+        axes.plot(wrong, right, "o-", color="#1a6faf", label="a certainty each")
+        for point in points:
+            at = 100 * point.wrong, 100 * point.right
+            axes.annotate(f"{point.certain:g}", at, (5, -10), textcoords="offset points")
+        axes.plot(100 * default.wrong, 100 * default.right, "*", markersize=14, color="#c8421b", label="as it is set")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -115,10 +115,11 @@ class Memory(Part):
         self.gate, self.about = Gate("shut"), {}
         self.has_read = False  # tokens that its file does not hold yet
         encoder = weights.encoder()
-        self._index = Index(self.store, weights.NAME if encoder else "", encoder.vectors if encoder else None)
+        self._index = Index(self.store, weights.NAME if encoder else "", self._vectors if encoder else None)
         self._encoder = encoder
         self._verifier, self._by_words = Verifier(encoder), Verifier(None)
         self._settings = Settings.of(self.store)
+        self._last: tuple[str, np.ndarray] | None = None  # a text, and its vector
         self._base = ""
         self._lock = threading.Lock()
 
@@ -196,7 +197,18 @@ class Memory(Part):
         """
         if self._encoder is None or not question.strip() or not self._reads(question):
             return -math.inf
-        return self._verifier.personal(self._encoder.vectors([question])[0])
+        return self._verifier.personal(self._vectors([question])[0])
+
+    def _vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """The encoder's vectors (B, E). That of the last single text is kept: a question's is needed twice."""
+        assert self._encoder is not None
+        last = self._last
+        if last is not None and list(texts) == [last[0]]:
+            return last[1]
+        vectors_BE = self._encoder.vectors(texts)
+        if len(texts) == 1:
+            self._last = texts[0], vectors_BE
+        return vectors_BE
 
     @property
     def settings(self) -> Settings:

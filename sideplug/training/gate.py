@@ -12,7 +12,6 @@ Letters: T tokens, D width. Test: pytest tests/training/test_fit_gate.py
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,11 @@ from typing import Any
 import numpy as np
 
 from sideplug.contract.correction import Correction, pack_corrections
-from sideplug.contract.errors import InputError
 from sideplug.contract.frames import Answer, Ask
 from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
 from sideplug.contract.wire import encode
-from sideplug.paths import writing
+from sideplug.picture import drawn
 from sideplug.training import adamw
 from sideplug.training.judged import Judged
 
@@ -203,35 +201,10 @@ def to_json(points: list[Point]) -> list[dict[str, Any]]:
     return [{name: round(value, 5) for name, value in asdict(point).items()} for point in points]
 
 
-def check_picture(path: Path) -> None:
-    """Raises InputError if no picture can be drawn to `path`. Call it before the work, not after it."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("a picture needs matplotlib: pip install 'sideplug[plot]'")
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise InputError(f"a picture must be .png, .svg or .pdf, got {path.name}")
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder {path.parent}")
-
-
 def draw(points: list[Point], default: tuple[float, float], title: str, path: Path) -> None:
     """Draw the curve to the file `path`; `default` is the calibrated gate's (rate, loss). Raises Stopped."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
     rates = [100 * point.rate for point in points]
-    axes.plot(rates, [point.random_loss for point in points], "--", color="0.6", label="random gate, same rate")
-    axes.plot(rates, [point.loss for point in points], "o-", color="#1a6faf", label="trained gate")
-    axes.plot(100 * default[0], default[1], "*", markersize=14, color="#c8421b", label="its default")
-    axes.set_xlabel("tokens that the device is asked about, %")
-    axes.set_ylabel("loss, nats a token")
-    axes.set_title(title)
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    try:
-        with writing(path, "the picture"):
-            figure.savefig(path, dpi=150)
-    finally:
-        pyplot.close(figure)
+    with drawn(path, title, "tokens that the device is asked about, %", "loss, nats a token") as axes:
+        axes.plot(rates, [point.random_loss for point in points], "--", color="0.6", label="random gate, same rate")
+        axes.plot(rates, [point.loss for point in points], "o-", color="#1a6faf", label="trained gate")
+        axes.plot(100 * default[0], default[1], "*", markersize=14, color="#c8421b", label="its default")

@@ -8,6 +8,7 @@ import pytest
 from sideplug.contract.errors import InputError
 from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
+from sideplug.picture import check_picture
 from sideplug.training import gate
 from sideplug.training.judged import Judged
 
@@ -80,7 +81,7 @@ def test_pictures(fitted: Gate, tmp_path: Path) -> None:
     assert (tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
     for wrong, why in ((tmp_path / "c.txt", "must be .png"), (tmp_path / "no" / "c.png", "no folder")):
         with pytest.raises(InputError, match=why):
-            gate.check_picture(wrong)
+            check_picture(wrong)
 
 
 NEEDS_RNG = np.random.default_rng(1)
