@@ -288,6 +288,14 @@ def test_training_on_pairs_remembers_them_too(run: Run, cloud: Cloud, tmp_path: 
     alone = run("train", data, "--out", tmp_path / "q", *how, "--held-out", "0", "--no-remember")
     assert alone.returncode == 0, alone.stderr
     assert [part.name for part in Plugin.load(tmp_path / "q").parts] == ["manner"]
+    lone = run("train", data, "--out", tmp_path / "r", *how, "--held-out", "0", "--kind", "paper", env=ours)
+    assert lone.returncode == 0, lone.stderr
+    assert "a paper is a plugin's only part: nothing is remembered beside it" in lone.stderr
+    assert [part.name for part in Plugin.load(tmp_path / "r").parts] == ["manner"]
+    before = contents(folder)
+    refused = run("train", data, "--out", folder, *how, "--kind", "paper", "--force", env=ours)
+    sentence(refused, 2, "a part whose output replaces z must be the plugin's only part")
+    assert contents(folder) == before
 
 
 def test_forgetting_is_complete(run: Run, cloud: Cloud, tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ class Run:
                 ) as process:
                     return {**process.ready, "disk_bytes": disk_bytes(out)}
             options = ["--kind", system.trains, "--epochs", epochs, "--cloud", url, "--out", out, "--force"]
+            options += ["--no-remember"]  # kinds are compared; what a memory knows is a part of its own
             options += ["--width", task.width] if task.width and system.trains == OURS else []
             options += [] if system.retain else ["--retain-weight", 0]
             costs = command("train", user.file, *options)

@@ -303,6 +303,7 @@ def make_new(
 ) -> tuple[dict[str, Any], list[str]]:
     """Train a new plugin into `out`; (what is told as JSON, the same as lines)."""
     from sideplug.api import remember_questions
+    from sideplug.plugins.base import trained_kind
     from sideplug.training import report
     from sideplug.training.pipeline import Texts, check_early, check_out, make
 
@@ -321,7 +322,10 @@ def make_new(
 
     def begin() -> None:
         nonlocal remembered
-        remembered = remember_questions(examples, out, say) if new.remember else 0
+        if trained_kind(new.kind).merge == "replace":
+            say(f"a {new.kind} is a plugin's only part: nothing is remembered beside it")
+        elif new.remember:
+            remembered = remember_questions(examples, out, say)
 
     made = make(cloud.client, texts, out, recipe, training_progress, interrupts, new.resume, say, check, begin)
     remember_plugin(out)

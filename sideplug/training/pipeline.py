@@ -217,8 +217,9 @@ def _make(
                 f"the checkpoint {out / CHECKPOINT} is of a training on the base {str(base)[:12]}, but the cloud "
                 f"serves {model.fingerprint[:12]} ({model.name}): go on with that base, or begin anew with --force"
             )
-    begin()
     plugin = recipe.new_plugin(model)
+    plugin.check_beside(out)
+    begin()
     part = plugin.trained
     with client.connect(responder=Silent(part.tap, part.context)) as session:
         tapes = record(session, part.tap, part.context, texts, out, show, say)
