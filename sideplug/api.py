@@ -48,7 +48,8 @@ def train(
     out: str | Path,
     cloud: str | Address = DEFAULT_URL,
     *,
-    kind: str = "ladder",
+    kind: str = "",
+    trunk: str = "",
     width: int = 0,
     epochs: int = 0,
     held_out: float = 0.1,
@@ -65,7 +66,9 @@ def train(
     """Train a plugin on this device, save it in the folder `out`, and return it.
 
     data: a file or folder, or a list of texts, of (question, answer) pairs, or of Examples. cloud: where the base model
-    is, which reads each example once. kind, width: of the plugin; width 0 takes the kind's own. epochs: at most; 0: as
+    is, which reads each example once. kind, width: of the plugin; kind "" takes the one that suits the examples,
+    width 0 the kind's own. trunk: what a plugin of manner begins with, by its name or file; "": the newest that is
+    installed for the base, "none": nothing. epochs: at most; 0: as
     many as the examples need. held_out: the share of examples to stop by, 0 for none. reword: ask told questions in
     other words too. remember: keep questions with short replies in the plugin's memory too. retain: a file of prompts
     on which the plugin learns to leave the base as it is (none: sideplug's own); retain_weight 0 trains without.
@@ -80,6 +83,7 @@ def train(
     >>> with sideplug.connect(cloud, plugin) as session:
     ...     text = session.generate("Where is the mill?", max_tokens=5).text
     """
+    from sideplug.plugins.base import trained_kind
     from sideplug.training import pipeline
     from sideplug.training.fit import TrainConfig
     from sideplug.training.preflight import readable
@@ -96,12 +100,14 @@ def train(
     tell = (lambda line: None) if quiet else say
     client = Client.at(cloud)
     examples = _examples(data, skip_bad, tell)
-    part = recipe.new_plugin(client.model()).trained
+    model = client.model()
+    recipe = recipe.suited_to(examples).begun_with(trunk, model.fingerprint)
+    part = recipe.new_plugin(model).trained
     examples = readable(client, examples, part.tap, part.context, skip_bad, tell)
     texts = pipeline.Texts.prepare(examples, recipe, Path(retain) if retain is not None else None)
 
     def begin() -> None:
-        if remember:
+        if remember and trained_kind(recipe.kind).merge == "add":  # beside one that replaces z nothing can stand
             remember_questions(examples, folder, tell)
 
     show = _shown(quiet)

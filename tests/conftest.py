@@ -277,6 +277,7 @@ def a_session(
 
 def a_plugin(base: str, kind: str = "ladder", scale: float = 0.5, seed: int = 3, **tap: Any) -> Any:
     """A plugin for the tiny models whose every parameter is random: its corrections change tokens."""
+    from sideplug.contract.bias import Bias
     from sideplug.contract.tap import Tap
     from sideplug.plugins import Plugin
 
@@ -286,6 +287,9 @@ def a_plugin(base: str, kind: str = "ladder", scale: float = 0.5, seed: int = 3,
     params = plugin.trained.params
     for name, value in params.items():
         params[name] = (value + rng.normal(0, scale, value.shape)).astype(np.float32)
+    if plugin.trained.kind.biased:
+        ids = np.sort(rng.choice(300, 60, replace=False)).astype(np.int32)
+        plugin.trained.own_bias = Bias(ids, rng.normal(0, 2, 60).astype(np.float16))
     return plugin
 
 

@@ -73,11 +73,15 @@ def generate(
     while len(ids) - start < max_tokens:
         z, hidden = twin.feed(new)
         score = gate.score(z[0], score) if gate else None
-        if plugin is not None and (gate is None or gate.opens(score)):
+        is_open = plugin is not None and (gate is None or gate.opens(score))
+        if is_open:
             delta = plugin.trained.correct(plugin.tap.decode(*plugin.tap.encode(hidden[:, list(plugin.tap.layers)])))
             delta = unpack(*pack(delta, int8=plugin.tap.codec == "int8"))
             z = z + delta if plugin.merge == "add" else delta
-        token = choose(twin.logits(z)[0], sampling, len(ids), ids)
+        logits_V = np.array(twin.logits(z)[0])
+        if is_open:
+            logits_V[plugin.trained.bias.ids] += plugin.trained.bias.values.astype(np.float32)
+        token = choose(logits_V, sampling, len(ids), ids)
         if token in stop:
             break
         ids = [*ids, token]

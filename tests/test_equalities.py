@@ -105,13 +105,13 @@ def test_a_engine_equals_the_plain_forward(stage: Stage, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", SAMPLINGS)
-@pytest.mark.parametrize("kind", ["ladder", "paper", "paper-added"])
+@pytest.mark.parametrize("kind", ["ladder", "mlp", "paper", "paper-added"])
 def test_b_the_wire_equals_one_process(stage: Stage, kind: str, how: str) -> None:
     cloud, plain = stage
     model = cloud.engine.model
     # A code at the edge of rounding makes much of the last bit, and torch's differ from ours: the same engine, then.
     alone = (lambda: naive.Alone(model)) if isinstance(model.stages[0], OrtStage) else plain
-    scale = {"ladder": 0.5, "paper": 0.05, "paper-added": 0.2}[kind]
+    scale = {"ladder": 0.5, "mlp": 0.2, "paper": 0.05, "paper-added": 0.2}[kind]
     plugins = [a_plugin(cloud.base.fingerprint, kind, scale, seed) for seed in range(4)]
     asked = prompts(4)
     stop = cloud.engine.tokenizer.stop_ids

@@ -19,11 +19,11 @@ from sideplug.contract.gate import Gate
 from sideplug.device.reply import WINDOW
 from sideplug.plugins import Plugin, trained_kinds
 from sideplug.plugins.base import trained_kind
-from sideplug.training.recipe import Recipe
+from sideplug.training.recipe import FACTS, Recipe
 
 LORA_RANK = 8
 EXCHANGE_RANK = 8
-OURS = Recipe().kind
+OURS = FACTS
 NEAREST = 3
 
 

@@ -67,12 +67,13 @@ class Cloud:
 
         return Client(self.address, self.recorder, say)
 
-    def session(self, plugin: Plugin | None = None, gate: Gate | None = None) -> Session:
+    def session(self, plugin: Plugin | None = None, gate: Gate | None = None, head: str = "cloud") -> Session:
         """An open session, for a `with` statement; it shows what makes it wait. Raises CloudError and its kin."""
         from sideplug.device.reading import MANY
 
         with counted("the base reads what your plugin was told, once") as show:
-            client = replace(self.client, reading=lambda done, count: show(done, count) if count >= MANY else None)
+            reading = lambda done, count: show(done, count) if count >= MANY else None  # noqa: E731
+            client = replace(self.client, reading=reading, head=head)
             return client.connect(plugin, gate)
 
 

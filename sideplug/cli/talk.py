@@ -75,7 +75,7 @@ def generate(
         start = [{"role": "system", "content": system}] if system else []
         request = Prompt(messages=(*start, {"role": "user", "content": prompt}))
     plugin = load_plugin_if(folder)
-    with cloud.session(plugin, gate.of(plugin)) as session:
+    with cloud.session(plugin, gate.of(plugin), decode.head) as session:
         text, ids, interrupted = stream_reply(
             session, request, max_tokens, sampling, decode.options_for(session), show=not as_json
         )
@@ -116,7 +116,7 @@ def chat(
     plugin = load_plugin_if(folder)
     start = [{"role": "system", "content": system}] if system else []
     messages = list(start)
-    with cloud.session(plugin, gate.of(plugin)) as session:
+    with cloud.session(plugin, gate.of(plugin), decode.head) as session:
         options = decode.options_for(session)
         who = f"your plugin {folder}" if folder else "no plugin"
         say(f"{session.model.name} with {who}. Ctrl-D ends, /new starts afresh.")

@@ -78,7 +78,8 @@ class NewPlugin:
 
     limit: int
     held_out: float
-    kind: str
+    kind: str | None
+    trunk: str | None
     taps: int
     rank: int
     tap: str | None
@@ -105,17 +106,22 @@ class NewPlugin:
             retain_weight=self.retain_weight,
         )
         tap = self.tap or ""
-        recipe = Recipe(self.kind, self.taps, self.rank, tap, self.width, self.candidates, training, self.held_out)
+        recipe = Recipe(self.kind or "", self.taps, self.rank, tap, self.width, self.candidates, training, self.held_out)
         return replace(recipe, reword=self.reword, raw=self.raw).with_epochs(epochs)
 
-    def examples(self, source: Source, skip: Path, client: Client, recipe: Recipe) -> list[Example]:
-        """The examples of `source`, but for those in the folder `skip`. Raises DataError."""
+    def examples(
+        self, source: Source, skip: Path, client: Client, recipe: Recipe
+    ) -> tuple[list[Example], Recipe]:
+        """The examples of `source`, but for those in the folder `skip`, and the recipe that suits them. Raises
+        DataError."""
         from sideplug.training.data import sample
         from sideplug.training.preflight import readable
 
         examples = sample(source.read(skip), self.limit, self.seed)
-        part = recipe.new_plugin(client.model()).trained
-        return readable(client, examples, part.tap, part.context, source.skip_bad, say)
+        model = client.model()
+        recipe = recipe.suited_to(examples).begun_with(self.trunk or "", model.fingerprint)
+        part = recipe.new_plugin(model).trained
+        return readable(client, examples, part.tap, part.context, source.skip_bad, say), recipe
 
 
 new_plugin_options = gathered(
@@ -131,12 +137,17 @@ new_plugin_options = gathered(
         ),
         option(
             "--kind",
-            default=RECIPE.kind,
             type=click.Choice(plugin_kinds()),
-            help="ladder is sideplug's own, and sees one position. attention reads the prompt and the reply: it keeps "
-            "more facts apart, takes longer to train, and sends the whole prompt's codes down; for facts alone, "
-            "sideplug remember needs no training, so ladder is the default. The output of paper (arXiv 2403.07088) "
-            "replaces z, that of paper-added is added to z.",
+            help="Without it: ladder where most examples are questions with short replies, else mlp, which has the "
+            "person's manner and a bias for their words. Both see one position. attention reads the prompt and the "
+            "reply: it keeps more facts apart, takes longer to train, and sends the whole prompt's codes down. The "
+            "output of paper (arXiv 2403.07088) replaces z, that of paper-added is added to z.",
+        ),
+        option(
+            "--trunk",
+            metavar="NAME",
+            help="What a plugin of manner begins with: a trunk by its name or file, or none. Without it: the newest "
+            "that is installed for the base (sideplug trunk list).",
         ),
         option(
             "--taps", default=RECIPE.taps, type=click.IntRange(1, 256), help="The number of layers that are tapped."
@@ -310,7 +321,9 @@ def make_new(
     check = partial(check_out, out, new.resume, force)
     check_early(out, check)
     recipe = new.recipe(epochs)
-    examples = new.examples(source, out, cloud.client, recipe)
+    examples, recipe = new.examples(source, out, cloud.client, recipe)
+    if recipe.trunk is not None:
+        say(f"it begins with the trunk {recipe.trunk.title} (--trunk none leaves it out)")
     texts = Texts.prepare(examples, recipe, new.retain)
     first = texts.training[0]
     start = (first.prompt.messages or ({"content": ""},))[-1]["content"] + " ⟶ " + first.reply.replace("\n", " ⏎ ")
@@ -322,8 +335,8 @@ def make_new(
 
     def begin() -> None:
         nonlocal remembered
-        if trained_kind(new.kind).merge == "replace":
-            say(f"a {new.kind} is a plugin's only part: nothing is remembered beside it")
+        if trained_kind(recipe.kind).merge == "replace":
+            say(f"a {recipe.kind} is a plugin's only part: nothing is remembered beside it")
         elif new.remember:
             remembered = remember_questions(examples, out, say)
 

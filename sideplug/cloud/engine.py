@@ -58,6 +58,14 @@ class HeadRow:
         self.run = self.reply.run
 
     @property
+    def biased(self) -> int:
+        """The parts whose biases are added, a bit each: those that were asked, unless one of them says a mixture."""
+        if self.answer:
+            corrected = self.answer.by == "plugin" and self.answer.mixture is None
+            return self.answer.ask.gates if corrected else 0
+        return self.speculates_on.gates if self.speculates_on else 0
+
+    @property
     def token(self) -> int | None:
         """The token, if the device has the head and has chosen it itself."""
         return self.answer.token if self.answer else None
@@ -328,6 +336,8 @@ class Engine:
         if not row.answer and (reply.end or row.at != len(reply.ids)):
             return  # the answer for this position is in the same head call: there is nothing left to speculate on
         before = reply.ids if row.at == len(reply.ids) else reply.ids[: row.at]
+        if row.token is None:
+            logits_V = reply.spec.biased(logits_V, row.biased)
         if row.answer:
             logits_V = mix(logits_V, row.answer.mixture)
         token = choose(logits_V, reply.sampling, row.at, before) if row.token is None else row.token
@@ -396,7 +406,8 @@ class Engine:
         """Ask the device for the next token, and speculate behind the question. Bit p of `gates`: part p's is open."""
         codes, scales = reply.spec.encode(hidden_1KD)
         few = codes.size <= correction_predictor.MAX_CODES
-        ask = reply.ask(z_1D, reply.spec.tap.decode(codes, scales).ravel() if few else z_1D[0], time.monotonic())
+        seen = reply.spec.tap.decode(codes, scales).ravel() if few else z_1D[0]
+        ask = reply.ask(z_1D, seen, gates, time.monotonic())
         if reply.rows is not None:
             self._send_rows(reply, ask.at - 1)
             reply.rows.mark_sent(ask.at)

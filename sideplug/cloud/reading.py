@@ -20,11 +20,12 @@ from sideplug.cloud.tokenizer import Tokenizer
 from sideplug.contract.codec import pack
 from sideplug.contract.correction import Mixture, apply_delta, check_shapes, mixed_logp, mixture_of
 from sideplug.contract.errors import ProtocolError
-from sideplug.contract.frames import BEST_IDS, Score, Scored
+from sideplug.contract.frames import BEST_IDS, MAX_PARTS, Score, Scored
 from sideplug.contract.frames import Example as ExampleFrame
 
 TOP = BEST_IDS  # that a tape holds for each position: the candidates of training
 HEAD_ROWS = 64  # rows of one head call for examples: their logits stay small, and nobody waits long for the call
+ALL_PARTS = (1 << MAX_PARTS) - 1
 Fail = Callable[[Sequence, Exception], None]  # what becomes of a work that met an error
 
 
@@ -201,7 +202,7 @@ class Reader:
         try:
             rows = slice(at, at + HEAD_ROWS)
             targets, mixtures = example.targets[rows], scoring.mixtures[rows]
-            logp = self._model.read(scoring.corrected_TD[rows], targets, 1)[0]
+            logp = self._log_p(scoring, rows, targets)
             for row, (target, mixture) in enumerate(zip(targets.tolist(), mixtures, strict=True)):
                 if mixture is not None:
                     logp[row] = mixed_logp(float(logp[row]), target, mixture)
@@ -213,6 +214,19 @@ class Reader:
         if at + HEAD_ROWS >= len(scoring.corrected_TD):
             self._scorings.remove(scoring)
             example.send(Scored(example.number, scoring.base_T, np.concatenate(scoring.parts)))
+
+    def _log_p(self, scoring: Scoring, rows: slice, targets: np.ndarray) -> np.ndarray:
+        """log p (T,) of the targets of these rows by the corrected z, with the biases where there is no mixture."""
+        spec, z_TD = scoring.example.spec, scoring.corrected_TD[rows]
+        if not any(map(len, spec.biases)):
+            return self._model.read(z_TD, targets, 1)[0]
+        logp = np.empty(len(targets), np.float32)
+        for row, logits_V in enumerate(self._model.logits(z_TD)):
+            if scoring.mixtures[rows.start + row] is None:
+                logits_V = spec.biased(logits_V, ALL_PARTS)
+            peak = logits_V.max()
+            logp[row] = logits_V[targets[row]] - peak - np.log(np.exp(logits_V - peak).sum())
+        return logp
 
     def forget(self, work: Sequence) -> None:
         """Drop the score that is under way for this example, if there is one."""

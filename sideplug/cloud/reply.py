@@ -23,6 +23,8 @@ from sideplug.cloud.model.memory import Reservation
 from sideplug.cloud.prefix_cache import Text
 from sideplug.cloud.speculation import AcceptanceStats
 from sideplug.cloud.tokenizer import TextStream
+from sideplug.contract import bias
+from sideplug.contract.bias import Bias
 from sideplug.contract.capabilities import MIXTURE, MixtureSettings, settings_of
 from sideplug.contract.correction import Merge, Mixture, apply_delta, check_shapes, mixture_of
 from sideplug.contract.errors import ProtocolError
@@ -42,7 +44,7 @@ class SessionSpec:
 
     gates: one for each part of its plugin. merge: see contract/correction. context: what rows without a question carry.
     granted: the settings of the capabilities that it has. encoder: the tap's, which the session holds; None: the tap's
-    own, for tests.
+    own, for tests. biases: one for each part, or none at all.
     """
 
     tap: Tap
@@ -51,6 +53,11 @@ class SessionSpec:
     context: ContextSlice | None = None
     granted: Mapping[str, Map] = field(default_factory=dict)
     encoder: Encoder | None = None
+    biases: tuple[Bias, ...] = ()
+
+    def biased(self, logits_V: np.ndarray, gates: int) -> np.ndarray:
+        """Logits (V,) with the biases of the parts whose gates are open: bit p is part p's."""
+        return bias.add(self.biases, gates, logits_V)
 
     def encode(self, hidden_TKD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tapped states (T, K, D) → codes (T, K, R) and scales (T, K)."""
@@ -113,6 +120,7 @@ class Ask:
     at: int
     z_1D: np.ndarray
     seen: np.ndarray  # what the device sees of z, as a vector: the input of the correction predictor
+    gates: int  # bit p: part p's gate is open
     asked_s: float  # monotonic clock
     drafted: int | None = None  # the token of the device's draft for this position, if there is one
     predicted: int | None = None  # the cloud's own choice for it, with the predicted correction
@@ -306,9 +314,9 @@ class Reply(Sequence):
             bool(gate.opens(score)) << part for part, (gate, score) in enumerate(zip(self.gates, scores, strict=True))
         )
 
-    def ask(self, z_1D: np.ndarray, seen: np.ndarray, now_s: float) -> Ask:
+    def ask(self, z_1D: np.ndarray, seen: np.ndarray, gates: int, now_s: float) -> Ask:
         """Open a question about the next position. `seen`: what the device sees of z, as a vector."""
-        ask = Ask(len(self.ids), z_1D, seen, now_s, drafted=self.draft.get(len(self.ids)))
+        ask = Ask(len(self.ids), z_1D, seen, gates, now_s, drafted=self.draft.get(len(self.ids)))
         self.asks.append(ask)
         self.counts.asked += 1
         return ask

@@ -19,6 +19,7 @@ from sideplug.cloud.reply import Reply, Send, SessionSpec
 from sideplug.cloud.speculation import AcceptanceStats
 from sideplug.cloud.store import Base
 from sideplug.cloud.tokenizer import TextStream, Tokenizer
+from sideplug.contract.bias import of_session
 from sideplug.contract.capabilities import (
     CONTEXT,
     QUOTE,
@@ -90,7 +91,8 @@ def read_open(frame: Open, base: Base, shape: Sizes) -> SessionSpec:
     granted = grant(frame.capabilities)
     rows = settings_of(granted, CONTEXT, ContextSettings)
     context = ContextSlice(tap, tuple(rows.layers), rows.rank) if rows else None
-    return SessionSpec(tap, tuple(gates), check_merge(frame.merge), context, granted)
+    biases = of_session(granted, len(gates), shape.vocab)
+    return SessionSpec(tap, tuple(gates), check_merge(frame.merge), context, granted, biases=biases)
 
 
 def read_prompt(frame: PromptFrame, terms: Terms, send: Send) -> Reply:

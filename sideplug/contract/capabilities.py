@@ -23,6 +23,7 @@ from sideplug.contract.frames import MAX_MIXED, MAX_VOCAB, Frame, Kind, Map, Wan
 
 M = TypeVar("M", bound=Map)
 MAX_QUOTE = 8192  # token ids
+MAX_BIASED = 16384  # tokens of a session's biases
 
 
 class ContextSettings(Map, frozen=True):
@@ -52,6 +53,20 @@ class TokensSettings(Map, frozen=True):
     """A READ may want the tokens of its reply alone, for which the model need not run."""
 
 
+class BiasOf(Map, frozen=True):
+    """Of the plugin's part number `part`: token ids, little-endian int32, and what is added to them, float16."""
+
+    part: Annotated[int, Meta(ge=0, lt=8)]
+    ids: Annotated[bytes, Meta(min_length=4, max_length=4 * MAX_BIASED)]
+    values: Annotated[bytes, Meta(min_length=2, max_length=2 * MAX_BIASED)]
+
+
+class BiasSettings(Map, frozen=True):
+    """What is added to the logits of some tokens wherever a part's gate is open: see bias.Bias."""
+
+    of: Annotated[list[BiasOf], Meta(min_length=1, max_length=8)]
+
+
 @dataclass(frozen=True)
 class Capability:
     """settings: the schema of what OPEN says. max_bytes: of the packed settings, and of each extension.
@@ -69,7 +84,8 @@ CONTEXT = Capability("context", ContextSettings)
 MIXTURE = Capability("mixture", MixtureSettings)
 QUOTE = Capability("quote", QuoteSettings, 6 * MAX_QUOTE, {Kind.PROMPT: Quote})
 TOKENS = Capability("tokens", TokensSettings)
-CAPABILITIES: dict[str, Capability] = {each.name: each for each in (CONTEXT, MIXTURE, QUOTE, TOKENS)}
+BIAS = Capability("bias", BiasSettings, 6 * MAX_BIASED + 1024)
+CAPABILITIES: dict[str, Capability] = {each.name: each for each in (CONTEXT, MIXTURE, QUOTE, TOKENS, BIAS)}
 
 
 def want(settings: Map, required: bool = True) -> Wanted:

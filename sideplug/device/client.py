@@ -31,13 +31,15 @@ class Client:
     """A cloud's address, and how its sessions are opened. Everybody who opens one has a Client.
 
     record: receives (">" or "<", message) of all that passes. say: receives one line for each break. reading: receives
-    (done, of how many) where the base reads what a plugin was told since the last time.
+    (done, of how many) where the base reads what a plugin was told since the last time. head: where tokens are picked,
+    in the "cloud" or on the "device": there a plugin's biases stay.
     """
 
     address: Address = Address()
     record: Record | None = None
     say: Callable[[str], None] = lambda line: None
     reading: Progress = lambda done, count: None
+    head: str = "cloud"
 
     @classmethod
     def at(cls, cloud: str | Address = DEFAULT_URL) -> Client:
@@ -53,7 +55,7 @@ class Client:
         Raises WrongBase, Unreachable, Unauthorized, Busy.
         """
         if responder is None and plugin is not None:
-            responder = PluginResponder(plugin, gate)
+            responder = PluginResponder(plugin, gate, self.head)
         open_link: Callable[[], Link] = partial(WebSocketLink.open, self.address, self.record)
         session = Session(open_link(), responder, open_link, RetryPolicy(self.address.retry_s, self.say))
         if plugin is not None:

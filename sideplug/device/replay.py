@@ -233,10 +233,11 @@ class Connection:
             self._find(f"{frame.kind.name} messages, which only a cloud sends")
 
     def _open(self, frame: Open) -> None:
-        responder = PluginResponder(self.plugin)
+        responder, picking = PluginResponder(self.plugin), PluginResponder(self.plugin, head="device")
         opening = responder.opening
         silent = Silent(self.plugin.tap, self.plugin.context)
         expected: list[tuple[Opening, PluginResponder | Silent]] = [(opening, responder), (silent.opening, silent)]
+        expected += [(picking.opening, picking)]
         expected += [(Silent().opening, Silent())]
         by_gain = [part.gate.by_gain for part in self.plugin.parts]
         if any(by_gain):  # what the dial turns at low rates

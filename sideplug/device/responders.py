@@ -16,7 +16,9 @@ from typing import Protocol, TypedDict, cast
 
 import numpy as np
 
+from sideplug.contract import bias
 from sideplug.contract.capabilities import (
+    BIAS,
     CONTEXT,
     MIXTURE,
     QUOTE,
@@ -48,13 +50,17 @@ class AnswerFields(Packed, total=False):
 
 @dataclass(frozen=True)
 class Opening:
-    """What a responder asks for in OPEN. base: a fingerprint, "" for any. tap None: the cloud's default."""
+    """What a responder asks for in OPEN. base: a fingerprint, "" for any. tap None: the cloud's default.
+
+    head "device": the tokens must be picked on the device, because a bias stays there.
+    """
 
     base: str = ""
     tap: Tap | None = None
     merge: Merge = "add"
     gates: Sequence[Gate] = (Gate("shut"),)
     capabilities: dict[str, Wanted] = field(default_factory=dict)
+    head: str = "cloud"
 
 
 class Answering(Protocol):
@@ -219,9 +225,12 @@ class Listener(_NoAnswer):
 
 
 class PluginResponder:
-    """Answers with a plugin. `gate` overrides: open or shut for all parts, a linear one for the trained part."""
+    """Answers with a plugin. `gate` overrides: open or shut for all parts, a linear one for the trained part.
 
-    def __init__(self, plugin: Plugin, gate: Gate | None = None) -> None:
+    head: where tokens are picked in this session, in the "cloud" or on the "device"; there the biases stay.
+    """
+
+    def __init__(self, plugin: Plugin, gate: Gate | None = None, head: str = "cloud") -> None:
         self.plugin = plugin
         gates = plugin.gates
         if gate is not None and gate.kind != "linear":
@@ -233,8 +242,13 @@ class PluginResponder:
             wanted[MIXTURE.name] = want(MixtureSettings())
             wanted[QUOTE.name] = want(QuoteSettings(), required=False)
             wanted[TOKENS.name] = want(TokensSettings(), required=False)  # an older cloud runs the model for them
+        biases = bias.to_wire(plugin.biases)
+        if biases is None:
+            head = "cloud"  # nothing has to stay on the device
+        elif head == "cloud":
+            wanted[BIAS.name] = want(biases)
         base = "" if plugin.base == ANY_BASE else plugin.base
-        self.opening = Opening(base, plugin.tap, plugin.merge, gates, wanted)
+        self.opening = Opening(base, plugin.tap, plugin.merge, gates, wanted, head)
         self._is_shut = gate is not None and gate.kind == "shut"
 
     def check_base(self, model: ModelInfo) -> None:
@@ -450,7 +464,10 @@ class HeadAnswering:
             packed = pack_corrections([correction], z_1D.shape[1], int8)
             if "delta" in packed:  # the very correction that the cloud would see
                 z_1D = merged(z_1D, unpack(packed["delta"], packed["scales"]), plugin.merge)
-            logits_V = mix(self._head.logits(z_1D), correction.mixture)
+            logits_V = self._head.logits(z_1D)
+            if correction.mixture is None:
+                logits_V = bias.add(plugin.biases, ask.gates[row] if ask.gates else -1, logits_V)
+            logits_V = mix(logits_V, correction.mixture)
             picked.append(choose(logits_V, self._sampling, ask.at[row], self._text))
         return picked
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from sideplug.contract.errors import CloudError, ProtocolError, SideplugError, Untrusted, WrongBase
+from sideplug.contract.errors import CloudError, InputError, ProtocolError, SideplugError, Untrusted, WrongBase
 from sideplug.contract.frames import Frame, ModelInfo, Open, Opened
 from sideplug.contract.gate import pack_gates
 from sideplug.contract.sampling import Sampling
@@ -89,6 +89,8 @@ class Session(Channel):
         options: DecodeOptions = DecodeOptions(),
     ) -> Reply:
         """The reply to a prompt, as an iterator over its pieces; a string is a user's message. One reply at a time."""
+        if self.responder.opening.head == "device" and options.head is None:
+            raise InputError("this session was opened for picking tokens on the device: open another for the cloud's")
         self._turns += 1
         self.progressed()
         asked = Prompt.user(prompt) if isinstance(prompt, str) else prompt

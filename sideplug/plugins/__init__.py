@@ -7,11 +7,12 @@ files are kept.
 from sideplug.plugins.attention import Attention
 from sideplug.plugins.base import Kind, Part, PartReply, TrainedKind, TrainedPart, kind_named, register, trained_kinds
 from sideplug.plugins.ladder import Ladder
+from sideplug.plugins.mlp import Mlp
 from sideplug.plugins.paper import Paper, PaperAdded
 from sideplug.plugins.plugin import Plugin
 from sideplug.plugins.validate import ANY_BASE
 
-for each in (Ladder(), Attention(), Paper(), PaperAdded()):
+for each in (Ladder(), Mlp(), Attention(), Paper(), PaperAdded()):
     register(each)
 
 __all__ = [

@@ -18,8 +18,9 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
+from sideplug.contract.bias import NONE, Bias
 from sideplug.contract.correction import Correction, Merge
-from sideplug.contract.errors import PluginError
+from sideplug.contract.errors import InputError, PluginError
 from sideplug.contract.frames import MAX_VOCAB
 from sideplug.contract.gate import Gate
 from sideplug.contract.tap import ContextSlice, Tap
@@ -27,6 +28,7 @@ from sideplug.contract.text import Prompt
 
 Params = dict[str, np.ndarray]
 Saved = Any  # what a kind's forward leaves for its backward
+BIAS = "bias."  # before the names of a bias's tensors in a file
 PARAMS = "params."  # before the parameters' names in a file, so that a kind may name them as it likes
 ONE_TEXT = np.zeros(1, np.int64)  # starts_B of a single text
 MAX_PHRASES = 1 << 16  # tokens of the person's that a part keeps for drafts
@@ -126,6 +128,11 @@ class Part(ABC):
     def begin(self, prompt: Prompt) -> PartReply:
         """The part for one reply to this prompt."""
 
+    @property
+    def bias(self) -> Bias:
+        """What it adds to the logits of some tokens wherever its gate is open."""
+        return NONE
+
     def meet(self, base: str) -> None:  # noqa: B027  (most parts fit one base only)
         """The base model with this fingerprint answers from now on."""
 
@@ -166,12 +173,13 @@ class TrainedKind(Kind):
     """A kind whose parts are trained: NumPy, forward and backward over rows of several texts at once.
 
     merge: how the cloud uses a correction. context: "all" where a row's correction depends on earlier rows of its text;
-    then `new_past` gives what one reply keeps of them. An untrained part of a kind with merge "add" must give Δ = 0.
+    then `new_past` gives what one reply keeps of them. biased: its parts have a bias, too. An untrained part of a kind with merge "add" must give Δ = 0.
     """
 
     merge: ClassVar[Merge] = "add"
     context: ClassVar[Literal["none", "all"]] = "none"
     default_width: ClassVar[int] = 128
+    biased: ClassVar[bool] = False
 
     def tap(self, blocks: int, width: int, layers: int = 9, rank: int = 64) -> Tap:
         """The tap that suits a model of so many blocks and this width."""
@@ -203,6 +211,10 @@ class TrainedKind(Kind):
     def init(self, shape: Shape, rng: np.random.Generator) -> Params:
         """Untrained parameters, float32."""
 
+    def dropped(self, rng: np.random.Generator) -> TrainedKind:
+        """The kind as one step of training runs it: with dropout drawn by `rng`, where it has any."""
+        return self
+
     @abstractmethod
     def forward(
         self, params: Params, code_TKR: np.ndarray, starts_B: np.ndarray, past: Past | None = None
@@ -231,6 +243,7 @@ class TrainedKind(Kind):
         if tap is None:
             raise PluginError("a trained part must have a tap")
         phrases = tensors.pop("phrases", NO_PHRASES)
+        bias = _bias_of(tensors)
         kind = self.configured(config.get("settings", {}))
         kind.check_tap(tap)
         foreign = [name for name in tensors if not name.startswith(PARAMS)]
@@ -239,7 +252,7 @@ class TrainedKind(Kind):
         params = {name.removeprefix(PARAMS): value for name, value in tensors.items()}
         check_params(params, kind.shapes(tap, params))
         check_phrases(phrases)
-        part = TrainedPart(kind, tap, params, gate, phrases, about)
+        part = TrainedPart(kind, tap, params, gate, phrases, about, bias)
         delta_TD = part.correct(np.zeros((1, len(tap.layers), tap.rank), np.float32))
         gate.check(delta_TD.shape[1])
         return part
@@ -255,6 +268,15 @@ def check_params(params: Params, shapes: Mapping[str, tuple[int, ...]] | None) -
         raise PluginError(f"its parameters must have the shapes of its kind: {', '.join(names)[:200]} have others")
 
 
+def _bias_of(tensors: Params) -> Bias:
+    """Take the bias of a part's tensors out of them. Raises PluginError."""
+    ids, values = (tensors.pop(BIAS + name, none) for name, none in (("ids", NONE.ids), ("values", NONE.values)))
+    try:
+        return Bias(ids, values)
+    except InputError as error:
+        raise PluginError(str(error)) from None
+
+
 def check_phrases(phrases: np.ndarray) -> None:
     """Raises PluginError for phrases that are no token ids."""
     if phrases.dtype != np.int32 or phrases.ndim != 1 or len(phrases) > MAX_PHRASES:
@@ -265,7 +287,10 @@ def check_phrases(phrases: np.ndarray) -> None:
 
 @dataclass
 class TrainedPart(Part):
-    """A part that training makes. phrases: token ids of the person's texts, −1 between two, for drafts."""
+    """A part that training makes. phrases: token ids of the person's texts, −1 between two, for drafts.
+
+    own_bias: of the words that the person uses more, or less, than the base and this part expect.
+    """
 
     kind: TrainedKind
     tap: Tap
@@ -273,7 +298,13 @@ class TrainedPart(Part):
     gate: Gate = field(default_factory=Gate)
     phrases: np.ndarray = field(default_factory=lambda: NO_PHRASES)
     about: dict[str, Any] = field(default_factory=dict)
+    own_bias: Bias = NONE
     name: str = "manner"
+
+    @property
+    def bias(self) -> Bias:
+        """See Part."""
+        return self.own_bias
 
     @property
     def merge(self) -> Merge:  # type: ignore[override]
@@ -292,8 +323,8 @@ class TrainedPart(Part):
 
     @property
     def size(self) -> int:
-        """Parameters."""
-        return sum(value.size for value in self.params.values())
+        """Parameters, with the bias's values."""
+        return sum(value.size for value in self.params.values()) + len(self.own_bias)
 
     @property
     def model_width(self) -> int:
@@ -310,7 +341,8 @@ class TrainedPart(Part):
 
     def tensors(self) -> dict[str, np.ndarray]:
         """See Part."""
-        return {**{PARAMS + name: value for name, value in self.params.items()}, "phrases": self.phrases}
+        bias = {BIAS + "ids": self.own_bias.ids, BIAS + "values": self.own_bias.values} if len(self.own_bias) else {}
+        return {**{PARAMS + name: value for name, value in self.params.items()}, "phrases": self.phrases, **bias}
 
     def config(self) -> dict[str, Any]:
         """See Part."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sideplug.contract.correction import Merge
+from sideplug.contract.bias import Bias
 from sideplug.contract.errors import PluginError, WrongBase
 from sideplug.contract.frames import MAX_PARTS
 from sideplug.contract.gate import Gate
@@ -71,6 +72,11 @@ class Plugin:
     def gates(self) -> list[Gate]:
         """One for each part, in their order."""
         return [part.gate for part in self.parts]
+
+    @property
+    def biases(self) -> list[Bias]:
+        """One for each part, in their order."""
+        return [part.bias for part in self.parts]
 
     def gate_at_rate(self, rate: float) -> Gate:
         """The gate that opens for this share of personal tokens, from 0 (shut) to 1 (open). Raises InputError."""

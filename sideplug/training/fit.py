@@ -148,7 +148,8 @@ class Batches:
 
     def loss(self, kind: TrainedKind, params: Params | None) -> float:
         """The mean loss of the targets, in nats."""
-        return self.mean(kind, params, lambda rows, z_ND: self.head.loss(z_ND, rows.columns, rows.log_weight))
+        head = self.head if params is not None else self.head.base
+        return self.mean(kind, params, lambda rows, z_ND: head.loss(z_ND, rows.columns, rows.log_weight))
 
     def divergence(self, kind: TrainedKind, params: Params | None) -> float:
         """The mean divergence of the corrected base from the base, in nats."""
@@ -170,7 +171,8 @@ def judge(part: TrainedPart, head: Head, tape: Tape, seed: int = 0, most: int = 
         example = tape[i]
         rows = Rows.of([example], head, [head.log_weight(example.z_TD, example.lse)], part.context is not None)
         z_ND = rows.corrected(part.kind, part.params)
-        base, plugin = (-head.loss(z, rows.columns, rows.log_weight) for z in (rows.z_ND, z_ND))
+        base = -head.base.loss(rows.z_ND, rows.columns, rows.log_weight)
+        plugin = -head.loss(z_ND, rows.columns, rows.log_weight)
         parts.append((base, plugin, rows.z_ND))
     return Judged.of(parts)
 
@@ -268,8 +270,9 @@ def take_step(
     """
     loss, count = 0.0, 0
     gradients: Params = {}
+    stepped = kind.dropped(np.random.default_rng([config.seed, state.step]))
     for term in terms:
-        more_loss, more, gradient = term.gradient(kind, head, state.params)
+        more_loss, more, gradient = term.gradient(stepped, head, state.params)
         loss, count = loss + more_loss, count + more
         if gradients:
             for name, value in gradient.items():

@@ -26,6 +26,7 @@ from sideplug.device.responders import Silent
 from sideplug.paths import alone, write_aside, writing
 from sideplug.plugins import Plugin, TrainedPart
 from sideplug.plugins.base import Shape
+from sideplug.plugins import trunk as trunks
 from sideplug.plugins.bundle import RETAIN
 from sideplug.plugins.file import drop_part, is_trained
 from sideplug.training import pipeline, threads
@@ -249,14 +250,17 @@ def retrain(client: Client, folder: Path, show: pipeline.Show, interrupts: pipel
             return f"nothing is left that {folder} was trained on: its trained part is deleted"
         if tapes.held is not None and not len(tapes.held):
             tapes.held = None
-        part, config = _untrained(old), config_of(plugin)
+        part, config = _untrained(old, plugin.base), config_of(plugin)
         with client.connect(responder=Silent(part.tap, part.context)) as session:
             plugin.check_base(session.model.fingerprint, session.model.name)
             rows = tapes.fetch_head(session, CANDIDATES)
         retain = tapes.split_retain(config.seed, hard_negatives=True)
-        trainer = Trainer(part, plugin.base, rows, tapes.training, tapes.held, config, folder, retain)
+        begun = bool(part.about.get("trunk"))
+        tuned = not begun or tapes.training.tokens >= pipeline.TUNED_TOKENS
+        trainer = Trainer(part, plugin.base, rows, tapes.training, tapes.held, config, folder, retain, begun)
         try:
-            result, _, _ = pipeline.learn(trainer, tapes, int(part.about.get("told", 0)), show, interrupts)
+            told = int(part.about.get("told", 0))
+            result, _, _ = pipeline.learn(trainer, tapes, told, show, interrupts, tuned=tuned)
         except Stopped as stopped:
             again = f"sideplug memory forget --retrain --plugin {folder} begins anew"
             raise Stopped(f"{str(stopped).split(';')[0]}; the trained part stays as it was: {again}") from stopped
@@ -269,11 +273,16 @@ def retrain(client: Client, folder: Path, show: pipeline.Show, interrupts: pipel
         return f"the trained part of {folder} is trained anew on the {examples} that are left: {worth}"
 
 
-def _untrained(old: TrainedPart) -> TrainedPart:
-    """A new part of the same kind, tap and width."""
+def _untrained(old: TrainedPart, base: str) -> TrainedPart:
+    """A new part of the same kind, tap and width: what it began with, where it began with a trunk."""
     sizes = {name: value.shape for name, value in old.params.items()}
     kept = ("examples", "made", "held", "told", "additions", "tape_bytes", "recording_s")
     about: dict[str, Any] = {name: old.about[name] for name in kept if name in old.about}
+    if began := old.about.get("trunk"):
+        trunk = next((each for each in trunks.installed() if each.sha256 == began["sha256"]), None)
+        if trunk is None or trunk.base != base:
+            raise PluginError(f"the trunk that it began with, {began['title']}, is not installed: sideplug trunk pull it")
+        return TrainedPart(old.kind, old.tap, trunk.params, about={**about, "trunk": began}, name=old.name)
     seed = int(old.about.get("settings", {}).get("seed", 0))
     for width in sorted({size for shape in sizes.values() for size in shape}):
         shape = Shape(len(old.tap.layers), old.tap.rank, width, old.model_width)

@@ -14,10 +14,11 @@ Test: pytest tests/training/test_head.py
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sideplug.contract.bias import Bias
 from sideplug.device import head
 from sideplug.device.head import LogitTransform
 from sideplug.device.session import Session
@@ -29,7 +30,8 @@ SAMPLE = 2048  # tokens that represent the rest of the vocabulary
 class Head:
     """Rows of the head: first those of the S candidates `ids`, which ascend, then those of the n sampled tokens.
 
-    rows_CD (S + n, D) and bias_C (S + n,) float32. scale, softcap: see LogitTransform.
+    rows_CD (S + n, D) and bias_C (S + n,) float32. scale, softcap: see LogitTransform. tilt_S: what a part's bias adds
+    to the candidates' logits (S,); None: nothing. `base` is the head without it.
     """
 
     ids: np.ndarray
@@ -37,6 +39,22 @@ class Head:
     bias_C: np.ndarray
     scale: float = 1.0
     softcap: float = 0.0
+    tilt_S: np.ndarray | None = None
+
+    @property
+    def base(self) -> Head:
+        """The head as the base has it."""
+        return replace(self, tilt_S=None)
+
+    def tilted(self, bias: Bias) -> Head:
+        """The head with a part's bias; its tokens that are no candidates are passed over."""
+        if not len(bias):
+            return self.base
+        at = np.minimum(np.searchsorted(self.ids, bias.ids), len(self.ids) - 1)
+        known = self.ids[at] == bias.ids
+        tilt_S = np.zeros(len(self.ids), np.float32)
+        tilt_S[at[known]] = bias.values[known]
+        return replace(self, tilt_S=tilt_S)
 
     def column(self, ids: np.ndarray) -> np.ndarray:
         """Return the index of each token id among the candidates. Raises ValueError for an id that is no candidate."""
@@ -46,7 +64,7 @@ class Head:
         return columns
 
     def _logits(self, z_TD: np.ndarray) -> np.ndarray:
-        """Return the logits (T, S + n) float32."""
+        """Return the base's logits (T, S + n) float32."""
         return LogitTransform(self.scale, self.softcap)(z_TD @ self.rows_CD.T + self.bias_C)
 
     def log_weight(self, z_TD: np.ndarray, lse: np.ndarray) -> np.ndarray:
@@ -64,7 +82,24 @@ class Head:
     def _weighted(self, z_TD: np.ndarray, log_weight: np.ndarray) -> np.ndarray:
         logits = self._logits(z_TD)
         logits[:, len(self.ids) :] += log_weight[:, None]
+        if self.tilt_S is not None:
+            logits[:, : len(self.ids)] += self.tilt_S
         return logits
+
+    def probabilities(self, z_TD: np.ndarray, log_weight: np.ndarray) -> np.ndarray:
+        """Return the probabilities (T, S) of the candidates."""
+        logits = self._weighted(z_TD, log_weight)
+        logits -= _logsumexp(logits)[:, None]
+        return np.exp(logits[:, : len(self.ids)])
+
+    def _through_softcap(self, d_logits: np.ndarray, logits: np.ndarray, log_weight: np.ndarray) -> np.ndarray:
+        """Return the gradient before the cap, from the one at what `_weighted` gave, which is spent."""
+        if self.softcap:
+            logits[:, len(self.ids) :] -= log_weight[:, None]
+            if self.tilt_S is not None:
+                logits[:, : len(self.ids)] -= self.tilt_S
+            d_logits *= 1 - (logits / np.float32(self.softcap)) ** 2
+        return d_logits
 
     def loss(self, z_TD: np.ndarray, columns: np.ndarray, log_weight: np.ndarray) -> np.ndarray:
         """Return −log p (T,) of each target; columns (T,): their indices among the candidates."""
@@ -82,23 +117,18 @@ class Head:
         losses = total - logits[rows, columns]
         d_logits = np.exp(logits - total[:, None])
         d_logits[rows, columns] -= 1
-        if self.softcap:
-            logits[:, len(self.ids) :] -= log_weight[:, None]
-            d_logits *= 1 - (logits / np.float32(self.softcap)) ** 2
+        d_logits = self._through_softcap(d_logits, logits, log_weight)
         return losses, (d_logits @ self.rows_CD) * np.float32(self.scale)
 
     def divergence_and_gradient(
         self, base_TD: np.ndarray, z_TD: np.ndarray, log_weight: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return KL(base ‖ corrected) (T,), and the gradient of their sum at the corrected z (T, D)."""
-        base, logits = self._weighted(base_TD, log_weight), self._weighted(z_TD, log_weight)
+        base, logits = self.base._weighted(base_TD, log_weight), self._weighted(z_TD, log_weight)
         base -= _logsumexp(base)[:, None]
         log_q = logits - _logsumexp(logits)[:, None]
         p = np.exp(base)
-        d_logits = np.exp(log_q) - p
-        if self.softcap:
-            logits[:, len(self.ids) :] -= log_weight[:, None]
-            d_logits *= 1 - (logits / np.float32(self.softcap)) ** 2
+        d_logits = self._through_softcap(np.exp(log_q) - p, logits, log_weight)
         return (p * (base - log_q)).sum(axis=1), (d_logits @ self.rows_CD) * np.float32(self.scale)
 
 

@@ -110,12 +110,15 @@ class TrainingJob:
     def _make(self, folder: Path, examples: list[Example], recipe: Recipe, settings: dict[str, Any]) -> str:
         """A training that was stopped goes on where its checkpoint fits; `force` begins anew."""
         resume = (folder / CHECKPOINT).is_file() and not settings.get("force", False)
-        part, skip_bad = recipe.new_plugin(self._client.model()).trained, settings.get("skip_bad", False)
+        model = self._client.model()
+        recipe = recipe.suited_to(examples).begun_with("", model.fingerprint)
+        part, skip_bad = recipe.new_plugin(model).trained, settings.get("skip_bad", False)
         notes = self._state["notes"]
         examples = preflight.readable(self._client, examples, part.tap, part.context, skip_bad, notes.append)
         texts = pipeline.Texts.prepare(examples, recipe, self._retain)
-        made = pipeline.make(self._client, texts, folder, recipe, self._show, self._interrupts, resume)
-        self._state["notes"] = [*notes, *texts.lines, *(made.trial.lines if made.trial else [])]
+        told = list[str]()
+        made = pipeline.make(self._client, texts, folder, recipe, self._show, self._interrupts, resume, told.append)
+        self._state["notes"] = [*notes, *texts.lines, *told, *(made.trial.lines if made.trial else [])]
         self._state["kept"] = True
         return report.reached(made)
 

@@ -36,12 +36,14 @@ from sideplug.training.raw import without_chat
 from sideplug.training.recipe import Recipe
 from sideplug.training.split import split
 from sideplug.training.tape import Tape
-from sideplug.training.trainer import CHECKPOINT, Progress, Result, Trainer, check_same, identity_of_checkpoint
+from sideplug.training.trainer import CHECKPOINT, TRAIN, Progress, Result, Trainer, check_same, identity_of_checkpoint
+from sideplug.training.trainer import HELD as HELD_OUT
 from sideplug.training.trial import Trial
 
 TRAINING, HELD, HARD_NEGATIVES, RETAIN = (
     Path("tape", name) for name in ("train.tape", "held.tape", "hard_negatives.tape", "retain.json")
 )
+TUNED_TOKENS = 10_000  # of the person's, from which on the trunk is tuned to them (docs/LOG.md)
 UNTOLD = 4  # questions about what nobody told, that are asked at the end
 
 Tell = Callable[[int, Progress | None], None]  # how much is done; losses, where there are some
@@ -229,8 +231,12 @@ def _make(
     say(f"tape: {tokens:,} tokens, {size / 1e6:.1f} MB ({size / tokens:,.0f} bytes a token), {recorded_s:.0f} s")
     config = recipe.schedule(Batches.count(tapes.training, recipe.training.batch_tokens))
     retain = tapes.split_retain(config.seed, hard_negatives=True)
-    trainer = Trainer(part, plugin.base, rows, tapes.training, tapes.held, config, out, retain=retain, about=made_with)
+    begun = recipe.trunk is not None
+    trainer = Trainer(
+        part, plugin.base, rows, tapes.training, tapes.held, config, out, retain, trained=begun, about=made_with
+    )
     part.about = {
+        "trunk": {"title": recipe.trunk.title, "sha256": recipe.trunk.sha256} if recipe.trunk else None,
         "examples": len(texts.training) - texts.made,
         "made": texts.made,
         "held": len(texts.held),
@@ -238,7 +244,10 @@ def _make(
         "tape_bytes": size,
         "recording_s": round(recorded_s, 2),
     }
-    result, gated, figures = learn(trainer, tapes, texts.told, show, interrupts, resume)
+    tuned = not begun or not recipe.least_steps or tapes.training.tokens >= TUNED_TOKENS
+    if begun and not tuned:
+        say(f"fewer than {TUNED_TOKENS:,} tokens: the trunk is not tuned, which would learn them by heart")
+    result, gated, figures = learn(trainer, tapes, texts.told, show, interrupts, resume, tuned, say)
     plugin.save_part(part, out)
     trainer.forget_checkpoint()
     told, text = texts.held[: texts.told], texts.held[texts.told :]
@@ -249,17 +258,29 @@ def _make(
 
 
 def learn(
-    trainer: Trainer, tapes: Tapes, told: int, show: Show, interrupts: Interrupts, resume: bool = False
+    trainer: Trainer,
+    tapes: Tapes,
+    told: int,
+    show: Show,
+    interrupts: Interrupts,
+    resume: bool = False,
+    tuned: bool = True,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Result, dict[str, Any], dict[str, Figure]]:
     """Train a trainer's part on these tapes, with its gate and its phrases; what that reached is in its `about` too.
 
-    told: how many held-out examples, from the first on, ask for told facts. Raises Stopped.
+    told: how many held-out examples, from the first on, ask for told facts. tuned: whether its parameters change; else
+    only its bias is fitted. Raises Stopped.
     """
     part = trainer.part
-    result = train(trainer, show, interrupts, resume)
+    if part.kind.biased:
+        say(trainer.fit_bias(TRAIN).line)
+    result = train(trainer, show, interrupts, resume) if tuned else trainer.left_as_it_is()
     figures = figures_of(trainer, told, tapes.held)
-    if result.best_loss < result.base_loss:
+    if tuned and result.best_loss < result.base_loss:
         trainer.learn_held()
+    elif part.kind.biased:
+        trainer.fit_bias(TRAIN, HELD_OUT)
     part.phrases = tapes.training.texts()[-MAX_PHRASES:]
     gated = fit_gate(trainer, tapes)
     shown = {name: figure.to_json() for name, figure in figures.items()}

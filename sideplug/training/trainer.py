@@ -22,6 +22,7 @@ import safetensors.numpy
 from sideplug.contract.errors import PluginError, Stopped
 from sideplug.paths import write_aside, writing
 from sideplug.plugins.base import Params, TrainedPart
+from sideplug.training import fit_bias
 from sideplug.training.fit import Batches, FitState, KLToBase, TargetLoss, Term, TrainConfig, judge, take_step
 from sideplug.training.head import Head
 from sideplug.training.judged import Judged
@@ -234,6 +235,22 @@ class Trainer:
         seconds = time.perf_counter() - start
         best_loss, divergence = self._held_loss(state.best), self._divergence(state.best)
         return Result(base_loss, best_loss, divergence, state.epoch, seconds, self._of[TRAIN].tape.tokens)
+
+    def left_as_it_is(self) -> Result:
+        """What the part reaches without training."""
+        params = self.part.params
+        base_loss, loss, divergence = self._held_loss(None), self._held_loss(params), self._divergence(params)
+        return Result(base_loss, loss, divergence, 0, 0.0, self._of[TRAIN].tape.tokens)
+
+    def fit_bias(self, *names: str) -> fit_bias.Fitted:
+        """Fit the part's bias to these tapes, and judge with it from now on."""
+        tapes = [self._of[name].tape for name in names if name in self._of]
+        fitted = fit_bias.fit(self.part, self.head, tapes[0] if len(tapes) == 1 else tapes[0] + tapes[1], self.config.seed)
+        self.part.own_bias = fitted.bias
+        self.head = self.head.tilted(fitted.bias)
+        for batches in self._of.values():
+            batches.head = self.head
+        return fitted
 
     def learn_held(self) -> None:
         """Learn what was held out too, from the best parameters on: a few passes over all of it, at falling steps.

@@ -28,7 +28,7 @@ from sideplug.training import pipeline, threads
 from sideplug.training.fit import TrainConfig
 from sideplug.training.preflight import readable
 from sideplug.training.tape import Tape
-from sideplug.training.trainer import Trainer
+from sideplug.training.trainer import TRAIN, Trainer
 
 VERSIONS = "versions"
 MAX_VERSIONS = 5  # that `rollback` can return to
@@ -114,12 +114,14 @@ def _update(
         config = replace(config_of(plugin), epochs=epochs)
         rows = tapes.fetch_head(session, 4096)
     retain = tapes.split_retain(config.seed, hard_negatives=True)
-    trainer = Trainer(part, plugin.base, rows, tapes.training, tapes.held, config, folder, retain, trained=True)
+    trainer = Trainer(part, plugin.base, rows.tilted(part.bias), tapes.training, tapes.held, config, folder, retain, trained=True)
 
     def losses() -> list[float]:
         return [float(-trainer.judge(tape).plugin.mean()) for tape in (held, new)]
 
     old_before, new_before = losses()
+    if part.kind.biased:
+        trainer.fit_bias(TRAIN)
     try:
         result = pipeline.train(trainer, show, interrupts, resume=False)
     except Stopped as stopped:

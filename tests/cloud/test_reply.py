@@ -81,7 +81,7 @@ def follow(reply: Reply, script: str) -> list[tuple[int, list[int], str]]:
         verb, *words = line.split()
         numbers = [int(word) for word in words]
         if verb == "ask":
-            reply.ask(z(len(reply.ids)), np.zeros(2), 0.0)
+            reply.ask(z(len(reply.ids)), np.zeros(2), 1, 0.0)
         elif verb == "spec":
             assert reply.blocking_ask is not None
             reply.speculate(reply.blocking_ask, *numbers)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sideplug.contract.bias import Bias
 from sideplug.training.head import Head, _logsumexp, fetch
 from tests.conftest import Cloud, a_session, twin
 
@@ -38,6 +39,34 @@ def test_the_whole_vocabulary_is_the_plain_softmax(scale: float, softcap: float)
     np.testing.assert_allclose(losses, want.detach().numpy(), atol=1e-4)
     np.testing.assert_allclose(head.loss(Z, head.column(TARGETS), weight), losses, atol=1e-5)
     np.testing.assert_allclose(gradient, z.grad.numpy(), atol=1e-4)
+
+
+@pytest.mark.twin
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_a_tilt_is_added_behind_the_soft_cap(softcap: float) -> None:
+    """Losses and gradients with a part's bias, against torch over the whole vocabulary; the base has none of it."""
+    ids = np.arange(0, V, 3, dtype=np.int32)
+    bias = Bias(ids, np.random.default_rng(1).normal(0, 1, len(ids)).astype(np.float16))
+    head = full(0.7, softcap).tilted(bias)
+    torch = twin("torch")
+    z = torch.tensor(Z, requires_grad=True)
+    plain = (z @ torch.tensor(ROWS).T + torch.tensor(BIAS)) * 0.7
+    plain = torch.tanh(plain / softcap) * softcap if softcap else plain
+    tilt = torch.zeros(V)
+    tilt[torch.tensor(ids).long()] = torch.tensor(bias.values).float()
+    want = torch.nn.functional.cross_entropy(plain + tilt, torch.tensor(TARGETS).long(), reduction="none")
+    want.sum().backward(retain_graph=True)
+    weight = head.log_weight(Z, _logsumexp(head._logits(Z)))
+    losses, gradient = head.loss_and_gradient(Z, head.column(TARGETS), weight)
+    np.testing.assert_allclose(losses, want.detach().numpy(), atol=1e-4)
+    np.testing.assert_allclose(gradient, z.grad.numpy(), atol=1e-4)
+    z.grad = None
+    p, q = plain.detach().log_softmax(-1), (plain + tilt).log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1)
+    kl.sum().backward()
+    divergence, slope = head.divergence_and_gradient(Z, Z, weight)
+    np.testing.assert_allclose(divergence, kl.detach().numpy(), atol=1e-4)
+    np.testing.assert_allclose(slope, z.grad.numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("softcap", [0.0, 5.0])

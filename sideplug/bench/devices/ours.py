@@ -18,7 +18,7 @@ from sideplug.device.session import Session
 from sideplug.plugins import Plugin
 from sideplug.readers import Example
 from sideplug.training import recorder
-from sideplug.training.recipe import Recipe
+from sideplug.training.recipe import FACTS, Recipe
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Device:
 
     def _session_for_reading(self) -> Session:
         """Texts are scored for a plugin: a small untrained one, which leaves the base as it is."""
-        plugin = Recipe(taps=1, rank=8, width=8).new_plugin(self._session.model)
+        plugin = Recipe(FACTS, taps=1, rank=8, width=8).new_plugin(self._session.model)
         return open_session(self._url, plugin, self._gate)
 
 

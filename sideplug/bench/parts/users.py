@@ -37,7 +37,7 @@ from sideplug.device.responders import Listener
 from sideplug.device.session import Session
 from sideplug.plugins import Plugin
 from sideplug.terminal import say
-from sideplug.training.recipe import Recipe
+from sideplug.training.recipe import FACTS, Recipe
 
 PROMPT = 32  # tokens
 EACH, SHARED, SHUT = "ours, a plugin each", "ours, one for all", "ours, gates shut"
@@ -73,7 +73,7 @@ def run(model: str, settings: Settings, save: Save) -> Result:
 
 def small_plugin(opened: Session, seed: int) -> Plugin:
     """Return a random plugin of the default shape, whose corrections leave most tokens: its work is a trained one's."""
-    plugin = Recipe().new_plugin(opened.model)
+    plugin = Recipe(FACTS).new_plugin(opened.model)
     params = plugin.trained.params
     rng = np.random.default_rng(seed)
     for name, value in params.items():

@@ -117,7 +117,7 @@ class Gateway:
     ) -> None:
         self.plugins = plugins
         self.config = config
-        self.pool = Pool(session_opener(cloud), transcript, cloud.retry_s)
+        self.pool = Pool(session_opener(cloud, "device" if config.options.head else "cloud"), transcript, cloud.retry_s)
         self.places = Places(config.replies, config.queue)
         self._cloud_url = cloud.url
         self._training = training

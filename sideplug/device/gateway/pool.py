@@ -38,8 +38,8 @@ log = logging.getLogger("sideplug.gateway")
 OpenSession = Callable[[Plugin | None, Gate | None, Record], Session]  # the last hears the session's messages
 
 
-def session_opener(cloud: Address) -> OpenSession:
-    """Return a function that opens sessions with the cloud at this address."""
+def session_opener(cloud: Address, head: str = "cloud") -> OpenSession:
+    """Return a function that opens sessions with the cloud at this address. head: where their tokens are picked."""
 
     def open_session(plugin: Plugin | None, gate: Gate | None, record: Record) -> Session:
         def reading(done: int, count: int) -> None:
@@ -47,7 +47,7 @@ def session_opener(cloud: Address) -> OpenSession:
                 name = plugin.folder.name if plugin.folder else "a plugin"
                 log.warning("the base reads %d texts of %s, once; the reply waits for it", count, name)
 
-        return Client(cloud, record, log.warning, reading).connect(plugin, gate)
+        return Client(cloud, record, log.warning, reading, head).connect(plugin, gate)
 
     return open_session
 
