@@ -106,12 +106,12 @@ class NewPlugin:
             retain_weight=self.retain_weight,
         )
         tap = self.tap or ""
-        recipe = Recipe(self.kind or "", self.taps, self.rank, tap, self.width, self.candidates, training, self.held_out)
+        recipe = Recipe(
+            self.kind or "", self.taps, self.rank, tap, self.width, self.candidates, training, self.held_out
+        )
         return replace(recipe, reword=self.reword, raw=self.raw).with_epochs(epochs)
 
-    def examples(
-        self, source: Source, skip: Path, client: Client, recipe: Recipe
-    ) -> tuple[list[Example], Recipe]:
+    def examples(self, source: Source, skip: Path, client: Client, recipe: Recipe) -> tuple[list[Example], Recipe]:
         """The examples of `source`, but for those in the folder `skip`, and the recipe that suits them. Raises
         DataError."""
         from sideplug.training.data import sample

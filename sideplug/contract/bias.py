@@ -42,7 +42,7 @@ class Bias:
             raise InputError("a bias must have int32 token ids and float16 values")
         if self.values.shape != self.ids.shape or len(self.ids) > MAX_BIASED:
             raise InputError(f"a bias must have a value for each of at most {MAX_BIASED:,} tokens")
-        if len(self.ids) and not (0 <= self.ids[0] and self.ids[-1] < MAX_VOCAB and (np.diff(self.ids) > 0).all()):
+        if len(self.ids) and not (self.ids[0] >= 0 and self.ids[-1] < MAX_VOCAB and (np.diff(self.ids) > 0).all()):
             raise InputError("a bias's token ids must ascend")
         if not (np.abs(self.values) <= MOST).all():  # also false for what is not a number
             raise InputError(f"a bias's values must be at most {MOST:.0f}, either way")
@@ -87,7 +87,9 @@ def of_session(granted: dict[str, Map], parts: int, vocab: int) -> tuple[Bias, .
     for each in settings.of if settings else ():
         if each.part >= parts or len(biases[each.part]) or len(each.ids) != 2 * len(each.values):
             raise InputError(f"a bias must be of one of the {parts} parts, once, with a value for each token")
-        bias = Bias(np.frombuffer(each.ids, "<i4").astype(np.int32), np.frombuffer(each.values, "<f2").astype(np.float16))
+        bias = Bias(
+            np.frombuffer(each.ids, "<i4").astype(np.int32), np.frombuffer(each.values, "<f2").astype(np.float16)
+        )
         if len(bias) and bias.ids[-1] >= vocab:
             raise InputError(f"a bias's token ids must be below {vocab}, got {bias.ids[-1]}")
         biases[each.part] = bias

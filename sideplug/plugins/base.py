@@ -173,7 +173,8 @@ class TrainedKind(Kind):
     """A kind whose parts are trained: NumPy, forward and backward over rows of several texts at once.
 
     merge: how the cloud uses a correction. context: "all" where a row's correction depends on earlier rows of its text;
-    then `new_past` gives what one reply keeps of them. biased: its parts have a bias, too. An untrained part of a kind with merge "add" must give Δ = 0.
+    then `new_past` gives what one reply keeps of them. biased: its parts have a bias too. An untrained part of a kind
+    with merge "add" must give Δ = 0.
     """
 
     merge: ClassVar[Merge] = "add"

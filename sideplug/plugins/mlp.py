@@ -1,9 +1,9 @@
-"""The kind of manner: one hidden layer over all codes of a row. A trunk is one, and a person's part begins as its trunk.
+"""The kind of manner: one hidden layer over all codes of a row. A trunk is one; a person's part begins as its trunk.
 
     h = gelu(c A + a)        Δ = h B + b        B and b zero at the start, so Δ = 0
 
-In a step of training half of the codes and half of h are dropped: with a person's few thousand tokens it learns too much
-by heart otherwise (docs/LOG.md). c: the row's codes (K·R). Letters: T rows, K tapped layers, R code width, W width, D
+In a step of training half of the codes and half of h are dropped: else it learns a person's few thousand tokens by
+heart (docs/LOG.md). c: the row's codes (K·R). Letters: T rows, K tapped layers, R code width, W width, D
 the model's width. Test: pytest tests/plugins/test_kinds.py
 """
 
@@ -19,7 +19,7 @@ DROPOUT = 0.5
 
 
 class Mlp(TrainedKind):
-    """Parameters: a (K·R, W), a_bias (W,), b (W, D), b_bias (D,). rng: of a step's dropout; None: nothing is dropped."""
+    """Parameters: a (K·R, W), a_bias (W,), b (W, D), b_bias (D,). rng: of a step's dropout; None: without."""
 
     name = "mlp"
     default_width = 256
@@ -53,7 +53,7 @@ class Mlp(TrainedKind):
     ) -> tuple[np.ndarray, Saved]:
         """See TrainedKind."""
         p = params
-        c, c_kept = self._dropped(code_TKR.reshape(len(code_TKR), -1))
+        c, _ = self._dropped(code_TKR.reshape(len(code_TKR), -1))
         value, slope = gelu(c @ p["a"] + p["a_bias"])
         h, h_kept = self._dropped(value)
         return h @ p["b"] + p["b_bias"], (c, h, slope * h_kept)

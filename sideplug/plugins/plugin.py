@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from sideplug.contract.correction import Merge
 from sideplug.contract.bias import Bias
+from sideplug.contract.correction import Merge
 from sideplug.contract.errors import PluginError, WrongBase
 from sideplug.contract.frames import MAX_PARTS
 from sideplug.contract.gate import Gate

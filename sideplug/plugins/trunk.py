@@ -1,7 +1,7 @@
 """A trunk: the parameters that a person's part begins with. Public, the same for everybody, learnt from many writers.
 
-A file holds its tensors in float16, and in its header what base, kind and tap it is for, with a *card*: from which texts
-it was learnt, under which licences, and what it does to loss. How one is made and found is in the room trunk.
+A file holds its tensors in float16, and in its header what base, kind and tap it is for, with a *card*: from which
+texts it was learnt, under which licences, and what it does to loss. How one is made and found is in the room trunk.
 Test: pytest tests/plugins/test_trunk.py
 """
 

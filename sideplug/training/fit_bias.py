@@ -3,8 +3,8 @@
     u_v = log((n_v + k) / (m_v + k))        for the tokens v of the person's text
 
 n_v: how often v stands in the text. m_v: how often it was to be expected, the sum over all positions of p(v) by the
-base with the part's correction. k is the least of SHRINK, or the one with the lowest loss when each tenth of the text is
-judged by the bias of the rest; where no k lowers it there, there is no bias. Nothing is trained.
+base with the part's correction. k is the one of SHRINK with the lowest loss where each tenth of the text is judged by
+the bias of the rest; where none lowers it, there is no bias. Nothing is trained.
 
 Letters: T tokens, S candidates. It does not know files or the cloud. Test: pytest tests/training/test_fit_bias.py
 """
@@ -40,7 +40,9 @@ class Fitted:
         """For a person to read."""
         if not len(self.bias):
             return "your words: they lower no loss beyond what the rest does, so no bias is kept"
-        return f"your words: {len(self.bias):,} tokens are made likelier or rarer ({self.after - self.before:+.3f} nats)"
+        return (
+            f"your words: {len(self.bias):,} tokens are made likelier or rarer ({self.after - self.before:+.3f} nats)"
+        )
 
 
 def fit(part: TrainedPart, head: Head, tape: Tape, seed: int = 0) -> Fitted:

@@ -25,8 +25,8 @@ from sideplug.device.client import Client
 from sideplug.device.responders import Silent
 from sideplug.paths import alone, write_aside, writing
 from sideplug.plugins import Plugin, TrainedPart
-from sideplug.plugins.base import Shape
 from sideplug.plugins import trunk as trunks
+from sideplug.plugins.base import Shape
 from sideplug.plugins.bundle import RETAIN
 from sideplug.plugins.file import drop_part, is_trained
 from sideplug.training import pipeline, threads
@@ -281,7 +281,9 @@ def _untrained(old: TrainedPart, base: str) -> TrainedPart:
     if began := old.about.get("trunk"):
         trunk = next((each for each in trunks.installed() if each.sha256 == began["sha256"]), None)
         if trunk is None or trunk.base != base:
-            raise PluginError(f"the trunk that it began with, {began['title']}, is not installed: sideplug trunk pull it")
+            raise PluginError(
+                f"the trunk that it began with, {began['title']}, is not installed: sideplug trunk pull it"
+            )
         return TrainedPart(old.kind, old.tap, trunk.params, about={**about, "trunk": began}, name=old.name)
     seed = int(old.about.get("settings", {}).get("seed", 0))
     for width in sorted({size for shape in sizes.values() for size in shape}):

@@ -90,7 +90,8 @@ class Head:
         """Return the probabilities (T, S) of the candidates."""
         logits = self._weighted(z_TD, log_weight)
         logits -= _logsumexp(logits)[:, None]
-        return np.exp(logits[:, : len(self.ids)])
+        p: np.ndarray = np.exp(logits[:, : len(self.ids)])
+        return p
 
     def _through_softcap(self, d_logits: np.ndarray, logits: np.ndarray, log_weight: np.ndarray) -> np.ndarray:
         """Return the gradient before the cap, from the one at what `_weighted` gave, which is spent."""

@@ -245,7 +245,9 @@ class Trainer:
     def fit_bias(self, *names: str) -> fit_bias.Fitted:
         """Fit the part's bias to these tapes, and judge with it from now on."""
         tapes = [self._of[name].tape for name in names if name in self._of]
-        fitted = fit_bias.fit(self.part, self.head, tapes[0] if len(tapes) == 1 else tapes[0] + tapes[1], self.config.seed)
+        fitted = fit_bias.fit(
+            self.part, self.head, tapes[0] if len(tapes) == 1 else tapes[0] + tapes[1], self.config.seed
+        )
         self.part.own_bias = fitted.bias
         self.head = self.head.tilted(fitted.bias)
         for batches in self._of.values():

@@ -114,7 +114,9 @@ def _update(
         config = replace(config_of(plugin), epochs=epochs)
         rows = tapes.fetch_head(session, 4096)
     retain = tapes.split_retain(config.seed, hard_negatives=True)
-    trainer = Trainer(part, plugin.base, rows.tilted(part.bias), tapes.training, tapes.held, config, folder, retain, trained=True)
+    trainer = Trainer(
+        part, plugin.base, rows.tilted(part.bias), tapes.training, tapes.held, config, folder, retain, trained=True
+    )
 
     def losses() -> list[float]:
         return [float(-trainer.judge(tape).plugin.mean()) for tape in (held, new)]

@@ -32,7 +32,8 @@ def test_it_is_added_to_its_tokens_where_its_gate_is_open() -> None:
     expected = logits.copy()
     expected[[2, 7, 9]] += [1.5, -0.25, 30.0]
     np.testing.assert_array_equal(added, expected)
-    assert logits[2] < added[2] and NONE.add_to(logits) is logits
+    assert logits[2] < added[2]
+    assert NONE.add_to(logits) is logits
     both = (a_bias((2, 1.0)), a_bias((3, 1.0)))
     for gates, moved in ((0, []), (1, [2]), (2, [3]), (3, [2, 3]), (-1, [2, 3])):
         assert np.flatnonzero(bias.add(both, gates, logits) != logits).tolist() == moved
@@ -40,7 +41,8 @@ def test_it_is_added_to_its_tokens_where_its_gate_is_open() -> None:
 
 def test_it_goes_up_and_is_the_same() -> None:
     first, second, third = bias.of_session(granted(NONE, SOME, NONE), 3, 50)
-    assert not len(first) and not len(third)
+    assert not len(first)
+    assert not len(third)
     np.testing.assert_array_equal(second.ids, SOME.ids)
     np.testing.assert_array_equal(second.values, SOME.values)
     assert bias.to_wire([NONE, NONE]) is None

@@ -40,9 +40,7 @@ def torch_mlp(p: dict[str, Any], code: Any) -> Any:
 
 
 @pytest.mark.twin
-@pytest.mark.parametrize(
-    ("kind", "forward"), [("ladder", torch_ladder), ("mlp", torch_mlp), ("paper", torch_paper)]
-)
+@pytest.mark.parametrize(("kind", "forward"), [("ladder", torch_ladder), ("mlp", torch_mlp), ("paper", torch_paper)])
 def test_forward_and_gradients_equal_torch(kind: str, forward: Any) -> None:
     plugin = a_plugin("b", kind, 0.1)
     rng = np.random.default_rng(0)

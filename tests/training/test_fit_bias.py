@@ -62,8 +62,11 @@ def test_it_lowers_the_loss_of_text_like_it_and_only_a_tilted_head_has_it(taped:
     assert rows.tilted(fitted.bias).base.tilt_S is None
 
 
-def test_text_that_the_part_expects_needs_no_bias(taped: tuple[Plugin, Head, Tape], cloud: Cloud, tmp_path: Path) -> None:
+def test_text_that_the_part_expects_needs_no_bias(
+    taped: tuple[Plugin, Head, Tape], cloud: Cloud, tmp_path: Path
+) -> None:
     """A few tokens that the tenths don't share lower no loss: nothing is kept."""
     plugin, rows, tape = taped
     fitted = fit_bias.fit(plugin.trained, rows, tape.part([0]))
-    assert not len(fitted.bias) and "no bias is kept" in fitted.line
+    assert not len(fitted.bias)
+    assert "no bias is kept" in fitted.line
