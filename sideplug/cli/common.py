@@ -34,7 +34,13 @@ SECTIONS = {
         "gateway": "gateway",
         "audit": "talk",
     },
-    "For whoever serves a model": {"serve": "serve", "pull": "cloud", "keys": "keys", "top": "cloud"},
+    "For whoever serves a model": {
+        "serve": "serve",
+        "pull": "cloud",
+        "keys": "keys",
+        "top": "cloud",
+        "trunk": "trunk",
+    },
     "For whoever measures": {"eval": "measure", "gate": "measure", "bench": "bench"},
 }
 

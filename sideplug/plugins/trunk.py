@@ -10,6 +10,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import tempfile
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from sideplug.contract.errors import PluginError
+from sideplug.contract.errors import InputError, NoNetwork, PluginError
 from sideplug.contract.tap import Tap
 from sideplug.paths import cache_dir, write_aside, writing
 from sideplug.plugins.base import Params, check_params, trained_kind
@@ -64,6 +68,12 @@ class Trunk:
         with writing(path, "the trunk"):
             write_aside(path, safetensors.numpy.save(halves, header))
 
+    @staticmethod
+    def install(source: Path, target: Path) -> None:
+        """Copy a trunk's file, as it is, to a shelf. Raises Stopped."""
+        with writing(target, "the trunk"):
+            write_aside(target, source.read_bytes())
+
     @classmethod
     def load(cls, path: Path) -> Trunk:
         """The trunk of a file. Raises PluginError for a file that is none, is damaged, or is of another version."""
@@ -92,6 +102,26 @@ class Trunk:
         if not all(np.isfinite(value).all() for value in params.values()):
             raise PluginError(f"{path} is no trunk, or is damaged: a number in it is not finite")
         return cls(**texts, version=version, tap=tap, params=params, card=card, sha256=hashlib.sha256(data).hexdigest())
+
+
+@contextlib.contextmanager
+def fetched(source: str) -> Iterator[Path]:
+    """A file, or what a URL (https, or http of this machine) gives, as a file. Raises InputError, NoNetwork."""
+    if "://" not in source:
+        yield Path(source)
+        return
+    url = urllib.parse.urlsplit(source)
+    if url.scheme != "https" and not (url.scheme == "http" and url.hostname in ("localhost", "127.0.0.1", "::1")):
+        raise InputError(f"a trunk's address must begin with https://, got {source[:64]!r}")
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / ("fetched" + SUFFIX)
+        try:
+            with urllib.request.urlopen(source, timeout=30) as response:  # noqa: S310  the scheme is checked
+                data = response.read(MAX_BYTES + 1)
+        except (OSError, ValueError) as error:
+            raise NoNetwork(f"{source} could not be fetched: {error}") from error
+        path.write_bytes(data)
+        yield path
 
 
 def shelves() -> list[Path]:

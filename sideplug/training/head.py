@@ -56,6 +56,14 @@ class Head:
         tilt_S[at[known]] = bias.values[known]
         return replace(self, tilt_S=tilt_S)
 
+    def piece(self, columns: np.ndarray, sample: int, rng: np.random.Generator) -> Head:
+        """The head with these candidates alone; of all others `sample` are drawn, to stand for the rest."""
+        others = np.setdiff1d(np.arange(len(self.rows_CD)), columns)
+        drawn = rng.choice(others, min(sample, len(others)), replace=False)
+        kept = np.concatenate([columns, drawn])
+        tilt_S = self.tilt_S[columns] if self.tilt_S is not None else None
+        return Head(self.ids[columns], self.rows_CD[kept], self.bias_C[kept], self.scale, self.softcap, tilt_S)
+
     def column(self, ids: np.ndarray) -> np.ndarray:
         """Return the index of each token id among the candidates. Raises ValueError for an id that is no candidate."""
         columns = np.searchsorted(self.ids, ids)

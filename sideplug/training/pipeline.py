@@ -324,17 +324,34 @@ def record(
     held = recorded("held", texts.held, out / HELD) if texts.held else None
     if not texts.retain:
         return Tapes(training, held, None)
-    # The retain set has nothing personal: one tape serves all trainings on this base with this tap.
-    rows = f"-{context.layers}-{context.rank}" if context else ""
-    mark = f"{tap.name}{rows}-{session.model.fingerprint[:16]}-{tape.digest(texts.retain)[:16]}"
-    name = hashlib.sha256(mark.encode()).hexdigest()[:24]
     alike = [i for i, example in enumerate(texts.retain) if data.is_hard_negative(example)]
-    retain = recorded("retain", texts.retain, retain_tape(name))
+    general = retain(session, tap, context, texts.retain, show, say)
     path = out / RETAIN
     with writing(path):
-        write_aside(path, json.dumps({"tape": name, "negatives": alike}).encode())
+        told = {"tape": retain_name(session, tap, context, texts.retain), "negatives": alike}
+        write_aside(path, json.dumps(told).encode())
     negatives = recorded("hard-negative", texts.hard_negatives, out / HARD_NEGATIVES) if texts.hard_negatives else None
-    return Tapes.of(training, held, retain, alike, negatives)
+    return Tapes.of(training, held, general, alike, negatives)
+
+
+def retain(
+    session: Session,
+    tap: Tap,
+    context: ContextSlice | None,
+    prompts: list[Example],
+    show: Show,
+    say: Callable[[str], None] = lambda line: None,
+) -> Tape:
+    """The tape of a retain set. It has nothing personal: one serves all trainings on this base with this tap."""
+    path = retain_tape(retain_name(session, tap, context, prompts))
+    return record_one(session, tap, context, "retain", prompts, path, show, say)
+
+
+def retain_name(session: Session, tap: Tap, context: ContextSlice | None, prompts: list[Example]) -> str:
+    """The name of a retain set's tape."""
+    rows = f"-{context.layers}-{context.rank}" if context else ""
+    mark = f"{tap.name}{rows}-{session.model.fingerprint[:16]}-{tape.digest(prompts)[:16]}"
+    return hashlib.sha256(mark.encode()).hexdigest()[:24]
 
 
 def retain_tape(name: str) -> Path:

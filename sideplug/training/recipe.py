@@ -30,8 +30,8 @@ PATIENT_STEPS = 60  # without a better held-out loss, at least: an epoch of a fe
 class Recipe:
     """What kind of plugin, on which tap (by name, raw, or so many layers of this rank), and how it is trained.
 
-    kind "": the one that suits the examples. trunk: what the part begins with. width 0: the kind's own. candidates: rows
-    of the candidate softmax, at least. held_out: the share of examples to stop by; 0 holds out nothing. reword: ask
+    kind "": the one that suits the examples. trunk: what the part begins with. width 0: the kind's own. candidates:
+    rows of the candidate softmax, at least. held_out: the share of examples to stop by; 0 holds out nothing. reword: ask
     told questions in other words too. raw: without the base's chat template. least_steps: of a training, which has more
     epochs for it.
     """
