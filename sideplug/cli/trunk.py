@@ -76,9 +76,7 @@ def trunk_train(
     folder = cache_dir() / "trunk-tapes" / f"{model.fingerprint[:12]}-{mark[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     config = replace(making.CONFIG, epochs=epochs, seed=seed)
-    trunk, worth = making.make(
-        cloud.client, writers, folder, name or out.stem, number, training_progress, say, config
-    )
+    trunk, worth = making.make(cloud.client, writers, folder, name or out.stem, number, training_progress, say, config)
     trunk.save(out)
     shutil.rmtree(folder, ignore_errors=True)
     if as_json:

@@ -31,7 +31,7 @@ class Recipe:
     """What kind of plugin, on which tap (by name, raw, or so many layers of this rank), and how it is trained.
 
     kind "": the one that suits the examples. trunk: what the part begins with. width 0: the kind's own. candidates:
-    rows of the candidate softmax, at least. held_out: the share of examples to stop by; 0 holds out nothing. reword: ask
+    rows of the candidate softmax, at least. held_out: the share of examples to stop by, 0 for none. reword: ask
     told questions in other words too. raw: without the base's chat template. least_steps: of a training, which has more
     epochs for it.
     """

@@ -1,1 +1,1 @@
-"""Trunks: what is learnt once, from many people's public text, for everybody who begins a part of manner on one base."""
+"""Trunks: what is learnt once, from many people's public text, for all whose manner begins on the same base."""

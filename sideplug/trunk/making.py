@@ -22,7 +22,7 @@ from sideplug.device.responders import Silent
 from sideplug.plugins.base import TrainedPart
 from sideplug.plugins.trunk import Trunk
 from sideplug.readers import Example
-from sideplug.training import data, fit_bias, head, pipeline
+from sideplug.training import data, fit_bias, pipeline
 from sideplug.training.fit import FitState, KLToBase, Rows, TargetLoss, Term, TrainConfig, judge, take_step
 from sideplug.training.head import Head
 from sideplug.training.preflight import readable
@@ -84,7 +84,7 @@ def make(
     """Train a trunk of these writers' texts on the base that the cloud serves. folder: keeps the tapes, so that what
     was recorded is not recorded again. Raises InputError, CloudError, Stopped."""
     if len(writers) < 2:
-        raise InputError(f"a trunk must have the texts of at least 2 writers, of whom one is held out; got {len(writers)}")
+        raise InputError(f"a trunk must have texts of at least 2 writers, of whom one is held out; got {len(writers)}")
     began = time.monotonic()
     model = client.model()
     plugin = Recipe(MANNER, width=width, training=config).new_plugin(model)
