@@ -92,6 +92,7 @@ class NewPlugin:
     seed: int
     raw: bool
     reword: bool
+    bias: bool
     remember: bool
     resume: bool
 
@@ -109,7 +110,7 @@ class NewPlugin:
         recipe = Recipe(
             self.kind or "", self.taps, self.rank, tap, self.width, self.candidates, training, self.held_out
         )
-        return replace(recipe, reword=self.reword, raw=self.raw).with_epochs(epochs)
+        return replace(recipe, reword=self.reword, raw=self.raw, bias=self.bias).with_epochs(epochs)
 
     def examples(self, source: Source, skip: Path, client: Client, recipe: Recipe) -> tuple[list[Example], Recipe]:
         """The examples of `source`, but for those in the folder `skip`, and the recipe that suits them. Raises
@@ -203,6 +204,12 @@ new_plugin_options = gathered(
             default=RECIPE.reword,
             help="Ask a fact that you told in one or two phrasings in other words too: in training, and to tell when "
             "to stop.",
+        ),
+        option(
+            "--bias/--no-bias",
+            default=RECIPE.bias,
+            help="For an mlp: a list of your words, each with how much likelier you use it than the base. It goes up "
+            "once when a session opens (with --head device it stays), and says which words you use.",
         ),
         option(
             "--remember/--no-remember",

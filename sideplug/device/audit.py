@@ -20,12 +20,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sideplug.contract.capabilities import QUOTE, Quote, extension_of
+from sideplug.contract.capabilities import BIAS, QUOTE, BiasSettings, Quote, extension_of
 from sideplug.contract.errors import DataError, ProtocolError, Stopped
 from sideplug.contract.frames import Answer, Frame, Open, PromptFrame, Read, Tokens, control_of, tensors_of
 from sideplug.contract.wire import HEADER_BYTES, MAGIC, decode, frame_size
 from sideplug.device.replay import GAPS, Found, Replay
 from sideplug.plugins import Plugin
+from sideplug.plugins.base import BIAS as BIAS_TENSORS
 
 UP, DOWN = ">", "<"
 _DIRECTION = re.compile(rb"[0-9]{0,12}[<>]")
@@ -261,6 +262,11 @@ def _text(direction: str, frame: Frame) -> dict[str, int]:
     if direction == DOWN:
         return {"characters of replies (it wrote them)": len(frame.text)} if isinstance(frame, Tokens) else {}
     sizes: Counter[str] = Counter()
+    if isinstance(frame, Open) and BIAS.name in frame.capabilities:
+        settings = msgspec.msgpack.decode(frame.capabilities[BIAS.name].settings, type=BiasSettings)
+        sizes["words of yours that a bias names, with how much likelier each is (parts of words, too)"] = sum(
+            len(each.values) // 2 for each in settings.of
+        )
     if isinstance(frame, (PromptFrame, Read)):
         whose = "prompts" if isinstance(frame, PromptFrame) else "training examples"
         words = sum(len(message.content) for message in frame.messages or ())
@@ -293,7 +299,7 @@ class Search:
             f"{part.name}.{name}": tensor
             for part in plugin.parts
             for name, tensor in part.tensors().items()
-            if name != "phrases"
+            if name != "phrases" and not name.startswith(BIAS_TENSORS)  # both go up, and are counted
         }
         self._names = sorted(tensors)
         for number, name in enumerate(self._names):

@@ -260,7 +260,8 @@ def retrain(client: Client, folder: Path, show: pipeline.Show, interrupts: pipel
         trainer = Trainer(part, plugin.base, rows, tapes.training, tapes.held, config, folder, retain, begun)
         try:
             told = int(part.about.get("told", 0))
-            result, _, _ = pipeline.learn(trainer, tapes, told, show, interrupts, tuned=tuned)
+            biased = len(old.bias) > 0
+            result, _, _ = pipeline.learn(trainer, tapes, told, show, interrupts, tuned=tuned, biased=biased)
         except Stopped as stopped:
             again = f"sideplug memory forget --retrain --plugin {folder} begins anew"
             raise Stopped(f"{str(stopped).split(';')[0]}; the trained part stays as it was: {again}") from stopped

@@ -247,7 +247,7 @@ def _make(
     tuned = not begun or not recipe.least_steps or tapes.training.tokens >= TUNED_TOKENS
     if begun and not tuned:
         say(f"fewer than {TUNED_TOKENS:,} tokens: the trunk is not tuned, which would learn them by heart")
-    result, gated, figures = learn(trainer, tapes, texts.told, show, interrupts, resume, tuned, say)
+    result, gated, figures = learn(trainer, tapes, texts.told, show, interrupts, resume, tuned, recipe.bias, say)
     plugin.save_part(part, out)
     trainer.forget_checkpoint()
     told, text = texts.held[: texts.told], texts.held[texts.told :]
@@ -265,21 +265,23 @@ def learn(
     interrupts: Interrupts,
     resume: bool = False,
     tuned: bool = True,
+    biased: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Result, dict[str, Any], dict[str, Figure]]:
     """Train a trainer's part on these tapes, with its gate and its phrases; what that reached is in its `about` too.
 
-    told: how many held-out examples, from the first on, ask for told facts. tuned: whether its parameters change; else
-    only its bias is fitted. Raises Stopped.
+    told: how many held-out examples, from the first on, ask for told facts. tuned: whether its parameters change.
+    biased: whether a bias is fitted, where the kind has one. Raises Stopped.
     """
     part = trainer.part
-    if part.kind.biased:
+    biased = biased and part.kind.biased
+    if biased:
         say(trainer.fit_bias(TRAIN).line)
     result = train(trainer, show, interrupts, resume) if tuned else trainer.left_as_it_is()
     figures = figures_of(trainer, told, tapes.held)
     if tuned and result.best_loss < result.base_loss:
         trainer.learn_held()
-    elif part.kind.biased:
+    elif biased:
         trainer.fit_bias(TRAIN, HELD_OUT)
     part.phrases = tapes.training.texts()[-MAX_PHRASES:]
     gated = fit_gate(trainer, tapes)

@@ -32,8 +32,8 @@ class Recipe:
 
     kind "": the one that suits the examples. trunk: what the part begins with. width 0: the kind's own. candidates:
     rows of the candidate softmax, at least. held_out: the share of examples to stop by, 0 for none. reword: ask
-    told questions in other words too. raw: without the base's chat template. least_steps: of a training, which has more
-    epochs for it.
+    told questions in other words too. raw: without the base's chat template. bias: fit one to the person's words.
+    least_steps: of a training, which has more epochs for it.
     """
 
     kind: str = ""
@@ -48,6 +48,7 @@ class Recipe:
     raw: bool = False
     least_steps: int = LEAST_STEPS
     trunk: Trunk | None = None
+    bias: bool = True
 
     def with_epochs(self, epochs: int) -> Recipe:
         """This recipe with at most so many epochs; 0 leaves their number to the number of examples."""

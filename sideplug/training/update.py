@@ -122,7 +122,7 @@ def _update(
         return [float(-trainer.judge(tape).plugin.mean()) for tape in (held, new)]
 
     old_before, new_before = losses()
-    if part.kind.biased:
+    if len(part.bias):
         trainer.fit_bias(TRAIN)
     try:
         result = pipeline.train(trainer, show, interrupts, resume=False)
