@@ -21,11 +21,12 @@ from sideplug.cli.common import (
 )
 from sideplug.cli.session import Cloud, data_or_stdin, load_plugin
 from sideplug.contract.errors import DataError, PluginError
-from sideplug.terminal import progress, say
+from sideplug.terminal import counted, progress, say
 
 if TYPE_CHECKING:
     from sideplug.memory.part import Memory
     from sideplug.plugins import Plugin
+    from sideplug.readers import Example
     from sideplug.training.judged import Judged
 
 
@@ -35,16 +36,35 @@ if TYPE_CHECKING:
 @cloud_options
 @format_option
 @limit_option
+@option("--by-position", is_flag=True, help="Also by how far into each passage a token stands.")
+@option("--by-token", is_flag=True, help="Also the words that it makes likelier, and those that it makes rarer.")
+@option("--picture", type=FOLDER, metavar="FILE", help="Draw these words: .png, .svg or .pdf.")
 @json_option
-def evaluate(data: Path, folder: Path, cloud: Cloud, form: str, limit: int, as_json: bool) -> None:
+def evaluate(
+    data: Path,
+    folder: Path,
+    cloud: Cloud,
+    form: str,
+    limit: int,
+    by_position: bool,
+    by_token: bool,
+    picture: Path | None,
+    as_json: bool,
+) -> None:
     """Measure the loss on DATA, with and without a plugin.
 
     It tells the loss of the base, with the plugin at every token, and gated: exact, over the whole vocabulary.
     """
     import numpy as np
 
+    from sideplug.picture import check_picture
+    from sideplug.training import by_token as closer
+
+    if picture:
+        check_picture(picture)
     plugin = load_plugin(folder)
-    judged, examples = judge(plugin, data, cloud, form, limit)
+    judged, asked = judge(plugin, data, cloud, form, limit)
+    examples = len(asked)
     gate = plugin.trained.gate
     opens = gate.opens(gate.scores(judged.z_TD, judged.starts))
     gated = np.where(opens, judged.plugin, judged.base)
@@ -53,6 +73,26 @@ def evaluate(data: Path, folder: Path, cloud: Cloud, form: str, limit: int, as_j
     result |= {f"{name}_loss": round(float(-logp.mean()), 5) for name, logp in logps.items()}
     result |= {f"{name}_perplexity": round(float(np.exp(-logp.mean())), 3) for name, logp in logps.items()}
     result["gate_rate"] = round(float(opens.mean()), 5)
+    lines: list[str] = []
+    if by_position:
+        stretches = closer.by_position(judged)
+        result["by_position"] = [vars(each) for each in stretches]
+        for each in stretches:
+            gain = f"{each.plugin - each.base:+.3f} ({each.low:+.3f} to {each.high:+.3f})"
+            lines.append(f"  {each.name:16} {each.tokens:>6,} tokens  {each.base:.3f} → {each.plugin:.3f}  {gain}")
+    if by_token or picture:
+        with counted("asking for the tokens of words") as show:
+            words, missed = closer.by_word(cloud.client, asked, judged, show)
+        result |= {"words": [vars(word) for word in words], "examples_without_words": missed}
+        for title, some in (("likelier", words[:12]), ("rarer", words[::-1][:6])):
+            lines.append(f"  {title} with the plugin (how likely each is where it stands, without → with):")
+            better = [word for word in some if (word.gain > 0) == (title == "likelier")]
+            lines += [f"    {w.text:24} ×{w.count:<4} {w.base:7.2%} → {w.plugin:7.2%}" for w in better]
+        if missed:
+            lines.append(f"  {missed} of {examples} examples could not be laid along their words")
+        if picture:
+            closer.draw(words, f"{folder.name}: words on {data.name}", picture)
+            lines.append(f"  the picture is {picture}")
     if as_json:
         print_json(result)
         return
@@ -62,10 +102,12 @@ def evaluate(data: Path, folder: Path, cloud: Cloud, form: str, limit: int, as_j
         f"{result['gated_loss']:.3f} ({result['gated_loss'] - base:+.3f}) with the gate open for {opens.mean():.1%}; "
         f"{len(judged.base):,} tokens of {examples} examples"
     )
+    for line in lines:
+        click.echo(line)
 
 
-def judge(plugin: Plugin, data: Path, cloud: Cloud, form: str, limit: int) -> tuple[Judged, int]:
-    """(what the base and the plugin make of the examples, their number). Raises DataError, CloudError and its kin."""
+def judge(plugin: Plugin, data: Path, cloud: Cloud, form: str, limit: int) -> tuple[Judged, list[Example]]:
+    """(what the base and the plugin make of the examples, and these). Raises DataError, CloudError and its kin."""
     from sideplug.readers import read
     from sideplug.training import recorder
     from sideplug.training.data import sample
@@ -74,7 +116,7 @@ def judge(plugin: Plugin, data: Path, cloud: Cloud, form: str, limit: int) -> tu
 
     examples = sample(read(data, form, tell=say), limit)
     with cloud.session(plugin) as session, progress("evaluating", len(examples)) as show:
-        return recorder.score(session, examples, lambda done: show(done, "")), len(examples)
+        return recorder.score(session, examples, lambda done: show(done, "")), examples
 
 
 @group.group("gate")
@@ -115,7 +157,8 @@ def gate_curve(
     trained = plugin.trained.gate
     if trained.kind != "linear":
         raise PluginError(f"the gate of {folder} is {trained.kind}: it has no dial (train it with a retain set)")
-    judged, examples = judge(plugin, data, cloud, form, limit)
+    judged, asked = judge(plugin, data, cloud, form, limit)
+    examples = len(asked)
     points = gate.curve(trained, judged, plugin.tap)
     rate, loss = gate.rate_and_loss(trained, judged)
     if picture:

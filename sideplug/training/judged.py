@@ -5,7 +5,8 @@ It does not know how they were found. Test: pytest tests/training/test_fit_gate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,19 +15,21 @@ import numpy as np
 class Judged:
     """Of T target tokens: log-probabilities (T,) by the base and by the corrected base, and z (T, D).
 
-    starts: the rows where a reply begins.
+    starts: the rows where a reply begins. ids: the target tokens (T,) int32, where somebody noted them, else empty.
     """
 
     base: np.ndarray
     plugin: np.ndarray
     z_TD: np.ndarray
     starts: np.ndarray
+    ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
     @classmethod
-    def of(cls, replies: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Judged:
-        """From (base, plugin, z) of each reply."""
+    def of(cls, replies: list[tuple[np.ndarray, np.ndarray, np.ndarray]], ids: Sequence[np.ndarray] = ()) -> Judged:
+        """From (base, plugin, z) of each reply; ids: the target tokens of each."""
         base, plugin, z_TD = (np.concatenate(column) for column in zip(*replies, strict=True))
-        return cls(base, plugin, z_TD, np.cumsum([0] + [len(reply[0]) for reply in replies[:-1]]))
+        told = np.concatenate(ids) if ids else np.zeros(0, np.int32)
+        return cls(base, plugin, z_TD, np.cumsum([0] + [len(reply[0]) for reply in replies[:-1]]), told)
 
     @property
     def gain(self) -> np.ndarray:

@@ -154,6 +154,7 @@ def score(session: Session, examples: Sequence[Example], progress: Callable[[int
     """
     results: dict[int, Scored] = {}
     states: dict[int, np.ndarray] = {}
+    ids: dict[int, np.ndarray] = {}
     waiting, under_way = deque(range(len(examples))), set[int]()
     context = "context" in session.responder.opening.capabilities
     reads = Reads(session, examples, score=True, context=context)
@@ -166,6 +167,7 @@ def score(session: Session, examples: Sequence[Example], progress: Callable[[int
             frame = reads.receive()
             if isinstance(frame, ExampleFrame):
                 states[frame.number] = unpack(frame.z, frame.z_scales)
+                ids[frame.number] = frame.ids
                 session.send(Score(frame.number, **session.responder.score(frame)))
             elif isinstance(frame, Scored):
                 rows = len(states.get(frame.number, ()))
@@ -182,4 +184,5 @@ def score(session: Session, examples: Sequence[Example], progress: Callable[[int
             waiting.extendleft(sorted(under_way, reverse=True))
             under_way.clear()
             reads.forget()
-    return Judged.of([(results[n].base, results[n].plugin, states[n]) for n in sorted(results)])
+    numbers = sorted(results)
+    return Judged.of([(results[n].base, results[n].plugin, states[n]) for n in numbers], [ids[n] for n in numbers])
