@@ -48,7 +48,7 @@ def test_words_are_laid_along_their_tokens(cloud: Cloud, tmp_path: Path) -> None
     """A bias that makes one word's tokens likelier is found at that word."""
     plugin = a_plugin(cloud.base.fingerprint, "mlp", 0.0)
     client = Client.at(cloud.url)
-    mill = [token for token in cloud.engine.tokenizer.ids(" mill")]
+    mill = cloud.engine.tokenizer.ids(" mill")
     plugin.trained.own_bias = Bias(np.unique(mill).astype(np.int32), np.full(len(set(mill)), 4, np.float16))
     examples = [Example(Prompt(text=""), text, "") for text in TEXTS]
     with client.connect(plugin) as session:
@@ -61,11 +61,8 @@ def test_words_are_laid_along_their_tokens(cloud: Cloud, tmp_path: Path) -> None
     assert of["river"].count == 2
     assert words[0].text == "mill"
     assert of["mill"].plugin > 3 * of["mill"].base
-    assert of["river."].gain < of["mill"].gain if "river." in of else True
-    by_token.draw(words, "words", tmp_path / "words.svg")
-    assert (
-        "mill" in (tmp_path / "words.svg").read_text(encoding="utf-8") or (tmp_path / "words.svg").stat().st_size > 1000
-    )
+    by_token.draw(words, "words of a text", tmp_path / "words.svg")
+    assert "words of a text" in (tmp_path / "words.svg").read_text(encoding="utf-8")
 
 
 def test_places_need_the_very_tokens() -> None:
