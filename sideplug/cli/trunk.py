@@ -39,7 +39,7 @@ def trunk_group() -> None:
     "for each.",
 )
 @option("--passages", default=80, type=click.IntRange(4), help="Of each writer, at most.")
-@option("--epochs", default=3, type=click.IntRange(1), help="How often the texts are read.")
+@option("--epochs", default=6, type=click.IntRange(1), help="How often the texts are read.")
 @option("--seed", default=0, type=click.IntRange(0), help="Seed of the writers that are held out, and of the order.")
 @option("--force", is_flag=True, help="Replace a file that is there.")
 @cloud_options

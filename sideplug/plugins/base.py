@@ -212,8 +212,8 @@ class TrainedKind(Kind):
     def init(self, shape: Shape, rng: np.random.Generator) -> Params:
         """Untrained parameters, float32."""
 
-    def dropped(self, rng: np.random.Generator) -> TrainedKind:
-        """The kind as one step of training runs it: with dropout drawn by `rng`, where it has any."""
+    def dropped(self, share: float, rng: np.random.Generator) -> TrainedKind:
+        """The kind as one step of training runs it: with this share of dropout, drawn by `rng`, where it has any."""
         return self
 
     @abstractmethod

@@ -2,8 +2,8 @@
 
     h = gelu(c A + a)        Δ = h B + b        B and b zero at the start, so Δ = 0
 
-In a step of training half of the codes and half of h are dropped: else it learns a person's few thousand tokens by
-heart (docs/LOG.md). c: the row's codes (K·R). Letters: T rows, K tapped layers, R code width, W width, D
+In a step of training a share of the codes and of h is dropped: else it learns a person's few thousand tokens by heart
+(docs/LOG.md). c: the row's codes (K·R). Letters: T rows, K tapped layers, R code width, W width, D
 the model's width. Test: pytest tests/plugins/test_kinds.py
 """
 
@@ -15,22 +15,20 @@ from sideplug.contract.tap import Tap
 from sideplug.plugins.base import Params, Past, Saved, Shape, TrainedKind
 from sideplug.plugins.ladder import gelu, uniform
 
-DROPOUT = 0.5
-
 
 class Mlp(TrainedKind):
-    """Parameters: a (K·R, W), a_bias (W,), b (W, D), b_bias (D,). rng: of a step's dropout; None: without."""
+    """Parameters: a (K·R, W), a_bias (W,), b (W, D), b_bias (D,). share, rng: a step's dropout; None: without."""
 
     name = "mlp"
     default_width = 256
     biased = True
 
-    def __init__(self, rng: np.random.Generator | None = None) -> None:
-        self._rng = rng
+    def __init__(self, share: float = 0.0, rng: np.random.Generator | None = None) -> None:
+        self._share, self._rng = np.float32(share), rng
 
-    def dropped(self, rng: np.random.Generator) -> Mlp:
+    def dropped(self, share: float, rng: np.random.Generator) -> Mlp:
         """See TrainedKind."""
-        return Mlp(rng)
+        return Mlp(share, rng)
 
     def init(self, shape: Shape, rng: np.random.Generator) -> Params:
         """See TrainedKind."""
@@ -73,5 +71,5 @@ class Mlp(TrainedKind):
         """x with some numbers zero and the others larger, and by what each was multiplied."""
         if self._rng is None:
             return x, np.ones((), np.float32)
-        kept = (self._rng.random(x.shape, np.float32) >= DROPOUT).astype(np.float32) / np.float32(1 - DROPOUT)
+        kept = (self._rng.random(x.shape, np.float32) >= self._share).astype(np.float32) / (1 - self._share)
         return x * kept, kept

@@ -31,7 +31,8 @@ from sideplug.training.tape import Recorded, Tape
 class TrainConfig:
     """epochs at most; learning rate; tokens a step; weight decay; epochs without a better held-out loss; seed.
 
-    retain_weight: of the divergence from the base on the retain set, beside the loss on the person's text.
+    retain_weight: of the divergence from the base on the retain set, beside the loss on the person's text. dropout: the
+    share of numbers that a step drops, of a kind that drops any.
     Raises InputError for values out of range.
     """
 
@@ -44,6 +45,7 @@ class TrainConfig:
     clip: float = 1.0
     seed: int = 0
     retain_weight: float = 1.0
+    dropout: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("epochs", "learning_rate", "batch_tokens", "patience"):
@@ -270,7 +272,7 @@ def take_step(
     """
     loss, count = 0.0, 0
     gradients: Params = {}
-    stepped = kind.dropped(np.random.default_rng([config.seed, state.step]))
+    stepped = kind.dropped(config.dropout, np.random.default_rng([config.seed, state.step]))
     for term in terms:
         more_loss, more, gradient = term.gradient(stepped, head, state.params)
         loss, count = loss + more_loss, count + more

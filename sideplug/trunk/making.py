@@ -33,7 +33,7 @@ from sideplug.training.tape import Tape
 FREQUENT, SAMPLE = 1000, 1500  # tokens of a step's piece of the head, beside its targets
 HELD_OUT = 0.1  # of the writers, at least one
 GENERAL = 0.25  # of a step's tokens are of the retain set
-CONFIG = TrainConfig(epochs=3, learning_rate=2e-3, batch_tokens=1024)
+CONFIG = TrainConfig(epochs=6, learning_rate=2e-3, batch_tokens=1024, dropout=0.3)
 
 
 @dataclass(frozen=True)

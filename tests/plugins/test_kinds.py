@@ -86,11 +86,11 @@ def test_dropout_is_of_training_alone() -> None:
     np.testing.assert_array_equal(part.correct(code), whole)
 
     def stepped(params: dict[str, np.ndarray]) -> np.ndarray:
-        return part.kind.dropped(np.random.default_rng(5)).forward(params, code, ONE_TEXT)[0]
+        return part.kind.dropped(0.5, np.random.default_rng(5)).forward(params, code, ONE_TEXT)[0]
 
     np.testing.assert_array_equal(stepped(part.params), stepped(part.params))
     assert np.abs(stepped(part.params) - whole).max() > 0.1
-    kind = part.kind.dropped(np.random.default_rng(5))
+    kind = part.kind.dropped(0.5, np.random.default_rng(5))
     out, saved = kind.forward(part.params, code, ONE_TEXT)
     gradients = kind.backward(part.params, saved, out)  # of ½ Σ out²
     for name, at in (("a", (3, 2)), ("a_bias", (1,)), ("b", (2, 5)), ("b_bias", (4,))):
