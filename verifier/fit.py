@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 import torch
-from made import SMALL_TALK, contrasts, siblings
+from made import SMALL_TALK, contrasts, relations, siblings
 from torch import nn
 from torch.nn import functional
 
@@ -135,14 +135,15 @@ def training_texts(vectors: Vectors | None) -> list[Asked]:
 def made_texts(vectors: Vectors | None, people: int, rng: random.Random) -> list[Asked]:
     """The questions of so many made-up memories of each kind."""
     found = []
-    for make in (siblings, contrasts):
+    for make in (siblings, contrasts, relations):
         for _ in range(people):
             entries, asked = make(rng)
             index = Index(Store(), "fit" if vectors else "", vectors)
             numbers = index.store.add(entries)
             for question, number in asked:
                 right = set() if number is None else {numbers[number]}
-                found.append(asked_of(index, right, question, "told" if right else "untold"))
+                kind = "untold" if number is None else "told" if entries[number].question else "note"
+                found.append(asked_of(index, right, question, kind))
     return found
 
 

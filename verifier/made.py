@@ -129,6 +129,82 @@ OF_PLACES = [
     ["how much was the {p} one", "price of the {p} one", "what did I pay for the {p} one"],
 ]
 
+THINGS = """
+spare key|bike|umbrella|passport|drill|tent|ladder|sewing machine|old laptop|guitar|stepladder|suitcase|camera
+violin|scooter|kayak|toolbox|birth certificate|charger|projector|sledge|waffle iron|binoculars|hiking boots|wedding ring
+pressure washer|printer|car|boiler|freezer|mower|bread machine|tablet|watch|sofa|mattress|bookcase|telescope|piano
+vaccination card|rain jacket|air pump|steam iron|skis|sleeping bag|pram|cot|barbecue|blender|router|shredder
+thermos|globe|typewriter|record player|tripod|fishing rod|saw|inflatable boat|dehumidifier|fan heater|cello
+"""
+OF_THINGS = [  # what is told of a thing, as a note with its value {v}, and how it is asked for
+    [
+        "My {t} is behind the {v}.|The {t} lives in the {v}.|I keep the {t} under the {v}.|Put the {t} next to the {v}.",
+        "where is the {t}|where is my {t}|where did I put the {t}|where do I keep the {t}|where did I leave my {t}",
+        "where does the {t} live|where have I got the {t}|I can't find the {t}|the {t}, where is it|where's my {t}",
+        "where would I look for the {t}|which place did I give the {t}|I need the {t}, where do I look|find my {t}",
+        "where have I stowed the {t}|looking for the {t}|place of the {t}|what did I do with the {t}",
+    ],
+    [
+        "I bought the {t} at {v}.|The {t} is from {v}.|Got my {t} from {v}.|The {t} came from {v}, second hand.",
+        "where did I buy the {t}|where is the {t} from|which shop did the {t} come from|where did I get my {t}",
+        "who sold me the {t}|shop of the {t}|where could I get another {t} like mine|the {t}, bought where",
+    ],
+    [
+        "The {t} cost {v}.|I paid {v} for the {t}.|{v} for the {t}, too much.|The {t} was {v} in the end.",
+        "how much was the {t}|what did the {t} cost|price of my {t}|what did I pay for the {t}|how dear was the {t}",
+        "how much did I give for the {t}|what was the {t} worth to me, in money|the {t} set me back how much",
+    ],
+    [
+        "I lent the {t} to {v}.|{v} has my {t}.|{v} borrowed the {t}.|The {t} is at {v}'s until spring.",
+        "who has my {t}|who borrowed the {t}|whom did I lend the {t} to|who did I give the {t} to|who's got the {t}",
+        "from whom do I want the {t} back|with whom is the {t}|who must return the {t}",
+    ],
+    [
+        "My {t} is a {v}.|The {t} is the {v}.|We have a {v} for a {t}.|Make of the {t}: {v}.",
+        "which model is my {t}|what make is the {t}|what kind of {t} have I got|which {t} do I have|brand of my {t}",
+        "what sort of {t} is it|who makes my {t}|what's the {t} called, the make",
+    ],
+    [
+        "The guarantee of the {t} ends on {v}.|{v}: end of the {t}'s warranty.|Warranty of the {t} until {v}.",
+        "when does the guarantee of the {t} end|how long is the {t} under warranty|{t} warranty until when",
+        "till when is the {t} covered|when does the {t}'s warranty run out|is there still warranty on the {t}",
+    ],
+    [
+        "I bought the {t} on {v}.|{v}, the new {t} arrived.|We have had the {t} since {v}.|Got the {t} in {v}.",
+        "when did I buy the {t}|how old is the {t}|since when do I have the {t}|when did I get the {t}",
+        "when did the {t} come|how long have I had the {t}|the {t}, from when is it",
+    ],
+    [
+        "The code of the {t} is {v}.|{v} opens the {t}.|PIN of the {t}: {v}.|The {t}'s combination is {v}.",
+        "what's the code of the {t}|{t} code|how do I unlock the {t}|PIN for my {t}|combination of the {t}",
+        "which numbers open the {t}|get into the {t}|the {t} wants a code, which",
+    ],
+    [
+        "My {t} is {v} coloured.|The {t} is {v}.|We painted the {t} {v}.|The colour of the {t} is called {v}.",
+        "what colour is the {t}|colour of my {t}|which colour has the {t}|what shade is the {t}",
+        "how would I describe the {t}'s colour|in which colour did I take the {t}",
+    ],
+    [
+        "{v} repairs the {t}.|{v} looked at the {t} last time.|For the {t} we call {v}.|{v} fixed the {t}.",
+        "who repairs the {t}|who fixed my {t}|who do I call about the {t}|who looks after the {t}",
+        "the {t} is broken, who comes|whom do I ring when the {t} fails|who was it that mended the {t}",
+    ],
+]
+
+DATES = "3 March|May 2027|last Easter|12.10.2025|a Friday in June|2019|the 30th of November|spring 2024"
+VALUES = [  # of each of these
+    "cupboard on the landing|shed|second drawer|coal cellar|blue trunk|boiler|curtain|jar of rice|attic hatch|bench",
+    "Harrow & Sons|the flea market|a catalogue|Pellman's|the corner shop|an auction in Lund|a lady in Frome",
+    "40 euros|12.50|£310|ninety crowns|1,250|next to nothing|two hundred and five|17 dollars",
+    "Priya|the Novaks|Uncle Bert|our neighbour Jo|Lars from the choir|my cousin|the school|Agnieszka",
+    "Kettler 400|Bosch|Raleigh|second-hand Miele|Zenit TTL|Corvo Mark 2|Yamaha|home-made one",
+    DATES,
+    DATES,
+    "4471|nine one six|0-0-3-8|BLUE7|three sevens|52B|my old house number|190",
+    "olive|dark red|off-white|mustard|silver|petrol blue|striped|plain wood",
+    "Mr. Dunmore|the man in Tiller Street|Ewa|a firm called Brightside|my brother-in-law|Kwame",
+]
+
 _SMALL_TALK = """
 hi|hello|hey|hi there|good morning|good evening|good night|thanks|thanks!|thank you so much|ok
 okay|cool|nice|yes|no|yes please|no thanks|maybe|sure|great|wow|haha|lol|sorry|what?|why?
@@ -175,8 +251,30 @@ def contrasts(rng: random.Random) -> Made:
     return entries, [(_put(rng, rng.choice(asked), rng.choice(who)), number) for (asked, who), number in numbered]
 
 
-def _put(rng: random.Random, asked: str, who: str) -> str:
-    text = asked.format(p=who)
+def relations(rng: random.Random) -> Made:
+    """Several things told of each thing, as questions and as notes, asked in many phrasings, with those never told."""
+    things = [each for line in THINGS.split("\n")[1:-1] for each in line.split("|")]
+    families = [
+        (each[0].split("|"), "|".join(each[1:]).split("|"), some.split("|"))
+        for each, some in zip(OF_THINGS, VALUES, strict=True)
+    ]
+    pairs = [(thing, family) for thing in rng.sample(things, 8) for family in rng.sample(families, 4)]
+    rng.shuffle(pairs)
+    entries, asked = list[Entry](), list[tuple[str, int | None]]()
+    for number, (thing, (notes, questions, values)) in enumerate(pairs):
+        told, value = number < len(pairs) // 2, rng.choice(values)
+        some = rng.sample(questions, 4)
+        if told:
+            if rng.random() < 0.5:
+                entries.append(Entry("", rng.choice(notes).format(t=thing, v=value)))
+            else:
+                entries.append(Entry(_put(rng, some.pop(), thing, "t"), value))
+        asked += [(_put(rng, each, thing, "t"), number if told else None) for each in some[:3]]
+    return entries, asked
+
+
+def _put(rng: random.Random, asked: str, who: str, slot: str = "p") -> str:
+    text = asked.format(**{slot: who})
     text = rng.choice([text, text.capitalize()])
     return text if text.endswith("?") else text + rng.choice(["", "?"])
 
