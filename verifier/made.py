@@ -138,7 +138,7 @@ thermos|globe|typewriter|record player|tripod|fishing rod|saw|inflatable boat|de
 """
 OF_THINGS = [  # what is told of a thing, as a note with its value {v}, and how it is asked for
     [
-        "My {t} is behind the {v}.|The {t} lives in the {v}.|I keep the {t} under the {v}.|Put the {t} next to the {v}.",
+        "My {t} is behind the {v}.|The {t} lives in the {v}.|I keep the {t} under the {v}.|The {t}: next to the {v}.",
         "where is the {t}|where is my {t}|where did I put the {t}|where do I keep the {t}|where did I leave my {t}",
         "where does the {t} live|where have I got the {t}|I can't find the {t}|the {t}, where is it|where's my {t}",
         "where would I look for the {t}|which place did I give the {t}|I need the {t}, where do I look|find my {t}",
