@@ -23,12 +23,14 @@ from sideplug.bench.cells import Cells
 from sideplug.bench.measures import (
     ask_reply,
     backward_bytes,
+    by_position,
     contains_words,
     disk_bytes,
     grouped,
     line_limit,
     reply_rate,
     short,
+    totals,
 )
 from sideplug.bench.meters import Energy, machine, read_gb_s
 from sideplug.bench.processes import child, command, served
@@ -72,12 +74,22 @@ class Scale:
     bits: tuple[str, ...] = ("16", "8", "4")
     epochs: int = 0  # at most, of every training; 0: the task's
     examples: int = 0  # of the facts' to learn from; 0: all
+    writers: int = 12  # of mails
+    mails: int = 0  # passages of each to learn from; 0: all
+    mails_tested: int = 12
+    curve: tuple[int, ...] = (10, 40, 108, 0)  # passages to learn from; 0: all
+    curve_presidents: int = 4
+    curve_passages: int = 0  # at most; 0: any
+    curve_tested: int = 20
 
 
 RTTS, MBITS = (0, 20, 50, 100), (1, 10, 100)
 SCALES = {
     "full": Scale("full", 10, 40, 8, 20, 40, 50, tuple(itertools.product(RTTS, MBITS)), 3, 3, (1, 2, 4, 8, 16)),
-    "quick": Scale("quick", 2, 8, 3, 20, 6, 4, ((0, 10), (50, 10)), 2, 1.5, (1, 4), ("8", "4"), 2, 40),
+    "quick": Scale(
+        *("quick", 2, 8, 3, 20, 6, 4, ((0, 10), (50, 10)), 2, 1.5, (1, 4), ("8", "4"), 2, 40),
+        *(2, 8, 3, (4, 8), 1, 8, 3),
+    ),
 }
 
 
@@ -118,7 +130,8 @@ class Run:
                 self._quality(task, url)
                 check_drift()
             for task in tasks:
-                self._speed(task, url, check_drift)
+                if not task.quality_only:
+                    self._speed(task, url, check_drift)
             if any(system.name == "gated" for system in self.systems):
                 self._gate_curve(tasks[0], url)
             check_drift(now=True)
@@ -158,7 +171,8 @@ class Run:
         judged = sum(not system.same_texts_as for system in self.systems) * len(task.users)
         trained = len({system.trains for system in self.systems if system.trains}) * len(task.users)
         timed = sum(len(self.scale.networks) if system.remote else 1 for system in self.systems)
-        return judged + trained + timed + (len(task.users) if len(task.users) > 1 else 0)
+        matrix = len(task.users) if self._has_matrix(task) else 0
+        return judged + trained + matrix + (0 if task.quality_only else timed)
 
     def _reference(self, url: str) -> float:
         """Tokens a second of the plain cloud, for the drift of the machine."""
@@ -211,9 +225,14 @@ class Run:
         for system, user in itertools.product(self.systems, task.users):
             if not system.same_texts_as:
                 self._cell(f"quality/{task.name}/{system.name}/{user.name}", self._judge, system, task, user, url)
-        if {"ungated", "cloud only"} <= {s.name for s in self.systems} and len(task.users) > 1:
+        if self._has_matrix(task):
             for one in task.users:
                 self._cell(f"matrix/{task.name}/{one.name}", self._matrix_row, task, one, url)
+
+    def _has_matrix(self, task: Task) -> bool:
+        """Whether it is measured whose text a plugin prefers."""
+        names = {system.name for system in self.systems}
+        return {"ungated", "cloud only"} <= names and len(task.users) > 1 and not task.quality_only
 
     @contextmanager
     def _device(self, system: System, task: Task, user: User, url: str) -> Iterator[Device]:
@@ -227,7 +246,8 @@ class Run:
         result: dict[str, Any] = {}
         with self._device(system, task, user, url) as client:
             if system.tells_losses:
-                result["loss"] = client.ask("losses", examples=[example_record(example) for example in user.test])
+                losses = client.ask("losses", examples=[example_record(example) for example in user.test])
+                result |= {"loss": totals(losses), "positions": by_position(losses)}
             else:
                 result["loss"] = {"unavailable": "its server tells no log-probabilities of a text"}
             if {"exact", "rouge"} & set(task.measures):
@@ -254,7 +274,7 @@ class Run:
         rows: dict[str, Any] = {}
         with self._device(BY_NAME["ungated"], task, user, url) as client:
             for other in task.users:
-                with_plugin = np.array(client.ask("losses", examples=[example_record(e) for e in other.test]))
+                with_plugin = np.array(totals(client.ask("losses", examples=[example_record(e) for e in other.test])))
                 base = np.array(self.cells.values[f"quality/{task.name}/cloud only/{other.name}"]["loss"])
                 rows[other.name] = [round(float(t[:, 0].sum() / t[:, 1].sum()), 4) for t in (with_plugin, base)]
         return rows
@@ -357,7 +377,7 @@ class Run:
         def at(bits: str) -> dict[str, Any]:
             with served(self.model, "--bits", bits) as (url, process):
                 with device(*BY_NAME["cloud only"].device(Place(self.model, url))) as client:
-                    losses = client.ask("losses", examples=[example_record(example) for example in user.test])
+                    losses = totals(client.ask("losses", examples=[example_record(example) for example in user.test]))
                 rates = [self._reference(url) for _ in range(self.scale.rounds)]
                 memory = process.memory_full_info().pss
             return {"loss": losses, "tokens_s": spread(rates), "pss_mb": round(memory / 1e6)}

@@ -9,11 +9,12 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sideplug.bench import sotu
+from sideplug.bench import mails, sotu
 from sideplug.contract.errors import InputError
 from sideplug.contract.text import Prompt
 from sideplug.readers import Example, lamp_users, read
@@ -21,18 +22,6 @@ from sideplug.readers.lamp import LampUser
 from sideplug.terminal import say
 from sideplug.training import data
 
-PRESIDENTS = (
-    sotu.LINCOLN,
-    "George Washington",
-    "Thomas Jefferson",
-    "Andrew Jackson",
-    "Ulysses S. Grant",
-    "Grover Cleveland",
-    "Theodore Roosevelt",
-    "Franklin D. Roosevelt",
-    "Ronald Reagan",
-    "Barack Obama",
-)
 HERE = Path(__file__).parent
 PLACES = (HERE / "person", HERE.parents[1] / "examples" / "person")  # in a wheel, in a clone
 PERSON = next((path for path in PLACES if path.is_dir()), PLACES[-1])
@@ -56,6 +45,7 @@ class Task:
 
     measures: of "loss" (nats a token), "exact" (the target stands in the reply, word for word), "rouge" (ROUGE-L's F1).
     prompts, reply_tokens: of the replies that speed is measured on. general: prompts whose replies must be the base's.
+    quality_only: neither speed nor whose text a plugin prefers is measured.
     """
 
     name: str
@@ -67,13 +57,14 @@ class Task:
     temperature: float = 0.0
     epochs: int = 6
     width: int = 0
+    quality_only: bool = False
     general: list[Prompt] = field(default_factory=list)
     targets: dict[str, str] = field(default_factory=dict)  # what must be in a reply, where that is not all of it
 
 
 def _user(name: str, train: list[Example], test: list[Example], folder: Path) -> User:
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{name.replace(' ', '-').replace('.', '')}.jsonl"
+    file = folder / f"{re.sub(r'[.,]', '', name).replace(' ', '-')}.jsonl"
     file.write_text(
         "".join(json.dumps(_record(example), ensure_ascii=False) + "\n" for example in train), encoding="utf-8"
     )
@@ -98,7 +89,7 @@ def continued(example: Example) -> Example:
 def authors(count: int, passages: int, tested: int, scratch: Path) -> Task:
     """Return the task of so many presidents: passages of their messages but the last, and of the last."""
     people = []
-    for who, folder in sotu.messages(*PRESIDENTS[:count]).items():
+    for who, folder in sotu.messages(*sotu.PRESIDENTS[:count]).items():
         train = data.sample(read(folder / "train"), passages)
         test = [continued(example) for example in data.sample(read(folder / "last.txt"), tested)]
         people.append(_user(who, train, test, scratch / "authors"))
@@ -110,6 +101,55 @@ def authors(count: int, passages: int, tested: int, scratch: Path) -> Task:
         [example.prompt for example in people[0].test],
         40,
         temperature=0.7,
+    )
+
+
+def curve(sizes: Sequence[int], presidents: int, passages: int, tested: int, scratch: Path) -> Task:
+    """Return the task of a curve of gain against text: each of sotu.CURVE with so many passages, a user each.
+
+    sizes: of the passages that are learnt from, each size a part of the next; 0: all. Of each a tenth more is given, as
+    training holds it out to stop by. passages: at most so many, 0: any. Tested are whole passages of the last message,
+    without an opening.
+    """
+    people = []
+    for who, folder in sotu.messages(*sotu.CURVE[:presidents]).items():
+        given, texts = list[list[Example]](), read(folder / "train")
+        for size in sorted(sizes, key=lambda size: size or len(texts), reverse=True):
+            texts = data.sample(texts, min(filter(None, (round(size / 0.9), passages)), default=0))
+            given.append(texts)
+        test = data.sample(read(folder / "last.txt"), tested)
+        people += [_user(f"{who}, {len(texts)}", texts, test, scratch / "curve") for texts in reversed(given)]
+    return Task(
+        "curve",
+        f"{presidents} presidents with little text and much, their last annual message held out",
+        people,
+        ("loss",),
+        [example.prompt for example in people[0].test],
+        40,
+        temperature=0.7,
+        quality_only=True,
+    )
+
+
+def mail_writers(count: int, passages: int, tested: int, scratch: Path) -> Task:
+    """Return the task of so many writers of mails: own words behind what they answer, the last mails held out.
+
+    passages: to learn from, at most, 0: all. Of a long mail what follows its first passage is continued, as the authors'.
+    """
+    people = []
+    for writer in mails.drawn(count):
+        train = data.sample(mails.examples_of(writer.train), passages)
+        test = data.sample(mails.examples_of(writer.test, further=continued), tested)
+        people.append(_user(writer.name, train, test, scratch / "mails"))
+    return Task(
+        "mails",
+        f"{count} writers of public mailing lists, their last mails held out",
+        people,
+        ("loss",),
+        [example.prompt for example in people[0].test],
+        40,
+        temperature=0.7,
+        quality_only=True,
     )
 
 

@@ -69,15 +69,15 @@ class Transformers:
         return {"text": "".join(texts), "tokens": len(times), "round_trips": 0, "times_s": times}
 
     def losses(self, examples: list[dict[str, Any]]) -> list[list[float]]:
-        """Return [nats, tokens] of each example\'s reply."""
+        """Return the nats of each token of each example's reply."""
         losses = []
         with torch.inference_mode():
             for example in examples:
                 prompt, reply = self.tokenizer.encode_example(prompt_of(example["prompt"]), example["reply"])
                 ids = torch.tensor([prompt + reply])
                 logits = self.lm(input_ids=ids).logits[0, len(prompt) - 1 : -1]
-                nats = torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :], reduction="sum")
-                losses.append([float(nats), len(reply)])
+                nats = torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :], reduction="none")
+                losses.append(nats.tolist())
         return losses
 
 

@@ -58,14 +58,14 @@ class Device:
         return asdict(told)
 
     def losses(self, examples: list[Record]) -> list[list[float]]:
-        """Return [nats, tokens] of each example's reply, as the gate decides token by token."""
+        """Return the nats of each token of each example's reply, as the gate decides token by token."""
         texts = [Example(self.prompt(example["prompt"]), example["reply"], "") for example in examples]
         with self._session_for_reading() if self._plugin is None else nullcontext(self._session) as session:
             judged = recorder.score(session, texts)
         opens = self._gate.opens(self._gate.scores(judged.z_TD, judged.starts))
         nats = [-float(p if o else b) for p, b, o in zip(judged.plugin, judged.base, opens, strict=True)]
         ends = [*judged.starts[1:], len(nats)]
-        return [[sum(nats[a:b]), int(b - a)] for a, b in zip(judged.starts, ends, strict=True)]
+        return [nats[a:b] for a, b in zip(judged.starts, ends, strict=True)]
 
     def _session_for_reading(self) -> Session:
         """Texts are scored for a plugin: a small untrained one, which leaves the base as it is."""
