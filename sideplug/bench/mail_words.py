@@ -31,7 +31,7 @@ _MARK = r"(?:>|--\]|[|:}](?=\s)|\s{0,5}[A-Za-z]{1,12}>(?=\s|$))"  # "> …", "An
 _QUOTED = re.compile(rf"^\s{{0,3}}{_MARK}")
 _NESTED = re.compile(rf"^\s{{0,3}}{_MARK}\s?{_MARK}")
 _WROTE = re.compile(
-    r"(?:\b(?:wrote|writes|write|said|says|schrieb)\b|thought to have said|\bscribbled\b|\bmentioned\b)\s*:?\s*(?:\.{3})?$",
+    r"(?:\b(?:wrote|writes|write|said|says|schrieb|scribbled|mentioned)\b|thought to have said)\s*:?\s*(?:\.{3})?$",
     re.IGNORECASE,
 )
 _NAMED = re.compile(r"^\s*(?:\[[^\]]{2,40}\]|[A-Z][\w.'-]*(?: [\w.'\"-]+){0,4}:)\s*$")  # "[Anna Berg]", "Anna Berg:"
@@ -58,7 +58,7 @@ def words_of(body: str) -> Words:
         if _ENDS.match(line):
             break
         if _ORIGINAL.match(line):
-            while at < len(lines) and (_HEAD.match(lines[at]) or (lines[at].startswith((" ", "\t")) and lines[at].strip())):
+            while at < len(lines) and (_HEAD.match(lines[at]) or re.match(r"[ \t]+\S", lines[at])):
                 at += 1
             if not any(_QUOTED.match(each) for each in lines[at:]):
                 quoted += lines[at:]

