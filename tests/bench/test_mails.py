@@ -40,7 +40,11 @@ OWN = "The roof leaks, and the nails are gone."
         (f"{OWN}\n--\nAnna", OWN, ""),
         (f"{OWN}\n\n-----Original Message-----\nFrom: Bo\nTo: Anna\nSubject: roof\n\nIs it far?", OWN, "Is it far?"),
         (f"----- Original Message -----\nFrom: Bo\n\n> Is it far?\n\n{OWN}", OWN, "Is it far?"),
-        (f"{OWN}\n--- begin forwarded text\nDate: today\nNot mine.\n--- end forwarded text\nCheers", f"{OWN}\nCheers", ""),
+        (
+            f"{OWN}\n--- begin forwarded text\nDate: today\nNot mine.\n--- end forwarded text\nCheers",
+            f"{OWN}\nCheers",
+            "",
+        ),
         (f"{OWN}\n\n---------- Forwarded message ----------\nNot mine.", OWN, ""),
         (f"{OWN}\n\n_______________________________________\nRPM-List mailing list", OWN, ""),
         (f"{OWN}\n\nhttp://example.org/mailman/listinfo/talk", OWN, ""),
@@ -73,7 +77,10 @@ def test_machines_are_no_writers() -> None:
         a_mail("Bo <bo@example.org>", OWN, List_Id="<talk-commits.example.org>"),
         a_mail("Bo <bo@example.org>", "too short"),
         a_mail("Bo <bo@example.org>", "word " * 401),
-        *(a_mail("Use <use@example.org>", f"Daily headline mailer\n\nNews of day {day} of this month.") for day in range(9)),
+        *(
+            a_mail("Use <use@example.org>", f"Daily headline mailer\n\nNews of day {day} of this month.")
+            for day in range(9)
+        ),
     ]
     page = EmailMessage()
     page["From"], page["Date"] = "Bo <bo@example.org>", "01 Sep 2002 10:00:00 +0000"
@@ -104,7 +111,10 @@ def test_what_a_writer_puts_below_each_mail_is_cut() -> None:
 
 def many(writer: str, count: int, start: int = 0) -> list[Mail]:
     first = datetime(2002, 9, 1, tzinfo=UTC) + timedelta(hours=start)
-    return [Mail(first + timedelta(days=n), f"{writer} wrote mail {n}.", "Why?" if n % 2 else "", writer) for n in range(count)]
+    return [
+        Mail(first + timedelta(days=n), f"{writer} wrote mail {n}.", "Why?" if n % 2 else "", writer)
+        for n in range(count)
+    ]
 
 
 def test_writers_are_numbered_and_split_by_time() -> None:
