@@ -115,6 +115,7 @@ class Run:
             "tasks": {task.name: {"title": task.title, "users": [user.name for user in task.users]} for task in chosen},
             "systems": {s.name: s.for_report() for s in self.systems},
             "absent": self.absent,
+            "hours": round(self.cells.seconds / 3600, 2),
             "cloud_pss_mb": round(cloud / 1e6),
             "floor": floor,
             **grouped(self.cells.values),

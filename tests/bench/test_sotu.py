@@ -15,7 +15,7 @@ pytestmark = pytest.mark.twin
 from sideplug.bench import sotu, tasks  # noqa: E402
 from sideplug.contract.errors import SideplugError  # noqa: E402
 
-PEOPLE = {who: 3 for who in sotu.PRESIDENTS} | {"James Monroe": 2, "William Once": 1}
+PEOPLE = dict.fromkeys(sotu.PRESIDENTS, 3) | {"James Monroe": 2, "William Once": 1}
 
 
 def message(who: str, number: int) -> str:

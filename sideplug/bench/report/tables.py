@@ -296,12 +296,13 @@ def circumstances(result: dict[str, Any]) -> str:
     )
     floor = result["floor"]
     machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    hours = f" All cells together took {result['hours']:.1f} hours." if "hours" in result else ""
     drifts = [check["tokens_s"] for check in result["drift"]]
     return (
         f"Machine: {machine}. Energy: {joules}. Memory is read at {floor['read_gb_s']} GB/s, so a single text can't be "
         f"decoded faster than {floor['tokens_s']:.0f} tokens/s (the floor). Drift: the plain cloud gave {drifts[0]:.1f}"
         f" tokens/s at the start and {drifts[-1]:.1f} at the end ({min(drifts):.1f}–{max(drifts):.1f} over "
-        f"{len(drifts)} checks)."
+        f"{len(drifts)} checks).{hours}"
     )
 
 
