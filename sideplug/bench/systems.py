@@ -25,7 +25,7 @@ LORA_RANK = 8
 EXCHANGE_RANK = 8
 OURS = Recipe().kind
 NEAREST = 3
-# Chosen on people whom no task has, see devices/knn.py and devices/steer.py.
+# To be chosen on people whom no task has (`sideplug bench --part rivals`).
 KNN_SHARE, KNN_HEAT = 0.1, 0.03
 STEER_WEIGHT = 1.0
 
@@ -159,7 +159,7 @@ DESCRIBED = (
         "kNN-LM",
         "kNN-LM",
         f"the person's text as a store of states and what followed (kNN-LM), {KNN_SHARE:.0%} of the probability at a "
-        f"heat of {KNN_HEAT}, chosen on other writers; transformers, float32",
+        f"heat of {KNN_HEAT}; transformers, float32",
         lambda p: ("knn", {"model": p.model, "examples": p.examples, "share": KNN_SHARE, "heat": KNN_HEAT}),
         remote="",
         base="device, transformers",
@@ -173,8 +173,7 @@ DESCRIBED = (
         "steering",
         "small model steers",
         f"CoSteer's pattern: the base on the device with the {NEAREST} nearest examples in its prompt and without, the "
-        f"difference of their logits {STEER_WEIGHT:g} times added to the cloud's, chosen on other writers; "
-        "transformers, float32",
+        f"difference of their logits {STEER_WEIGHT:g} times added to the cloud's; transformers, float32",
         lambda p: (
             "steer",
             {"model": p.model, "examples": p.examples, "nearest": NEAREST, "weight": STEER_WEIGHT},

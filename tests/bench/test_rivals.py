@@ -16,7 +16,9 @@ pytestmark = pytest.mark.twin
 
 from sideplug.bench.devices import hf, knn, ours, retrieval, steer  # noqa: E402
 from sideplug.bench.nearest import Nearest  # noqa: E402
+from sideplug.bench.parts.rivals import Settings, judge, summary  # noqa: E402
 from sideplug.bench.prompts import example_record  # noqa: E402
+from sideplug.bench.systems import NEAREST  # noqa: E402
 from sideplug.bench.tasks import write_examples  # noqa: E402
 from sideplug.contract.text import Prompt  # noqa: E402
 from sideplug.readers import Example  # noqa: E402
@@ -92,6 +94,28 @@ def test_steering_is_the_base_at_nought_and_the_examples_in_the_prompt_at_one(
     informed = [{"prompt": nearest.before(e.prompt).to_json(), "reply": e.reply} for e in ASKED[:2]]
     assert near(whole[:2], hf.make(str(tiny)).losses(informed))
     assert not near(whole, base)
+
+
+def test_settings_are_judged_as_the_devices_judge(tiny: Path, examples: Path, base: list[list[float]]) -> None:
+    settings = Settings(shares=(0.1,), heats=(0.03, 0.3), weights=(0.0, 1.5))
+    found = judge(hf.make(str(tiny)), ("somebody", HAD, ASKED), settings)
+    assert list(found) == [
+        "knn share=0.1 heat=0.03",
+        "knn share=0.1 heat=0.3",
+        "steer weight=0.0",
+        "steer weight=1.5",
+    ]
+    expected = {
+        "knn share=0.1 heat=0.03": knn.make(str(tiny), str(examples), share=0.1, heat=0.03).losses(RECORDS),
+        "steer weight=0.0": base,
+        "steer weight=1.5": steer.make(str(tiny), str(examples), NEAREST, weight=1.5).losses(RECORDS),
+    }
+    count = sum(map(len, base))
+    for name, losses in expected.items():
+        assert found[name] == pytest.approx((sum(map(sum, losses)) - sum(map(sum, base))) / count, abs=1e-3)
+    best = summary({"mean": found})
+    assert len(best) == 2
+    assert {line.split()[0] for line in best} == {"knn", "steer"}
 
 
 def test_each_rival_writes_a_reply(tiny: Path, examples: Path) -> None:

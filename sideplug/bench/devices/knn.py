@@ -50,16 +50,20 @@ class Knn(Transformers):
 
     def __init__(self, model: str, examples: list[Example], share: float, heat: float) -> None:
         super().__init__(model)
-        self._share, self._heat = share, heat
+        self.store, self._share, self._heat = self.store_of(self, examples), share, heat
+
+    @staticmethod
+    def store_of(model: Transformers, examples: list[Example]) -> Store:
+        """Return what followed in the examples' replies, and at which states of the model."""
         keys, tokens = list[torch.Tensor](), list[int]()
         with torch.inference_mode():
             for example in examples:
-                prompt, reply = self.tokenizer.encode_example(example.prompt, example.reply)
+                prompt, reply = model.tokenizer.encode_example(example.prompt, example.reply)
                 ids = torch.tensor([prompt + reply])
-                states_TD = self.lm(input_ids=ids, output_hidden_states=True, logits_to_keep=1).hidden_states[-1][0]
+                states_TD = model.lm(input_ids=ids, output_hidden_states=True, logits_to_keep=1).hidden_states[-1][0]
                 keys.append(states_TD[len(prompt) - 1 : -1])
                 tokens += reply
-        self.store = Store(torch.cat(keys), torch.tensor(tokens))
+        return Store(torch.cat(keys), torch.tensor(tokens))
 
     def reading(self, prompt: Record, ids: list[int]) -> Reading:
         """Return the reading that is mixed with the store."""

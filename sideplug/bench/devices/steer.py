@@ -8,6 +8,7 @@ it shows the quality of the pattern, not its speed, nor its traffic, which is a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,17 +25,22 @@ class Steered(Reading):
 
     def __init__(self, plain: Reading, informed: Reading, weight: float) -> None:
         self._both, self._weight = (plain, informed), weight
-        self.last_V = self._steered(*(one.last_V for one in self._both))
+        self.last_V = self._together(*(one.last_V for one in self._both))
 
     def extend(self, ids: list[int]) -> torch.Tensor:
         """See Reading."""
-        rows_TV = self._steered(*(one.extend(ids) for one in self._both))
-        self.last_V = self._steered(*(one.last_V for one in self._both))
+        rows_TV = self._together(*(one.extend(ids) for one in self._both))
+        self.last_V = self._together(*(one.last_V for one in self._both))
         return rows_TV
 
-    def _steered(self, plain: torch.Tensor, informed: torch.Tensor) -> torch.Tensor:
-        plain, informed = plain.log_softmax(-1), informed.log_softmax(-1)
-        return plain + self._weight * (informed - plain)
+    def _together(self, plain: torch.Tensor, informed: torch.Tensor) -> torch.Tensor:
+        return steered(plain, informed, self._weight)
+
+
+def steered(plain: torch.Tensor, informed: torch.Tensor, weight: float) -> torch.Tensor:
+    """Return the log-probabilities of the plain model, steered by those of the informed one."""
+    plain, informed = plain.log_softmax(-1), informed.log_softmax(-1)
+    return plain + weight * (informed - plain)
 
 
 class Steer(Transformers):
@@ -42,17 +48,26 @@ class Steer(Transformers):
 
     def __init__(self, model: str, examples: list[Example], nearest: int, weight: float) -> None:
         super().__init__(model)
-        self._nearest, self._weight = Nearest(examples, nearest), weight
+        self._informed, self._weight = self.beside(self, examples, nearest), weight
+
+    @staticmethod
+    def beside(model: Transformers, examples: list[Example], nearest: int) -> Callable[[Record, list[int]], list[int]]:
+        """Return the function that makes of a prompt and its ids those of the prompt with its nearest examples."""
+        near, tokenizer = Nearest(examples, nearest), model.tokenizer
+
+        def informed(prompt: Record, ids: list[int]) -> list[int]:
+            asked = prompt_of(prompt)
+            if asked.messages is not None:
+                return tokenizer.encode(near.before(asked))
+            start = tokenizer.encode(Prompt(text=""))  # the very tokens, behind the examples
+            return tokenizer.encode(Prompt(text=as_text(near.of(asked)))) + ids[len(start) :]
+
+        return informed
 
     def reading(self, prompt: Record, ids: list[int]) -> Reading:
         """Return the steered reading of a prompt."""
-        asked = prompt_of(prompt)
-        if asked.messages is None:  # the very tokens behind the examples, though another cut were possible
-            start = self.tokenizer.encode(Prompt(text=""))
-            informed = self.tokenizer.encode(Prompt(text=as_text(self._nearest.of(asked)))) + ids[len(start) :]
-        else:
-            informed = self.tokenizer.encode(self._nearest.before(asked))
-        return Steered(Reading(self.lm, ids), Reading(self.lm, informed), self._weight)
+        informed = Reading(self.lm, self._informed(prompt, ids))
+        return Steered(Reading(self.lm, ids), informed, self._weight)
 
 
 def make(model: str, examples: str, nearest: int, weight: float) -> Steer:
