@@ -230,8 +230,14 @@ def test_how_replies_read_is_a_table(result: dict[str, Any]) -> None:
     rows = table(result, "How replies read: authors")
     assert list(rows) == ["Gated"]
     row = rows["Gated"]
-    assert row["repeated 3-grams"].startswith("10 (")
-    assert row["copied 6-grams"].startswith("2 (")
+    assert row["repeated 3-grams"].startswith("0.100 (")
+    assert row["copied 6-grams"].startswith("0.020 (")
+    assert row["times its engine's base"] == NONE
+    plain = {**read, "repeated": [[4, 100]]}
+    result["texts"].append({"task": "authors", "system": "cloud only", "user": "B", **plain})
+    rows = table(result, "How replies read: authors")
+    assert rows["Gated"]["times its engine's base"] == "2.50"
+    assert rows["Cloud Only"]["times its engine's base"] == NONE
     assert row["distinct-3"] == "0.450 (0.450–0.450)"
     assert (row["tokens a reply"], row["replies"]) == ("96", "4")
 

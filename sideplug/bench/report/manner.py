@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from sideplug.bench.measures import POSITIONS
-from sideplug.bench.report.figures import gain, interval_text, label
+from sideplug.bench.report.figures import NONE, gain, interval_text, label
 from sideplug.bench.report.table import Table
 from sideplug.bench.spreads import bootstrap
 from sideplug.bench.texts import COPIED, REPEATED
@@ -57,21 +57,33 @@ def texts(result: dict[str, Any], task: str) -> Table | None:
     """Return how sampled replies of each system read, or None where none were sampled."""
     rows = []
     for system in result["systems"]:
-        cells = [c for c in result.get("texts", []) if (c["task"], c["system"]) == (task, system) and "repeated" in c]
+        cells = read_cells(result, task, system)
         if not cells:
             continue
-        pairs = {name: [pair for cell in cells for pair in cell[name]] for name in ("repeated", "copied")}
-        shares = [interval_text(counted(each), percent=True) for each in pairs.values()]
-        varied = interval_text(counted([cell["distinct"] for cell in cells]))
+        shares = {name: counted([pair for cell in cells for pair in cell[name]]) for name in ("repeated", "copied")}
+        varied = counted([cell["distinct"] for cell in cells])
+        base = read_cells(result, task, result["systems"][system]["base"])
+        plain = counted([pair for cell in base for pair in cell["repeated"]])
+        times = NONE
+        if shares["repeated"] and plain and plain["mean"] and base != cells:
+            times = f"{shares['repeated']['mean'] / plain['mean']:.2f}"
         tokens = [count for cell in cells for count in cell["tokens"]]
-        rows.append([label(result, system), *shares, varied, f"{sum(tokens) / len(tokens):.0f}", str(len(tokens))])
-    columns = ["system", f"repeated {REPEATED}-grams", f"copied {COPIED}-grams", f"distinct-{REPEATED}"]
+        figures = [interval_text(shares["repeated"]), times, interval_text(shares["copied"]), interval_text(varied)]
+        rows.append([label(result, system), *figures, f"{sum(tokens) / len(tokens):.0f}", str(len(tokens))])
+    columns = ["system", f"repeated {REPEATED}-grams", "times its engine's base", f"copied {COPIED}-grams"]
     note = (
-        "Replies sampled at 0.7 with top-p 0.95, of 128 tokens at most. Repeated: grams that stood before in the same "
-        "reply; copied: grams that stand in the text that was learnt from; distinct: different grams over all of a "
-        "user's replies. 95 % bootstrap intervals over replies; of distinct over users."
+        "Shares of grams in replies sampled at 0.7 with top-p 0.95, of 128 tokens at most. Repeated: those that stood "
+        "before in the same reply; copied: those that stand in the text that was learnt from; distinct: different ones "
+        "over all of a user's replies. 95 % bootstrap intervals over replies; of distinct over users."
     )
-    return Table(f"How replies read: {task}", [*columns, "tokens a reply", "replies"], rows, note) if rows else None
+    columns += [f"distinct-{REPEATED}", "tokens a reply", "replies"]
+    return Table(f"How replies read: {task}", columns, rows, note) if rows else None
+
+
+def read_cells(result: dict[str, Any], task: str, system: str) -> list[dict[str, Any]]:
+    """Return what was counted in the replies of a system, by user."""
+    cells = [cell for cell in result.get("texts", []) if (cell["task"], cell["system"]) == (task, system)]
+    return [cell for cell in cells if "repeated" in cell]
 
 
 def counted(pairs: list[list[float]]) -> dict[str, float] | None:

@@ -81,6 +81,8 @@ def against_bytes(result: dict[str, Any], axes: Axes) -> bool:
         cell = usual_speed(result, task, system)
         if gained and cell:
             points[system] = gained, cell["bytes_down"]["median"] + cell["bytes_up"]["median"]
+    if not points:
+        return False
     near = [gained for gained, _ in points.values() if gained["mean"] <= WORSE]
     highest = max((gained["high"] for gained in near), default=0.0)
     lowest = min((gained["low"] for gained in near), default=0.0)
@@ -105,7 +107,7 @@ def against_bytes(result: dict[str, Any], axes: Axes) -> bool:
     axes.axhline(0, color="0.7", lw=0.8)
     axes.set_title(f"Quality against traffic: {task}")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return bool(points)
+    return True
 
 
 def gate_curve(result: dict[str, Any], axes: Axes) -> bool:
@@ -182,11 +184,12 @@ def text_curve(result: dict[str, Any], axes: Axes) -> bool:
     """Loss less the base's against how many passages were learnt from, all people together."""
     if CURVE not in result["tasks"]:
         return False
-    sizes = curve_sizes(result)
+    sizes, drawn = curve_sizes(result), False
     for system in result["systems"]:
         gains = [gain(result, CURVE, system, users) for users in sizes.values()]
         points = [(place, each) for place, each in enumerate(gains) if each]
         if points:
+            drawn = True
             middles = [each["mean"] for _, each in points]
             errors = [[e["mean"] - e["low"] for _, e in points], [e["high"] - e["mean"] for _, e in points]]
             kind: dict[str, Any] = {"color": colour(result, system), "label": label(result, system), "capsize": 2}
@@ -194,8 +197,9 @@ def text_curve(result: dict[str, Any], axes: Axes) -> bool:
     axes.set_xticks(range(len(sizes)), list(sizes))
     axes.axhline(0, color="0.7", lw=0.8)
     axes.set(xlabel="passages to learn from", ylabel="held-out loss less its engine's base", title="Gain against text")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return True
+    if drawn:
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return drawn
 
 
 PICTURES: dict[str, Draw] = {
