@@ -23,6 +23,7 @@ class Cells:
         self.path = path
         self.expected = 0  # cells of the whole run, for the line that says how far it is
         self.values: dict[str, Any] = {}
+        self.seconds = 0.0  # that all of them took, in this run and those before
         if path.exists():
             written = path.read_bytes()
             whole = written[: written.rfind(b"\n") + 1]
@@ -32,6 +33,7 @@ class Cells:
             if lines and lines[0] != {"settings": settings}:
                 raise InputError(f"{path} is of a run with other settings: delete it, or give another --out")
             self.values = {line["key"]: line["value"] for line in lines[1:]}
+            self.seconds = sum(line["seconds"] for line in lines[1:])
         if not path.exists() or not path.stat().st_size:
             self._append({"settings": settings})
 
@@ -40,9 +42,11 @@ class Cells:
         if key not in self.values:
             of = f" of {self.expected}" if self.expected else ""
             say(f"── {len(self.values) + 1}{of}: {key}")
-            start = time.monotonic()
+            start, before = time.monotonic(), self.seconds
             self.values[key] = measure(*arguments)
-            self._append({"key": key, "seconds": round(time.monotonic() - start, 1), "value": self.values[key]})
+            seconds = round(time.monotonic() - start - (self.seconds - before), 1)  # cells within it have their own
+            self.seconds += seconds
+            self._append({"key": key, "seconds": seconds, "value": self.values[key]})
         return self.values[key]
 
     def _append(self, line: dict[str, Any]) -> None:

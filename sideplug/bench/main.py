@@ -22,7 +22,8 @@ from sideplug.bench.meters import machine
 from sideplug.bench.report.page import page
 from sideplug.bench.report.pictures import draw
 from sideplug.bench.report.tables import markdown
-from sideplug.bench.run import SCALES, Run, Scale
+from sideplug.bench.run import Run
+from sideplug.bench.scale import SCALES, Scale
 from sideplug.bench.systems import BY_NAME
 from sideplug.bench.tasks import Task
 from sideplug.cloud.store import find
@@ -31,7 +32,8 @@ from sideplug.contract.version import __version__
 from sideplug.paths import cache_dir
 from sideplug.readers import read as read_examples
 
-TASKS = ("authors", "facts")
+TASKS = ("authors", "facts")  # of a run that names none
+ALL_TASKS = (*TASKS, "mails", "curve")
 NEEDED = {"systems", "speed", "quality", "training", "matrix", "bits", "drift", "energy", "floor", "tasks", "scale"}
 
 
@@ -81,10 +83,14 @@ def make_tasks(size: Scale, chosen: Sequence[str], data: Path | None, folder: Pa
         made.append(tasks.authors(size.authors, size.passages, size.tested, folder))
     if "facts" in chosen:
         made.append(tasks.facts(size.facts, size.examples, size.questions, size.general, folder))
+    if "mails" in chosen:
+        made.append(tasks.mail_writers(size.writers, size.mails, size.mails_tested, folder))
+    if "curve" in chosen:
+        made.append(tasks.curve(size.curve, size.curve_presidents, size.curve_passages, size.curve_tested, folder))
     if data:
         made.append(tasks.from_file(data, size.questions, folder, size.authors))
     if not made:
-        raise InputError(f"there must be a task: --task {' or '.join(TASKS)}, or --data FILE")
+        raise InputError(f"there must be a task: --task {' or '.join(ALL_TASKS)}, or --data FILE")
     return made
 
 

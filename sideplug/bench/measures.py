@@ -24,10 +24,12 @@ def short(model: str) -> str:
     return model.rstrip("/").split("/")[-1]
 
 
-def ask_reply(client: Device, prompt: Prompt, tokens: int, temperature: float = 0.0, seed: int = 0) -> dict[str, Any]:
+def ask_reply(
+    client: Device, prompt: Prompt, tokens: int, temperature: float = 0.0, seed: int = 0, top_p: float = 1.0
+) -> dict[str, Any]:
     """Ask a device for a reply to this prompt: see devices.ours.Reply."""
     reply: dict[str, Any] = client.ask(
-        "reply", prompt=prompt.to_json(), max_tokens=tokens, temperature=temperature, seed=seed
+        "reply", prompt=prompt.to_json(), max_tokens=tokens, temperature=temperature, seed=seed, top_p=top_p
     )
     return reply
 
@@ -39,6 +41,20 @@ def reply_rate(reply: dict[str, Any]) -> float:
         return 0.0
     behind = sum(at > times[0] for at in times) / len(times) * reply["tokens"]  # a piece may be several tokens
     return float(behind / (times[-1] - times[0]))
+
+
+POSITIONS = (0, 10, 40, 80)  # tokens of a reply at which another stretch begins
+
+
+def totals(losses: list[list[float]]) -> list[list[float]]:
+    """Return [nats, tokens] of each reply, of the nats of its tokens."""
+    return [[sum(nats), len(nats)] for nats in losses]
+
+
+def by_position(losses: list[list[float]]) -> list[list[list[float]]]:
+    """Return for each stretch between POSITIONS the [nats, tokens] that each reply has in it."""
+    ends = (*POSITIONS[1:], None)
+    return [totals([nats[start:end] for nats in losses]) for start, end in zip(POSITIONS, ends, strict=True)]
 
 
 def contains_words(text: str, target: str) -> bool:
@@ -86,6 +102,7 @@ def grouped(cells: dict[str, Any]) -> dict[str, Any]:
     names = {
         "training": ("task", "made", "user"),
         "quality": ("task", "system", "user"),
+        "texts": ("task", "system", "user"),
         "matrix": ("task", "user"),
         "speed": ("task", "system", "rtt_ms", "mbit"),
         "bits": ("bits",),

@@ -14,71 +14,48 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 
+from sideplug.bench import tasks, texts
 from sideplug.bench.cells import Cells
 from sideplug.bench.measures import (
     ask_reply,
     backward_bytes,
+    by_position,
     contains_words,
     disk_bytes,
     grouped,
     line_limit,
     reply_rate,
     short,
+    totals,
 )
 from sideplug.bench.meters import Energy, machine, read_gb_s
 from sideplug.bench.processes import child, command, served
 from sideplug.bench.prompts import example_record
+from sideplug.bench.scale import Scale
 from sideplug.bench.shaper import Network, Shaped, shaped
 from sideplug.bench.spreads import spread
-from sideplug.bench.systems import BY_NAME, OURS, SYSTEMS, Device, Place, System, device, remote_side
-from sideplug.bench.tasks import Task, User
+from sideplug.bench.systems import BY_NAME, LORA_OTHERS, OURS, SYSTEMS, Device, Place, System, device, remote_side
+from sideplug.bench.tasks import Task, User, begun
 from sideplug.cloud.cores import cores
 from sideplug.cloud.store import find
 from sideplug.contract.errors import Stopped
 from sideplug.contract.text import Prompt
 from sideplug.plugins import Plugin
 from sideplug.terminal import say
+from sideplug.training import data
 
-Rtt: TypeAlias = float  # milliseconds
-Mbit: TypeAlias = float  # a second
 EXACT_TOKENS, ROUGE_TOKENS = 32, 128  # of a reply that is judged
+SAMPLED_TOKENS, SAMPLED_HEAT, SAMPLED_TOP_P = 128, 0.7, 0.95  # of a reply whose text is judged
 JITTER = 0.02  # of the RTT
 DRIFT_S = 300.0  # between two checks of the machine
 LEAST = 4  # tokens of a reply that is timed
 TRIES = 4  # of a round: what is sampled may end at once
 WARM_UP = Prompt.user("What is a bridge?")
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much is measured. seconds: of a reply that speed is measured on, about; rounds: of such replies."""
-
-    name: str
-    authors: int
-    passages: int
-    tested: int
-    facts: int
-    questions: int
-    general: int
-    networks: tuple[tuple[Rtt, Mbit], ...]
-    rounds: int
-    seconds: float
-    users: tuple[int, ...]
-    bits: tuple[str, ...] = ("16", "8", "4")
-    epochs: int = 0  # at most, of every training; 0: the task's
-    examples: int = 0  # of the facts' to learn from; 0: all
-
-
-RTTS, MBITS = (0, 20, 50, 100), (1, 10, 100)
-SCALES = {
-    "full": Scale("full", 10, 40, 8, 20, 40, 50, tuple(itertools.product(RTTS, MBITS)), 3, 3, (1, 2, 4, 8, 16)),
-    "quick": Scale("quick", 2, 8, 3, 20, 6, 4, ((0, 10), (50, 10)), 2, 1.5, (1, 4), ("8", "4"), 2, 40),
-}
 
 
 @dataclass
@@ -93,15 +70,16 @@ class Run:
     systems: list[System] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.systems = [system for system in SYSTEMS if not self.only or system.name in self.only]
+        quick = self.scale.name == "quick"
+        self.systems = [s for s in SYSTEMS if (s.name in self.only if self.only else s.quick or not quick)]
         folder = find(self.model).folder
         self.absent = {s.name: why for s in self.systems if (why := s.missing(folder))}
         self.systems = [system for system in self.systems if system.name not in self.absent]
 
-    def measure(self, tasks: list[Task]) -> dict[str, Any]:
+    def measure(self, chosen: list[Task]) -> dict[str, Any]:
         """Everything that is not in `cells` yet; then the whole as one object."""
         energy, start = Energy(), time.time()
-        self.cells.expected = sum(self.planned(task) for task in tasks) + len(self.scale.bits) + 4
+        self.cells.expected = sum(self.planned(task) for task in chosen) + len(self.scale.bits) + 4
         last = 0.0
         # Nothing is kept between replies: a prompt that another system had would come at once.
         with served(self.model, "--keep-seconds", 0) as (url, process):
@@ -114,17 +92,18 @@ class Run:
                     self.cells.measured(f"drift/{last:.0f}", lambda: {"at": last, "tokens_s": self._reference(url)})
 
             check_drift(now=True)
-            for task in tasks:
+            for task in chosen:
                 self._quality(task, url)
                 check_drift()
-            for task in tasks:
-                self._speed(task, url, check_drift)
+            for task in chosen:
+                if not task.quality_only:
+                    self._speed(task, url, check_drift)
             if any(system.name == "gated" for system in self.systems):
-                self._gate_curve(tasks[0], url)
+                self._gate_curve(chosen[0], url)
             check_drift(now=True)
         if not self.only:
             self._users()
-            self._bits(tasks)
+            self._bits(chosen)
         floor = self.cells.measured("floor", self._floor)
         if (joules := energy.joules) is not None:
             self.cells.measured(f"energy/{start:.0f}", lambda: {"joules": joules, "seconds": time.time() - start})
@@ -133,9 +112,10 @@ class Run:
             "model": short(find(self.model).name),
             "date": time.strftime("%Y-%m-%d"),
             "scale": asdict(self.scale),
-            "tasks": {task.name: {"title": task.title, "users": [user.name for user in task.users]} for task in tasks},
+            "tasks": {task.name: {"title": task.title, "users": [user.name for user in task.users]} for task in chosen},
             "systems": {s.name: s.for_report() for s in self.systems},
             "absent": self.absent,
+            "hours": round(self.cells.seconds / 3600, 2),
             "cloud_pss_mb": round(cloud / 1e6),
             "floor": floor,
             **grouped(self.cells.values),
@@ -155,10 +135,21 @@ class Run:
 
     def planned(self, task: Task) -> int:
         """Cells of a task."""
-        judged = sum(not system.same_texts_as for system in self.systems) * len(task.users)
-        trained = len({system.trains for system in self.systems if system.trains}) * len(task.users)
-        timed = sum(len(self.scale.networks) if system.remote else 1 for system in self.systems)
-        return judged + trained + timed + (len(task.users) if len(task.users) > 1 else 0)
+        systems = self._on(task)
+        judged = len(self._judged(task)) * len(task.users)
+        trained = len({system.trains for system in systems if system.trains}) * len(task.users)
+        timed = sum(len(self.scale.networks) if system.remote else 1 for system in systems if system.timed)
+        matrix = len(task.users) if self._has_matrix(task) else 0
+        sampled = judged if task.sampled and self.scale.sampled else 0
+        return judged + trained + matrix + sampled + (0 if task.quality_only else timed)
+
+    def _on(self, task: Task) -> list[System]:
+        """Return the systems that this task compares."""
+        return [system for system in self.systems if system.belongs(task.name)]
+
+    def _judged(self, task: Task) -> list[System]:
+        """Return those of them whose texts are no other's."""
+        return [system for system in self._on(task) if not system.same_texts_as]
 
     def _reference(self, url: str) -> float:
         """Tokens a second of the plain cloud, for the drift of the machine."""
@@ -178,11 +169,9 @@ class Run:
         def train() -> dict[str, Any]:
             shutil.rmtree(out, ignore_errors=True)  # of a run that was cut: its tape would be had for nothing
             epochs = self.scale.epochs or task.epochs
-            if system.trains == "lora":
-                with child(
-                    "-m", "sideplug.bench.rivals.lora_training", self.model, user.file, out, "--epochs", epochs
-                ) as process:
-                    return {**process.ready, "disk_bytes": disk_bytes(out)}
+            if system.trains in ("lora", LORA_OTHERS):
+                start = self._others_adapter(task) if system.trains == LORA_OTHERS else None
+                return self._lora(user.file, out, epochs, start)
             options = ["--kind", system.trains, "--epochs", epochs, "--cloud", url, "--out", out, "--force"]
             options += ["--no-remember"]  # kinds are compared; what a memory knows is a part of its own
             options += ["--width", task.width] if task.width and system.trains == OURS else []
@@ -205,15 +194,39 @@ class Run:
             train()
         return str(out)
 
+    def _lora(self, examples: Path, out: Path, epochs: int, start: Path | None = None) -> dict[str, Any]:
+        """What training an adapter took. start: the one that it goes on from."""
+        options = ["--epochs", epochs, *(["--start", start] if start else [])]
+        with child("-m", "sideplug.bench.rivals.lora_training", self.model, examples, out, *options) as process:
+            return {**process.ready, "disk_bytes": disk_bytes(out)}
+
+    def _others_adapter(self, task: Task) -> Path:
+        """The adapter that one epoch of the task's other people has made. Raises Stopped."""
+        if task.others is None:
+            raise Stopped(f"the task {task.name} has no text of other people")
+        out, file = self.folder / task.name / "others-lora", self.folder / task.name / "others.jsonl"
+        tasks.write_examples(data.sample(task.others(), self.scale.others), file)
+        self.cells.measured(f"training/{task.name}/lora of the others/others", self._lora, file, out, 1)
+        if not out.exists():
+            self._lora(file, out, 1)
+        return out
+
     # quality
 
     def _quality(self, task: Task, url: str) -> None:
-        for system, user in itertools.product(self.systems, task.users):
-            if not system.same_texts_as:
-                self._cell(f"quality/{task.name}/{system.name}/{user.name}", self._judge, system, task, user, url)
-        if {"ungated", "cloud only"} <= {s.name for s in self.systems} and len(task.users) > 1:
+        for system, user in itertools.product(self._judged(task), task.users):
+            self._cell(f"quality/{task.name}/{system.name}/{user.name}", self._judge, system, task, user, url)
+        if task.sampled and self.scale.sampled:
+            for system, user in itertools.product(self._judged(task), task.users):
+                self._cell(f"texts/{task.name}/{system.name}/{user.name}", self._texts, system, task, user, url)
+        if self._has_matrix(task):
             for one in task.users:
                 self._cell(f"matrix/{task.name}/{one.name}", self._matrix_row, task, one, url)
+
+    def _has_matrix(self, task: Task) -> bool:
+        """Whether it is measured whose text a plugin prefers."""
+        names = {system.name for system in self._on(task)}
+        return {"ungated", "cloud only"} <= names and len(task.users) > 1 and not task.quality_only
 
     @contextmanager
     def _device(self, system: System, task: Task, user: User, url: str) -> Iterator[Device]:
@@ -227,7 +240,8 @@ class Run:
         result: dict[str, Any] = {}
         with self._device(system, task, user, url) as client:
             if system.tells_losses:
-                result["loss"] = client.ask("losses", examples=[example_record(example) for example in user.test])
+                losses = client.ask("losses", examples=[example_record(example) for example in user.test])
+                result |= {"loss": totals(losses), "positions": by_position(losses)}
             else:
                 result["loss"] = {"unavailable": "its server tells no log-probabilities of a text"}
             if {"exact", "rouge"} & set(task.measures):
@@ -249,12 +263,30 @@ class Run:
         scores = [scorer.score(e.reply, text)["rougeL"].fmeasure for e, text in zip(user.test, texts, strict=True)]
         return {"rouge": list(zip(scores, ones, strict=True))}
 
+    def _texts(self, system: System, task: Task, user: User, url: str) -> dict[str, Any]:
+        """How sampled replies read (see texts.py), of each reply its figure and what it is over. No text is kept."""
+        count = -(-self.scale.sampled // len(task.users))
+        prompts = [begun(example) for example in user.test]
+        known = texts.known_grams(example.reply for example in user.train)
+        with self._device(system, task, user, url) as client:
+            replies = [
+                ask_reply(client, prompts[seed % len(prompts)], SAMPLED_TOKENS, SAMPLED_HEAT, seed, SAMPLED_TOP_P)
+                for seed in range(count)
+            ]
+        said = [reply["text"] for reply in replies]
+        return {
+            "repeated": [texts.repeated(text) for text in said],
+            "copied": [texts.copied(text, known) for text in said],
+            "distinct": texts.distinct(said),
+            "tokens": [reply["tokens"] for reply in replies],
+        }
+
     def _matrix_row(self, task: Task, user: User, url: str) -> dict[str, Any]:
         """Loss of everybody's held-out text with this user's plugin always on, and by the base."""
         rows: dict[str, Any] = {}
         with self._device(BY_NAME["ungated"], task, user, url) as client:
             for other in task.users:
-                with_plugin = np.array(client.ask("losses", examples=[example_record(e) for e in other.test]))
+                with_plugin = np.array(totals(client.ask("losses", examples=[example_record(e) for e in other.test])))
                 base = np.array(self.cells.values[f"quality/{task.name}/cloud only/{other.name}"]["loss"])
                 rows[other.name] = [round(float(t[:, 0].sum() / t[:, 1].sum()), 4) for t in (with_plugin, base)]
         return rows
@@ -263,7 +295,7 @@ class Run:
 
     def _speed(self, task: Task, url: str, check_drift: Callable[[], None]) -> None:
         user = task.users[0]
-        for system in self.systems:
+        for system in (system for system in self._on(task) if system.timed):
             keys = {n: f"speed/{task.name}/{system.name}/{n[0]}/{n[1]}" for n in self.scale.networks}
             if all(key in self.cells.values for key in keys.values()):
                 continue
@@ -350,14 +382,14 @@ class Run:
         rounds, peft = self.scale.rounds, 0 if "cloud LoRA" in self.absent else 3
         self._cell("users", users.measure, self.model, self.scale.users, rounds, 32, min(rounds, peft))
 
-    def _bits(self, tasks: list[Task]) -> None:
+    def _bits(self, chosen: list[Task]) -> None:
         """The base at each width of its weights: loss of the first task's first user, memory, speed."""
-        user = tasks[0].users[0]
+        user = chosen[0].users[0]
 
         def at(bits: str) -> dict[str, Any]:
             with served(self.model, "--bits", bits) as (url, process):
                 with device(*BY_NAME["cloud only"].device(Place(self.model, url))) as client:
-                    losses = client.ask("losses", examples=[example_record(example) for example in user.test])
+                    losses = totals(client.ask("losses", examples=[example_record(example) for example in user.test]))
                 rates = [self._reference(url) for _ in range(self.scale.rounds)]
                 memory = process.memory_full_info().pss
             return {"loss": losses, "tokens_s": spread(rates), "pss_mb": round(memory / 1e6)}

@@ -25,6 +25,9 @@ LORA_RANK = 8
 EXCHANGE_RANK = 8
 OURS = FACTS
 NEAREST = 3
+# To be chosen on people whom no task has (`sideplug bench --part rivals`).
+KNN_SHARE, KNN_HEAT = 0.1, 0.03
+STEER_WEIGHT = 1.0
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,12 @@ class System:
     """A way to split and personalise a model.
 
     settings: as the report tells them. device: what its device is started with.
-    trains: what is made for a person: a plugin of this kind, "lora" or nothing. retain: whether a plugin learns to
-    leave general prompts to the base, as `sideplug train` has it.
+    trains: what is made for a person: a plugin of this kind, "lora", LORA_OTHERS or nothing. retain: whether a plugin
+    learns to leave general prompts to the base, as `sideplug train` has it.
     remote: what runs beyond the network. base: the system whose replies are the untouched ones.
     same_texts_as: the system whose quality this one has, because its texts are the same.
+    tasks: those that it belongs to; (): all. quick: whether a quick run has it where it is not named.
+    timed: whether its speed is measured; what shows a pattern's quality alone has none.
     """
 
     name: str
@@ -61,21 +66,29 @@ class System:
     same_texts_as: str = ""
     base: str = "cloud only"
     tells_losses: bool = True
+    tasks: tuple[str, ...] = ()
+    quick: bool = True
+    timed: bool = True
+    with_examples: bool = False  # the device has the person's examples
     needs: tuple[str, ...] = ()  # packages
 
     @property
     def personal(self) -> bool:
         """Whether it knows whose text it is."""
-        return bool(self.trains) or self.name == "retrieval"
+        return bool(self.trains) or self.with_examples
 
     @property
     def kept(self) -> str:
         """What the device has on its disk: the model, the person's examples, what is trained for them, or nothing."""
         if not self.remote:
             return "model"
-        if self.name == "retrieval":
+        if self.with_examples and not self.trains:
             return "examples"
         return self.trains if self.remote == "sideplug" else ""
+
+    def belongs(self, task: str) -> bool:
+        """Whether it is compared on the task of this name."""
+        return not self.tasks or task in self.tasks
 
     def for_report(self) -> dict[str, Any]:
         """Return what a result says of the system."""
@@ -105,6 +118,8 @@ def ours(gate: str, window: int = 0, drafts: bool = False) -> Callable[[Place], 
 
 
 HF = ("torch", "transformers")
+LORA_OTHERS = "lora-others"
+PROSE = ("authors", "mails", "curve")
 DESCRIBED = (
     System("cloud only", "cloud only", "sideplug serve, nobody's plugin: the ceiling of speed", ours("shut")),
     System(
@@ -112,6 +127,7 @@ DESCRIBED = (
         "nearest examples in the prompt",
         f"sideplug serve, nobody's plugin; the person's {NEAREST} nearest examples (BM25) before each prompt",
         lambda p: ("retrieval", {"url": p.url, "examples": p.examples, "nearest": NEAREST}),
+        with_examples=True,
         needs=("bm25s",),
     ),
     System(
@@ -124,6 +140,65 @@ DESCRIBED = (
         remote="transformers",
         base="device, transformers",
         needs=(*HF, "peft"),
+    ),
+    System(
+        "cloud LoRA, others first",
+        "cloud LoRA per user, others' text first",
+        "the same, but it goes on from an adapter that one epoch of other people's text of this genre has made; the "
+        "epoch that is best on held-out examples, or none",
+        lambda p: ("far", {"url": p.url}),
+        trains=LORA_OTHERS,
+        remote="transformers",
+        base="device, transformers",
+        tasks=PROSE,
+        quick=False,
+        timed=False,
+        needs=(*HF, "peft"),
+    ),
+    System(
+        "kNN-LM",
+        "kNN-LM",
+        f"the person's text as a store of states and what followed (kNN-LM), {KNN_SHARE:.0%} of the probability at a "
+        f"heat of {KNN_HEAT}; transformers, float32",
+        lambda p: ("knn", {"model": p.model, "examples": p.examples, "share": KNN_SHARE, "heat": KNN_HEAT}),
+        remote="",
+        base="device, transformers",
+        tasks=PROSE,
+        quick=False,
+        timed=False,
+        with_examples=True,
+        needs=HF,
+    ),
+    System(
+        "steering",
+        "small model steers",
+        f"CoSteer's pattern: the base on the device with the {NEAREST} nearest examples in its prompt and without, the "
+        f"difference of their logits {STEER_WEIGHT:g} times added to the cloud's; transformers, float32",
+        lambda p: (
+            "steer",
+            {"model": p.model, "examples": p.examples, "nearest": NEAREST, "weight": STEER_WEIGHT},
+        ),
+        remote="",
+        base="device, transformers",
+        tasks=PROSE,
+        quick=False,
+        timed=False,
+        with_examples=True,
+        needs=(*HF, "bm25s"),
+    ),
+    System(
+        "retrieval and ours",
+        "nearest examples, and ours, gated",
+        f"the {NEAREST} nearest examples before each prompt, through our device with the plugin at its calibrated gate",
+        lambda p: (
+            "retrieval",
+            {"url": p.url, "examples": p.examples, "nearest": NEAREST, "plugin": p.trained},
+        ),
+        trains=OURS,
+        tasks=PROSE,
+        quick=False,
+        with_examples=True,
+        needs=("bm25s",),
     ),
     System(
         "device, llama.cpp",

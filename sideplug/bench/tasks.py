@@ -9,11 +9,12 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sideplug.bench import sotu
+from sideplug.bench import mails, sotu
 from sideplug.contract.errors import InputError
 from sideplug.contract.text import Prompt
 from sideplug.readers import Example, lamp_users, read
@@ -21,18 +22,6 @@ from sideplug.readers.lamp import LampUser
 from sideplug.terminal import say
 from sideplug.training import data
 
-PRESIDENTS = (
-    sotu.LINCOLN,
-    "George Washington",
-    "Thomas Jefferson",
-    "Andrew Jackson",
-    "Ulysses S. Grant",
-    "Grover Cleveland",
-    "Theodore Roosevelt",
-    "Franklin D. Roosevelt",
-    "Ronald Reagan",
-    "Barack Obama",
-)
 HERE = Path(__file__).parent
 PLACES = (HERE / "person", HERE.parents[1] / "examples" / "person")  # in a wheel, in a clone
 PERSON = next((path for path in PLACES if path.is_dir()), PLACES[-1])
@@ -56,6 +45,8 @@ class Task:
 
     measures: of "loss" (nats a token), "exact" (the target stands in the reply, word for word), "rouge" (ROUGE-L's F1).
     prompts, reply_tokens: of the replies that speed is measured on. general: prompts whose replies must be the base's.
+    quality_only: neither speed nor whose text a plugin prefers is measured. others: other people's text of the genre.
+    sampled: how replies read is measured.
     """
 
     name: str
@@ -67,17 +58,24 @@ class Task:
     temperature: float = 0.0
     epochs: int = 6
     width: int = 0
+    quality_only: bool = False
+    sampled: bool = True
+    others: Callable[[], list[Example]] | None = None
     general: list[Prompt] = field(default_factory=list)
     targets: dict[str, str] = field(default_factory=dict)  # what must be in a reply, where that is not all of it
 
 
 def _user(name: str, train: list[Example], test: list[Example], folder: Path) -> User:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{name.replace(' ', '-').replace('.', '')}.jsonl"
-    file.write_text(
-        "".join(json.dumps(_record(example), ensure_ascii=False) + "\n" for example in train), encoding="utf-8"
-    )
+    file = folder / f"{re.sub(r'[.,]', '', name).replace(' ', '-')}.jsonl"
+    write_examples(train, file)
     return User(name, train, test, file)
+
+
+def write_examples(examples: list[Example], file: Path) -> None:
+    """Write examples into a file that training reads as the same examples."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(_record(example), ensure_ascii=False) + "\n" for example in examples)
+    file.write_text("".join(lines), encoding="utf-8")
 
 
 def _record(example: Example) -> dict[str, Any]:
@@ -95,10 +93,18 @@ def continued(example: Example) -> Example:
     return Example(Prompt(text=opening), f" {rest}", example.where) if rest else example
 
 
+def begun(example: Example) -> Prompt:
+    """Return the prompt that a reply is sampled for: the example's, or where that has no words its opening ones."""
+    if example.prompt.text != "":
+        return example.prompt
+    words = example.reply.split(" ")
+    return Prompt(text=" ".join(words[: max(1, min(OPENING_WORDS, len(words) // 2))]))
+
+
 def authors(count: int, passages: int, tested: int, scratch: Path) -> Task:
     """Return the task of so many presidents: passages of their messages but the last, and of the last."""
     people = []
-    for who, folder in sotu.messages(*PRESIDENTS[:count]).items():
+    for who, folder in sotu.messages(*sotu.PRESIDENTS[:count]).items():
         train = data.sample(read(folder / "train"), passages)
         test = [continued(example) for example in data.sample(read(folder / "last.txt"), tested)]
         people.append(_user(who, train, test, scratch / "authors"))
@@ -110,6 +116,64 @@ def authors(count: int, passages: int, tested: int, scratch: Path) -> Task:
         [example.prompt for example in people[0].test],
         40,
         temperature=0.7,
+        others=other_presidents,
+    )
+
+
+def other_presidents() -> list[Example]:
+    """Return passages of the presidents whom no task has: other people's text of the same genre."""
+    return [example for examples in sotu.others().values() for example in examples]
+
+
+def curve(sizes: Sequence[int], presidents: int, passages: int, tested: int, scratch: Path) -> Task:
+    """Return the task of a curve of gain against text: each of sotu.CURVE with so many passages, a user each.
+
+    sizes: of the passages that are learnt from, each size a part of the next; 0: all. Of each a ninth more is given, as
+    training holds a tenth of all out to stop by. passages: at most so many, 0: any. Tested are whole passages of the
+    last message, without an opening.
+    """
+    people = list[User]()
+    for who, folder in sotu.messages(*sotu.CURVE[:presidents]).items():
+        texts, test = read(folder / "train"), data.sample(read(folder / "last.txt"), tested)
+        mine = []
+        for size in sorted(sizes, key=lambda size: size or len(texts), reverse=True):
+            texts = data.sample(texts, min(filter(None, (round(size / 0.9), passages)), default=0))
+            mine.append(_user(f"{who}, {size or 'all'}", texts, test, scratch / "curve"))
+        people += reversed(mine)
+    return Task(
+        "curve",
+        f"{presidents} presidents with little text and much, their last annual message held out",
+        people,
+        ("loss",),
+        [example.prompt for example in people[0].test],
+        40,
+        temperature=0.7,
+        quality_only=True,
+        others=other_presidents,
+    )
+
+
+def mail_writers(count: int, passages: int, tested: int, scratch: Path) -> Task:
+    """Return the task of so many writers of mails: own words behind what they answer, the last mails held out.
+
+    passages: to learn from, at most, 0: all. Of a long mail what follows its first passage is continued, as the
+    authors' passages are.
+    """
+    people = []
+    for writer in mails.drawn(count):
+        train = data.sample(mails.examples_of(writer.train), passages)
+        test = data.sample(mails.examples_of(writer.test, further=continued), tested)
+        people.append(_user(writer.name, train, test, scratch / "mails"))
+    return Task(
+        "mails",
+        f"{count} writers of public mailing lists, their last mails held out",
+        people,
+        ("loss",),
+        [example.prompt for example in people[0].test],
+        40,
+        temperature=0.7,
+        quality_only=True,
+        others=mails.others,
     )
 
 
@@ -135,6 +199,7 @@ def facts(count: int, examples: int, tested: int, general: int, scratch: Path) -
         24,
         epochs=24 if count <= 100 else 6,
         width=256,
+        sampled=False,
         general=[example.prompt for example in data.retain_set(PERSON / "general-test.txt")][:general],
         targets={example.reply: example.reply.split(" is ", 1)[1].split(".\n")[0] for example in test},
     )

@@ -21,8 +21,8 @@ from sideplug.terminal import say
     "--task",
     "tasks",
     multiple=True,
-    type=click.Choice(["authors", "facts"]),
-    help="Of these; may be repeated; none: both, or only your own with --data.",
+    type=click.Choice(["authors", "facts", "mails", "curve"]),
+    help="Of these; may be repeated; none: authors and facts, or only your own with --data.",
 )
 @option("--data", type=FOLDER, metavar="FILE", help="A task of your own, in any format that training takes.")
 @option("--system", "systems", multiple=True, metavar="NAME", help="Only these systems; may be repeated.")

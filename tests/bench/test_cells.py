@@ -42,3 +42,13 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     Cells(path, {"model": "m"}).measured("a", lambda: 1)
     with pytest.raises(InputError, match="other settings"):
         Cells(path, {"model": "n"})
+
+
+def test_a_cell_within_a_cell_has_its_own_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 1000, 10))
+    monkeypatch.setattr("sideplug.bench.cells.time.monotonic", lambda: float(next(now)))
+    run = Cells(tmp_path / "run.jsonl", {})
+    run.measured("outer", lambda: run.measured("inner", lambda: 1))
+    assert run.seconds == 30  # of the outer one, with 10 of the inner one in it
+    again = Cells(tmp_path / "run.jsonl", {})
+    assert again.seconds == 30

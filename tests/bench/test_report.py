@@ -24,7 +24,9 @@ def speed(system: str, rtt: float, rate: float, **more: Any) -> dict[str, Any]:
 
 def judged(system: str, loss: float, *general: str) -> dict[str, Any]:
     found = [[10 * (loss - 0.1), 10], [10 * (loss + 0.1), 10]]
-    return {"task": "authors", "system": system, "user": "A", "loss": found, "general": list(general)}
+    positions = [[[pair[0] / 2, 5] for pair in found], [[pair[0] / 2, 5] for pair in found], [[0, 0]] * 2, [[0, 0]] * 2]
+    about = {"task": "authors", "system": system, "user": "A"}
+    return {**about, "loss": found, "positions": positions, "general": list(general)}
 
 
 @pytest.fixture
@@ -206,3 +208,69 @@ def test_a_run_without_the_extras_still_has_a_report(result: dict[str, Any]) -> 
     result |= {"matrix": [], "bits": [], "gate_curve": None, "users": None}
     assert set(draw(result)) == {"speed", "quality", "memory"}
     assert "## Many users" not in markdown(result)
+
+
+def test_gains_stand_by_position(result: dict[str, Any]) -> None:
+    result["quality"][3]["positions"][0] = [[10.0, 5], [11.0, 5]]  # a good beginning
+    rows = table(result, "By position: authors")
+    assert {"Cloud Lora", "Gated", "Gated, Lookahead"} <= set(rows)
+    assert "Cloud Only" not in rows
+    assert rows["Gated"]["tokens 0–9"] == "−1.500 (−1.500 to −1.500)"
+    assert rows["Gated"]["tokens 10–39"] == "−0.100 (−0.100 to −0.100)"
+    assert rows["Gated"]["from 80 on"] == NONE
+    for cell in result["quality"]:
+        del cell["positions"]  # of a run before they were told
+    assert not any(table.title.startswith("By position") for table in tables(result))
+
+
+def test_how_replies_read_is_a_table(result: dict[str, Any]) -> None:
+    read = {"repeated": [[5, 100], [15, 100]], "copied": [[0, 0], [1, 50]], "distinct": [90, 200], "tokens": [128, 64]}
+    result["texts"] = [{"task": "authors", "system": "gated", "user": user, **read} for user in "AB"]
+    result["texts"].append({"task": "authors", "system": "cloud only", "user": "A", "unavailable": "it fell"})
+    rows = table(result, "How replies read: authors")
+    assert list(rows) == ["Gated"]
+    row = rows["Gated"]
+    assert row["repeated 3-grams"].startswith("0.100 (")
+    assert row["copied 6-grams"].startswith("0.020 (")
+    assert row["times its engine's base"] == NONE
+    plain = {**read, "repeated": [[4, 100]]}
+    result["texts"].append({"task": "authors", "system": "cloud only", "user": "B", **plain})
+    rows = table(result, "How replies read: authors")
+    assert rows["Gated"]["times its engine's base"] == "2.50"
+    assert rows["Cloud Only"]["times its engine's base"] == NONE
+    assert row["distinct-3"] == "0.450 (0.450–0.450)"
+    assert (row["tokens a reply"], row["replies"]) == ("96", "4")
+
+
+def with_curve(result: dict[str, Any]) -> dict[str, Any]:
+    """The result, and a curve of two people whose text was not timed."""
+    users = [f"{who}, {size}" for who in ("Anna", "Bo") for size in ("8", "80", "all")]
+    result["tasks"] = {"curve": {"title": "two people", "users": users}, **result["tasks"]}
+    for system, less in (("cloud only", 0.0), ("gated", 1.0)):
+        for user in users:
+            gained = less * {"8": 0.1, "80": 0.2, "all": 0.5}[user.rpartition(", ")[2]]
+            found = {"loss": [[36 - 10 * gained, 10]] * 2}
+            result["quality"].append({"task": "curve", "system": system, "user": user, **found})
+    return result
+
+
+def test_a_curve_of_gain_against_text(result: dict[str, Any]) -> None:
+    from sideplug.bench.report.pictures import draw
+
+    rows = table(with_curve(result), "Gain against text")
+    assert list(rows) == ["Gated", "Gated, Lookahead"]
+    sizes = ("8 passages", "80 passages", "all passages")
+    assert [rows["Gated"][size][:6] for size in sizes] == ["−0.100", "−0.200", "−0.500"]
+    assert "text" in draw(result)
+
+
+def test_a_task_whose_speed_was_not_measured_hides_no_other(result: dict[str, Any]) -> None:
+    titles = [table.title for table in tables(with_curve(result))]
+    assert "Speed: curve" not in titles
+    assert {"Speed: authors", "Every network: authors", "What it takes"} <= set(titles)
+    glance = table(result, "At a glance")["Gated, Lookahead"]
+    assert glance["authors: tokens/s"] == "55.0 (49.5–60.5)"
+    assert "curve: tokens/s" not in glance
+    del result["tasks"]["authors"]
+    result["speed"] = []
+    assert "Speed" not in markdown(result)

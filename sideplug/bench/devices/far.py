@@ -38,7 +38,7 @@ class Far:
             times.append(time.perf_counter() - start)
 
     def losses(self, examples: list[dict[str, Any]]) -> list[list[float]]:
-        """Return [nats, tokens] of each example\'s reply."""
+        """Return the nats of each token of each example's reply."""
         self._line.send(json.dumps({"do": "losses", "examples": examples}))
         losses: list[list[float]] = json.loads(self._line.recv())["losses"]
         return losses

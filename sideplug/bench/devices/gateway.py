@@ -17,13 +17,16 @@ class App:
         self._model = model
         self._line = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=600)
 
-    def reply(self, prompt: dict[str, Any], max_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
+    def reply(
+        self, prompt: dict[str, Any], max_tokens: int, temperature: float, seed: int, top_p: float = 1.0
+    ) -> dict[str, Any]:
         """Return a reply and the seconds at which its tokens came (see ours.Reply)."""
         start = time.perf_counter()
         body = {
             "model": self._model,
             "max_tokens": max_tokens,
             "temperature": temperature,
+            "top_p": top_p,
             "seed": seed,
             "stream": True,
             "stream_options": {"include_usage": True},

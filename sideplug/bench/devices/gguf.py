@@ -23,11 +23,13 @@ class LlamaCpp:
         self._server = llama_server.start(folder / "model.gguf", 1, CONTEXT, len(os.sched_getaffinity(0)))
         self._tokenizer = Tokenizer(folder)
 
-    def reply(self, prompt: dict[str, Any], max_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
+    def reply(
+        self, prompt: dict[str, Any], max_tokens: int, temperature: float, seed: int, top_p: float = 1.0
+    ) -> dict[str, Any]:
         """Return a reply and the seconds at which its tokens came (see ours.Reply)."""
         start = time.perf_counter()
         ids = self._tokenizer.encode(prompt_of(prompt))
-        sampling = {"temperature": temperature, "seed": seed, **PLAIN}
+        sampling = {**PLAIN, "temperature": temperature, "seed": seed, "top_p": top_p}
         texts: list[str] = []
         times: list[float] = []
         for text in llama_server.completion(self._server.listening_address, ids, max_tokens, **sampling):

@@ -45,11 +45,13 @@ class Device:
         """Return what the cloud is asked, for what the user asks."""
         return prompt_of(record)
 
-    def reply(self, prompt: Record, max_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
+    def reply(
+        self, prompt: Record, max_tokens: int, temperature: float, seed: int, top_p: float = 1.0
+    ) -> dict[str, Any]:
         """Return a Reply as a dict."""
         told = Reply()
         start = time.perf_counter()
-        sampling = Sampling(temperature, seed=seed)
+        sampling = Sampling(temperature, top_p=top_p, seed=seed)
         pieces = self._session.generate(self.prompt(prompt), max_tokens, sampling, self._options)
         for piece in pieces:
             told.text += piece.text
@@ -58,14 +60,14 @@ class Device:
         return asdict(told)
 
     def losses(self, examples: list[Record]) -> list[list[float]]:
-        """Return [nats, tokens] of each example's reply, as the gate decides token by token."""
+        """Return the nats of each token of each example's reply, as the gate decides token by token."""
         texts = [Example(self.prompt(example["prompt"]), example["reply"], "") for example in examples]
         with self._session_for_reading() if self._plugin is None else nullcontext(self._session) as session:
             judged = recorder.score(session, texts)
         opens = self._gate.opens(self._gate.scores(judged.z_TD, judged.starts))
         nats = [-float(p if o else b) for p, b, o in zip(judged.plugin, judged.base, opens, strict=True)]
         ends = [*judged.starts[1:], len(nats)]
-        return [[sum(nats[a:b]), int(b - a)] for a, b in zip(judged.starts, ends, strict=True)]
+        return [nats[a:b] for a, b in zip(judged.starts, ends, strict=True)]
 
     def _session_for_reading(self) -> Session:
         """Texts are scored for a plugin: a small untrained one, which leaves the base as it is."""

@@ -28,6 +28,7 @@ PARTS = {
     "memory": "what a memory knows in own words and a generator's, and that it is silent elsewhere",
     "network": "tokens a second over networks: what the gate, the window and drafts save",
     "person": "what a plugin of a made-up person knows, and that it is silent elsewhere",
+    "rivals": "settings of kNN-LM and of a small model that steers, chosen on people whom no task has",
     "users": "one base model, many people: a plugin each, one for all, and PEFT with a LoRA each",
 }
 FILES = {"users": "many"}  # results that have another name

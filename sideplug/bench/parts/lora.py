@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sideplug.bench.measures import totals
 from sideplug.bench.meters import machine
 from sideplug.bench.parts import Result, Save
 from sideplug.bench.processes import child, command, served
@@ -46,7 +47,7 @@ def train_lora(model: str, examples: Path, test: list[Example], epochs: int, rat
     with child("-m", "sideplug.bench.rivals.lora_training", model, examples, out, *options) as training:
         costs = training.ready
     with device("hf", {"model": model, "adapter": str(out)}) as adapted:
-        losses = adapted.ask("losses", examples=[example_record(example) for example in test])
+        losses = totals(adapted.ask("losses", examples=[example_record(example) for example in test]))
     return {**costs, "rate": rate, "loss": round(sum(n for n, _ in losses) / sum(n for _, n in losses), 4)}
 
 

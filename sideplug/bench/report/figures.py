@@ -6,6 +6,7 @@ It does not know what a table looks like. Test: pytest tests/bench/test_report.p
 from __future__ import annotations
 
 import statistics
+from collections.abc import Collection
 from typing import Any
 
 from sideplug.bench.spreads import bootstrap
@@ -38,17 +39,29 @@ def judged(result: dict[str, Any], task: str, system: str, name: str) -> dict[st
     return {cell["user"]: cell[name] for cell in cells if isinstance(cell.get(name), list)}
 
 
-def gain(result: dict[str, Any], task: str, system: str) -> dict[str, float] | None:
-    """Return a system's loss less that of the base of the same engine on the same examples, with its 95 % interval."""
+def gain(
+    result: dict[str, Any], task: str, system: str, users: Collection[str] = (), stretch: int | None = None
+) -> dict[str, float] | None:
+    """Return a system's loss less that of the base of the same engine on the same examples, with its 95 % interval.
+
+    users: of these alone; (): of all. stretch: of the tokens in this one of measures.POSITIONS alone.
+    """
     base = result["systems"][system]["base"]
     if system == base or base not in result["systems"]:
         return None
-    mine, theirs = (judged(result, task, name, "loss") for name in (system, base))
-    users = [user for user in mine if len(mine[user]) == len(theirs.get(user, ()))]
-    if not users:
-        return None
-    pairs, others = ([pair for user in users for pair in by_user[user]] for by_user in (mine, theirs))
-    return bootstrap(pairs, others)
+    mine, theirs = (losses(result, task, name, stretch) for name in (system, base))
+    both = [user for user in mine if len(mine[user]) == len(theirs.get(user, ())) and (not users or user in users)]
+    pairs, others = ([pair for user in both for pair in by_user[user]] for by_user in (mine, theirs))
+    return bootstrap(pairs, others) if sum(count for _, count in pairs) else None
+
+
+def losses(
+    result: dict[str, Any], task: str, system: str, stretch: int | None = None
+) -> dict[str, list[tuple[float, float]]]:
+    """Return by user, of each example, its nats and tokens: all of them, or those of one stretch of positions."""
+    if stretch is None:
+        return judged(result, task, system, "loss")
+    return {user: stretches[stretch] for user, stretches in judged(result, task, system, "positions").items()}  # type: ignore[misc]
 
 
 def untouched(result: dict[str, Any], task: str, system: str) -> float | None:
@@ -68,6 +81,17 @@ def speeds(result: dict[str, Any], task: str, system: str) -> dict[tuple[float, 
     """Return a system's speed cells by (RTT in ms, Mbit/s)."""
     cells = [c for c in result["speed"] if c["task"] == task and c["system"] == system and "tokens_s" in c]
     return {(cell["rtt_ms"], cell["mbit"]): cell for cell in cells}
+
+
+def is_timed(result: dict[str, Any], task: str) -> bool:
+    """Return whether speed was measured on a task."""
+    return any(speeds(result, task, system) for system in result["systems"])
+
+
+def timed_task(result: dict[str, Any]) -> str:
+    """Return the task that the tables of one task's speed show: the first that speed was measured on, or the first."""
+    tasks = list(result["tasks"])
+    return next((task for task in tasks if is_timed(result, task)), tasks[0])
 
 
 def usual(result: dict[str, Any]) -> tuple[float, float]:
@@ -115,7 +139,7 @@ def over_base(result: dict[str, Any], task: str, system: str) -> str:
 
 def peaks(result: dict[str, Any], system: str) -> list[float]:
     """Return the MB of the device's memory at most, over each network of the first task."""
-    return [cell["peak_rss_mb"] for cell in speeds(result, next(iter(result["tasks"])), system).values()]
+    return [cell["peak_rss_mb"] for cell in speeds(result, timed_task(result), system).values()]
 
 
 def spread_text(spread: dict[str, float] | None, digits: int = 1) -> str:

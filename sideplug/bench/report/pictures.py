@@ -14,7 +14,8 @@ matplotlib.rcParams["svg.hashsalt"] = "sideplug"  # the same run gives the same 
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
-from sideplug.bench.report.figures import OURS, gain, label, peaks, speeds, usual, usual_speed  # noqa: E402
+from sideplug.bench.report.figures import OURS, gain, label, peaks, speeds, timed_task, usual, usual_speed  # noqa: E402
+from sideplug.bench.report.manner import CURVE, curve_sizes  # noqa: E402
 
 COLOURS = {
     "gated, lookahead": "#0b6e4f",
@@ -35,7 +36,7 @@ def colour(result: dict[str, Any], system: str) -> str:
 
 def over_rtt(result: dict[str, Any], axes: Axes) -> bool:
     """Tokens a second against RTT, with spreads; dotted: what the line alone would let through."""
-    task = next(iter(result["tasks"]))
+    task = timed_task(result)
     mbit = usual(result)[1]
     drawn = False
     for system in result["systems"]:
@@ -72,7 +73,7 @@ def over_rtt(result: dict[str, Any], axes: Axes) -> bool:
 
 def against_bytes(result: dict[str, Any], axes: Axes) -> bool:
     """Loss less the base's against bytes a token."""
-    task = next(iter(result["tasks"]))
+    task = timed_task(result)
     base = {"mean": 0.0, "low": 0.0, "high": 0.0}
     points = {}
     for system in result["systems"]:
@@ -80,6 +81,8 @@ def against_bytes(result: dict[str, Any], axes: Axes) -> bool:
         cell = usual_speed(result, task, system)
         if gained and cell:
             points[system] = gained, cell["bytes_down"]["median"] + cell["bytes_up"]["median"]
+    if not points:
+        return False
     near = [gained for gained, _ in points.values() if gained["mean"] <= WORSE]
     highest = max((gained["high"] for gained in near), default=0.0)
     lowest = min((gained["low"] for gained in near), default=0.0)
@@ -104,7 +107,7 @@ def against_bytes(result: dict[str, Any], axes: Axes) -> bool:
     axes.axhline(0, color="0.7", lw=0.8)
     axes.set_title(f"Quality against traffic: {task}")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return bool(points)
+    return True
 
 
 def gate_curve(result: dict[str, Any], axes: Axes) -> bool:
@@ -177,6 +180,28 @@ def matrix(result: dict[str, Any], axes: Axes) -> bool:
     return True
 
 
+def text_curve(result: dict[str, Any], axes: Axes) -> bool:
+    """Loss less the base's against how many passages were learnt from, all people together."""
+    if CURVE not in result["tasks"]:
+        return False
+    sizes, drawn = curve_sizes(result), False
+    for system in result["systems"]:
+        gains = [gain(result, CURVE, system, users) for users in sizes.values()]
+        points = [(place, each) for place, each in enumerate(gains) if each]
+        if points:
+            drawn = True
+            middles = [each["mean"] for _, each in points]
+            errors = [[e["mean"] - e["low"] for _, e in points], [e["high"] - e["mean"] for _, e in points]]
+            kind: dict[str, Any] = {"color": colour(result, system), "label": label(result, system), "capsize": 2}
+            axes.errorbar([place for place, _ in points], middles, yerr=errors, marker="o", ms=4, **kind)
+    axes.set_xticks(range(len(sizes)), list(sizes))
+    axes.axhline(0, color="0.7", lw=0.8)
+    axes.set(xlabel="passages to learn from", ylabel="held-out loss less its engine's base", title="Gain against text")
+    if drawn:
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return drawn
+
+
 PICTURES: dict[str, Draw] = {
     "speed": over_rtt,
     "quality": against_bytes,
@@ -184,6 +209,7 @@ PICTURES: dict[str, Draw] = {
     "users": users,
     "memory": memory,
     "matrix": matrix,
+    "text": text_curve,
 }
 
 
@@ -192,7 +218,7 @@ def draw(result: dict[str, Any]) -> dict[str, str]:
     pictures = {}
     for name, picture in PICTURES.items():
         figure, axes = pyplot.subplots(
-            figsize=(9, 4.6) if name in ("speed", "quality") else (6.4, 4.6), layout="constrained"
+            figsize=(9, 4.6) if name in ("speed", "quality", "text") else (6.4, 4.6), layout="constrained"
         )
         if picture(result, axes):
             text = io.StringIO()

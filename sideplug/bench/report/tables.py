@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from sideplug.bench.report import manner
 from sideplug.bench.report.figures import (
     LOWER,
     NONE,
     OURS,
     gain,
     interval_text,
+    is_timed,
     judged_by,
     label,
     measure,
@@ -22,22 +23,14 @@ from sideplug.bench.report.figures import (
     share_text,
     speeds,
     spread_text,
+    timed_task,
     untouched,
     usual,
     usual_speed,
     with_general,
 )
+from sideplug.bench.report.table import Table
 from sideplug.bench.spreads import bootstrap
-
-
-@dataclass
-class Table:
-    """`note` says what the figures are of."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    note: str = ""
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:
@@ -45,9 +38,14 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
     yield _glance(result)
     for task in result["tasks"]:
         yield _quality(result, task)
-        yield _speed(result, task)
-    yield _networks(result)
-    yield _resources(result)
+        yield from filter(None, (manner.positions(result, task), manner.texts(result, task)))
+        if is_timed(result, task):
+            yield _speed(result, task)
+    if there := manner.curve(result):
+        yield there
+    if is_timed(result, timed_task(result)):
+        yield _networks(result)
+        yield _resources(result)
     yield _training(result)
     if result["bits"]:
         yield _bits(result)
@@ -58,6 +56,7 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
 def _glance(result: dict[str, Any]) -> Table:
     """One line a system: how well it knows the person, what it does to others' questions, how fast, at what cost."""
     tasks, general = list(result["tasks"]), with_general(result)
+    timed = [task for task in tasks if is_timed(result, task)]
     first = {task: judged_by(result, task)[:1] for task in tasks}
     rows = []
     for system in result["systems"]:
@@ -70,18 +69,20 @@ def _glance(result: dict[str, Any]) -> Table:
                     else interval_text(measure(result, task, system, name), percent=True)
                 )
         row += [share_text(untouched(result, task, system)) for task in general]
-        cells = [usual_speed(result, task, system) or {} for task in tasks]
+        cells = [usual_speed(result, task, system) or {} for task in timed]
         row += [spread_text(cell.get("tokens_s")) for cell in cells]
         row += [spread_text(cells[0].get(name), 0) for name in ("bytes_down", "bytes_up")] if cells else []
         rows.append([*row, _peak(result, system)])
     of = [f"{task}: {'loss less base' if name == 'loss' else LOWER[name]}" for task in tasks for name in first[task]]
-    columns = ["system", *of, *("general prompts untouched" for _ in general), *(f"{task}: tokens/s" for task in tasks)]
-    columns += [f"{tasks[0]}: bytes down a token", "bytes up", "device, peak MB"]
+    columns = ["system", *of, *("general prompts untouched" for _ in general), *(f"{task}: tokens/s" for task in timed)]
+    columns += [
+        *(f"{task}: bytes down a token" for task in timed[:1]),
+        *("bytes up" for _ in timed[:1]),
+        "device, peak MB",
+    ]
     network = usual(result)
-    note = (
-        f"Speed at {network[0]:.0f} ms round trip and {network[1]:.0f} Mbit/s. Every column again below, with what it "
-        "is of."
-    )
+    where = f"Speed at {network[0]:.0f} ms round trip and {network[1]:.0f} Mbit/s. " if timed else ""
+    note = f"{where}Every column again below, with what it is of."
     return Table("At a glance", columns, rows, note)
 
 
@@ -142,7 +143,7 @@ def _speed(result: dict[str, Any], task: str) -> Table:
 
 
 def _networks(result: dict[str, Any]) -> Table:
-    task = next(iter(result["tasks"]))
+    task = timed_task(result)
     networks = sorted({network for system in result["systems"] for network in speeds(result, task, system)})
     rows = []
     for system in result["systems"]:
@@ -160,7 +161,7 @@ def _peak(result: dict[str, Any], system: str) -> str:
 
 
 def _resources(result: dict[str, Any]) -> Table:
-    task = next(iter(result["tasks"]))
+    task = timed_task(result)
     rows = []
     for system in result["systems"]:
         cells = list(speeds(result, task, system).values())
@@ -295,12 +296,13 @@ def circumstances(result: dict[str, Any]) -> str:
     )
     floor = result["floor"]
     machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    hours = f" All cells together took {result['hours']:.1f} hours." if "hours" in result else ""
     drifts = [check["tokens_s"] for check in result["drift"]]
     return (
         f"Machine: {machine}. Energy: {joules}. Memory is read at {floor['read_gb_s']} GB/s, so a single text can't be "
         f"decoded faster than {floor['tokens_s']:.0f} tokens/s (the floor). Drift: the plain cloud gave {drifts[0]:.1f}"
         f" tokens/s at the start and {drifts[-1]:.1f} at the end ({min(drifts):.1f}–{max(drifts):.1f} over "
-        f"{len(drifts)} checks)."
+        f"{len(drifts)} checks).{hours}"
     )
 
 

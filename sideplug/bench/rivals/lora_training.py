@@ -1,10 +1,11 @@
 """The rival's training: a LoRA adapter by PEFT, back-propagating through the LLM, in a process of its own.
 
-    python -m sideplug.bench.rivals.lora_training MODEL EXAMPLES OUT [--epochs 4] [--rate 1e-3]
+    python -m sideplug.bench.rivals.lora_training MODEL EXAMPLES OUT [--epochs 4] [--rate 1e-3] [--start ADAPTER]
 
-The adapter of the epoch that is best on the examples held out (a tenth, as `sideplug train` holds them out) is kept. A
-line of JSON says what it took; `backward_bytes_a_token` are those that
-autograd keeps of one step for its backward pass.
+The adapter of the epoch that is best on the examples held out (a tenth, as `sideplug train` holds them out) is kept.
+--start: the adapter that it goes on from, made of other people's text by one epoch of this program; it is kept where no
+epoch is better. A line of JSON says what it took; `backward_bytes_a_token` are those that autograd keeps of one step
+for its backward pass.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from sideplug.bench.systems import LORA_RANK
 from sideplug.cloud.model.torch_model import load_lm
@@ -70,7 +71,15 @@ def kept_bytes(model: Any, batch: Encoded) -> int:
     return sum(kept.values()) // sum(len(p) + len(r) for p, r in batch)
 
 
-def train(model: str, examples: Path, out: Path, epochs: int, rate: float) -> dict[str, Any]:
+def adapter_on(lm: Any, start: Path | None) -> Any:
+    """Return the model with a new adapter, or with that of a folder, to be trained."""
+    if start:
+        return PeftModel.from_pretrained(lm, str(start), is_trainable=True)
+    targets = ["q_proj", "v_proj"]
+    return get_peft_model(lm, LoraConfig(r=LORA_RANK, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM"))
+
+
+def train(model: str, examples: Path, out: Path, epochs: int, rate: float, start_from: Path | None) -> dict[str, Any]:
     """Train an adapter into `out`, and return what it took."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
@@ -80,8 +89,7 @@ def train(model: str, examples: Path, out: Path, epochs: int, rate: float) -> di
     parts = split(read(examples), 0.1, 0)  # the examples that our plugin trains on and stops by
     training, held = parts.training, [*parts.told, *parts.text]
     encoded, held_out = ([tokenizer.encode_example(e.prompt, e.reply) for e in part] for part in (training, held))
-    targets = ["q_proj", "v_proj"]
-    adapted = get_peft_model(lm, LoraConfig(r=LORA_RANK, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM"))
+    adapted = adapter_on(lm, start_from)
     parameters = [p for p in adapted.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=rate)
     adapted.train()
@@ -89,6 +97,9 @@ def train(model: str, examples: Path, out: Path, epochs: int, rate: float) -> di
     start = time.perf_counter()
     steps = epochs * ((len(encoded) + BATCH - 1) // BATCH)
     best, best_epoch, step = float("inf"), 0, 0
+    if start_from:
+        best = mean_loss(adapted, held_out)
+        adapted.save_pretrained(str(out))
     for epoch in range(epochs):
         random.Random(epoch).shuffle(encoded)
         for at in range(0, len(encoded), BATCH):
@@ -121,8 +132,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--start", type=Path, metavar="ADAPTER")
     options = parser.parse_args()
-    print(json.dumps(train(options.model, options.examples, options.out, options.epochs, options.rate)))
+    print(json.dumps(train(options.model, options.examples, options.out, options.epochs, options.rate, options.start)))
 
 
 if __name__ == "__main__":
