@@ -145,6 +145,29 @@ def test_what_is_exported_can_be_told_again(go: Run, plugin: Path, tmp_path: Pat
     sentence(go("memory", "export", "no/told.jsonl"), 1, "no/told.jsonl could not be written")
 
 
+def test_days_survive_an_export(go: Run, tmp_path: Path) -> None:
+    """Of pairs and notes; the same words about two days stay two entries, in the folder that is told them again."""
+    go("remember", *PAIR, "--date", "2024-05-03")
+    for day in ("2024-05-03", "2024-05-04"):
+        assert go("remember", "We went swimming.", "--date", day).stdout.startswith("p remembers 1 more entry;")
+    go("remember", BEES[1])
+    assert go("memory", "export", "told.jsonl").returncode == 0
+    assert json.loads((tmp_path / "told.jsonl").read_text("utf-8").splitlines()[0])["date"] == "2024-05-03"
+    again = go("remember", "told.jsonl", "--plugin", "q", "--date", "2024-05-09")
+    assert (again.returncode, "not used" in again.stderr) == (0, False), again.stderr
+    days = [(each["output"], each["date"]) for each in json.loads(go("memory", "list", "--json", "--plugin", "q").stdout)]
+    swimming = [("We went swimming.", day) for day in ("2024-05-03", "2024-05-04")]
+    assert days == [("Anna.", "2024-05-03"), *swimming, (BEES[1], "2024-05-09")]
+    assert go("memory", "export", "-", "--plugin", "q").stdout.count('"date"') == 4
+    assert go("remember", "told.jsonl", "--plugin", "q").stdout.startswith("q remembers 0 more entries, 4 were known")
+
+
+@pytest.mark.parametrize("day", ["2024-5-3", "20240503", "3 May 2024", "2024-02-30"])
+def test_a_day_that_is_none_is_refused(go: Run, tmp_path: Path, day: str) -> None:
+    sentence(go("remember", BEES[1], "--date", day), 2, f"a date must be a day, YYYY-MM-DD, got '{day}'")
+    assert not (tmp_path / "p").exists()
+
+
 def test_settings_are_shown_changed_and_kept(go: Run, plugin: Path) -> None:
     shown = go("memory", "settings").stdout
     assert shown == "certain   0.75 (as shipped)\ndoubt     base\nunknown   base\n"

@@ -47,7 +47,7 @@ SHOWN = 72  # characters of an entry in a list
 @required_plugin_option
 @option("--question", metavar="TEXT", help="What is asked; give its --reply too.")
 @option("--reply", metavar="TEXT", help="The reply to --question, as it is to be said.")
-@option("--date", metavar="YYYY-MM-DD", default="", help="The day that it is about.")
+@option("--date", metavar="YYYY-MM-DD", default="", help="The day that it is about, where a row names none.")
 @cloud_options
 @format_option
 @skip_bad_option
@@ -390,4 +390,5 @@ def memory_export(file: Path, folder: Path) -> None:
 
 
 def _exported(entry: Entry) -> dict[str, str]:
-    return {"instruction": entry.question, "output": entry.reply} if entry.question else {"text": entry.reply}
+    words = {"instruction": entry.question, "output": entry.reply} if entry.question else {"text": entry.reply}
+    return words | ({"date": entry.date} if entry.date else {})
