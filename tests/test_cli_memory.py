@@ -117,18 +117,6 @@ def test_an_entry_from_its_first_word_to_its_last(go: Run, cloud: Cloud, tmp_pat
     assert not [word for word in (b"marmalade", b"oven", b"clock", b"spare") if word in left]
 
 
-def test_a_list_tells_days_and_how_long_a_note_is(go: Run, tmp_path: Path) -> None:
-    go("remember", *PAIR, "--date", "2024-05-03")
-    go("remember", "notes")
-    go("remember", "Lunch with Olu. She wants the ladder back.", "--date", "2024-05-04")
-    assert go("memory", "list").stdout.splitlines() == [
-        "     1  'Who sings?' → 'Anna.'  (2024-05-03)",
-        "     2  notes/bees.md:1, 2 sentences: 'Our bees are well. …'",
-        "     3  notes/in/roof.txt:1: 'The roof leaks.'",
-        "     4  2 sentences: 'Lunch with Olu. …'  (2024-05-04)",
-    ]
-
-
 def test_what_is_shown(go: Run, plugin: Path) -> None:
     assert go("memory", "list").stdout.splitlines() == [
         f"     1  '{KEY.question}' → '{KEY.reply}'",
@@ -155,43 +143,6 @@ def test_what_is_exported_can_be_told_again(go: Run, plugin: Path, tmp_path: Pat
     assert go("remember", "told.jsonl", "--plugin", "q").returncode == 0
     assert told(go, "q") == told(go) == [(each.question, each.reply) for each in (KEY, SUNDAY, ORDER, NOTE)]
     sentence(go("memory", "export", "no/told.jsonl"), 1, "no/told.jsonl could not be written")
-
-
-def test_a_correction_that_is_told_as_a_note_is_named(go: Run) -> None:
-    """With what ends it, and in the JSON; a note about something else is told in silence."""
-    go("remember", "--question", "What is my combination?", "--reply", "1234.")
-    done = go("remember", "My combination is 4471.")
-    assert done.stderr.splitlines() == [
-        "entry 2 may contradict entry 1, 'What is my combination?' → '1234.': both hold; "
-        "sideplug memory edit 1 --reply TEXT corrects it, sideplug memory forget 1 ends it"
-    ]
-    assert json.loads(go("remember", "The combination is 4471, mine.", "--json").stdout)["doubtful"] == [1]
-    assert go("remember", BEES[1]).stderr == ""
-
-
-def test_days_survive_an_export(go: Run, tmp_path: Path) -> None:
-    """Of pairs and notes; the same words about two days stay two entries, in the folder that is told them again."""
-    go("remember", *PAIR, "--date", "2024-05-03")
-    for day in ("2024-05-03", "2024-05-04"):
-        assert go("remember", "We went swimming.", "--date", day).stdout.startswith("p remembers 1 more entry;")
-    go("remember", BEES[1])
-    assert go("memory", "export", "told.jsonl").returncode == 0
-    assert json.loads((tmp_path / "told.jsonl").read_text("utf-8").splitlines()[0])["date"] == "2024-05-03"
-    again = go("remember", "told.jsonl", "--plugin", "q", "--date", "2024-05-09")
-    assert (again.returncode, "not used" in again.stderr) == (0, False), again.stderr
-    days = [
-        (each["output"], each["date"]) for each in json.loads(go("memory", "list", "--json", "--plugin", "q").stdout)
-    ]
-    swimming = [("We went swimming.", day) for day in ("2024-05-03", "2024-05-04")]
-    assert days == [("Anna.", "2024-05-03"), *swimming, (BEES[1], "2024-05-09")]
-    assert go("memory", "export", "-", "--plugin", "q").stdout.count('"date"') == 4
-    assert go("remember", "told.jsonl", "--plugin", "q").stdout.startswith("q remembers 0 more entries, 4 were known")
-
-
-@pytest.mark.parametrize("day", ["2024-5-3", "20240503", "3 May 2024", "2024-02-30"])
-def test_a_day_that_is_none_is_refused(go: Run, tmp_path: Path, day: str) -> None:
-    sentence(go("remember", BEES[1], "--date", day), 2, f"a date must be a day, YYYY-MM-DD, got '{day}'")
-    assert not (tmp_path / "p").exists()
 
 
 def test_settings_are_shown_changed_and_kept(go: Run, plugin: Path) -> None:
@@ -231,26 +182,6 @@ def test_the_curve_of_a_memory(go: Run, plugin: Path, tmp_path: Path) -> None:
     assert points["default"] == {"certain": 0.8, "right": 0.5, "wrong": 0.0}
     assert points["wrong"] == []
     assert "counted as wrong" not in shown.stdout
-
-
-def test_the_curve_names_what_counts_as_wrong(go: Run, plugin: Path, tmp_path: Path) -> None:
-    """Ten of them, and how many more; the JSON has all."""
-    lines = [{"instruction": f"{KEY.question}{'?' * n}", "output": "In the oven."} for n in range(12)]
-    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines), "utf-8")
-    shown = go("gate", "curve", "--data", "asked.jsonl").stdout.splitlines()
-    start = shown.index("counted as wrong, above these certainties:")
-    assert len(shown) == start + 12
-    assert shown[start + 1] == f"100.0% said    '{KEY.question}' → '{KEY.reply}'"
-    assert shown[-1] == "and 2 more; --json has all"
-    wrong = json.loads(go("gate", "curve", "--data", "asked.jsonl", "--json").stdout)["wrong"]
-    assert {each["question"] for each in wrong} == {each["instruction"] for each in lines}
-    assert wrong[0] == {
-        "question": KEY.question,
-        "text": KEY.reply,
-        "entry": 1,
-        "certainty": pytest.approx(1),
-        "is_said": True,
-    }
 
 
 def test_beside_a_trained_part(go: Run, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""sideplug remember, and sideplug memory …: what a plugin was told. Test: pytest tests/test_cli_memory.py"""
+"""sideplug remember, and sideplug memory …: what a plugin was told.
+
+Test: pytest tests/test_cli_memory.py tests/test_cli_memory_shown.py
+"""
 
 from __future__ import annotations
 

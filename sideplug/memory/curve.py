@@ -81,8 +81,10 @@ def curve(
 
 def to_json(rows: Sequence[Point] | Sequence[Wrong]) -> list[dict[str, Any]]:
     """Return points, or what is wrong, as plain values."""
-    short = lambda value: round(value, 5) if isinstance(value, float) else value  # noqa: E731
-    return [{name: short(value) for name, value in asdict(row).items()} for row in rows]
+    return [
+        {name: round(value, 5) if isinstance(value, float) else value for name, value in asdict(row).items()}
+        for row in rows
+    ]
 
 
 def draw(points: Sequence[Point], default: Point, title: str, path: Path) -> None:
