@@ -266,10 +266,13 @@ def remember_questions(examples: Sequence[Example], folder: Path, tell: Callable
 
 
 def entry_of(example: Example, date: str = "") -> Entry:
-    """What a memory keeps of an example: its last question with the reply, or the text as a note."""
+    """What a memory keeps of an example: its last question with the reply, or the text as a note.
+
+    date: the day of those that name none themselves.
+    """
     from sideplug.memory.store import Entry
 
-    return Entry(example.question, example.reply, example.where, date)
+    return Entry(example.question, example.reply, example.where, example.date or date)
 
 
 def _examples(data: Data, skip_bad: bool, tell: Callable[[str], None]) -> list[Example]:

@@ -88,7 +88,7 @@ def test_ways_to_tell(go: Run, tmp_path: Path, arguments: list[str], stdin: str,
 def test_the_next_connection_reads_what_was_told_without_a_cloud(go: Run, cloud: Cloud, tmp_path: Path) -> None:
     done = json.loads(go("remember", "pairs.jsonl", "--json").stdout)
     assert done.pop("why").startswith(f"no cloud answers at {NOWHERE}")
-    assert done == {"plugin": "p", "numbers": [1, 2], "known": 0, "replaced": [], "read": False}
+    assert done == {"plugin": "p", "numbers": [1, 2], "known": 0, "replaced": [], "doubtful": [], "read": False}
     assert len(Plugin.load(tmp_path / "p").parts[0].unread(cloud.base.fingerprint)) == 2
     said = json.loads(go("generate", KEY.question, "--cloud", cloud.url, "--json").stdout)
     assert (said["text"], said["usage"]["source"]) == (KEY.reply, f"you told me (pairs.jsonl:1): {KEY.question}")
@@ -180,6 +180,8 @@ def test_the_curve_of_a_memory(go: Run, plugin: Path, tmp_path: Path) -> None:
     points = json.loads(go("gate", "curve", "--data", "asked.jsonl", "--json").stdout)
     assert points["questions"] == 2
     assert points["default"] == {"certain": 0.8, "right": 0.5, "wrong": 0.0}
+    assert points["wrong"] == []
+    assert "counted as wrong" not in shown.stdout
 
 
 def test_beside_a_trained_part(go: Run, tmp_path: Path) -> None:

@@ -70,7 +70,10 @@ LIMITS = {
     "tensors of a frame; dimensions of each": f"{frames.MAX_TENSORS}; {wire.MAX_DIMS}",
     "parts of a plugin": frames.MAX_PARTS,
     "capabilities of a session": frames.MAX_CAPABILITIES,
-    "settings of a capability, and each extension": f"{max(each.max_bytes for each in CAPABILITIES.values())} bytes",
+    **{
+        f"`{each.name}`: its settings, and each extension": f"{each.max_bytes:,} bytes"
+        for each in CAPABILITIES.values()
+    },
     "`window`: open ASKs behind which the cloud may decode": frames.MAX_WINDOW,
     "`head`": " or ".join(frames.HEADS),
     "`top`: alternatives of a token": frames.MAX_TOP,

@@ -324,11 +324,11 @@ def test_sealed_exported_and_audited(cloud: Cloud, tmp_path: Path, make: Callabl
     folder = tmp_path / "p"
     plugin.save(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["manner", "memory", "plugin.json"]
-    lock(folder, "tea")
+    lock(folder, "bees and tea")
     with pytest.raises(PluginError, match="passphrase is wrong"):
         Plugin.load(folder, lambda: "coffee")
-    assert Plugin.load(folder, lambda: "tea").to_bytes() == plugin.to_bytes()
-    unlock(folder, "tea")
+    assert Plugin.load(folder, lambda: "bees and tea").to_bytes() == plugin.to_bytes()
+    unlock(folder, "bees and tea")
     back = Plugin.load(folder)
     assert Plugin.from_bytes(back.to_bytes(), "x").to_bytes() == plugin.to_bytes()
     record = audit.Recorder(tmp_path / "t.sp")
@@ -349,7 +349,9 @@ uninterrupted: Any = lambda: contextmanager(lambda: iter([lambda: False]))()  # 
 NOTES = [
     Example(Prompt.user(f"Where is the {a}?"), f"Behind the {b}.", "") for a, b in itertools.product("abcd", "xyz")
 ]
-RETAIN = [Example(Prompt.user(f"Tell me about {thing}."), "", "", 8) for thing in ("rain", "tea", "bees", "nails")]
+RETAIN = [
+    Example(Prompt.user(f"Tell me about {thing}."), "", "", 8) for thing in ("rain", "bees and tea", "bees", "nails")
+]
 
 
 @pytest.mark.parametrize("kind", ["toy-attention", "attention"])

@@ -23,6 +23,8 @@ from sideplug.cli.session import Cloud, data_or_stdin, load_plugin
 from sideplug.contract.errors import DataError, PluginError
 from sideplug.terminal import counted, progress, say
 
+SHOWN = 10  # questions that a memory answers wrongly
+
 if TYPE_CHECKING:
     from sideplug.memory.part import Memory
     from sideplug.plugins import Plugin
@@ -180,6 +182,7 @@ def _memory_curve(
 ) -> None:
     from sideplug.api import entry_of
     from sideplug.memory import curve
+    from sideplug.memory.part import shortened
     from sideplug.readers import read
     from sideplug.training.data import sample
 
@@ -189,13 +192,21 @@ def _memory_curve(
     if not asked:
         raise DataError(f"{data} must have questions with the words of a right reply: it has none")
     with progress("asking the memory", len(asked)) as show:
-        points, default = curve.curve(memory, asked, lambda done: show(done, ""))
+        points, default, wrong = curve.curve(memory, asked, lambda done: show(done, ""))
     if picture:
         curve.draw(points, default, f"{folder.name} on {data.name}", picture)
     if as_json:
-        print_json({"questions": len(asked), "points": curve.to_json(points), "default": curve.to_json([default])[0]})
+        about = {"points": curve.to_json(points), "default": curve.to_json([default])[0]}
+        print_json({"questions": len(asked), **about, "wrong": curve.to_json(wrong)})
         return
     click.echo("certain   right   wrong   silent")
     for name, p in [*((f"{point.certain:<7g}", point) for point in points), ("as set ", default)]:
         click.echo(f"{name}  {p.right:6.1%}  {p.wrong:6.1%}  {1 - p.right - p.wrong:6.1%}")
     click.echo(f"over {len(asked):,} questions; sideplug memory settings --certain P sets it")
+    if wrong:
+        click.echo("counted as wrong, above these certainties:")
+    for each in wrong[:SHOWN]:
+        said = "said  " if each.is_said else "unsaid"
+        click.echo(f"{each.certainty:6.1%} {said}  {shortened(each.question)!r} → {shortened(each.text)!r}")
+    if len(wrong) > SHOWN:
+        click.echo(f"and {len(wrong) - SHOWN} more; --json has all")

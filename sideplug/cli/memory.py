@@ -1,4 +1,7 @@
-"""sideplug remember, and sideplug memory …: what a plugin was told. Test: pytest tests/test_cli_memory.py"""
+"""sideplug remember, and sideplug memory …: what a plugin was told.
+
+Test: pytest tests/test_cli_memory.py tests/test_cli_memory_shown.py
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ SHOWN = 72  # characters of an entry in a list
 @required_plugin_option
 @option("--question", metavar="TEXT", help="What is asked; give its --reply too.")
 @option("--reply", metavar="TEXT", help="The reply to --question, as it is to be said.")
-@option("--date", metavar="YYYY-MM-DD", default="", help="The day that it is about.")
+@option("--date", metavar="YYYY-MM-DD", default="", help="The day that it is about, where a row names none.")
 @cloud_options
 @format_option
 @skip_bad_option
@@ -87,7 +90,7 @@ def remember(
     for old, new in result.doubtful:
         say(
             f"entry {new.number} may contradict entry {old.number}, {_line(old)}: both hold; "
-            f"sideplug memory forget {old.number} ends that"
+            f"sideplug memory edit {old.number} --reply TEXT corrects it, sideplug memory forget {old.number} ends it"
         )
     count = len(result.numbers)
     known = f", {result.known} {'was' if result.known == 1 else 'were'} known" if result.known else ""
@@ -96,6 +99,7 @@ def remember(
             "numbers": result.numbers,
             "known": result.known,
             "replaced": [old.number for old, _ in result.replaced],
+            "doubtful": [old.number for old, _ in result.doubtful],
         }
         print_json({"plugin": str(folder), **numbers, "read": not why, "why": why})
         return
@@ -212,8 +216,23 @@ def _print(entries: Iterable[Entry], as_json: bool) -> None:
         print_json([_json(entry) for entry in entries])
         return
     for entry in entries:
+        day = f"  ({entry.date})" if entry.date else ""
         gone = f"  (replaced by {entry.replaced_by})" if entry.replaced_by else ""
-        tell(f"{entry.number:6}  {_line(entry)}{gone}")
+        tell(f"{entry.number:6}  {_listed(entry)}{day}{gone}")
+
+
+def _listed(entry: Entry) -> str:
+    """An entry in a list: a note begins with where it is from, and of how many sentences it is where it has several."""
+    from sideplug.memory.part import shortened
+    from sideplug.memory.words import sentences
+
+    if not entry.is_note:
+        return _line(entry)
+    count = len(sentences(entry.reply))
+    about = ", ".join([entry.source] * bool(entry.source) + [f"{count} sentences"] * (count > 1))
+    start = shortened(entry.title, SHOWN)
+    start += " …" if count > 1 and not start.endswith("…") else ""
+    return (f"{about}: " if about else "") + repr(start)
 
 
 @memory_group.command("list", epilog="Example:  sideplug memory list --plugin my-plugin")
@@ -302,6 +321,7 @@ def memory_forget(numbers: tuple[int, ...], folder: Path, retrain: bool, cloud: 
     """
     from sideplug.api import forget_entries
     from sideplug.cli.train import training_progress
+    from sideplug.plugins.file import is_plugin, is_trained
     from sideplug.training import forgetting
 
     if not numbers and not retrain:
@@ -311,12 +331,14 @@ def memory_forget(numbers: tuple[int, ...], folder: Path, retrain: bool, cloud: 
         gone, left = forget_entries(folder, numbers)
         for entry in gone:
             tell(f"forgotten: {_line(entry)}")
-    if retrain and (left is None or left.learnt):
+    if retrain and is_plugin(folder) and not is_trained(folder):
+        say(f"sideplug: {folder} has no trained part: there is nothing to train again")
+    elif retrain and (left is None or left.learnt):
         tell(forgetting.retrain(cloud.client, folder, training_progress, interrupts))
     elif left and left.line(folder):
         say(f"sideplug: {left.line(folder)}")
     elif retrain:
-        say("sideplug: its trained part, if it has one, learnt nothing from that: it stays as it is")
+        say("sideplug: its trained part learnt nothing from that: it stays as it is")
 
 
 @memory_group.command("restore", epilog="Example:  sideplug memory restore 3 --plugin my-plugin")
@@ -390,4 +412,5 @@ def memory_export(file: Path, folder: Path) -> None:
 
 
 def _exported(entry: Entry) -> dict[str, str]:
-    return {"instruction": entry.question, "output": entry.reply} if entry.question else {"text": entry.reply}
+    words = {"instruction": entry.question, "output": entry.reply} if entry.question else {"text": entry.reply}
+    return words | ({"date": entry.date} if entry.date else {})

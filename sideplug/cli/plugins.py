@@ -95,6 +95,7 @@ def plugin_delete(plugin: str, plugins_folder: Path | None, force: bool) -> None
 @option("--tape", "with_tape", is_flag=True, help="With its tape, so that it can learn on there; needs --seal.")
 def plugin_export(folder: Path, file: Path, seal: bool, with_tape: bool) -> None:
     """Write a plugin as one file, for your other device. Its tape stays here without --tape."""
+    from sideplug.device.lock import check_passphrase
     from sideplug.paths import write_aside, writing
     from sideplug.plugins import bundle, sealed_file
     from sideplug.training.update import tapes_to_export
@@ -103,7 +104,9 @@ def plugin_export(folder: Path, file: Path, seal: bool, with_tape: bool) -> None
         raise InputError("a tape holds your words: it is exported under a passphrase only, give --seal too")
     plugin = load_plugin(folder)
     tapes = tapes_to_export(folder) if with_tape else {}
-    passphrase = _new_passphrase(file.name) if seal else ""
+    passphrase = passphrase_of(file.name, twice=True) if seal else ""
+    if seal:
+        check_passphrase(passphrase)
     with writing(file):
         write_aside(file, sealed_file.seal(bundle.to_bytes(plugin, tapes), passphrase))
     tell(f"{folder} is in {file}{', with its tape' if tapes else ''}{', sealed' if seal else ''}")
@@ -133,7 +136,7 @@ def plugin_lock(folder: Path) -> None:
     """Encrypt a plugin and its tape on the disk with a passphrase, which every use of the plugin then needs."""
     from sideplug.device.lock import lock
 
-    lock(folder, _new_passphrase(folder.name))
+    lock(folder, passphrase_of(folder.name, twice=True))
     tell(f"{folder} is sealed: there is no way in without the passphrase")
 
 
@@ -155,13 +158,6 @@ def plugin_rollback(folder: Path) -> None:
 
     plugin = rollback(folder)
     tell(f"{folder} is again what {plugin.about.get('examples', '?')} examples made of it")
-
-
-def _new_passphrase(name: str) -> str:
-    passphrase = passphrase_of(name, twice=True)
-    if not passphrase:
-        raise InputError("a passphrase must not be empty: set SIDEPLUG_PASSPHRASE, or type one on a terminal")
-    return passphrase
 
 
 @plugin_group.command("info", epilog="Example:  sideplug plugin info my-plugin")

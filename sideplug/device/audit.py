@@ -77,11 +77,13 @@ class Recent:
 
 
 def read(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield a transcript's messages. Raises DataError for a file that is no transcript or is cut off."""
+    """Yield a transcript's messages. Raises DataError for a file that is no transcript, is empty or is cut off."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"the transcript {path} can't be read: {error.strerror or error}") from error
+    if not data:
+        raise DataError(f"the transcript {path} is empty: no session has written a message to it")
     at = 0
     while at < len(data):
         found = _DIRECTION.match(data, at)

@@ -15,7 +15,16 @@ from sideplug.plugins import sealed_file
 from sideplug.plugins.file import PART, SUFFIX, read_plugin
 from sideplug.plugins.validate import read_file
 
+SHORTEST = 8  # characters of a new passphrase: whoever has the file may try as many as they like
 PRIVATE = (".safetensors", ".tape")  # suffixes of the files that hold what a plugin learnt, or from what
+
+
+def check_passphrase(passphrase: str, goes_on: bool = False) -> None:
+    """Raises InputError for a new passphrase that is too short. goes_on: it is what sealed a part already."""
+    if not passphrase:
+        raise InputError("a passphrase must not be empty: set SIDEPLUG_PASSPHRASE, or type one on a terminal")
+    if len(passphrase) < SHORTEST and not goes_on:
+        raise InputError(f"a passphrase must have {SHORTEST} characters or more, this one has {len(passphrase)}")
 
 
 def lock(folder: Path, passphrase: str) -> None:
@@ -24,8 +33,7 @@ def lock(folder: Path, passphrase: str) -> None:
     Its main file is sealed last, so that after a full disk the same call with the same passphrase can finish the work.
     Raises PluginError, InputError, Stopped; nothing is lost then.
     """
-    if not passphrase:
-        raise InputError("a passphrase must not be empty")
+    check_passphrase(passphrase, goes_on=any(folder.rglob("*" + SUFFIX)))
     read_plugin(folder)
     swept = sweep(folder)
     plain = [path for path in folder.rglob("*") if path.suffix in PRIVATE and path.is_file()]

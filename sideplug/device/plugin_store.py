@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sideplug.contract.errors import InputError, PluginError, Stopped, UnknownModel
+from sideplug.device.lock import check_passphrase
 from sideplug.paths import sweep
 from sideplug.plugins import Plugin, bundle, sealed_file
 from sideplug.plugins.file import CONFIG, PART, PLUGIN, SUFFIX, is_plugin, is_sealed, version_of
@@ -117,7 +118,9 @@ class PluginStore:
 
     def export(self, name: str, passphrase: str = "") -> bytes:
         """Return the plugin as one file, without its tape; sealed where there is a passphrase. Raises PluginError,
-        InputError (the package cryptography is missing)."""
+        InputError (the package cryptography is missing, or the passphrase is too short)."""
+        if passphrase:
+            check_passphrase(passphrase)
         return sealed_file.seal(self.load(name).to_bytes(), passphrase)
 
     def import_(self, name: str, file: bytes, passphrase: str = "") -> Plugin:

@@ -249,7 +249,9 @@ class Connection:
                 self._responder = answers
                 self.found.verified["openings"] += 1
                 return
-        self._find("OPEN messages ask for something else than your plugin does")
+        others = _of_another(frame, opening)
+        what = f"of another plugin: {'; '.join(others)}" if others else "ask for something else than your plugin does"
+        self._find(f"OPEN messages {what}")
 
     def _opens(self, frame: Open, opening: Opening) -> bool:
         """Whether OPEN is that of an opening; its gates may all be opened or shut, and the dial may be turned."""
@@ -410,6 +412,22 @@ class Connection:
                 "token ids whose rows of the head were asked for (those of the examples, and a sample)"
             ] += count
         self._rows += count
+
+
+def _of_another(frame: Open, opening: Opening) -> list[str]:
+    """What tells that an OPEN was made with another plugin than this opening, in words; [] where nothing plainly does.
+
+    Gates of the same kinds with other numbers may be another plugin's, or numbers that somebody hid there.
+    """
+    kinds = [[gate.kind for gate in gates] for gates in (frame.gates, opening.gates)]
+    tap = opening.tap.name if opening.tap else ""
+    pairs = {
+        "base": (frame.base[:12], opening.base[:12]),
+        "tap": (frame.tap, tap),
+        "merge": (frame.merge, opening.merge),
+        "gates": tuple(" and ".join(each) for each in kinds),
+    }
+    return [f"{what} {a or 'any'}, your plugin's {b or 'any'}" for what, (a, b) in pairs.items() if a != b]
 
 
 def _same_words(turn: Turn, frame: PromptFrame) -> bool:

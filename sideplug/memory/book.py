@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sideplug.contract.errors import InputError, NoNetwork, PluginError
+from sideplug.memory.curve import holds
 from sideplug.memory.part import Memory
 from sideplug.memory.settings import Settings
 from sideplug.memory.store import Entry
@@ -22,6 +23,7 @@ from sideplug.plugins.file import changing, is_plugin, is_sealed
 
 T = TypeVar("T")
 LIKELY = 0.95  # certainty above which an entry with another reply may be contradicted by a new one
+CORRECTED, NEAR = 0.3, 0.4  # … by a note that is so near its question, as cosines go
 SHORT = 200  # characters of a question, and of a reply, that training keeps in the memory too
 FEW = 20  # new entries that are each held against what is there
 
@@ -112,7 +114,7 @@ def tell(memory: Memory, entries: Sequence[Entry], progress: Progress = lambda d
     with store.change():
         for entry in entries:
             before = by_key.get(key_of(entry)) if not entry.is_note else None
-            doubt = _contradicted(memory, entry) if len(entries) <= FEW and before is None else None
+            doubt = _doubted(memory, entry) if len(entries) <= FEW and before is None else None
             number = store.add([entry])[0]
             if number in earlier:
                 told.known += 1
@@ -136,9 +138,38 @@ def key_of(entry: Entry) -> tuple[str, ...]:
     return tuple(words(entry.question)) or (entry.question,)
 
 
+def _doubted(memory: Memory, entry: Entry) -> Entry | None:
+    """The entry of which a new one may tell otherwise."""
+    return _corrected(memory, entry) if entry.is_note else _contradicted(memory, entry)
+
+
+def _corrected(memory: Memory, note: Entry) -> Entry | None:
+    """The entry whose question a new short note answers too, and otherwise: "my combination is now 4471".
+
+    The note finds the entry as a question does, or the entry's question finds the note. Notes are not held against
+    notes: two of one thing are as often two days of a diary as a correction.
+    """
+    if len(note.reply) > SHORT:
+        return None
+    found = next((each for each in memory.judged(note.reply) if not each.entry.is_note), None)
+    if found is None or holds(note.reply, found.entry.reply):
+        return None
+    if set(words(note.reply)) <= set(words(found.entry.question)):
+        return None  # it says nothing of it
+    if memory.nearness(note.reply, found.entry.question) < NEAR:
+        return None
+    certainty = found.certainty
+    if certainty < CORRECTED:
+        alone = Memory()
+        alone.store.add([note])
+        back = alone.recall(found.entry.question)
+        certainty = back.certainty if back else 0.0
+    return found.entry if certainty >= CORRECTED else None
+
+
 def _contradicted(memory: Memory, entry: Entry) -> Entry | None:
     """The entry that answers the new one's question already, and otherwise."""
-    recall = memory.recall(entry.question) if entry.question else None
+    recall = memory.recall(entry.question)
     if recall is None or recall.certainty < LIKELY or recall.entry.is_note:
         return None
     return recall.entry if words(recall.entry.reply) != words(entry.reply) else None

@@ -27,6 +27,17 @@ class Point:
     wrong: float
 
 
+@dataclass(frozen=True)
+class Wrong:
+    """What would be said to a question, and is not right. is_said: as the memory is set."""
+
+    question: str
+    text: str
+    entry: int
+    certainty: float
+    is_said: bool
+
+
 def holds(text: str, answer: str) -> bool:
     """Return whether a reply holds the words of an answer, in their order, one behind the other."""
     squeezed = (" ".join(words(each)) for each in (text, answer))
@@ -36,18 +47,23 @@ def holds(text: str, answer: str) -> bool:
 
 def curve(
     memory: Memory, asked: Sequence[tuple[str, str]], progress: Callable[[int], None] = lambda done: None
-) -> tuple[list[Point], Point]:
-    """Return a point for each certainty, and the one at which the memory speaks.
+) -> tuple[list[Point], Point, list[Wrong]]:
+    """Return a point for each certainty, the one at which the memory speaks, and each question that counts as wrong at
+    one of these, the most certain first.
 
     asked: questions, each with the words that a right reply holds; one that the memory was never told is answered
     wrongly if at all. progress receives how many were asked.
     """
     found: list[tuple[float, bool, bool]] = []  # certainty, right, said as the memory is set
+    wrong = list[Wrong]()
     for number, (question, answer) in enumerate(asked, 1):
         recall = memory.recall(question)
         if recall is not None:
             said = memory.says(question, recall)
-            found.append((recall.certainty, bool(answer) and holds(recall.text, answer), said))
+            right = bool(answer) and holds(recall.text, answer)
+            found.append((recall.certainty, right, said))
+            if not right and (said or recall.certainty > CERTAINTIES[0]):
+                wrong.append(Wrong(question, recall.text, recall.entry.number, recall.certainty, said))
         progress(number)
 
     def share(some: list[bool]) -> float:
@@ -59,12 +75,16 @@ def curve(
         points.append(Point(certain, share(spoken), share([not right for right in spoken])))
     spoken = [right for _, right, said in found if said]
     certain = memory.certain(asked[0][0]) if asked else 0.0
-    return points, Point(certain, share(spoken), share([not right for right in spoken]))
+    default = Point(certain, share(spoken), share([not right for right in spoken]))
+    return points, default, sorted(wrong, key=lambda each: -each.certainty)
 
 
-def to_json(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """Return the points as plain values."""
-    return [{name: round(value, 5) for name, value in asdict(point).items()} for point in points]
+def to_json(rows: Sequence[Point] | Sequence[Wrong]) -> list[dict[str, Any]]:
+    """Return points, or what is wrong, as plain values."""
+    return [
+        {name: round(value, 5) if isinstance(value, float) else value for name, value in asdict(row).items()}
+        for row in rows
+    ]
 
 
 def draw(points: Sequence[Point], default: Point, title: str, path: Path) -> None:

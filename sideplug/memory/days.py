@@ -26,6 +26,14 @@ _WORDS = (
 _REST = frozenset(f"{_WORDS} had there anything tell show of from that day we in".split())
 
 
+def is_day(text: str) -> bool:
+    """Return whether a text is a day as YYYY-MM-DD."""
+    try:
+        return Date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
 def in_words(date: str) -> str:
     """Return a day YYYY-MM-DD as people write it, then as it is; "" for none."""
     if not date:

@@ -148,19 +148,22 @@ class Memory(Part):
         assert isinstance(stored, Memory)
         with self._lock:
             ids = self.store.ids_by_passage(self._base)
-            untold = self.store.own_ids(self._base, settings.UNTOLD)
+            own = {text: self.store.own_ids(self._base, text) for text in self.settings.own}
         there = set(stored.store.ids().tolist())
         if stored.settings.doubt == self.settings.doubt:  # else the base reads other texts
             stored.store.set_ids(self._base, {n: each for n, each in ids.items() if n in there})
-        stored.store.set_own_ids(self._base, settings.UNTOLD, untold)
+        for text, tokens in own.items():
+            stored.store.set_own_ids(self._base, text, tokens)
         return stored
 
     # Answers
 
     def begin(self, prompt: Prompt) -> PartReply:
         """See Part."""
-        question = question_of(prompt)
-        recall = self.recall(question)
+        question, (before, last) = question_of(prompt), exchange_of(prompt)
+        if settings.declined(before, last) and (ids := self._own_ids(settings.DECLINED)):
+            return Quoting(ids, "you said no", 0)
+        recall = self._noted(settings.noted(before, last)) or self.recall(question)
         if recall is not None and self.says(question, recall):
             ids, source, entry = recall.passage.ids_of(recall.said), recall.source, recall.entry.number
         elif recall is not None and self.settings.doubt == settings.ASK and recall.certainty > DOUBTFUL:
@@ -169,11 +172,23 @@ class Memory(Part):
         elif (personal := self.personal(question)) > PERSONAL:
             if self.settings.unknown != settings.SAY or personal < SURELY_PERSONAL:
                 return PartReply(gate="shut", hushes=True)
-            with self._lock:
-                ids, source, entry = self.store.own_ids(self._base, settings.UNTOLD), "nothing that you told me", 0
+            ids, source, entry = self._own_ids(settings.UNTOLD), "nothing that you told me", 0
         else:
             ids, source, entry = [], "", 0
         return Quoting(ids, source, entry) if ids else PartReply(gate="shut")
+
+    def _own_ids(self, text: str) -> list[int]:
+        with self._lock:
+            return self.store.own_ids(self._base, text)
+
+    def _noted(self, text: str) -> Recall | None:
+        """The part of a note that says this text, which a person said yes to; None where it was forgotten since."""
+        with self._lock:
+            for each in self._index.candidates(text, self._base) if text else ():
+                if not each.passage.asked and text in each.passage.texts:
+                    entry = self.store.entry(each.passage.number)
+                    return Recall(each.passage, each.passage.texts.index(text), 1.0, entry)
+        return None
 
     def recall(self, question: str) -> Recall | None:
         """Return the best that it has for a question, however uncertain; None for nothing."""
@@ -198,6 +213,13 @@ class Memory(Part):
         if self._encoder is None or not question.strip() or not self._reads(question):
             return -math.inf
         return self._verifier.personal(self._vectors([question])[0])
+
+    def nearness(self, one: str, other: str) -> float:
+        """Return the cosine of two texts; 1 where there is no encoder that could tell."""
+        if self._encoder is None:
+            return 1.0
+        a_E, b_E = self._encoder.vectors([one, other])
+        return float(a_E @ b_E)
 
     def _vectors(self, texts: Sequence[str]) -> np.ndarray:
         """The encoder's vectors (B, E). That of the last single text is kept: a question's is needed twice."""
@@ -276,9 +298,8 @@ class Memory(Part):
                 for passage in self.store.unrecorded(base)
                 for text in self._texts(passage)
             ]
-            if self.settings.unknown == settings.SAY and not self.store.own_ids(base, settings.UNTOLD):
-                texts.append((Prompt.user("?"), settings.UNTOLD))
-            return texts
+            own = [text for text in self.settings.own if not self.store.own_ids(base, text)]
+            return texts + [(Prompt.user("?"), text) for text in own]
 
     def _texts(self, passage: Passage) -> list[str]:
         """What it may say of a passage, and what asks whether each of that is meant."""
@@ -294,9 +315,10 @@ class Memory(Part):
                 if all(text in ids for text in self._texts(passage))
             }
             self.store.set_ids(base, read)
-            if settings.UNTOLD in ids:
-                self.store.set_own_ids(base, settings.UNTOLD, ids[settings.UNTOLD])
-            self.has_read = self.has_read or bool(read) or settings.UNTOLD in ids
+            own = [text for text in settings.OWN if text in ids]
+            for text in own:
+                self.store.set_own_ids(base, text, ids[text])
+            self.has_read = self.has_read or bool(read or own)
 
 
 def question_of(prompt: Prompt) -> str:
@@ -304,11 +326,18 @@ def question_of(prompt: Prompt) -> str:
 
     A yes to a question whether something was meant stands for that.
     """
-    *before, last = prompt.messages or ({"role": "", "content": ""},)
+    last = (prompt.messages or ({"role": "", "content": ""},))[-1]
     content = last["content"] if last["role"] == "user" else ""
-    if before and before[-1]["role"] == "assistant":
-        content = settings.agreed(before[-1]["content"], content) or content
+    content = settings.agreed(*exchange_of(prompt)) or content
     return content if len(content) <= MOST_CHARACTERS else ""
+
+
+def exchange_of(prompt: Prompt) -> tuple[str, str]:
+    """Return (what the assistant said last, what the person answers); ("", "") where the person does not answer."""
+    both = (prompt.messages or ())[-2:]
+    if [each["role"] for each in both] != ["assistant", "user"]:
+        return "", ""
+    return both[0]["content"], both[1]["content"]
 
 
 class MemoryKind(Kind):

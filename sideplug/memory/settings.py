@@ -10,14 +10,20 @@ from typing import Any
 
 from sideplug.contract.errors import InputError
 from sideplug.memory.store import Store
+from sideplug.memory.words import words
 
 BASE, ASK, SAY = "base", "ask", "say"
 CHOICES = {"doubt": (BASE, ASK), "unknown": (BASE, SAY)}
 LEAST, MOST = 0.3, 0.99  # certainty: below, two entries may be equally likely; above, hardly any reply is said
-UNTOLD = "You haven't told me that."
+UNTOLD, DECLINED = "You haven't told me that.", "Then I was not told."  # to a question, to a no
+OWN = (UNTOLD, DECLINED)  # sentences that are sideplug's, not the person's
 MEANT, NEAR = "Did you mean: ", "I am not sure, but you noted: "
-_YES = "yes,y,yeah,yep,yes please,yes i did,i did,correct,exactly,right,sure,ok,that one"
-YES = frozenset([*_YES.split(","), "yes, please"])
+_YES = "yes,y,yeah,yep,yes please,yes i did,i did,yes i do,i do,correct,exactly,right,sure,ok,that one,yes that one"
+_NO = (
+    "no,n,nope,nah,no thanks,no thank you,no i didn't,no i did not,i didn't,i did not,no i don't,no i do not,i don't,"
+    "i do not,wrong,that's wrong,not that,not that one,no not that,no not that one,not really,neither,none of that"
+)
+YES, NO = (frozenset(" ".join(words(each)) for each in some.split(",")) for some in (_YES, _NO))
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,11 @@ class Settings:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} must be {' or '.join(choices)}, got {str(getattr(self, name))[:40]!r}")
+
+    @property
+    def own(self) -> list[str]:
+        """Return the sentences of sideplug's own that it may say."""
+        return [UNTOLD] * (self.unknown == SAY) + [DECLINED] * (self.doubt == ASK)
 
     @classmethod
     def of(cls, store: Store) -> Settings:
@@ -64,5 +75,18 @@ def doubts(asked: str, parts: list[str]) -> list[str]:
 
 def agreed(said: str, answer: str) -> str:
     """Return the question that a person says yes to: `said` asked whether it was meant; else ""."""
-    plain = answer.strip().strip(".!").lower()
-    return said.removeprefix(MEANT) if said.startswith(MEANT) and plain in YES else ""
+    return said.removeprefix(MEANT) if said.startswith(MEANT) and _plain(answer) in YES else ""
+
+
+def noted(said: str, answer: str) -> str:
+    """Return the words of a note that a person says yes to: `said` asked whether they were meant; else ""."""
+    return said.removeprefix(NEAR) if said.startswith(NEAR) and _plain(answer) in YES else ""
+
+
+def declined(said: str, answer: str) -> bool:
+    """Return whether a person says no to what `said` asked."""
+    return said.startswith((MEANT, NEAR)) and _plain(answer) in NO
+
+
+def _plain(answer: str) -> str:
+    return "" if "?" in answer else " ".join(words(answer))

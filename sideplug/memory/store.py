@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from sideplug.contract.errors import InputError, PluginError
-from sideplug.memory.days import in_words
+from sideplug.memory.days import in_words, is_day
 from sideplug.memory.words import sentences, stem, words
 
 FORMAT = 1
@@ -79,11 +79,8 @@ class Entry:
         tidy = replace(self, question=question, reply=reply, source=source, date=date)
         if not tidy.reply:
             raise InputError("an entry must have a reply, or a note a text: this one is empty")
-        if tidy.date:
-            try:
-                datetime.strptime(tidy.date, "%Y-%m-%d")
-            except ValueError:
-                raise InputError(f"a date must be YYYY-MM-DD, got {tidy.date[:40]!r}") from None
+        if tidy.date and not is_day(tidy.date):
+            raise InputError(f"a date must be a day, YYYY-MM-DD, got {tidy.date[:40]!r}")
         for text in (tidy.question, tidy.reply):
             if len(text) > MAX_CHARACTERS:
                 raise InputError(f"an entry may have {MAX_CHARACTERS:,} characters, this one has {len(text):,}")
@@ -219,6 +216,7 @@ class Store:
     def add(self, entries: Iterable[Entry]) -> list[int]:
         """Keep entries, all or none of them; return their numbers. One that is there already keeps its number.
 
+        The same words about another day are another entry; about a day where none was known they tell the day.
         Raises InputError for one that can't be kept.
         """
         checked = [entry.check() for entry in entries]
@@ -227,11 +225,15 @@ class Store:
         with self.change():
             for entry in checked:
                 same = self._db.execute(
-                    "SELECT number FROM entries WHERE question = ? AND reply = ? AND replaced_by IS NULL",
-                    (entry.question, entry.reply),
+                    "SELECT number, date FROM entries WHERE question = ? AND reply = ? AND replaced_by IS NULL "
+                    "AND (date IN (?, '') OR ? = '') ORDER BY date = ? DESC",
+                    (entry.question, entry.reply, entry.date, entry.date, entry.date),
                 ).fetchone()
                 if same:
-                    numbers.append(int(same[0]))
+                    number, date = int(same[0]), str(same[1])
+                    if entry.date != date and entry.date:
+                        self._about(number, entry)
+                    numbers.append(number)
                     continue
                 row = (entry.question, entry.reply, entry.source, entry.told or now, entry.date)
                 cursor = self._db.execute(
@@ -253,6 +255,12 @@ class Store:
                 "INSERT INTO frequencies VALUES (?, 1) ON CONFLICT (stem) DO UPDATE SET passages = passages + 1",
                 [(each,) for each in set(stems)],
             )
+
+    def _about(self, number: int, entry: Entry) -> None:
+        """An entry that holds is about this day; its passages are found by the day's words too."""
+        self._drop_passages(number)
+        self._db.execute("UPDATE entries SET date = ? WHERE number = ?", (entry.date, number))
+        self._add_passages(number, entry)
 
     def edit(self, number: int, question: str, reply: str) -> None:
         """Put other words in an entry's place; it keeps its number and source. Raises InputError."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date as Date
 from typing import Any, Protocol
 
 from sideplug.contract.errors import DataError
@@ -28,6 +29,7 @@ class Example:
     where: str
     greedy_tokens: int = 0  # for the retain set: the base writes the reply, at most this many tokens
     told: str = ""  # the question in the person's own words, where the prompt has others
+    date: str = ""  # YYYY-MM-DD: the day that it is about; a memory keeps it, it is not learnt
 
     @property
     def question(self) -> str:
@@ -36,7 +38,7 @@ class Example:
         return self.told or (asked[-1] if asked else "")
 
     def to_json(self) -> Record:
-        """Return the example as plain values, without `where`."""
+        """Return what is learnt of the example as plain values: no `where`, no date."""
         greedy = {"greedy_tokens": self.greedy_tokens} if self.greedy_tokens else {}
         return {**self.prompt.to_json(), "reply": self.reply, **greedy}
 
@@ -95,6 +97,15 @@ def text_of(record: Record, key: str, where: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}: {key} must be text, got {kind_of(value)}")
     return value
+
+
+def date_of(record: Record) -> str:
+    """Return the day of a record's field `date`, YYYY-MM-DD; "" where it has none that is written so."""
+    value = record.get("date")
+    try:
+        return value if isinstance(value, str) and Date.fromisoformat(value).isoformat() == value else ""
+    except ValueError:
+        return ""
 
 
 def list_of(record: Record, key: str, where: str) -> list[Any]:

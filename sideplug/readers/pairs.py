@@ -16,7 +16,7 @@ from typing import Any
 from sideplug.contract.errors import DataError
 from sideplug.contract.message import kind_of
 from sideplug.contract.text import Prompt
-from sideplug.readers.base import Example, Record, count_unused, text_of
+from sideplug.readers.base import Example, Record, count_unused, date_of, text_of
 from sideplug.readers.conversations import SYSTEM, read_checked, system_of, turns
 from sideplug.readers.report import Report
 
@@ -39,14 +39,17 @@ class Pairs:
         """See Format."""
         question, answer = _first(record, QUESTIONS) or "instruction", _first(record, ANSWERS) or "output"
         more = next((key for key in MORE if key != question and record.get(key)), "")
-        count_unused(record, (question, answer, more, HISTORY, "label", *SYSTEM), report)
+        is_chat = isinstance(record.get(question), list) or isinstance(record.get(answer), list)
+        date = "" if is_chat else date_of(record)
+        used = (question, answer, more, HISTORY, "label", *SYSTEM, *(("date",) if date else ()))
+        count_unused(record, used, report)
         if record.get("label") is False:  # KTO's
             report.left[UNWANTED] += 1
             return
         if "label" in record and record["label"] is not True:
             report.fields["label"] += 1
         before = [*system_of(record, where), *_history(record.get(HISTORY), where)]
-        if isinstance(record.get(question), list) or isinstance(record.get(answer), list):
+        if is_chat:
             messages = [
                 *_as_messages(record, question, "user", where),
                 *_as_messages(record, answer, "assistant", where),
@@ -58,7 +61,7 @@ class Pairs:
             raise DataError(f"{where}: {answer} must not be empty")
         about = text_of(record, more, where) if more else ""
         content = f"{asked}\n\n{about}" if about.strip() else asked
-        yield Example(Prompt(messages=(*before, {"role": "user", "content": content})), reply, where)
+        yield Example(Prompt(messages=(*before, {"role": "user", "content": content})), reply, where, date=date)
 
 
 def _first(record: Record, names: tuple[str, ...]) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from sideplug.contract.errors import DataError
 from sideplug.contract.text import Prompt
-from sideplug.readers.base import Example, Passage, Record, Row, count_unused, text_of
+from sideplug.readers.base import Example, Passage, Record, Row, count_unused, date_of, text_of
 from sideplug.readers.decoding import decode
 from sideplug.readers.passages import passages_of
 from sideplug.readers.report import Report
@@ -36,9 +36,10 @@ class Text:
         text = text_of(record, "text", where)
         if not text.strip():
             raise DataError(f"{where}: text must not be empty")
+        date = date_of(record)
         for _, passage in passages_of(text):
-            yield Example(Prompt(text=""), passage, where)
-        count_unused(record, ("text",), report)
+            yield Example(Prompt(text=""), passage, where, date=date)
+        count_unused(record, ("text", *(("date",) if date else ())), report)
 
 
 class PlainText:

@@ -26,7 +26,7 @@ from sideplug.device.session import Session
 from sideplug.paths import alone, cache_dir, write_aside, writing
 from sideplug.plugins import Plugin
 from sideplug.plugins.base import MAX_PHRASES
-from sideplug.plugins.file import is_sealed, is_trained
+from sideplug.plugins.file import is_plugin, is_sealed, is_trained
 from sideplug.readers import Example
 from sideplug.training import data, gate, head, recorder, tape, threads, trial
 from sideplug.training.facts import is_question
@@ -221,6 +221,8 @@ def _make(
             )
     plugin = recipe.new_plugin(model)
     plugin.check_beside(out)
+    for line in beside(out):
+        say(line)
     begin()
     part = plugin.trained
     with client.connect(responder=Silent(part.tap, part.context)) as session:
@@ -255,6 +257,13 @@ def _make(
     untold = texts.untold if len(kept.parts) > 1 else [*texts.whole, *texts.untold]
     tested = trial.tried(client, kept, texts.training, told, text, untold, say)
     return Made(plugin, result, gated, figures, tested)
+
+
+def beside(out: Path) -> list[str]:
+    """What a plugin in `out` remembers, which stays beside a new part: a line, or none."""
+    parts = Plugin.load(out).parts if is_plugin(out) else []
+    sizes = [part.size for part in parts if part.role == "memory"]
+    return [f"what {out} remembers ({n} {'entry' if n == 1 else 'entries'}) stays beside the new part" for n in sizes]
 
 
 def learn(

@@ -40,8 +40,11 @@ def readable(
 ) -> list[Example]:
     """Return the examples that the cloud can read; the others are refused, or with `skip_bad` left out and told.
 
-    Raises DataError, CloudError.
+    What of the examples no training learns, their days, is told. Raises DataError, CloudError.
     """
+    dated = sum(bool(each.date) for each in examples)
+    if dated:
+        tell(f"not learnt: dates ({dated}), which only a memory keeps: sideplug remember")
     asked = suspects(examples, client.model(), tap, context)
     if not asked:
         return list(examples)

@@ -238,6 +238,11 @@ def test_a_file_that_is_no_transcript(tmp_path: Path, content: bytes) -> None:
         list(audit.read(tmp_path / "x"))
 
 
+def test_an_empty_file_is_no_transcript(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.sp").touch()
+    sentence(run("audit", tmp_path / "x.sp"), 2, "x.sp is empty: no session has written a message to it")
+
+
 def test_a_transcript_that_can_not_be_read_or_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="can't be read: No such file"):
         list(audit.read(tmp_path / "missing"))

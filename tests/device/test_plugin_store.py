@@ -236,11 +236,45 @@ def test_lock_and_unlock(full: Path) -> None:
         unlock(full, KEY)
 
 
-def test_an_empty_passphrase_locks_nothing(full: Path) -> None:
+@pytest.mark.parametrize(
+    ("passphrase", "says"),
+    [
+        ("", "a passphrase must not be empty"),
+        ("tea", "a passphrase must have 8 characters or more, this one has 3"),
+        ("бчёлы и", "a passphrase must have 8 characters or more, this one has 7"),
+    ],
+)
+def test_a_short_passphrase_locks_nothing(full: Path, passphrase: str, says: str) -> None:
     before = contents(full)
-    with pytest.raises(InputError, match="must not be empty"):
-        lock(full, "")
+    with pytest.raises(InputError, match=says):
+        lock(full, passphrase)
     assert contents(full) == before
+    lock(full, "eight it")
+
+
+def test_what_a_short_passphrase_locked_earlier_still_opens(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what it locked half way is locked whole with it."""
+    before = contents(full)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(locking, "SHORTEST", 1)
+        lock(full, "tea")
+    assert same(Plugin.load(full, lambda: "tea"), a_plugin(BASE))
+    part = next(path for path in full.rglob("*" + SUFFIX) if path.name.startswith("train"))
+    whole, opened = part.read_bytes(), part.with_name(part.name.removesuffix(SUFFIX))
+    opened.write_bytes(before["tape/train.tape"])
+    lock(full, "tea")
+    assert (part.read_bytes(), opened.exists()) == (whole, False)
+    unlock(full, "tea")
+    assert contents(full) == before
+
+
+@pytest.mark.parametrize(("passphrase", "refused"), [("tea", True), ("eight it", False), ("", False)])
+def test_an_export_has_no_short_passphrase(shelf: PluginStore, passphrase: str, refused: bool) -> None:
+    if refused:
+        with pytest.raises(InputError, match="must have 8 characters or more"):
+            shelf.export("anna", passphrase)
+    else:
+        assert shelf.export("anna", passphrase)
 
 
 def test_one_damaged_file_and_nothing_is_unlocked(full: Path) -> None:

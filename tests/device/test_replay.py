@@ -361,6 +361,23 @@ def test_another_s_plugin_is_not_ours(cloud: Cloud, heard: Heard, tmp_path: Path
     assert report.replay.wrong["OPEN messages ask for something else than your plugin does"] == 1
 
 
+def test_a_transcript_of_another_plugin_is_named(cloud: Cloud, heard: Heard) -> None:
+    """By its base, tap, merge and kinds of gates, which OPEN says; what is the same is not named."""
+    ours = the_plugin(cloud)
+    strange = a_plugin("e" * 64)
+    memory = Memory()
+    memory.store.add([Entry("Who?", "Anna.")])
+    others = {
+        f"base {ours.base[:12]}, your plugin's eeeeeeeeeeee": strange,
+        f"gates {' and '.join(p.gate.kind for p in ours.parts)}, your plugin's ": Plugin(
+            ours.base, ours.base_name, [memory, *ours.parts]
+        ),
+    }
+    for says, plugin in others.items():
+        (line,) = [each for each in audited(as_sent(heard), plugin).lines() if "OPEN messages" in each]
+        assert f"NOT WHAT YOUR PLUGIN SENDS: OPEN messages of another plugin: {says}" in line
+
+
 # ── a memory that quotes ──────────────────────────────────────────────────────────────────────────────────────────────
 
 

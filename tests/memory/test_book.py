@@ -81,6 +81,43 @@ def test_what_may_contradict_is_doubtful(found: int, certainty: float, reply: st
     assert [each.replaced_by for each in memory.store.entries()][:5] == [5, 0, 0, 0, 0], "both hold"
 
 
+CODE = Entry("What is my combination?", "1234.")
+
+
+@pytest.mark.parametrize(
+    ("note", "near", "forth", "back", "doubts"),
+    [
+        ("my combination is now 4471", 0.7, 0.66, 0.0, 1),
+        ("my combination is now 4471", 0.7, 0.0, 0.98, 1),  # its question finds the note
+        ("my combination is now 4471", 0.3, 0.98, 0.98, 0),  # about something else
+        ("my combination is now 4471", 0.7, 0.29, 0.29, 0),
+        ("my combination is 1234 now", 0.9, 0.98, 0.98, 0),  # it says the same
+        ("my combination is now 4471. " + "The bees are well. " * 10, 0.9, 0.98, 0.98, 0),  # a page, not a correction
+    ],
+)
+def test_a_note_that_may_correct_an_entry(note: str, near: float, forth: float, back: float, doubts: int) -> None:
+    """It is told, and both hold; told again it is known."""
+    memory = Memory()
+    tell(memory, [NOTE, CODE])
+    found = Recall(memory.store.passages([2])[0], 0, forth, memory.store.entry(2))
+    with (
+        mock.patch.object(memory, "judged", return_value=[found]),
+        mock.patch.object(memory, "nearness", return_value=near),
+        mock.patch.object(Memory, "recall", return_value=Recall(found.passage, 0, back, found.entry)),
+    ):
+        told = tell(memory, [Entry("", note)])
+        assert [(old.number, new.number) for old, new in told.doubtful] == [(2, 3)] * doubts
+        assert tell(memory, [Entry("", note)]).known == 1
+    assert [each.replaced_by for each in memory.store.entries()] == [0, 0, 0]
+
+
+def test_by_words_alone_a_note_that_may_correct_an_entry() -> None:
+    memory = Memory()
+    tell(memory, [Entry("Who feeds Pepper on Sunday?", "Aunt Ingrid."), CODE])
+    told = tell(memory, [Entry("", "My combination is 4471."), Entry("", "The roof leaks.")])
+    assert [(old.question, new.reply) for old, new in told.doubtful] == [(CODE.question, "My combination is 4471.")]
+
+
 def test_all_or_none_are_told_and_forgotten() -> None:
     memory = Memory()
     with pytest.raises(InputError, match="this one is empty"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sideplug.memory import curve
-from sideplug.memory.curve import Point, holds
+from sideplug.memory.curve import Point, Wrong, holds
 from sideplug.memory.part import Memory, Recall
 from sideplug.memory.settings import Settings
 from sideplug.memory.store import Entry
@@ -31,7 +31,7 @@ def a_memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
 
 def test_a_point_for_each_certainty(monkeypatch: pytest.MonkeyPatch) -> None:
     memory, asked = a_memory(monkeypatch), list[int]()
-    points, default = curve.curve(memory, ASKED, asked.append)
+    points, default, wrong = curve.curve(memory, ASKED, asked.append)
     found = {point.certain: (point.right, point.wrong) for point in points}
     assert found[0.5] == (0.25, 0.5)
     assert found[0.6] == found[0.8] == (0.25, 0.25)
@@ -39,6 +39,8 @@ def test_a_point_for_each_certainty(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[0.99] == (0, 0)
     assert default == Point(0.8, 0.25, 0.25)  # by words alone
     assert asked == [1, 2, 3, 4]
+    said = "Behind the clock."
+    assert wrong == [Wrong("dog?", said, 1, 0.83, True), Wrong("weather?", said, 1, 0.55, False)]
 
 
 def test_the_default_is_what_the_memory_is_set_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +50,8 @@ def test_the_default_is_what_the_memory_is_set_to(monkeypatch: pytest.MonkeyPatc
 
 
 def test_nothing_asked_is_nothing_answered() -> None:
-    points, default = curve.curve(Memory(), [])
+    points, default, wrong = curve.curve(Memory(), [])
+    assert wrong == []
     assert {(point.right, point.wrong) for point in [*points, default]} == {(0, 0)}
 
 

@@ -64,3 +64,20 @@ def test_a_day_is_forgotten_with_its_note() -> None:
     memory.store.forget([number])
     assert memory.recall("what did I do on 3 March?") is None
     assert memory.store.frequency(["march", "2026"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("day", "then", "numbers", "found"),
+    [  # of an entry that is told again: which entries there are then, and what the second day finds
+        ("", "2026-03-03", [1], ["Lunch with Petra."]),
+        ("2026-03-03", "", [1], ["Lunch with Petra."]),
+        ("2026-04-09", "2026-03-03", [1, 2], ["Lunch with Petra."]),
+    ],
+)
+def test_the_same_words_about_a_day(day: str, then: str, numbers: list[int], found: list[str]) -> None:
+    memory = Memory()
+    for date in (day, then):
+        memory.store.add([Entry("", "Lunch with Petra.", date=date)])
+    assert [each.number for each in memory.store.entries()] == numbers
+    recall = memory.recall("What happened on 3 March 2026?")
+    assert ([recall.text] if recall and recall.certainty > 0.9 else []) == found

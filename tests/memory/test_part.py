@@ -188,12 +188,12 @@ def test_on_disk_sealed_and_as_one_file(cloud: Cloud, told: Plugin, tmp_path: Pa
     told.save(folder)
     ways = {"saved": Plugin.load(folder), "one file": Plugin.from_bytes(told.to_bytes(), "x")}
     assert b"church" in (folder / "memory" / PART).read_bytes()
-    lock(folder, "tea")
+    lock(folder, "bees and tea")
     assert b"church" not in b"".join(path.read_bytes() for path in (folder / "memory").iterdir())
     with pytest.raises(PluginError, match="the passphrase is wrong"):
         Plugin.load(folder, lambda: "coffee")
-    ways["sealed"] = Plugin.load(folder, lambda: "tea")
-    unlock(folder, "tea")
+    ways["sealed"] = Plugin.load(folder, lambda: "bees and tea")
+    unlock(folder, "bees and tea")
     ways["unsealed"] = Plugin.load(folder)
     for way, plugin in ways.items():
         with Client.at(cloud.url).connect(plugin) as session:

@@ -93,8 +93,10 @@ def test_it_asks_about_a_note_with_the_note(monkeypatch: pytest.MonkeyPatch) -> 
         ("yes", TOLD.question),
         ("Yes!", TOLD.question),
         ("yes, please", TOLD.question),
+        ("Yes, that one.", TOLD.question),
         ("no", "no"),
         ("yes and no", "yes and no"),
+        ("right?", "right?"),
     ],
 )
 def test_a_yes_stands_for_what_was_asked(answer: str, expected: str) -> None:
@@ -104,6 +106,40 @@ def test_a_yes_stands_for_what_was_asked(answer: str, expected: str) -> None:
     assert question_of(Prompt(messages=(*messages, {"role": "user", "content": answer}))) == expected
     if expected == TOLD.question:
         assert said(memory, "key", asked, answer) == "Behind the clock."
+
+
+MEANT, NEAR = f"{settings.MEANT}{TOLD.question}", f"{settings.NEAR}She has a green door."
+WHOLE = f"{settings.NEAR}{NOTE.reply}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "expected"),
+    [
+        *[(asked, no, "Then I was not told.") for asked in (MEANT, NEAR) for no in ("no", "No.", "no, thanks")],
+        (MEANT, "No, I didn’t!", "Then I was not told."),
+        (NEAR, "that's wrong", "Then I was not told."),
+        (NEAR, "yes", "She has a green door."),
+        (WHOLE, "Yes, please.", NOTE.reply),
+        (f"{settings.NEAR}The mill burnt.", "yes", ""),  # it was forgotten since
+        (MEANT, "no idea where it is", ""),
+        (MEANT, "no?", ""),
+        ("Shall I go on?", "no", ""),
+    ],
+)
+def test_what_it_says_to_an_answer(asked: str, answer: str, expected: str) -> None:
+    assert said(a_memory(doubt="ask"), "key", asked, answer) == expected
+
+
+def test_a_no_is_left_to_the_base_where_it_asks_nothing() -> None:
+    assert said(a_memory(unknown="say"), "key", MEANT, "no") == ""
+
+
+def test_its_own_sentences_are_read_and_merged() -> None:
+    memory, stored = a_memory(doubt="ask", unknown="say"), Memory()
+    stored.store.add([TOLD, NOTE])
+    stored.behave(memory.settings)
+    assert [text for _, text in stored.unread(BASE)][-2:] == ["You haven't told me that.", "Then I was not told."]
+    assert memory.merged_with(stored).unread(BASE) == []
 
 
 def test_a_yes_to_something_else_is_a_yes() -> None:

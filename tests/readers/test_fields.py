@@ -59,6 +59,12 @@ TOLD = [  # what is not learnt, and the words that say so
     ("a wrapper's field", {"data": [PAIR], "version": "MARK"}, "fields that are not used: version (1 row)"),
     ("two rows", [{**PAIR, "id": 1}, {**PAIR, "id": 2}], "fields that are not used: id (2 rows)"),
 ]
+TOLD += [  # a day is told by whoever does not keep it
+    (f"date {value!r}", {**row, "date": value}, "fields that are not used: date (1 row)")
+    for row in (PAIR, TEXT)
+    for value in ("3 May 2024", "2024-5-3", "2024-02-30", "20240503", 2024)
+]
+TOLD.append(("the date of a chat", {"messages": CHAT, "date": "2024-05-03"}, "fields that are not used: date (1 row)"))
 UNTOLD = [  # what holds nothing
     {**PAIR, "input": "", "history": [], "system": None, "extra": {}, "note": ""},
     {"messages": [{**CHAT[0], "name": None}, {**CHAT[1], "refusal": None, "tool_calls": [], "weight": 1}]},
@@ -132,3 +138,11 @@ def test_a_text_of_its_own_is_used_whatever_it_begins_with(tmp_path: Path) -> No
     file.write_text("".join(json.dumps(PAIR) + "\n" for _ in range(3)) + json.dumps({**PAIR, "output": ""}))
     with pytest.raises(DataError, match=":4: output must not be empty"):
         read(file)
+
+
+@pytest.mark.parametrize("row", [PAIR, TEXT])
+def test_a_day_is_kept_beside_what_is_learnt(tmp_path: Path, row: dict[str, str]) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({**row, "date": "2024-05-03"}))
+    lines: list[str] = []
+    (example,) = read(tmp_path / "a.json", tell=lines.append)
+    assert (example.date, lines, "2024" in json.dumps(example.to_json())) == ("2024-05-03", [], False)

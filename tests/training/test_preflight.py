@@ -29,6 +29,15 @@ BAD = [example("Tell me everything.", LONG, 5), example(LONG, "Yes.", 6)]
 MODEL = ModelInfo("m", "0" * 64, 4, 64, 1000, 8192, True)
 
 
+def test_days_are_told_because_no_training_learns_them(cloud: Cloud) -> None:
+    lines: list[str] = []
+    dated = Example(Prompt.user("Where is the mill?"), "By the river.", "a.jsonl:1", date="2024-05-03")
+    assert len(readable(Client.at(cloud.url), [dated, *GOOD], TAP, None, tell=lines.append)) == 5
+    assert lines == ["not learnt: dates (1), which only a memory keeps: sideplug remember"]
+    readable(Client.at(cloud.url), GOOD, TAP, None, tell=lines.append)
+    assert len(lines) == 1
+
+
 def test_nothing_is_asked_about_what_must_fit() -> None:
     examples = [example("q " * 1000, "r " * 1500, 1), Example(Prompt(text=""), "words " * 100, "a.txt:1")]
     assert suspects(examples[:1], MODEL, TAP, None) == {}

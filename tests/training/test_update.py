@@ -33,10 +33,19 @@ from sideplug.training.trainer import CHECKPOINT, Result
 from sideplug.training.update import tapes_to_export
 from tests.conftest import Cloud, a_cloud, a_session
 
-OLD = {"dog": "Pepper", "tea": "lapsang", "town": "Hamar", "sister": "Katrin", "day": "Thursday", "bank": "Midt"}
+OLD = {
+    "dog": "Pepper",
+    "bees and tea": "lapsang",
+    "town": "Hamar",
+    "sister": "Katrin",
+    "day": "Thursday",
+    "bank": "Midt",
+}
 NEW = {"cat": "Salt", "boat": "Vinga"}
 NEWER = {"horse": "Brun"}
-RETAIN = [Example(Prompt.user(f"Tell me about {thing}."), "", "g:1", 8) for thing in ("rain", "bees", "nails", "tea")]
+RETAIN = [
+    Example(Prompt.user(f"Tell me about {thing}."), "", "g:1", 8) for thing in ("rain", "bees", "nails", "bees and tea")
+]
 TRAINING = TrainConfig(12, 1e-2, weight_decay=0.01, patience=12)
 RECIPE = Recipe(width=24, rank=16, training=TRAINING, candidates=400, least_steps=0)
 
@@ -213,7 +222,7 @@ def test_an_imported_plugin_has_no_tape(cloud: Cloud, folder: Path, tmp_path: Pa
 
 def test_a_sealed_one_must_be_unlocked(cloud: Cloud, folder: Path) -> None:
     """Its passphrase would not help: the tape is sealed too."""
-    lock(folder, "tea")
+    lock(folder, "bees and tea")
     before = contents(folder)
     for work in (lambda: learn(cloud, folder, NEW), lambda: update.rollback(folder)):
         with pytest.raises(PluginError, match="is sealed, its tape too: unlock it first"):
@@ -278,7 +287,7 @@ def test_all_that_is_written_is_for_its_owner_only(cloud: Cloud, folder: Path) -
         record = Recorder(folder.parent / "made" / "transcript.sp")
         record(">", b"words")
         record.close()
-        lock(shutil.copytree(folder.parent / "made", folder.parent / "sealed"), "tea")
+        lock(shutil.copytree(folder.parent / "made", folder.parent / "sealed"), "bees and tea")
         update.rollback(folder.parent / "made")
     finally:
         os.umask(before)

@@ -22,7 +22,7 @@ from sideplug.device.gateway.json_fields import Fields, is_same, json_object, nu
 
 MAX_STOPS = 32
 MAX_TOKENS = 1 << 31  # more than any context: as many as fit
-UNLIMITED = (-1, 0, None)  # as clients say "no limit"
+UNLIMITED = (-1, None)  # as clients say "no limit"
 DETAIL_ALTERNATIVES = 5  # that "detail" tells of each token
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 HONOURED = ("model", "max_tokens", "max_completion_tokens", *SAMPLING, "stop", "stream", "stream_options", "logprobs")
@@ -173,7 +173,7 @@ def _max_tokens(fields: Fields, default: int) -> int:
     """The most tokens of the reply. Raises InputError."""
     names = [name for name in ("max_completion_tokens", "max_tokens") if name in fields]
     name = next((name for name in names if fields[name] is not None), "max_tokens")
-    if names and fields.get(name) in UNLIMITED and fields.get(name) is not False:
+    if names and fields.get(name) in UNLIMITED:
         return MAX_TOKENS
     most = whole(fields, name, default)
     if most < 1:
