@@ -42,12 +42,14 @@ def test_a_trunk_is_made_installed_and_begun_with(run: Run, cloud: Cloud, writer
     assert "Dot has" in made.stderr
     assert "left out" in made.stderr
     sentence(run("trunk", "train", writers, "--out", out, "--licence", "CC0", *how), 2, "is there already", "--force")
-    assert run("trunk", "list").stdout == ""
+    packaged = json.loads(run("trunk", "list", "--json").stdout)
+    assert [each["name"] for each in packaged] == ["prose"]
     pulled = run("trunk", "pull", out)
     assert pulled.returncode == 0, pulled.stderr
     trunk = Trunk.load(out)
     assert trunk.sha256 in pulled.stdout
-    assert [each["sha256"] for each in json.loads(run("trunk", "list", "--json").stdout)] == [trunk.sha256]
+    listed = [each["sha256"] for each in json.loads(run("trunk", "list", "--json").stdout)]
+    assert sorted(listed) == sorted([trunk.sha256, *(each["sha256"] for each in packaged)])
     info = run("trunk", "info", "letters").stdout
     assert "Ada" in info
     assert "CC0" in info

@@ -349,9 +349,7 @@ uninterrupted: Any = lambda: contextmanager(lambda: iter([lambda: False]))()  # 
 NOTES = [
     Example(Prompt.user(f"Where is the {a}?"), f"Behind the {b}.", "") for a, b in itertools.product("abcd", "xyz")
 ]
-RETAIN = [
-    Example(Prompt.user(f"Tell me about {thing}."), "", "", 8) for thing in ("rain", "bees and tea", "bees", "nails")
-]
+RETAIN = [Example(Prompt.user(f"Tell me about {thing}."), "", "", 8) for thing in ("rain", "tea", "bees", "nails")]
 
 
 @pytest.mark.parametrize("kind", ["toy-attention", "attention"])

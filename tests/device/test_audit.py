@@ -214,7 +214,8 @@ def test_a_transcript_is_the_messages(heard: list[Heard], tmp_path: Path) -> Non
     assert path.stat().st_mode & 0o777 == 0o600
     written(path, heard[:2])  # a second session goes on behind the first
     assert list(audit.read(path)) == heard + heard[:2]
-    assert list(audit.read(written(tmp_path / "none.sp", []))) == []
+    with pytest.raises(DataError, match="is empty"):
+        list(audit.read(written(tmp_path / "none.sp", [])))
 
 
 def test_a_transcript_that_is_cut_off(heard: list[Heard], tmp_path: Path) -> None:

@@ -741,12 +741,12 @@ def test_plugins_come_and_go(cloud: Cloud, stage: Stage, root: Path, tmp_path: P
     with stage.http() as http:
         plain = http.get("/sideplug/plugins/anna")
         assert plain.headers["content-disposition"] == "attachment; filename*=utf-8''anna.sideplug"
-        sealed = http.get("/sideplug/plugins/anna", headers={"X-Passphrase": "tea"}).content
+        sealed = http.get("/sideplug/plugins/anna", headers={"X-Passphrase": "bees and tea"}).content
         assert http.put("/sideplug/plugins/plain", content=plain.content).status_code == 200
         refused(http.put("/sideplug/plugins/x", content=sealed), 400, "wrong-passphrase", "is sealed")
         wrong = http.put("/sideplug/plugins/x", content=sealed, headers={"X-Passphrase": "no"})
         refused(wrong, 400, "wrong-passphrase", "the passphrase is wrong")
-        done = http.put("/sideplug/plugins/sealed", content=sealed, headers={"X-Passphrase": "tea"})
+        done = http.put("/sideplug/plugins/sealed", content=sealed, headers={"X-Passphrase": "bees and tea"})
         assert done.json() == {"plugins": ["anna", "mill", "plain", "sealed"]}
         for name in ("plain", "sealed"):
             assert stage.text(model=name) == wanted(cloud, "anna")

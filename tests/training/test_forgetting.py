@@ -215,7 +215,7 @@ def test_every_kind_begins_anew_in_its_form(kind: str) -> None:
     from tests.conftest import a_plugin
 
     old = a_plugin("f" * 64, kind).trained
-    new = forgetting._untrained(old)
+    new = forgetting._untrained(old, "f" * 64)
     assert {n: v.shape for n, v in new.params.items()} == {n: v.shape for n, v in old.params.items()}
     assert any((new.params[name] != value).any() for name, value in old.params.items())
 

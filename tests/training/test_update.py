@@ -27,27 +27,18 @@ from sideplug.plugins.file import CONFIG, MANNER, PART, PLUGIN, SUFFIX, WEIGHTS
 from sideplug.readers import Example
 from sideplug.training import pipeline, update
 from sideplug.training.fit import TrainConfig
-from sideplug.training.recipe import Recipe
+from sideplug.training.recipe import FACTS, Recipe
 from sideplug.training.recorder import score
 from sideplug.training.trainer import CHECKPOINT, Result
 from sideplug.training.update import tapes_to_export
 from tests.conftest import Cloud, a_cloud, a_session
 
-OLD = {
-    "dog": "Pepper",
-    "bees and tea": "lapsang",
-    "town": "Hamar",
-    "sister": "Katrin",
-    "day": "Thursday",
-    "bank": "Midt",
-}
+OLD = {"dog": "Pepper", "tea": "lapsang", "town": "Hamar", "sister": "Katrin", "day": "Thursday", "bank": "Midt"}
 NEW = {"cat": "Salt", "boat": "Vinga"}
 NEWER = {"horse": "Brun"}
-RETAIN = [
-    Example(Prompt.user(f"Tell me about {thing}."), "", "g:1", 8) for thing in ("rain", "bees", "nails", "bees and tea")
-]
+RETAIN = [Example(Prompt.user(f"Tell me about {thing}."), "", "g:1", 8) for thing in ("rain", "bees", "nails", "tea")]
 TRAINING = TrainConfig(12, 1e-2, weight_decay=0.01, patience=12)
-RECIPE = Recipe(width=24, rank=16, training=TRAINING, candidates=400, least_steps=0)
+RECIPE = Recipe(FACTS, width=24, rank=16, training=TRAINING, candidates=400, least_steps=0)
 
 
 def facts(told: dict[str, str], asks: str = "What is my {}?") -> list[Example]:
