@@ -172,7 +172,10 @@ class Run:
             if system.trains in ("lora", LORA_OTHERS):
                 start = self._others_adapter(task) if system.trains == LORA_OTHERS else None
                 return self._lora(user.file, out, epochs, start)
-            options = ["--kind", system.trains, "--epochs", epochs, "--cloud", url, "--out", out, "--force"]
+            options = ["--cloud", url, "--out", out, "--force"]
+            options += ["--kind", system.trains] if system.trains != OURS else []
+            as_needed = system.trains == OURS and not task.width and not self.scale.epochs
+            options += ["--epochs", epochs] if not as_needed else []
             options += ["--no-remember"]  # kinds are compared; what a memory knows is a part of its own
             options += ["--width", task.width] if task.width and system.trains == OURS else []
             options += [] if system.retain else ["--retain-weight", 0]

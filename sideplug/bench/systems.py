@@ -19,11 +19,11 @@ from sideplug.contract.gate import Gate
 from sideplug.device.reply import WINDOW
 from sideplug.plugins import Plugin, trained_kinds
 from sideplug.plugins.base import trained_kind
-from sideplug.training.recipe import FACTS, Recipe
+from sideplug.training.recipe import FACTS, MANNER, Recipe
 
 LORA_RANK = 8
 EXCHANGE_RANK = 8
-OURS = FACTS
+OURS = "ours"  # the kind that `sideplug train` takes for the task's examples
 NEAREST = 3
 # To be chosen on people whom no task has (`sideplug bench --part rivals`).
 KNN_SHARE, KNN_HEAT = 0.1, 0.03
@@ -48,8 +48,8 @@ class System:
     """A way to split and personalise a model.
 
     settings: as the report tells them. device: what its device is started with.
-    trains: what is made for a person: a plugin of this kind, "lora", LORA_OTHERS or nothing. retain: whether a plugin
-    learns to leave general prompts to the base, as `sideplug train` has it.
+    trains: what is made for a person: a plugin of this kind or OURS, "lora", LORA_OTHERS or nothing. retain: whether a
+    plugin learns to leave general prompts to the base, as `sideplug train` has it.
     remote: what runs beyond the network. base: the system whose replies are the untouched ones.
     same_texts_as: the system whose quality this one has, because its texts are the same.
     tasks: those that it belongs to; (): all. quick: whether a quick run has it where it is not named.
@@ -238,8 +238,8 @@ DESCRIBED = (
     System(
         "ungated",
         "ours, ungated",
-        f"{Recipe().taps} taps of {Recipe().rank} int8 numbers; asked for every token; trained with general prompts, "
-        "which the base answers",
+        f"as sideplug train makes it: {MANNER} with its trunk for text, {FACTS} for facts; {Recipe().taps} taps of "
+        f"{Recipe().rank} int8 numbers; asked for every token; trained with general prompts, which the base answers",
         ours("open"),
         trains=OURS,
     ),
@@ -277,7 +277,7 @@ DESCRIBED = (
 
 def further(kinds: Iterable[str], described: Sequence[System]) -> list[System]:
     """Return a system for each kind of plugin that none of the described ones trains: at its calibrated gate."""
-    known = {system.trains for system in described}
+    known = {MANNER, *(system.trains for system in described)}  # the first is ours, for text
     return [
         System(
             name,

@@ -25,6 +25,7 @@ PARTS = {
     "context": "what the rows of positions without a question cost: bytes, prefill, time to the first token",
     "decode": "tokens a second and memory of a served model, against llama.cpp and transformers",
     "lora": "time, memory and held-out loss of making a plugin, against a LoRA adapter by PEFT",
+    "manner": "what a plugin learns of a person's manner, with a trunk, without one, and as a ladder",
     "memory": "what a memory knows in own words and a generator's, and that it is silent elsewhere",
     "network": "tokens a second over networks: what the gate, the window and drafts save",
     "person": "what a plugin of a made-up person knows, and that it is silent elsewhere",
