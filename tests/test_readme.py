@@ -216,7 +216,7 @@ def test_the_readme_is_short_and_says_its_price() -> None:
     table = TEXT.split("## What it gives, and what it costs")[1].split("\n\n")
     rows = next(part for part in table if part.startswith("| |")).splitlines()[2:]
     assert len(rows) <= 5
-    assert "learns a quarter to a third of what a LoRA learns of a style" in rows[0]
+    assert "without a trunk it learns a quarter to a third of what a LoRA learns of a style" in rows[0]
     assert "your text passes through the cloud, which keeps none of it" in TEXT
     assert "private inference" not in TEXT
 

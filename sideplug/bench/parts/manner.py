@@ -57,23 +57,22 @@ def run(model: str, settings: Settings, save: Save) -> Result:
         client = Client.at(url)
         with client.connect() as base:
             said = [base.generate(prompt, settings.tokens, Sampling()).text for prompt in prompts]
-        for way, options in WAYS.items():
-            rows = []
-            for user in task.users:
-                rows.append(
-                    _judged(client, url, user, options, Path(scratch), settings, list(zip(prompts, said, strict=True)))
-                )
-                say(f"{way}, {user.name}: {rows[-1]['gated']:+.4f} nats a token")
-            result["ways"][way] = {"people": rows, **_all(rows)}
+        general = list(zip(prompts, said, strict=True))
+        rows: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+        for user in task.users:
+            out = Path(scratch) / user.file.stem  # of all ways: what the base made of the text is recorded once
+            for way, options in WAYS.items():
+                rows[way].append(_judged(client, url, user, options, out, settings, general))
+                say(f"{way}, {user.name}: {rows[way][-1]['gated']:+.4f} nats a token")
+            result["ways"] = {way: {"people": of, **_all(of)} for way, of in rows.items()}
             save(result)
     return result
 
 
 def _judged(
-    client: Client, url: str, user: User, options: list[str], scratch: Path, s: Settings, general: list[Any]
+    client: Client, url: str, user: User, options: list[str], out: Path, s: Settings, general: list[Any]
 ) -> dict[str, Any]:
     """A plugin made in one way of a person's passages: its gain by passage, and how many general replies stay."""
-    out = scratch / "plugin"
     began = time.perf_counter()
     made = command("train", user.file, *options, "--out", out, "--cloud", url, "--force", "--no-remember")
     seconds = time.perf_counter() - began
