@@ -123,12 +123,14 @@ class Plugin:
                 f"{fingerprint[:12]} ({name}): serve that model, or train a plugin for this one"
             )
 
-    def check_beside(self, folder: Path) -> None:
-        """Raises PluginError where its parts can't stand beside the other parts that a folder keeps."""
+    def check_beside(self, folder: Path) -> list[Part]:
+        """The other parts that a folder keeps. Raises PluginError where its own can't stand beside them."""
         mine, kept = {part.name for part in self.parts}, list[Part]()
         with contextlib.suppress(PluginError):  # what can't be read does not stay
             kept = file.read_folder(folder).parts if file.is_plugin(folder) else []
-        Plugin(self.base, self.base_name, [*(part for part in kept if part.name not in mine), *self.parts])
+        others = [part for part in kept if part.name not in mine]
+        Plugin(self.base, self.base_name, [*others, *self.parts])
+        return others
 
     def save(self, folder: Path) -> None:
         """Write the plugin to a folder. Raises Stopped: then the plugin that was there is whole."""

@@ -25,8 +25,8 @@ from sideplug.device.responders import Silent
 from sideplug.device.session import Session
 from sideplug.paths import alone, cache_dir, write_aside, writing
 from sideplug.plugins import Plugin
-from sideplug.plugins.base import MAX_PHRASES
-from sideplug.plugins.file import is_plugin, is_sealed, is_trained
+from sideplug.plugins.base import MAX_PHRASES, Part
+from sideplug.plugins.file import is_sealed, is_trained
 from sideplug.readers import Example
 from sideplug.training import data, gate, head, recorder, tape, threads, trial
 from sideplug.training.facts import is_question
@@ -220,8 +220,7 @@ def _make(
                 f"serves {model.fingerprint[:12]} ({model.name}): go on with that base, or begin anew with --force"
             )
     plugin = recipe.new_plugin(model)
-    plugin.check_beside(out)
-    for line in beside(out):
+    for line in staying(plugin.check_beside(out), out):
         say(line)
     begin()
     part = plugin.trained
@@ -259,9 +258,8 @@ def _make(
     return Made(plugin, result, gated, figures, tested)
 
 
-def beside(out: Path) -> list[str]:
-    """What a plugin in `out` remembers, which stays beside a new part: a line, or none."""
-    parts = Plugin.load(out).parts if is_plugin(out) else []
+def staying(parts: Sequence[Part], out: Path) -> list[str]:
+    """What a plugin in `out` remembers, of whose parts these stay beside a new one: a line, or none."""
     sizes = [part.size for part in parts if part.role == "memory"]
     return [f"what {out} remembers ({n} {'entry' if n == 1 else 'entries'}) stays beside the new part" for n in sizes]
 
