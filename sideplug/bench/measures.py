@@ -43,20 +43,6 @@ def reply_rate(reply: dict[str, Any]) -> float:
     return float(behind / (times[-1] - times[0]))
 
 
-POSITIONS = (0, 10, 40, 80)  # tokens of a reply at which another stretch begins
-
-
-def totals(losses: list[list[float]]) -> list[list[float]]:
-    """Return [nats, tokens] of each reply, of the nats of its tokens."""
-    return [[sum(nats), len(nats)] for nats in losses]
-
-
-def by_position(losses: list[list[float]]) -> list[list[list[float]]]:
-    """Return for each stretch between POSITIONS the [nats, tokens] that each reply has in it."""
-    ends = (*POSITIONS[1:], None)
-    return [totals([nats[start:end] for nats in losses]) for start, end in zip(POSITIONS, ends, strict=True)]
-
-
 def contains_words(text: str, target: str) -> bool:
     """Return whether the text holds the target, not as a part of longer words or numbers."""
     return re.search(rf"(?<!\w){re.escape(target.strip())}(?!\w)", text) is not None

@@ -24,14 +24,12 @@ from sideplug.bench.cells import Cells
 from sideplug.bench.measures import (
     ask_reply,
     backward_bytes,
-    by_position,
     contains_words,
     disk_bytes,
     grouped,
     line_limit,
     reply_rate,
     short,
-    totals,
 )
 from sideplug.bench.meters import Energy, machine, read_gb_s
 from sideplug.bench.processes import child, command, served
@@ -244,7 +242,7 @@ class Run:
         with self._device(system, task, user, url) as client:
             if system.tells_losses:
                 losses = client.ask("losses", examples=[example_record(example) for example in user.test])
-                result |= {"loss": totals(losses), "positions": by_position(losses)}
+                result |= {"loss": texts.totals(losses), "positions": texts.by_position(losses)}
             else:
                 result["loss"] = {"unavailable": "its server tells no log-probabilities of a text"}
             if {"exact", "rouge"} & set(task.measures):
@@ -289,7 +287,9 @@ class Run:
         rows: dict[str, Any] = {}
         with self._device(BY_NAME["ungated"], task, user, url) as client:
             for other in task.users:
-                with_plugin = np.array(totals(client.ask("losses", examples=[example_record(e) for e in other.test])))
+                with_plugin = np.array(
+                    texts.totals(client.ask("losses", examples=[example_record(e) for e in other.test]))
+                )
                 base = np.array(self.cells.values[f"quality/{task.name}/cloud only/{other.name}"]["loss"])
                 rows[other.name] = [round(float(t[:, 0].sum() / t[:, 1].sum()), 4) for t in (with_plugin, base)]
         return rows
@@ -392,7 +392,9 @@ class Run:
         def at(bits: str) -> dict[str, Any]:
             with served(self.model, "--bits", bits) as (url, process):
                 with device(*BY_NAME["cloud only"].device(Place(self.model, url))) as client:
-                    losses = totals(client.ask("losses", examples=[example_record(example) for example in user.test]))
+                    losses = texts.totals(
+                        client.ask("losses", examples=[example_record(example) for example in user.test])
+                    )
                 rates = [self._reference(url) for _ in range(self.scale.rounds)]
                 memory = process.memory_full_info().pss
             return {"loss": losses, "tokens_s": spread(rates), "pss_mb": round(memory / 1e6)}

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("psutil", reason="pip install 'sideplug[bench]'")
-pytestmark = pytest.mark.twin
-
-from sideplug.bench.measures import by_position, totals  # noqa: E402
-from sideplug.bench.texts import copied, distinct, grams, known_grams, repeated  # noqa: E402
+from sideplug.bench.texts import by_position, copied, distinct, grams, known_grams, repeated, totals
 
 
 def test_a_gram_is_of_words_and_marks() -> None:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sideplug.bench.measures import totals
 from sideplug.bench.meters import machine
 from sideplug.bench.parts import Result, Save
 from sideplug.bench.processes import child, command, served
 from sideplug.bench.prompts import example_record
 from sideplug.bench.sotu import LINCOLN, messages
 from sideplug.bench.systems import device
+from sideplug.bench.texts import totals
 from sideplug.readers import Example, read
 from sideplug.terminal import say
 from sideplug.training import data

@@ -5,11 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from sideplug.bench.measures import POSITIONS
 from sideplug.bench.report.figures import NONE, gain, interval_text, label
 from sideplug.bench.report.table import Table
 from sideplug.bench.spreads import bootstrap
-from sideplug.bench.texts import COPIED, REPEATED
+from sideplug.bench.texts import COPIED, POSITIONS, REPEATED
 
 STRETCHES = (*(f"tokens {start}\u2013{end - 1}" for start, end in pairwise(POSITIONS)), f"from {POSITIONS[-1]} on")
 CURVE = "curve"  # the task whose users are people with so much text each: "name, 40", "name, all"
