@@ -51,7 +51,8 @@ class HeadRow:
     at: int
     z_1D: np.ndarray
     answer: Answer | None = None  # the device's answer that the token settles; or …
-    speculates_on: Ask | None = None  # … the open question behind which the token goes on; else the gate is shut
+    speculates_on: Ask | None = None  # … the open question behind which the token goes on; else nobody is asked
+    trunks: int = 0  # the gates whose trunks corrected z here, a bit each
     run: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -59,11 +60,11 @@ class HeadRow:
 
     @property
     def biased(self) -> int:
-        """The parts whose biases are added, a bit each: those that were asked, unless one of them says a mixture."""
+        """The parts whose biases are added, a bit each: those whose gates opened, unless one of them says a mixture."""
         if self.answer:
             corrected = self.answer.by == "plugin" and self.answer.mixture is None
             return self.answer.ask.gates if corrected else 0
-        return self.speculates_on.gates if self.speculates_on else 0
+        return self.speculates_on.gates if self.speculates_on else self.trunks
 
     @property
     def token(self) -> int | None:
@@ -348,6 +349,8 @@ class Engine:
         elif row.speculates_on:
             reply.speculate(row.speculates_on, token)
         else:
+            if row.trunks:
+                reply.by[row.at] = "trunk"
             reply.extend(token)
 
     def _postprocess(self, batch: list[tuple[Sequence, list[int]]], out: Forward) -> None:
@@ -379,7 +382,11 @@ class Engine:
         opens = reply.opens(at, z_1D)
         if at < len(reply.ids):
             return  # the reply is resumed, and its device has the next token already
-        if opens:
+        if reply.answers_itself(opens):
+            codes, scales = reply.spec.encode(out.tapped([row], reply.spec.tap.layers))
+            z_1D = reply.spec.corrected(z_1D, codes, scales, opens)
+            self._rows.append(HeadRow(reply, at, z_1D, trunks=opens))
+        elif opens:
             self._ask(reply, z_1D, out.tapped([row], reply.spec.tap.layers), opens)
         else:
             self._rows.append(HeadRow(reply, at, z_1D))

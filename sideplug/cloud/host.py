@@ -26,6 +26,7 @@ from sideplug.cloud.store import Base
 from sideplug.cloud.tap_store import TapStore
 from sideplug.cloud.token_bucket import TokenBuckets
 from sideplug.cloud.tokenizer import Tokenizer
+from sideplug.cloud.trunks import Trunks
 from sideplug.contract.frames import ModelInfo
 
 HANGS_S = 60.0  # an engine that has not looked into its inbox for this long counts as hanging
@@ -124,6 +125,7 @@ class Shared:
     taps: TapStore
     predictors: Shares
     aside: Aside
+    trunks: Trunks
     usage: Usage = field(default_factory=Usage)
     draining: threading.Event = field(default_factory=threading.Event)
 

@@ -26,7 +26,16 @@ from sideplug.cloud.tokenizer import TextStream
 from sideplug.contract import bias
 from sideplug.contract.bias import Bias
 from sideplug.contract.capabilities import MIXTURE, MixtureSettings, settings_of
-from sideplug.contract.correction import Merge, Mixture, apply_delta, check_shapes, mixture_of
+from sideplug.contract.correction import (
+    Correction,
+    Merge,
+    Mixture,
+    apply_delta,
+    check_shapes,
+    mixture_of,
+    pack_corrections,
+    unpacked,
+)
 from sideplug.contract.errors import ProtocolError
 from sideplug.contract.frames import MAX_DRAFT, Frame, Map, Top
 from sideplug.contract.frames import Answer as AnswerFrame
@@ -36,6 +45,7 @@ from sideplug.contract.sampling import Sampling
 from sideplug.contract.tap import ContextSlice, Encoder, Tap
 
 Send = Callable[[Frame], None]
+Correct = Callable[[np.ndarray], np.ndarray]  # a row of codes (K, R) → Δ (D,)
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class SessionSpec:
 
     gates: one for each part of its plugin. merge: see contract/correction. context: what rows without a question carry.
     granted: the settings of the capabilities that it has. encoder: the tap's, which the session holds; None: the tap's
-    own, for tests. biases: one for each part, or none at all.
+    own, for tests. biases: one for each part, or none at all. trunks: by part, what the cloud corrects by itself.
     """
 
     tap: Tap
@@ -54,6 +64,19 @@ class SessionSpec:
     granted: Mapping[str, Map] = field(default_factory=dict)
     encoder: Encoder | None = None
     biases: tuple[Bias, ...] = ()
+    trunks: Mapping[int, Correct] = field(default_factory=dict)
+
+    @property
+    def trunk_gates(self) -> int:
+        """The gates of the parts that the cloud corrects by itself: bit p is part p's."""
+        return sum(1 << part for part in self.trunks)
+
+    def corrected(self, z_1D: np.ndarray, codes: np.ndarray, scales: np.ndarray, gates: int) -> np.ndarray:
+        """z (1, D) by the trunks of the open gates, from the codes (1, K, R): as their device would answer."""
+        code_KR, int8 = self.tap.decode(codes, scales)[0], self.tap.codec == "int8"
+        deltas = [correct(code_KR) for part, correct in sorted(self.trunks.items()) if gates >> part & 1]
+        packed = pack_corrections([Correction(sum(deltas[1:], deltas[0]))], z_1D.shape[1], int8)
+        return unpacked(z_1D, packed["delta"], packed["scales"], self.merge)
 
     def biased(self, logits_V: np.ndarray, gates: int) -> np.ndarray:
         """Logits (V,) with the biases of the parts whose gates are open: bit p is part p's."""
@@ -162,6 +185,7 @@ class Counts:
     drafted: int = 0  # speculated tokens that came from the device's drafts
     accepted: int = 0  # drafted tokens that were confirmed
     fallback: int = 0  # tokens of the base because the device was late
+    trunk: int = 0  # tokens that the cloud corrected by a trunk
 
 
 @dataclass(eq=False, kw_only=True)
@@ -314,6 +338,11 @@ class Reply(Sequence):
             bool(gate.opens(score)) << part for part, (gate, score) in enumerate(zip(self.gates, scores, strict=True))
         )
 
+    def answers_itself(self, gates: int) -> bool:
+        """Whether all of these gates, bit p part p's, are of trunks that the cloud has, so that no question is due."""
+        trunks = self.spec.trunk_gates if self.head == "cloud" and self.rows is None else 0
+        return bool(gates) and not gates & ~trunks
+
     def ask(self, z_1D: np.ndarray, seen: np.ndarray, gates: int, now_s: float) -> Ask:
         """Open a question about the next position. `seen`: what the device sees of z, as a vector."""
         ask = Ask(len(self.ids), z_1D, seen, gates, now_s, drafted=self.draft.get(len(self.ids)))
@@ -435,6 +464,7 @@ class Reply(Sequence):
         parts: list[Part] = []
         for at in range(self.settled, end):
             by = self.by.pop(at, "cloud")
+            self.counts.trunk += by == "trunk"
             if not parts or parts[-1].by != by:
                 parts.append(Part(at, [], by, []))
             parts[-1].ids.append(self.ids[at])

@@ -44,4 +44,7 @@ def rest(reply: Reply) -> frames.Tokens | None:
 
 def done(reply: Reply, why: str) -> frames.Done:
     """DONE: the reply has ended, as `why` says ("stop", "length" or "cancelled"), and what it took."""
-    return frames.Done(reply.turn, why, reply.prompt_tokens, reply.reply_tokens, dict(vars(reply.counts)))
+    counts = dict(vars(reply.counts))
+    if not counts["trunk"]:
+        del counts["trunk"]  # older devices do not know it
+    return frames.Done(reply.turn, why, reply.prompt_tokens, reply.reply_tokens, counts)

@@ -19,11 +19,13 @@ from sideplug.cloud.reply import Reply, Send, SessionSpec
 from sideplug.cloud.speculation import AcceptanceStats
 from sideplug.cloud.store import Base
 from sideplug.cloud.tokenizer import TextStream, Tokenizer
+from sideplug.cloud.trunks import Trunks
 from sideplug.contract.bias import of_session
 from sideplug.contract.capabilities import (
     CONTEXT,
     QUOTE,
     TOKENS,
+    TRUNK,
     ContextSettings,
     Quote,
     extension_of,
@@ -52,6 +54,7 @@ from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.contract.text import Prompt
 from sideplug.contract.wire import MAX_PAYLOAD_BYTES
 
+NO_TRUNKS = Trunks()
 CHARACTERS_PER_TOKEN = 100  # no tokenizer has longer tokens on average, so a text with more characters cannot fit
 
 
@@ -72,8 +75,8 @@ class Terms:
     claim: Reservation | None = None
 
 
-def read_open(frame: Open, base: Base, shape: Sizes) -> SessionSpec:
-    """An OPEN: how the device wants to be asked.
+def read_open(frame: Open, base: Base, shape: Sizes, trunks: Trunks = NO_TRUNKS) -> SessionSpec:
+    """An OPEN: how the device wants to be asked. trunks: those that this cloud has.
 
     Raises WrongBase for a plugin of another base model, InputError for a tap, gate, merge or capability that this cloud
     does not have or that does not fit the model, ProtocolError for malformed settings of a capability.
@@ -92,7 +95,11 @@ def read_open(frame: Open, base: Base, shape: Sizes) -> SessionSpec:
     rows = settings_of(granted, CONTEXT, ContextSettings)
     context = ContextSlice(tap, tuple(rows.layers), rows.rank) if rows else None
     biases = of_session(granted, len(gates), shape.vocab)
-    return SessionSpec(tap, tuple(gates), check_merge(frame.merge), context, granted, biases=biases)
+    merge = check_merge(frame.merge)
+    own = trunks.of_session(granted, tap, len(gates)) if merge == "add" else {}
+    if not own:
+        granted.pop(TRUNK.name, None)
+    return SessionSpec(tap, tuple(gates), merge, context, granted, biases=biases, trunks=own)
 
 
 def read_prompt(frame: PromptFrame, terms: Terms, send: Send) -> Reply:

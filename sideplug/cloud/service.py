@@ -36,6 +36,7 @@ from sideplug.cloud.shares import Shares
 from sideplug.cloud.store import Base
 from sideplug.cloud.tap_store import TapStore
 from sideplug.cloud.token_bucket import TokenBuckets
+from sideplug.cloud.trunks import Trunks
 from sideplug.contract.errors import Busy, Unauthorized
 from sideplug.contract.frames import ModelInfo
 from sideplug.contract.version import __version__
@@ -89,6 +90,7 @@ class Service:
             model_info=_describe(base, engine),
             taps=TapStore(engine.model),
             aside=Aside(engine.charge),
+            trunks=Trunks.for_base(base.fingerprint, engine.model.width),
             predictors=Shares(max(PREDICTORS_BYTES, engine.model.memory.limit_bytes // PREDICTORS_SHARE)),
         )
         self._refusals = RefusalLog()

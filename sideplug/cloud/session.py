@@ -380,7 +380,7 @@ class Session:
         self._exchange.check(frame)
         assert isinstance(frame, Open)
         base, model, tokenizer = self._shared.base, self._engine.model, self._shared.tokenizer
-        spec = requests.read_open(frame, base, model)
+        spec = requests.read_open(frame, base, model, self._shared.trunks)
         scope, user = self.holder.id if self.holder else "", self._user
         take = partial(self._shared.taps.take, user, spec.tap, scope)
         tap = await self._aside(take, not self._shared.taps.is_at_hand(spec.tap))

@@ -67,6 +67,19 @@ class BiasSettings(Map, frozen=True):
     of: Annotated[list[BiasOf], Meta(min_length=1, max_length=8)]
 
 
+class TrunkOf(Map, frozen=True):
+    """The plugin's part number `part` is the public trunk with these parameters: see plugins.base.digest."""
+
+    part: Annotated[int, Meta(ge=0, lt=8)]
+    params: Annotated[bytes, Meta(min_length=32, max_length=32)]
+
+
+class TrunkSettings(Map, frozen=True):
+    """The cloud may correct by itself where no other part than these has its gate open."""
+
+    of: Annotated[list[TrunkOf], Meta(min_length=1, max_length=8)]
+
+
 @dataclass(frozen=True)
 class Capability:
     """settings: the schema of what OPEN says. max_bytes: of the packed settings, and of each extension.
@@ -85,7 +98,8 @@ MIXTURE = Capability("mixture", MixtureSettings)
 QUOTE = Capability("quote", QuoteSettings, 6 * MAX_QUOTE, {Kind.PROMPT: Quote})
 TOKENS = Capability("tokens", TokensSettings)
 BIAS = Capability("bias", BiasSettings, 6 * MAX_BIASED + 1024)
-CAPABILITIES: dict[str, Capability] = {each.name: each for each in (CONTEXT, MIXTURE, QUOTE, TOKENS, BIAS)}
+TRUNK = Capability("trunk", TrunkSettings)
+CAPABILITIES: dict[str, Capability] = {each.name: each for each in (CONTEXT, MIXTURE, QUOTE, TOKENS, BIAS, TRUNK)}
 
 
 def want(settings: Map, required: bool = True) -> Wanted:

@@ -174,6 +174,11 @@ def apply_delta(z_TD: np.ndarray, frame: Brings, merge: str, rows: Sequence[int]
     if rows is not None:
         index = list(rows)
         delta, scales = delta[index], scales[index] if len(scales) else scales
+    return unpacked(z_TD, delta, scales, merge)
+
+
+def unpacked(z_TD: np.ndarray, delta: np.ndarray, scales: np.ndarray, merge: str) -> np.ndarray:
+    """z (T, D) after packed deltas. Raises ProtocolError (not finite, huge)."""
     with np.errstate(all="ignore"):
         corrected = merged(z_TD, unpack(delta, scales), merge)
     if not np.abs(corrected).max(initial=0) <= MAX_CORRECTED:  # also false for what is not a number

@@ -13,14 +13,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sideplug.contract.capabilities import TRUNK
 from sideplug.contract.errors import ProtocolError, Untrusted
 from sideplug.contract.frames import MAX_TOKEN_TEXT, Ask, Begun, Context, Done, Tokens
 from sideplug.contract.sampling import Sampling
 from sideplug.device.terms import Terms
 
-CHOOSERS = ("cloud", "plugin", "draft", "fallback")
+CHOOSERS = ("cloud", "plugin", "draft", "fallback", "trunk")
 WHY = ("stop", "length", "cancelled")
-COUNTS = ("asked", "round_trips", "speculated", "confirmed", "rolled_back", "wasted", "drafted", "accepted", "fallback")
+COUNTS = {"asked", "round_trips", "speculated", "confirmed", "rolled_back", "wasted", "drafted", "accepted"}
+COUNTS |= {"fallback", "trunk"}
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,17 @@ class Guard:
         self._ended = not frame.ids
         if frame.at + len(frame.ids) > self._limit:
             raise Untrusted(f"the cloud sends more tokens than the {self._asked.max_tokens} that the reply may have")
-        if frame.by not in CHOOSERS or (frame.by == "fallback" and not self._asked.deadline):
+        can = {"fallback": self._asked.deadline, "trunk": TRUNK.name in self._terms.granted}
+        if frame.by not in CHOOSERS or not can.get(frame.by, True):
             raise Untrusted("the cloud says that somebody chose a token who can't have")
         done = frame.at - begun
         quoted = list(self._asked.quote[done : done + len(frame.ids)])
         if quoted != frame.ids[: len(quoted)]:
             raise Untrusted("the cloud goes on otherwise than with the quote that it was told")
-        if frame.by != "cloud" and not set(range(frame.at + len(quoted), frame.at + len(frame.ids))) <= self._ever:
+        if (
+            frame.by not in ("cloud", "trunk")
+            and not set(range(frame.at + len(quoted), frame.at + len(frame.ids))) <= self._ever
+        ):
             raise Untrusted("the cloud says that your plugin chose a token that it was not asked about")
         if any(not (0 < len(tops) <= self._asked.top + 1) and tops for tops in frame.top):
             raise Untrusted("the cloud sends more alternatives than were asked for")
@@ -161,7 +167,7 @@ class Guard:
         ended = self.prompt is None or (frame.prompt == self.prompt and frame.reply == len(self._settled))
         if frame.why not in WHY or not (ended or frame.why == "cancelled"):
             raise Untrusted("the cloud's account of the reply is not that of the reply that came")
-        if not set(frame.counts) <= set(COUNTS):
+        if not set(frame.counts) <= COUNTS:
             raise Untrusted("the cloud counts what a reply does not have")
 
     def told(self, end: int) -> list[int]:

@@ -38,7 +38,8 @@ class Piece:
     """Some of a reply: token ids, their text, and who chose them.
 
     by: "cloud"; "plugin"; "draft", the plugin, and the device had drafted exactly this; "fallback", the base, because
-    the device was late. tops: of each token, where asked for, (text, log-probability) of itself, then of the best.
+    the device was late; "trunk", the plugin, by a public trunk that the cloud has too. tops: of each token, where asked
+    for, (text, log-probability) of itself, then of the best.
     """
 
     ids: list[int]
@@ -71,7 +72,8 @@ class Usage:
     round_trips: times that the text waited for the device, which with speculation are far fewer than what was asked.
     cached: tokens of the prompt that the cloud had in memory. resumed: times that the reply was cut off and continued;
     what the cloud had counted until then is lost. context_rows: rows that came without a question. source: what a
-    memory answered from, in words. entry: the number of the entry that it was; 0 without one.
+    memory answered from, in words. entry: the number of the entry that it was; 0 without one. trunk: tokens of the
+    plugin's that the cloud corrected by itself, because its part is a public trunk.
     """
 
     prompt_tokens: int = 0
@@ -88,6 +90,7 @@ class Usage:
     drafted: int = 0
     accepted: int = 0
     fallback: int = 0
+    trunk: int = 0
     context_rows: int = 0
     bytes_down: int = 0
     bytes_up: int = 0
@@ -223,7 +226,7 @@ class Reply:
                     for piece in self._received():
                         if not usage.first_token_s:
                             usage.first_token_s = time.perf_counter() - start
-                        if piece.by in ("plugin", "draft"):
+                        if piece.by in ("plugin", "draft", "trunk"):
                             usage.plugin_tokens += len(piece.ids)
                         yield piece
                 except (CloudError, ProtocolError) as error:

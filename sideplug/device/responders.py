@@ -23,10 +23,13 @@ from sideplug.contract.capabilities import (
     MIXTURE,
     QUOTE,
     TOKENS,
+    TRUNK,
     ContextSettings,
     MixtureSettings,
     QuoteSettings,
     TokensSettings,
+    TrunkOf,
+    TrunkSettings,
     want,
 )
 from sideplug.contract.codec import unpack
@@ -247,6 +250,8 @@ class PluginResponder:
             head = "cloud"  # nothing has to stay on the device
         elif head == "cloud":
             wanted[BIAS.name] = want(biases)
+        if head == "cloud" and (trunks := _trunks(plugin)) is not None:
+            wanted[TRUNK.name] = want(trunks, required=False)  # a cloud that has none of them asks
         base = "" if plugin.base == ANY_BASE else plugin.base
         self.opening = Opening(base, plugin.tap, plugin.merge, gates, wanted, head)
         self._is_shut = gate is not None and gate.kind == "shut"
@@ -282,6 +287,16 @@ class PluginResponder:
         codes_TKR = tap.decode(example.codes, example.scales)
         asked = [answering.correct(first + row + 1, code_KR, -1) for row, code_KR in enumerate(codes_TKR)]
         return pack_corrections(asked, example.z.shape[1], tap.codec == "int8")
+
+
+def _trunks(plugin: Plugin) -> TrunkSettings | None:
+    """Which parts are still the trunks that they began with, which a cloud may have too; None where none is."""
+    of = []
+    for number, part in enumerate(plugin.parts):
+        begun = part.about.get("trunk") if isinstance(part, TrainedPart) and part.context is None else None
+        if isinstance(part, TrainedPart) and isinstance(begun, dict) and begun.get("digest") == part.digest.hex():
+            of.append(TrunkOf(number, part.digest))
+    return TrunkSettings(of) if of else None
 
 
 class PluginAnswering:

@@ -10,6 +10,7 @@ It does not know the wire, training data or the base model. Test: pytest tests/p
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -259,6 +260,14 @@ class TrainedKind(Kind):
         return part
 
 
+def digest(kind: str, tap: Tap, params: Params) -> bytes:
+    """The SHA-256 (32 bytes) of a part's parameters, with its kind and tap: two parts with one digest correct alike."""
+    whole = hashlib.sha256(f"{kind} {tap.name}".encode())
+    for name, value in sorted(params.items()):
+        whole.update(f" {name} {value.shape} ".encode() + np.ascontiguousarray(value, "<f4").tobytes())
+    return whole.digest()
+
+
 def check_params(params: Params, shapes: Mapping[str, tuple[int, ...]] | None) -> None:
     """Raises PluginError for parameters that are not float32, or not those of these shapes."""
     for name, value in params.items():
@@ -326,6 +335,11 @@ class TrainedPart(Part):
     def size(self) -> int:
         """Parameters, with the bias's values."""
         return sum(value.size for value in self.params.values()) + len(self.own_bias)
+
+    @property
+    def digest(self) -> bytes:
+        """See `digest`."""
+        return digest(self.kind.name, self.tap, self.params)
 
     @property
     def model_width(self) -> int:

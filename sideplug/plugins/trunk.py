@@ -25,7 +25,7 @@ import safetensors.numpy
 from sideplug.contract.errors import InputError, NoNetwork, PluginError
 from sideplug.contract.tap import Tap
 from sideplug.paths import cache_dir, write_aside, writing
-from sideplug.plugins.base import Params, check_params, trained_kind
+from sideplug.plugins.base import Params, check_params, digest, trained_kind
 
 SUFFIX = ".trunk"
 FORMAT = 1
@@ -56,9 +56,19 @@ class Trunk:
         return f"{self.name} {self.version}"
 
     @property
+    def about(self) -> dict[str, str]:
+        """What a part that begins with it notes of it."""
+        return {"title": self.title, "sha256": self.sha256, "digest": self.digest.hex()}
+
+    @property
     def size(self) -> int:
         """Parameters."""
         return sum(value.size for value in self.params.values())
+
+    @property
+    def digest(self) -> bytes:
+        """See plugins.base.digest."""
+        return digest(self.kind, self.tap, self.params)
 
     def save(self, path: Path) -> None:
         """Write it to a file. Raises Stopped."""

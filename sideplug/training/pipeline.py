@@ -237,7 +237,7 @@ def _make(
         part, plugin.base, rows, tapes.training, tapes.held, config, out, retain, trained=begun, about=made_with
     )
     part.about = {
-        "trunk": {"title": recipe.trunk.title, "sha256": recipe.trunk.sha256} if recipe.trunk else None,
+        "trunk": recipe.trunk.about if recipe.trunk else None,
         "examples": len(texts.training) - texts.made,
         "made": texts.made,
         "held": len(texts.held),

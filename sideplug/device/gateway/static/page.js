@@ -9,12 +9,14 @@ const WRITERS = {
   cloud: "the cloud",
   plugin: "your plugin",
   draft: "draft, accepted",
+  trunk: "your plugin, in the cloud",
   fallback: "the base, device late",
 };
 const WHY = {
   cloud: "The cloud's own choice; your plugin was not asked.",
   plugin: "Your plugin was asked, and this came of it.",
   draft: "Your plugin's choice, and just what your device had drafted.",
+  trunk: "Your plugin's choice; the cloud has this part of it too, so your device was not asked.",
   fallback: "The base's choice: your device's answer came too late.",
 };
 
