@@ -18,12 +18,13 @@ from sideplug.device.client import Client
 from sideplug.device.plugin_store import PluginStore
 from sideplug.plugins.file import is_trained
 from sideplug.readers import Example, read_texts
-from sideplug.training import forgetting, pipeline, preflight, report, update
+from sideplug.training import by_token, forgetting, pipeline, preflight, recorder, report, update
 from sideplug.training.fit import TrainConfig
 from sideplug.training.recipe import Recipe
 from sideplug.training.trainer import CHECKPOINT, Progress
 
 log = logging.getLogger("sideplug.training")
+MOST_SEEN = 20_000  # characters of a text whose words are looked at
 
 
 class TrainingJob:
@@ -86,6 +87,21 @@ class TrainingJob:
             self._wants_stop.clear()
             self._thread = threading.Thread(target=self._run, args=(work,), name="training", daemon=True)
             self._thread.start()
+
+    def words(self, name: str, text: str) -> dict[str, Any]:
+        """What the plugin of this name does to a text that it has not learnt: losses in nats a token, and the words.
+
+        words: [text, times, probability without it, with it], the best first. Raises InputError, CloudError.
+        """
+        examples = read_files([("text.txt", text)])
+        plugin = self._store.load(name)
+        if sum(len(each.reply) for each in examples) > MOST_SEEN:
+            raise InputError(f"give at most {MOST_SEEN:,} characters")
+        with self._client.connect(plugin) as session:
+            judged = recorder.score(session, examples)
+        words, _ = by_token.by_word(self._client, examples, judged)
+        losses = {"base": round(-float(judged.base.mean()), 4), "plugin": round(-float(judged.plugin.mean()), 4)}
+        return {**losses, "words": [[each.text, each.count, each.base, each.plugin] for each in words]}
 
     def stop(self) -> None:
         """Stop between two steps; the plugin that was there before stays."""

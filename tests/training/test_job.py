@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from sideplug.cli.memory import forgotten
-from sideplug.contract.errors import DataError, InputError, UnknownModel
+from sideplug.contract.errors import DataError, InputError, SideplugError, UnknownModel
 from sideplug.device.client import Client
 from sideplug.device.plugin_store import PluginStore
 from sideplug.memory.desk import Desk
@@ -293,3 +294,20 @@ def test_what_can_not_be_trained_anew(job: TrainingJob) -> None:
         job.start("anna", [a_file(FACTS)], {"retrain": True})
     with pytest.raises(UnknownModel, match="there is no plugin 'anna'"):
         job.start("anna", [], {"retrain": True})
+
+
+def test_which_words_it_makes_likelier(job: TrainingJob, cloud: Cloud) -> None:
+    job.start("mine", [a_file(FACTS)], {"epochs": 2})
+    job.wait(120)
+    assert not job.state["error"]
+    seen = job.words("mine", "the mill by the river and the mill on the hill\n" * 3)
+    words = {word: (times, before, after) for word, times, before, after in seen["words"]}
+    assert words["mill"][0] == 6
+    assert all(0 < before <= 1 and 0 < after <= 1 for _, before, after in words.values())
+    gains = [times * (math.log(after) - math.log(before)) for times, before, after in words.values()]
+    assert gains == sorted(gains, reverse=True)
+    for text, says in (("x " * 20_000, "at most"), ("", "")):
+        with pytest.raises((DataError, InputError), match=says):
+            job.words("mine", text)
+    with pytest.raises(SideplugError):
+        job.words("nobody", "the mill")

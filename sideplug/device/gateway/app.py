@@ -77,6 +77,10 @@ class TrainingJob(Protocol):
         """Begin. files: (name, text). Raises InputError (bad data, or another one is being trained)."""
         ...
 
+    def words(self, name: str, text: str) -> dict[str, Any]:
+        """What the plugin of this name does to the words of a text, as JSON."""
+        ...
+
     def stop(self) -> None:
         """Stop between two steps."""
         ...
@@ -146,6 +150,7 @@ class Gateway:
             Route("/sideplug/state", self._state),
             Route("/sideplug/audit", self._audit),
             Route("/sideplug/training", self._train, methods=["POST", "DELETE"]),
+            Route("/sideplug/words", self._words, methods=["POST"]),
             *self._memory.routes(),
             Route("/sideplug/plugins/{name}", self._plugin, methods=["GET", "PUT", "PATCH", "DELETE"]),
             Route("/health", lambda request: JSONResponse({"status": "ok", "version": __version__})),
@@ -251,6 +256,16 @@ class Gateway:
             files = named_texts(fields["files"])
             await run_in_threadpool(self._training.start, str(fields["name"]), files, settings)
         return JSONResponse(dict(self._training.state))
+
+    async def _words(self, request: Request) -> Response:
+        """What a plugin does to the words of a text."""
+        if self._training is None:
+            raise InputError("this gateway does not train")
+        fields = object_with(await read_body(request), "name", "text")
+        text = fields["text"]
+        if not isinstance(text, str) or not text.strip():
+            raise InputError("text must be a text of yours")
+        return JSONResponse(await run_in_threadpool(self._training.words, str(fields["name"]), text))
 
     async def _plugin(self, request: Request) -> Response:
         """Export (GET), import (PUT), rename (PATCH) or delete (DELETE) a plugin."""

@@ -12,6 +12,7 @@ const WRITERS = {
   trunk: "your plugin, in the cloud",
   fallback: "the base, device late",
 };
+const WORDS_SHOWN = 12; // words that gain, and half as many that lose
 const WHY = {
   cloud: "The cloud's own choice; your plugin was not asked.",
   plugin: "Your plugin was asked, and this came of it.",
@@ -1151,6 +1152,7 @@ function pluginCard(plugin) {
     make("button", { class: "quiet", "aria-label": `${verb} ${name}`, disabled: !can, onclick }, verb);
   const buttons = [
     act("Use", () => usePlugin(name), isUsable(plugin)),
+    act("Words", () => askWords(name, question), isUsable(plugin) && plugin.parameters > 0),
     act("Rename", () => askRename(plugin, question), isOwn),
     act("Export", () => askExport(name, question), !plugin.error),
     act("Delete", () => askDelete(name, question), isOwn),
@@ -1178,6 +1180,58 @@ function usePlugin(name) {
   showModels();
   openTab("chat");
   $("say").focus();
+}
+
+/** Ask for a text, and show which of its words the plugin makes likelier. */
+function askWords(name, question) {
+  const hint = "Something that you wrote and it has not learnt. Your device and the cloud read it once.";
+  const text = make("textarea", { rows: 4, class: "grow", "aria-label": `A text for ${name}`, placeholder: hint });
+  const shown = make("div", { class: "words" });
+  const look = async () => {
+    shown.replaceChildren(make("p", { class: "soft" }, "Reading …"));
+    try {
+      const body = JSON.stringify({ name, text: text.value });
+      showWords(shown, await (await api("/sideplug/words", { method: "POST", body })).json());
+    } catch (problem) {
+      shown.replaceChildren(make("p", { class: "bad" }, problem.message));
+    }
+  };
+  const close = button("Close", "quiet", () => question.replaceChildren());
+  question.replaceChildren(text, button("Show its words", "primary", look), close, shown);
+  text.focus();
+}
+
+/** Draw, for the words that gain most and those that lose most, how likely each is without and with the plugin. */
+function showWords(place, { base, plugin, words }) {
+  const likelier = words.filter(([, , before, after]) => after > before).slice(0, WORDS_SHOWN);
+  const rarer = words.filter(([, , before, after]) => after < before).slice(-WORDS_SHOWN / 2);
+  const better = plugin < base ? "likelier" : "no likelier";
+  const sentence = `On the whole this text is ${better} with your plugin: loss ${base.toFixed(3)} → ${plugin.toFixed(3)}.`;
+  const row = ([word, times, before, after]) => {
+    const [low, high] = [Math.min(before, after), Math.max(before, after)].map(onScale);
+    const kept = make("span", { class: "kept" });
+    const moved = make("span", { class: after > before ? "gained" : "lost" });
+    [kept.style.width, moved.style.width] = [`${low}%`, `${high - low}%`];
+    const told = `${small(before)} → ${small(after)}`;
+    const cells = [word, `×${times}`].map((cell) => make("td", {}, cell));
+    return make("tr", {}, ...cells, make("td", { class: "chance" }, kept, moved), make("td", {}, told));
+  };
+  const table = (title, some) =>
+    some.length > 0 && make("table", {}, make("caption", {}, title), make("tbody", {}, ...some.map(row)));
+  const none = !words.length && make("p", { class: "soft" }, "No word stands in it twice, so there is none to show.");
+  const tables = [table("Likelier with your plugin", likelier), table("Less likely", rarer.reverse()), none];
+  place.replaceChildren(make("p", {}, sentence), ...tables.filter(Boolean));
+}
+
+/** Where a probability stands on a scale of powers of ten, from 0.01 % at 0 to certain at 100. */
+function onScale(p) {
+  return 100 * Math.max(0, 1 + Math.log10(Math.max(p, 1e-9)) / 4);
+}
+
+/** A probability as a percentage that is not 0 where it is small. */
+function small(p) {
+  const value = 100 * p;
+  return `${value < 0.1 ? value.toPrecision(1) : value.toFixed(value < 10 ? 1 : 0)} %`;
 }
 
 /** Ask for a plugin's new name. */
