@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, settings
 from safetensors.numpy import load_file
 
 from sideplug.cloud.engines import EngineOptions
+from tests.prepared import Prepared
 from tests.tiny_model import CHAT, SHAPE, make_llama, make_tokenizer
 
 # No clock decides a test: a slow machine draws its inputs slowly.
@@ -296,9 +297,16 @@ def a_plugin(base: str, kind: str = "ladder", scale: float = 0.5, seed: int = 3,
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.fixture(scope="session")
+def prepared() -> Iterator[Prepared]:
+    made = Prepared()
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Run the real command in a real process: run("train", "x", cloud=url) → stdout, stderr, returncode.
+def run(tmp_path: Path, prepared: Prepared) -> Run:
+    """Run the real command in a process of its own: run("train", "x", cloud=url) → stdout, stderr, returncode.
 
     Its retain set is a few prompts: our own list would take a tiny model seconds in every test.
     """
@@ -308,6 +316,8 @@ def run(tmp_path: Path) -> Run:
     def call(*args: str, stdin: str = "", env: dict[str, str] | None = None, **more: Any) -> Any:
         environment = {**os.environ, "SIDEPLUG_CACHE": str(tmp_path / "cache"), "SIDEPLUG_RETAIN": str(retain)}
         environment |= env or {}
+        if more.keys() <= {"cwd"} and not any(name.startswith(("PYTHON", "LC_", "OMP_")) for name in env or {}):
+            return prepared.run([*map(str, args)], environment, stdin, **more)
         command = [sys.executable, "-m", "sideplug", *map(str, args)]
         return subprocess.run(
             command, input=stdin, capture_output=True, text=True, env=environment, timeout=120, **more
