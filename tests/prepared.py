@@ -40,7 +40,8 @@ class Prepared:
         timeout: float = 120,
     ) -> subprocess.CompletedProcess[str]:
         """As subprocess.run(["sideplug", *args], text=True, capture_output=True) would end."""
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         with tempfile.TemporaryDirectory() as folder:
             streams = {name: str(Path(folder) / name) for name in ("stdin", "stdout", "stderr")}
             Path(streams["stdin"]).write_text(stdin, "utf-8")
@@ -97,7 +98,7 @@ def _run(order: dict[str, Any]) -> int:
     for number, (name, flags) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         with open(order[name], flags, encoding="utf-8") as file:
             os.dup2(file.fileno(), number)
-    streams: list[IO[str]] = [open(number, "r" if not number else "w", encoding="utf-8") for number in range(3)]
+    streams: list[IO[str]] = [os.fdopen(number, "r" if not number else "w", encoding="utf-8") for number in range(3)]
     sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__ = streams  # type: ignore[misc]
     sys.argv = ["sideplug", *order["args"]]
     code = 1

@@ -510,6 +510,18 @@ def test_a_correction_is_known_at_once(told: Page) -> None:
     expect(page.locator("#entries li.here")).to_contain_text("Anna is my sister.")
 
 
+def test_which_words_it_makes_likelier(page: Page, trained: dict[str, Any]) -> None:
+    page.get_by_role("tab", name="Plugins").click()
+    page.get_by_role("button", name=f"Words {NAME}").click()
+    page.get_by_label(f"A text for {NAME}").fill("The mill is by the river. Anna runs the mill, and the mill is old.")
+    page.get_by_role("button", name="Show its words").click()
+    shown = page.locator(".words")
+    expect(shown).to_contain_text("with your plugin: loss")
+    expect(shown.get_by_role("row").filter(has_text="mill")).to_contain_text(re.compile(r"×2.* % → .* %"))
+    page.get_by_role("button", name="Close").click()
+    expect(shown).to_have_count(0)
+
+
 def test_plugins_are_renamed_exported_imported_and_deleted(page: Page, trained: dict[str, Any], tmp_path: Path) -> None:
     page.get_by_role("tab", name="Plugins").click()
     shelf = page.get_by_role("list", name="Plugins")
