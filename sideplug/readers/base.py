@@ -30,6 +30,7 @@ class Example:
     greedy_tokens: int = 0  # for the retain set: the base writes the reply, at most this many tokens
     told: str = ""  # the question in the person's own words, where the prompt has others
     date: str = ""  # YYYY-MM-DD: the day that it is about; a memory keeps it, it is not learnt
+    is_talk: bool = False  # what somebody wrote in a conversation of people; its prompt need not be a question
 
     @property
     def question(self) -> str:
@@ -70,8 +71,8 @@ class FileFormat(Protocol):
         """Return the ends of its files' names, in small letters."""
         ...
 
-    def read(self, data: bytes, name: str, report: Report) -> Iterator[Row | Passage]:
-        """Yield the rows or the texts of a file. Raises DataError, with `name` and the line in its message."""
+    def read(self, data: bytes, name: str, report: Report) -> Iterator[Row | Passage | Any]:
+        """Yield the rows, texts or talks (see talks) of a file. Raises DataError, with `name` and the line in it."""
         ...
 
 

@@ -5,7 +5,6 @@ Test: pytest tests/readers/test_tables_and_pages.py
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,8 @@ from sideplug.readers.base import NotRead
 _TEXT = "save it as text (.txt, .md) or as a web page (.html) in its program"
 _CHATS = 'make a line of JSON of each conversation, {"messages": [{"role", "content"}, …]}'
 WAYS_OUT = {
-    **dict.fromkeys((".docx", ".doc", ".odt", ".rtf", ".pages", ".wpd"), _TEXT),
+    **dict.fromkeys((".doc", ".odt", ".rtf", ".pages", ".wpd"), _TEXT),
     **dict.fromkeys((".epub", ".mobi", ".azw3"), "convert it to text (.txt), for example with pandoc or Calibre"),
-    ".pdf": "convert it to text (.txt), for example with pdftotext",
     **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "save its sheet as .csv, with columns question and answer"),
     **dict.fromkeys((".parquet", ".arrow", ".feather"), "save it as JSON lines (.jsonl)"),
     **dict.fromkeys((".zip", ".gz", ".tgz", ".tar", ".7z", ".rar", ".bz2", ".xz", ".zst", ".jex"), "unpack it first"),
@@ -57,26 +55,18 @@ def _holds(name: str, *keys: str) -> Callable[[dict[str, Any]], bool]:
 _WHO, _WHEN = {"from", "sender", "sender_name", "speaker"}, {"date", "time", "timestamp", "datetime", "ts"}
 _WORDS = {"text", "message", "body", "content"}
 EXPORTS = (
-    Export("ChatGPT's export", _has("mapping")),
-    Export("Claude's export", _has("chat_messages")),
     Export("Google's export of Gemini", _has("titleUrl", "time")),
     Export("Google's export of activities", _has("header", "title", "time")),
-    Export("Telegram's export", _holds("messages", "id", "type")),
-    Export("Telegram's export", lambda record: isinstance(record.get("chats"), dict) and "list" in record["chats"]),
     Export("Discord's export", _has("guild", "channel", "messages")),
     Export("Facebook's or Instagram's export", _holds("messages", "sender_name")),
     Export("Google Chat's export", _holds("messages", "creator")),
     Export("Google Keep's note", _has("textContent", "userEditedTimestampUsec"), "export it as .html, which is read"),
-    Export("Slack's export", lambda record: record.get("type") == "message" and ("user" in record or "ts" in record)),
     Export("Matrix's export", lambda record: record.get("type") == "m.room.message"),
     Export("Day One's journal", _holds("entries", "text", "creationDate"), "export it as plain text (.txt)"),
     Export("X's export", lambda record: isinstance(record.get("tweet"), dict), 'make lines of JSON, {"text": …}'),
     Export(
         "a table of people's messages", lambda record: all(names & record.keys() for names in (_WHO, _WHEN, _WORDS))
     ),
-)
-_WHATSAPP = re.compile(
-    r"^\u200e?\[?\d{1,4}[./-]\d{1,2}[./-]\d{2,4},?[ \u202f]\d{1,2}[:.]\d{2}[^\n]{0,16}?(?:\] | - )[^\n:]{1,60}: ", re.M
 )
 
 
@@ -96,11 +86,6 @@ def refuse_export(value: object, name: str) -> None:
 
 
 def refuse_chat_text(text: str, name: str) -> None:
-    """Raises NotRead for WhatsApp's export, a text, and for X's, a script."""
-    lines = [line for line in text[:4000].split("\n") if line.strip()][:40]
-    if len(lines) > 1 and sum(map(bool, map(_WHATSAPP.match, lines))) > 0.6 * len(lines):
-        raise NotRead(
-            f"{name} is WhatsApp's export, which is not read yet: {_CHATS}; --format text learns it as plain text"
-        )
+    """Raises NotRead for X's export, a script."""
     if text.startswith("window.YTD."):
         raise NotRead(f"{name} is X's export, which is not read yet: {_CHATS}")

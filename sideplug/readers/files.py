@@ -6,16 +6,21 @@ A new format of files is a module with a `FileFormat` and its place here. Test: 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePath
 
 from sideplug.contract.errors import DataError
 from sideplug.contract.text import Prompt
-from sideplug.readers import lamp
+from sideplug.readers import lamp, talks
 from sideplug.readers.base import Example, FileFormat, NotRead, Passage, Row, printable
+from sideplug.readers.chat_json import account_names
 from sideplug.readers.decoding import decode
+from sideplug.readers.documents import Document
 from sideplug.readers.exports import WAYS_OUT, refuse_chat_text, refuse_suffix
 from sideplug.readers.folder import EMPTY, files_in, shown
 from sideplug.readers.html_page import HtmlPage
@@ -25,9 +30,12 @@ from sideplug.readers.mail import Mail, Mailbox
 from sideplug.readers.records import AUTO, UnknownRecord, check_format, examples_of
 from sideplug.readers.report import Report, Tell
 from sideplug.readers.table import Table
+from sideplug.readers.talks import Talk
 from sideplug.readers.text import Markdown, PlainText
+from sideplug.readers.whatsapp import is_whatsapp, talk_of
 
 _FILES: tuple[FileFormat, ...] = (JsonFile(), Table(), PlainText(), Markdown(), HtmlPage(), Mail(), Mailbox())
+_FILES += (Document(".docx", "docx"), Document(".pdf", "pypdf"))
 _BY_SUFFIX = {suffix: each for each in _FILES for suffix in each.suffixes}
 SUFFIXES = tuple(_BY_SUFFIX)
 _log = logging.getLogger("sideplug.readers")
@@ -38,18 +46,24 @@ class Empty(DataError):
 
 
 def read(
-    path: Path, form: str = AUTO, skip: Path | None = None, skip_bad: bool = False, tell: Tell = _log.warning
+    path: Path,
+    form: str = AUTO,
+    skip: Path | None = None,
+    skip_bad: bool = False,
+    tell: Tell = _log.warning,
+    me: str = "",
 ) -> list[Example]:
     """Return all examples of a file or folder, without those in the folder `skip`.
 
     skip_bad: leave out rows that can't be learnt. tell: is given a sentence on each kind of thing that is passed over.
+    me: whose words of conversations are learnt, by name or address; "": who it is, is seen in the file, or asked for.
     Raises DataError with file and line, for all rows that can't be learnt at once.
 
     >>> [example.reply for example in sideplug.read(notes)]
     ['The mill stands by the river.']
     """
     check_format(form)
-    report = Report()
+    report = Report(me=me)
     if path.is_dir():
         examples = list(_read_folder(path, form, skip, report))
     elif path.exists():
@@ -60,6 +74,7 @@ def read(
             raise DataError(f"{shown(path)} can't be read: {error.strerror or error}") from error
     else:
         raise DataError(f"there is no file or folder {shown(path)}")
+    examples += talks.examples_of(report.talks, report)
     report.refuse_bad(skip_bad)
     for sentence in report.sentences():
         tell(sentence)
@@ -69,11 +84,15 @@ def read(
 
 
 def read_texts(
-    texts: Sequence[tuple[str, str]], form: str = AUTO, skip_bad: bool = False, tell: Tell = _log.warning
+    texts: Sequence[tuple[str, str]],
+    form: str = AUTO,
+    skip_bad: bool = False,
+    tell: Tell = _log.warning,
+    me: str = "",
 ) -> list[Example]:
     """Return the examples of (name, text), each as `read` would read a file of this name. Raises DataError."""
     check_format(form)
-    report, examples = Report(), list[Example]()
+    report, examples = Report(me=me), list[Example]()
     for name, text in texts:
         if len(texts) == 1:
             report.files += 1
@@ -81,6 +100,7 @@ def read_texts(
         else:
             reading = partial(_examples, text.encode(), name, form)
             examples += _one_of_many(reading, name, report)
+    examples += talks.examples_of(report.talks, report)
     report.refuse_bad(skip_bad)
     for sentence in report.sentences():
         tell(sentence)
@@ -107,6 +127,7 @@ def _read_folder(root: Path, form: str, skip: Path | None, report: Report) -> It
     """Yield the examples of a folder's files."""
     files = list(files_in(root, skip, report))
     outputs = {lamp.outputs_of(file) for file in files}
+    report.names.update(_accounts(files))
     for file in files:
         suffix = file.suffix.lower()
         if suffix in _BY_SUFFIX or suffix in WAYS_OUT:
@@ -116,9 +137,19 @@ def _read_folder(root: Path, form: str, skip: Path | None, report: Report) -> It
             report.passed[printable(suffix) or "without a suffix"] += 1
 
 
+def _accounts(files: Sequence[Path]) -> dict[str, str]:
+    """The names of accounts that a Slack export's users.json has, by their ids."""
+    names = dict[str, str]()
+    for file in files:
+        if file.name == "users.json":
+            with contextlib.suppress(OSError, ValueError, RecursionError):
+                names |= account_names(json.loads(file.read_bytes()))
+    return names
+
+
 def _one_of_many(reading: Callable[[Report], Iterator[Example]], name: str, report: Report) -> list[Example]:
     """Return a file's examples; what can't be read is a bad row, what is empty or in no format passed over."""
-    own = Report(files=1)
+    own = report.beside(files=1)
     try:
         found = list(reading(own))
     except Empty:
@@ -129,10 +160,10 @@ def _one_of_many(reading: Callable[[Report], Iterator[Example]], name: str, repo
         report.unread.append(str(error))
         return []
     except DataError as error:
-        own = Report(rows=1, bad=[str(error)])
+        own = report.beside(rows=1, bad=[str(error)])
         found = []
     except OSError as error:
-        own = Report(rows=1, bad=[f"{name} can't be read: {error.strerror or error}"])
+        own = report.beside(rows=1, bad=[f"{name} can't be read: {error.strerror or error}"])
         found = []
     report.add(own)
     return found
@@ -191,11 +222,15 @@ def _examples(data: bytes, name: str, form: str, report: Report) -> Iterator[Exa
             return
         if form == AUTO:
             refuse_chat_text(text, name)
+            if is_whatsapp(text, name):
+                report.talks.append(replace(talk_of(text, name, report), name=name))
+                return
     if not data.strip(b" \t\r\n\xef\xbb\xbf\xff\xfe\x00"):
         raise Empty(f"{name} is empty")
     found = list(chosen.read(data, name, report))
     rows_found = [each for each in found if isinstance(each, Row)]
     passages = [each for each in found if isinstance(each, Passage)]
+    report.talks += [replace(each, name=name) for each in found if isinstance(each, Talk)]
     if form not in (AUTO, "text") and passages:
         raise DataError(f"{name}:1: must be JSON for --format {form}, got plain text")
     report.rows += len(passages)
@@ -213,7 +248,7 @@ def _as_json(text: str, name: str, form: str, report: Report) -> list[Example] |
     """
     if text.lstrip()[:1] not in ("{", "[") or form == "text":
         return None
-    own = Report()
+    own = report.beside()
     try:
         rows = [row for row in JsonFile().read(text.encode(), name, own) if isinstance(row, Row)]
         examples = list(examples_of(rows, name, form, own))

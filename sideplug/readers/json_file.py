@@ -11,10 +11,12 @@ from collections.abc import Iterator
 
 from sideplug.contract.errors import DataError
 from sideplug.readers.base import Passage, Row, count_unused, printable
+from sideplug.readers.chat_json import talks_of
 from sideplug.readers.decoding import decode
 from sideplug.readers.exports import refuse_export
 from sideplug.readers.records import holds_records, is_known
 from sideplug.readers.report import Report
+from sideplug.readers.talks import Talk
 
 _SPACES = re.compile(r"\s*")
 _DECODER = json.JSONDecoder()
@@ -25,10 +27,14 @@ class JsonFile:
 
     suffixes = (".json", ".jsonl", ".ndjson", ".jsonlines")
 
-    def read(self, data: bytes, name: str, report: Report) -> Iterator[Row | Passage]:
+    def read(self, data: bytes, name: str, report: Report) -> Iterator[Row | Passage | Talk]:
         """See FileFormat."""
         text = decode(data, name)
         found = list(rows(text, name))
+        chats = talks_of(found, report)
+        if chats is not None:
+            yield from chats
+            return
         value = found[0].value if len(found) == 1 and text.lstrip().startswith("{") else None
         if isinstance(value, dict) and (not is_known(value) or holds_records(value)):
             refuse_export(value, name)

@@ -1,6 +1,7 @@
-"""Mail: .eml files and .mbox archives. The words of each message are learnt as text, without what it quotes.
+"""Mail: .eml files and .mbox archives. A mail is what its sender wrote, behind the mail that it answers and quotes.
 
-Test: pytest tests/readers/test_tables_and_pages.py
+What is quoted of older mails, signatures, and what was forwarded is cut, by mail-parser-reply.
+Test: pytest tests/readers/test_mail.py
 """
 
 from __future__ import annotations
@@ -9,24 +10,36 @@ import email
 import email.policy
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from email.message import EmailMessage, MIMEPart
+from email.utils import parseaddr, parsedate_to_datetime
+
+from mailparser_reply.parser import EmailMessage as Parsed
 
 from sideplug.contract.errors import DataError
 from sideplug.readers.base import Passage, Row
 from sideplug.readers.html_page import text_of_html
 from sideplug.readers.report import Report
-from sideplug.readers.text import plain_passages
+from sideplug.readers.talks import Said, Talk
 
-HEADERS, ATTACHMENTS, QUOTED, SIGNATURES, WORDLESS = (
+HEADERS, ATTACHMENTS, QUOTED, SIGNATURES, WORDLESS, LONG = (
     "heads of mails",
     "attachments",
-    "quoted lines of mails",
+    "quoted mails",
     "signatures of mails",
     "mails without words",
+    "ends of long mails",
 )
+LANGUAGES = ["en", "de", "fr", "es", "it", "nl", "sv", "da", "pl", "cs", "ja", "ko", "zh"]  # of "On …, … wrote:"
+MOST = 8000  # characters of a mail that are looked at: the patterns of quotes take quadratic time
+NOBODY = "an unnamed sender"
 _BETWEEN = re.compile(rb"(?:\A|\r?\n\r?\n)From [^\n]*\n")  # two messages of an mbox
 _ESCAPED = re.compile(rb"^>(>*From )", re.MULTILINE)
 _SIGNATURE = re.compile(r"^-- ?\n", re.MULTILINE)
+_MARK = re.compile(r"^(?:> ?)+", re.MULTILINE)
+_FORWARDED = re.compile(
+    r"\n*^[ >]*(?:-{3,}[^\n]{3,60}-{3,}|[^\n]{0,30}forwarded message[^\n]{0,5}:) *\Z", re.MULTILINE | re.IGNORECASE
+)
 
 
 class Mail:
@@ -34,9 +47,9 @@ class Mail:
 
     suffixes = (".eml",)
 
-    def read(self, data: bytes, name: str, report: Report) -> Iterator[Row | Passage]:
+    def read(self, data: bytes, name: str, report: Report) -> Iterator[Row | Passage | Talk]:
         """See FileFormat."""
-        yield from _words(data, 1, name, report)
+        yield from _talk(data, 1, name, report)
 
 
 class Mailbox:
@@ -44,7 +57,7 @@ class Mailbox:
 
     suffixes = (".mbox", ".mbx")
 
-    def read(self, data: bytes, name: str, report: Report) -> Iterator[Row | Passage]:
+    def read(self, data: bytes, name: str, report: Report) -> Iterator[Row | Passage | Talk]:
         """See FileFormat."""
         starts = list(_BETWEEN.finditer(data))
         if not starts or starts[0].start():
@@ -53,26 +66,64 @@ class Mailbox:
         line, counted = 1, 0
         for start, end in zip((match.end() for match in starts), ends, strict=True):
             line, counted = line + data.count(b"\n", counted, start), start
-            yield from _words(_ESCAPED.sub(rb"\1", data[start:end]), line, name, report)
+            yield from _talk(_ESCAPED.sub(rb"\1", data[start:end]), line, name, report)
 
 
-def _words(data: bytes, line: int, name: str, report: Report) -> Iterator[Passage]:
-    """Yield the passages of a message, all at its first line."""
-    message = email.message_from_bytes(data, policy=email.policy.default)
-    if not isinstance(message, EmailMessage) or not (message.keys() or message.get_payload()):
-        raise DataError(f"{name}:{line}: a mail must begin with its head, such as From: and Subject:")
-    report.left[HEADERS] += 1
-    report.left[ATTACHMENTS] += sum(1 for _ in message.iter_attachments())
-    body = message.get_body(("plain", "html"))
-    text = _content(body) if body is not None else ""
-    kept, signature = (*_SIGNATURE.split(text, maxsplit=1), "")[:2]
-    own = [each for each in kept.split("\n") if not each.startswith(">")]
-    report.left[QUOTED] += kept.count("\n") + 1 - len(own)
-    report.left[SIGNATURES] += bool(signature.strip())
-    found = list(plain_passages("\n".join(own)))
-    report.left[WORDLESS] += not found
+def _talk(data: bytes, line: int, name: str, report: Report) -> Iterator[Talk]:
+    """Yield a message as a talk: what it quotes, and what its sender says to that."""
+    try:
+        message = email.message_from_bytes(data, policy=email.policy.default)
+        if not isinstance(message, EmailMessage) or not (message.keys() or message.get_payload()):
+            raise DataError(f"{name}:{line}: a mail must begin with its head, such as From: and Subject:")
+        report.left[HEADERS] += 1
+        report.left[ATTACHMENTS] += sum(1 for _ in message.iter_attachments())
+        body = message.get_body(("plain", "html"))
+        text = _content(body) if body is not None else ""
+        who, at = _sender(message), _day(message)
+    except RecursionError:
+        raise DataError(f"{name}:{line}: the mail is nested too deeply") from None
+    own, quoted = _parted(text, report)
+    if own.strip():
+        before = [Said(f"the mail that {who} answers", quoted, line, None, is_quoted=True)] if quoted.strip() else []
+        yield Talk((*before, Said(who, own, line, at)), is_mail=True)
+    else:
+        report.left[WORDLESS] += 1
     report.left = +report.left
-    yield from (Passage(line, passage.text) for passage in found)
+
+
+def _parted(text: str, report: Report) -> tuple[str, str]:
+    """(what the sender wrote, the mail that it quotes)."""
+    kept, signature = (*_SIGNATURE.split(text, maxsplit=1), "")[:2]
+    report.left[SIGNATURES] += bool(signature.strip())
+    report.left[LONG] += len(kept) > MOST
+    short = re.sub(r"\n\s*\n\s*\n+", "\n\n", kept[:MOST])
+    first, *older = Parsed(short, list(LANGUAGES), keep_hyphen_lists=True).read().replies
+    report.left[SIGNATURES] += bool(first.signatures) and not signature.strip()
+    own = [line for line in first.body.split("\n") if not line.startswith(">")]
+    quotes = [[line for line in each.body.split("\n") if line.startswith(">")] for each in (first, *older)]
+    marked = next((lines for lines in quotes if lines), [])
+    report.left[QUOTED] += bool(older or marked)
+    if _FORWARDED.search(first.content):
+        return _FORWARDED.sub("", "\n".join(own)), ""  # what was forwarded was not written to the sender
+    unmarked = next((each.body for each in older if each.body.strip()), "")
+    return "\n".join(own), _MARK.sub("", "\n".join(marked)) if marked else unmarked
+
+
+def _sender(message: EmailMessage) -> str:
+    """Who wrote it, as "Name <address>"."""
+    try:
+        name, address = parseaddr(str(message.get("from", "")))
+    except Exception:  # a head that the library can't parse
+        return NOBODY
+    address = address.lower()
+    return f"{' '.join(name.split())} <{address}>" if name and address else name or address or NOBODY
+
+
+def _day(message: EmailMessage) -> datetime | None:
+    try:
+        return parsedate_to_datetime(str(message.get("date", ""))).replace(tzinfo=None)
+    except (TypeError, ValueError, IndexError):
+        return None
 
 
 def _content(body: MIMEPart) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from sideplug.contract.errors import DataError
 
@@ -23,6 +24,9 @@ class Report:
     files: that were read. rows: records, texts and files that were looked at. bad: a sentence, with file and line, for
     each that can't be learnt. passed: files that were not read, by why. unread: sentences on files of a format that is
     not read. fields: fields that are not used. left: what of the rows is not learnt.
+
+    Of conversations: me: who the person is, where that was said. writers: messages by who wrote them. mine: those of
+    the person. names: of accounts, by their ids. talks: what is yet to be turned into examples.
     """
 
     files: int = 0
@@ -32,14 +36,24 @@ class Report:
     unread: list[str] = field(default_factory=list)
     fields: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)
+    me: str = ""
+    writers: Counter[str] = field(default_factory=Counter)
+    mine: Counter[str] = field(default_factory=Counter)
+    talks: list[Any] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+
+    def beside(self, **more: Any) -> Report:
+        """A report of its own for one of many files, which is added later."""
+        return Report(me=self.me, names=self.names, **more)
 
     def add(self, other: Report) -> None:
         """Add what another report has."""
         self.files, self.rows = self.files + other.files, self.rows + other.rows
         self.bad += other.bad
         self.unread += other.unread
-        for mine, its in ((self.passed, other.passed), (self.fields, other.fields), (self.left, other.left)):
-            mine.update(its)
+        self.talks += other.talks
+        for name in ("passed", "fields", "left", "writers", "mine"):
+            getattr(self, name).update(getattr(other, name))
 
     def refuse_bad(self, skip_bad: bool) -> None:
         """Raises DataError where rows can't be learnt, unless those are to be left out."""
@@ -58,6 +72,9 @@ class Report:
         if self.fields:
             used = _listed(f"{name} ({n} row{'s' * (n != 1)})" for name, n in self.fields.most_common())
             yield f"fields that are not used: {used}"
+        if self.mine:
+            whose = _listed(f"{name} ({n:,})" for name, n in self.mine.most_common())
+            yield f"your own words are the messages of {whose}, of {self.writers.total():,} in all; --me changes that"
         if self.left:
             yield f"not learnt: {_listed(f'{what} ({n})' for what, n in self.left.most_common())}"
         if self.bad:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
@@ -65,43 +64,6 @@ def test_a_tables_rows(tmp_path: Path) -> None:
     assert len(read(file)) > 100, "a field may be long"
 
 
-def a_mail(body: str, subtype: str = "plain", charset: str = "utf-8", attached: bool = False) -> EmailMessage:
-    mail = EmailMessage()
-    mail["From"], mail["To"], mail["Subject"] = "ines@example.org", "rui@example.org", "SUBJECT"
-    mail.set_content(body, subtype=subtype, charset=charset)
-    if attached:
-        mail.add_attachment(b"ATTACHED", maintype="image", subtype="png", filename="row.png")
-    return mail
-
-
-def test_mail(tmp_path: Path) -> None:
-    body = "Olá Rui,\n\na linha dois está seca.\n\n> Which row?\n> Two?\n-- \nInes, gardener\n"
-    (tmp_path / "a.EML").write_bytes(a_mail(body, charset="iso-8859-1", attached=True).as_bytes())
-    replies, (told,) = learnt(tmp_path / "a.EML")
-    assert replies == ["1 Olá Rui,\n\na linha dois está seca."]
-    for what in ("heads of mails (1)", "attachments (1)", "quoted lines of mails (2)", "signatures of mails (1)"):
-        assert what in told
-    (tmp_path / "b.eml").write_bytes(a_mail("<p>Row <b>two</b></p><p>is dry.</p>", "html").as_bytes())
-    assert learnt(tmp_path / "b.eml")[0] == ["1 Row two\n\nis dry."]
-    (tmp_path / "c.eml").write_bytes(a_mail("> quoted alone\n").as_bytes())
-    with pytest.raises(DataError, match="c.eml is empty"):
-        read(tmp_path / "c.eml")
-
-
-def test_an_mbox(tmp_path: Path) -> None:
-    mails = [a_mail(text).as_bytes() for text in ("Row one.", "Row two.\n\n>From the bench on it is dry.", "")]
-    data = b"".join(b"From ines@example.org Mon Mar  4 10:00:00 2024\n" + mail + b"\n" for mail in mails)
-    (tmp_path / "all.mbox").write_bytes(data)
-    replies, (told,) = learnt(tmp_path / "all.mbox")
-    assert [reply.split(" ", 1)[1] for reply in replies] == ["Row one.", "Row two.\n\nFrom the bench on it is dry."]
-    assert [int(reply.split(" ")[0]) for reply in replies] == [2, 12]
-    assert "heads of mails (3)" in told
-    assert "mails without words (1)" in told
-    (tmp_path / "x.mbox").write_bytes(b"no mbox")
-    with pytest.raises(DataError, match="x.mbox:1: an mbox must begin with a line 'From …'"):
-        read(tmp_path / "x.mbox")
-
-
 PAGES = {
     "<p>a</p><p>b</p>": "a\n\nb",
     "<head><title>T</title><style>s</style></head><body>a<script>x()</script></body>": "a",
@@ -161,19 +123,11 @@ def test_deep_json(tmp_path: Path) -> None:
 
 
 EXPORTS: dict[str, Any] = {
-    "ChatGPT's export": [{"title": "Ferns", "mapping": {"a": {"message": None}}}],
-    "Claude's export": [{"uuid": "1", "name": "x", "chat_messages": [{"sender": "human", "text": "hi"}]}],
-    "Telegram's export": {
-        "name": "Rui",
-        "type": "personal_chat",
-        "messages": [{"id": 1, "type": "message", "text": "a"}],
-    },
     "Discord's export": {"guild": {}, "channel": {}, "messages": [{"content": "a"}]},
     "Facebook's or Instagram's export": {"participants": [], "messages": [{"sender_name": "A", "content": "a"}]},
     "Google Chat's export": {"messages": [{"creator": {"name": "A"}, "text": "a"}]},
     "Google's export of Gemini": [{"header": "Gemini Apps", "title": "a", "titleUrl": "u", "time": "t"}],
     "Google Keep's note": {"textContent": "a", "title": "x", "userEditedTimestampUsec": 1},
-    "Slack's export": [{"type": "message", "user": "U1", "text": "a"}],
     "Day One's journal": {"metadata": {}, "entries": [{"text": "a", "creationDate": "d"}]},
     "X's export": [{"tweet": {"full_text": "a"}}],
     "a table of people's messages": [{"date": "d", "from": "Ana", "text": "a"}],
@@ -198,17 +152,6 @@ def test_a_tables_messages_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="chat.csv is a table of people's messages, which is not read yet"):
         read(tmp_path / "chat.csv")
     assert len(read(tmp_path / "chat.csv", "text")) == 1
-
-
-@pytest.mark.parametrize(
-    "line", ["[12/03/24, 09:15:02] Ana: ", "12/03/2024, 09:15 - Ana: ", "3/12/24, 9:15\u202fPM - Ana: "]
-)
-def test_whatsapp(tmp_path: Path, line: str) -> None:
-    file = tmp_path / "_chat.txt"
-    file.write_text("".join(f"{line}Row {i} is dry.\n" for i in range(9)) + "and a second line\n")
-    with pytest.raises(DataError, match="is WhatsApp's export, which is not read yet: .*--format text"):
-        read(file)
-    assert "Row 8 is dry." in read(file, "text")[0].reply
 
 
 def test_a_diary_is_no_whatsapp(tmp_path: Path) -> None:
