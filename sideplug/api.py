@@ -268,11 +268,16 @@ def remember_questions(examples: Sequence[Example], folder: Path, tell: Callable
 def entry_of(example: Example, date: str = "") -> Entry:
     """What a memory keeps of an example: its last question with the reply, or the text as a note.
 
-    date: the day of those that name none themselves.
+    What somebody wrote in a conversation of people is a note too, unless it answers a short question. date: the day of
+    those that name none themselves.
     """
+    from sideplug.memory.book import SHORT
     from sideplug.memory.store import Entry
 
-    return Entry(example.question, example.reply, example.where, example.date or date)
+    asked = example.question
+    if example.is_talk and not (asked.rstrip().endswith(("?", "\uff1f", "\u061f")) and len(asked) <= SHORT):
+        asked = ""
+    return Entry(asked, example.reply, example.where, example.date or date)
 
 
 def _examples(data: Data, skip_bad: bool, tell: Callable[[str], None]) -> list[Example]:

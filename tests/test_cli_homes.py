@@ -189,3 +189,21 @@ def test_what_comes_on_standard_input(monkeypatch: pytest.MonkeyPatch, content: 
     assert not path.exists()
     with data_or_stdin(Path("notes")) as path:
         assert path == Path("notes")
+
+
+def test_a_preview_sends_and_changes_nothing(run: Run, tmp_path: Path) -> None:
+    lines = ["Anna: are the nails there?", "Bo: since noon", "Anna: good", "Bo: my number is 0171 2345678"]
+    (tmp_path / "chat.txt").write_text("".join(f"13.11.23, 09:1{n} - {line}\n" for n, line in enumerate(lines)))
+    nowhere = ["--cloud", "ws://127.0.0.1:9", "--preview"]
+    for command in (["remember", "--plugin", tmp_path / "p"], ["train", "--out", tmp_path / "p"]):
+        asked = run(*command, tmp_path / "chat.txt", *nowhere)
+        assert asked.returncode == 2
+        assert "give --me with one of these names" in asked.stderr
+        done = run(*command, tmp_path / "chat.txt", *nowhere, "--me", "bo", "--redact", "numbers")
+        assert done.returncode == 0, done.stderr
+        assert "my number is [number]" in done.stdout
+        assert "redacted numbers: 1, such as 0171 2345678" in done.stderr
+        assert "nothing was sent or changed" in done.stdout.splitlines()[-1]
+        told = json.loads(run(*command, tmp_path / "chat.txt", *nowhere, "--me", "bo", "--json").stdout)
+        assert told["items"][0] == {"question": "are the nails there?", "reply": "since noon"}
+    assert not (tmp_path / "p").exists()

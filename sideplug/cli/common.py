@@ -8,16 +8,20 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 from sideplug.cli import session
 from sideplug.contract.defaults import DEFAULT_MODEL, DEFAULT_URL
 from sideplug.contract.version import __version__
-from sideplug.terminal import print_json
+from sideplug.terminal import print_json, say
+
+if TYPE_CHECKING:
+    from sideplug.readers import Example
 
 __all__ = ["DEFAULT_MODEL", "DEFAULT_URL", "print_json"]  # for commands that have nothing else of where these are
 
@@ -193,12 +197,56 @@ sampling_options = gathered(
     ),
 )
 max_tokens_option = option("--max-tokens", default=256, help="The most tokens of the reply.")
-format_option = option(
-    "--format", "form", default="auto", help="The examples' format: auto, alpaca, messages, sharegpt or text."
+
+PREVIEWED = 6  # examples that a preview shows
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a person's files are read: see readers.read."""
+
+    form: str
+    skip_bad: bool
+    me: str
+    redact: str
+
+    def read(self, path: Path, skip: Path | None = None) -> list[Example]:
+        """The examples of a file or folder, but for those in the folder `skip`; what is passed over is told. Raises
+        DataError, InputError."""
+        from sideplug.readers import read
+
+        return read(path, self.form, skip, self.skip_bad, say, self.me, self.redact.split(","))
+
+
+reading_options = gathered(
+    "reading",
+    Reading,
+    (
+        option(
+            "--format", "form", default="auto", help="The examples' format: auto, alpaca, messages, sharegpt or text."
+        ),
+        option(
+            "--skip-bad",
+            is_flag=True,
+            help="Leave out rows that can't be learnt, and say which, instead of refusing them all.",
+        ),
+        option(
+            "--me",
+            metavar="NAME",
+            default="",
+            help="Who you are in chats and mailboxes, by name or address: your lines are the replies, others' the "
+            "prompts. Without it, who you are is seen in the file where it shows that, and told.",
+        ),
+        option(
+            "--redact",
+            metavar="KINDS",
+            default="",
+            help="Put out of sight, before anything is learnt or sent: numbers, addresses, names (of those who write "
+            "in chats and mailboxes), or several with commas. It finds by pattern, and tells what.",
+        ),
+    ),
 )
-skip_bad_option = option(
-    "--skip-bad", is_flag=True, help="Leave out rows that can't be learnt, and say which, instead of refusing them all."
-)
+preview_option = option("--preview", is_flag=True, help="Show what would be read, and end: nothing is sent or changed.")
 limit_option = option(
     "--limit", default=0, type=click.IntRange(0), help="Use only this many examples, drawn by seed; 0: all."
 )
@@ -260,3 +308,42 @@ decode_options = gathered(
         ),
     ),
 )
+
+
+class Shown(Protocol):
+    """What a preview shows: an example, or an entry of a memory."""
+
+    @property
+    def question(self) -> str:
+        """What is asked; "" for a text."""
+        ...
+
+    @property
+    def reply(self) -> str:
+        """What is learnt."""
+        ...
+
+
+def show_preview(items: Sequence[Shown], what: str, as_json: bool) -> None:
+    """Tell how much there is, and show the first of it. what: becomes of it."""
+    pairs = [each for each in items if each.question]
+    size = sum(len(each.question) + len(each.reply) for each in items)
+    if as_json:
+        shown = [{"question": each.question, "reply": each.reply} for each in items]
+        print_json({"questions": len(pairs), "texts": len(items) - len(pairs), "characters": size, "items": shown})
+        return
+    for each in items[:PREVIEWED]:
+        asked = f"{shortened(each.question, 60)} ⟶ " if each.question else ""
+        click.echo(f"  {asked}{shortened(each.reply, 110 - len(asked))}")
+    if len(items) > PREVIEWED:
+        click.echo(f"  … and {len(items) - PREVIEWED:,} more")
+    click.echo(
+        f"{len(pairs):,} replies to something and {len(items) - len(pairs):,} texts, {size:,} characters: {what}, and "
+        "keep none of it; nothing was sent or changed"
+    )
+
+
+def shortened(text: str, most: int) -> str:
+    """A text on one line, of at most so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"

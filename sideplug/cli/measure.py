@@ -9,19 +9,20 @@ import click
 
 from sideplug.cli.common import (
     FOLDER,
+    Reading,
     cloud_options,
     command,
-    format_option,
     group,
     json_option,
     limit_option,
     option,
     print_json,
+    reading_options,
     required_plugin_option,
 )
 from sideplug.cli.session import Cloud, data_or_stdin, load_plugin
 from sideplug.contract.errors import DataError, PluginError
-from sideplug.terminal import counted, progress, say
+from sideplug.terminal import counted, progress
 
 SHOWN = 10  # questions that a memory answers wrongly
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @click.argument("data", type=FOLDER)
 @required_plugin_option
 @cloud_options
-@format_option
+@reading_options
 @limit_option
 @option("--by-position", is_flag=True, help="Also by how far into each passage a token stands.")
 @option("--by-token", is_flag=True, help="Also the words that it makes likelier, and those that it makes rarer.")
@@ -46,7 +47,7 @@ def evaluate(
     data: Path,
     folder: Path,
     cloud: Cloud,
-    form: str,
+    reading: Reading,
     limit: int,
     by_position: bool,
     by_token: bool,
@@ -65,7 +66,7 @@ def evaluate(
     if picture:
         check_picture(picture)
     plugin = load_plugin(folder)
-    judged, asked = judge(plugin, data, cloud, form, limit)
+    judged, asked = judge(plugin, data, cloud, reading, limit)
     examples = len(asked)
     gate = plugin.trained.gate
     opens = gate.opens(gate.scores(judged.z_TD, judged.starts))
@@ -108,15 +109,14 @@ def evaluate(
         click.echo(line)
 
 
-def judge(plugin: Plugin, data: Path, cloud: Cloud, form: str, limit: int) -> tuple[Judged, list[Example]]:
+def judge(plugin: Plugin, data: Path, cloud: Cloud, reading: Reading, limit: int) -> tuple[Judged, list[Example]]:
     """(what the base and the plugin make of the examples, and these). Raises DataError, CloudError and its kin."""
-    from sideplug.readers import read
     from sideplug.training import recorder
     from sideplug.training.data import sample
 
     data = click.get_current_context().with_resource(data_or_stdin(data))
 
-    examples = sample(read(data, form, tell=say), limit)
+    examples = sample(reading.read(data), limit)
     with cloud.session(plugin) as session, progress("evaluating", len(examples)) as show:
         return recorder.score(session, examples, lambda done: show(done, "")), examples
 
@@ -132,12 +132,12 @@ def gate_group() -> None:
 @required_plugin_option
 @option("--data", type=FOLDER, required=True, help="Text that the plugin was not trained on.")
 @cloud_options
-@format_option
+@reading_options
 @limit_option
 @option("--picture", type=FOLDER, metavar="FILE", help="Draw the curve: .png, .svg or .pdf.")
 @json_option
 def gate_curve(
-    folder: Path, data: Path, cloud: Cloud, form: str, limit: int, picture: Path | None, as_json: bool
+    folder: Path, data: Path, cloud: Cloud, reading: Reading, limit: int, picture: Path | None, as_json: bool
 ) -> None:
     """Show quality against traffic for each setting of the gate.
 
@@ -154,12 +154,12 @@ def gate_curve(
     plugin = load_plugin(folder)
     memory = memory_of(plugin)
     if memory is not None and not any(isinstance(part, TrainedPart) for part in plugin.parts):
-        _memory_curve(memory, folder, data, form, limit, picture, as_json)
+        _memory_curve(memory, folder, data, reading, limit, picture, as_json)
         return
     trained = plugin.trained.gate
     if trained.kind != "linear":
         raise PluginError(f"the gate of {folder} is {trained.kind}: it has no dial (train it with a retain set)")
-    judged, asked = judge(plugin, data, cloud, form, limit)
+    judged, asked = judge(plugin, data, cloud, reading, limit)
     examples = len(asked)
     points = gate.curve(trained, judged, plugin.tap)
     rate, loss = gate.rate_and_loss(trained, judged)
@@ -178,16 +178,15 @@ def gate_curve(
 
 
 def _memory_curve(
-    memory: Memory, folder: Path, data: Path, form: str, limit: int, picture: Path | None, as_json: bool
+    memory: Memory, folder: Path, data: Path, reading: Reading, limit: int, picture: Path | None, as_json: bool
 ) -> None:
     from sideplug.api import entry_of
     from sideplug.memory import curve
     from sideplug.memory.part import shortened
-    from sideplug.readers import read
     from sideplug.training.data import sample
 
     data = click.get_current_context().with_resource(data_or_stdin(data))
-    entries = [entry_of(example) for example in sample(read(data, form, tell=say), limit)]
+    entries = [entry_of(example) for example in sample(reading.read(data), limit)]
     asked = [(entry.question, entry.reply) for entry in entries if not entry.is_note]
     if not asked:
         raise DataError(f"{data} must have questions with the words of a right reply: it has none")

@@ -16,15 +16,17 @@ import click
 
 from sideplug.cli.common import (
     FOLDER,
+    Reading,
     cloud_options,
     command,
-    format_option,
     group,
     json_option,
     option,
+    preview_option,
     print_json,
+    reading_options,
     required_plugin_option,
-    skip_bad_option,
+    show_preview,
 )
 from sideplug.cli.session import (
     Cloud,
@@ -52,8 +54,8 @@ SHOWN = 72  # characters of an entry in a list
 @option("--reply", metavar="TEXT", help="The reply to --question, as it is to be said.")
 @option("--date", metavar="YYYY-MM-DD", default="", help="The day that it is about, where a row names none.")
 @cloud_options
-@format_option
-@skip_bad_option
+@reading_options
+@preview_option
 @json_option
 @click.pass_context
 def remember(
@@ -64,8 +66,8 @@ def remember(
     reply: str | None,
     date: str,
     cloud: Cloud,
-    form: str,
-    skip_bad: bool,
+    reading: Reading,
+    preview: bool,
     as_json: bool,
 ) -> None:
     """Tell your plugin something. It knows it at once, without training.
@@ -81,9 +83,12 @@ def remember(
 
     entries = list(_pair(question, reply, date))
     for each in told:
-        entries += _entries(context, each, date, form, skip_bad, folder)
+        entries += _entries(context, each, date, reading, folder)
     if not entries:
         raise InputError("there is nothing to remember: give a text, a file, or --question with --reply")
+    if preview:
+        show_preview(entries, "the cloud would read each reply once", as_json)
+        return
     result, why = remember_entries(folder, entries, cloud.client, _say, counted)
     for old, _ in result.replaced:
         say(f"this replaces entry {old.number}, {_line(old)} (sideplug memory restore {old.number} brings it back)")
@@ -118,11 +123,11 @@ def _pair(question: str | None, reply: str | None, date: str) -> Iterable[Entry]
         yield Entry(check_utf8(question), check_utf8(reply), date=date)
 
 
-def _entries(context: click.Context, told: str, date: str, form: str, skip_bad: bool, folder: Path) -> list[Entry]:
+def _entries(context: click.Context, told: str, date: str, reading: Reading, folder: Path) -> list[Entry]:
     """The entries of one argument: a path, - or a note's text."""
     from sideplug.api import entry_of
     from sideplug.memory.store import Entry
-    from sideplug.readers import SUFFIXES, read
+    from sideplug.readers import SUFFIXES
 
     if not told.strip():
         raise InputError("a text, file or folder must not be empty")
@@ -132,7 +137,7 @@ def _entries(context: click.Context, told: str, date: str, form: str, skip_bad: 
             raise InputError(f"there is no file or folder {told}; a note must be a sentence")
         return [Entry("", check_utf8(told), date=date)]
     source = context.with_resource(data_or_stdin(path))
-    return [entry_of(example, date) for example in read(source, form, folder, skip_bad, say)]
+    return [entry_of(example, date) for example in reading.read(source, folder)]
 
 
 def _is_there(path: Path) -> bool:

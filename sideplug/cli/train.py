@@ -16,15 +16,17 @@ import click
 
 from sideplug.cli.common import (
     FOLDER,
+    Reading,
     cloud_options,
     command,
-    format_option,
     gathered,
     json_option,
     limit_option,
     option,
+    preview_option,
     print_json,
-    skip_bad_option,
+    reading_options,
+    show_preview,
 )
 from sideplug.cli.session import Cloud, data_or_stdin, interrupts, peak_rss_mb, remember_plugin
 from sideplug.contract.errors import InputError
@@ -59,17 +61,14 @@ def plugin_kinds() -> list[str]:
 
 @dataclass(frozen=True)
 class Source:
-    """The person's data, and how it is read. skip_bad: leave out rows that can't be learnt."""
+    """The person's data, and how it is read."""
 
     path: Path
-    form: str
-    skip_bad: bool
+    how: Reading
 
     def read(self, skip: Path | None = None) -> list[Example]:
         """The examples, but for those in the folder `skip`; what is passed over is told. Raises DataError."""
-        from sideplug.readers import read
-
-        return read(self.path, self.form, skip, self.skip_bad, say)
+        return self.how.read(self.path, skip)
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class NewPlugin:
         model = client.model()
         recipe = recipe.suited_to(examples).begun_with(self.trunk or "", model.fingerprint)
         part = recipe.new_plugin(model).trained
-        return readable(client, examples, part.tap, part.context, source.skip_bad, say), recipe
+        return readable(client, examples, part.tap, part.context, source.how.skip_bad, say), recipe
 
 
 new_plugin_options = gathered(
@@ -226,8 +225,8 @@ new_plugin_options = gathered(
 @option("--out", type=FOLDER, metavar="DIR", help="A new plugin's folder; its tape and checkpoint go there too.")
 @option("--update", type=FOLDER, metavar="DIR", help="A plugin's folder: that plugin learns more, without forgetting.")
 @cloud_options
-@format_option
-@skip_bad_option
+@reading_options
+@preview_option
 @option(
     "--epochs",
     default=0,
@@ -249,8 +248,8 @@ def train(
     out: Path | None,
     update: Path | None,
     cloud: Cloud,
-    form: str,
-    skip_bad: bool,
+    reading: Reading,
+    preview: bool,
     epochs: int,
     force: bool,
     new: NewPlugin,
@@ -264,14 +263,17 @@ def train(
     of text writes on.
 
     With --update, an existing plugin learns more from DATA: replies that you liked, corrections, new notes. A plugin
-    that gets worse is not kept, and plugin rollback goes back. Of the options below only --format, --skip-bad,
-    --epochs and --force apply then, beside those of the cloud.
+    that gets worse is not kept, and plugin rollback goes back. Of the options below only those of
+    reading, --epochs and --force apply then, beside those of the cloud.
 
     The cloud reads each example once, for the tape, and keeps none of it. The plugin is made here and stays here.
     """
     if out and update:
         raise InputError("--out and --update can't be given together: --out makes a new plugin")
-    source = Source(context.with_resource(data_or_stdin(data)), form, skip_bad)
+    source = Source(context.with_resource(data_or_stdin(data)), reading)
+    if preview:
+        show_preview(source.read(out or update), "the cloud would read each once", as_json)
+        return
     if update:
         check_update(context)
         result, lines = learn_more(source, update, cloud, epochs, force)
@@ -309,7 +311,7 @@ def learn_more(
     from sideplug.training.update import update
 
     passes = epochs or RECIPE.training.epochs
-    examples, skip_bad = source.read(), source.skip_bad
+    examples, skip_bad = source.read(), source.how.skip_bad
     made = update(cloud.client, folder, examples, training_progress, interrupts, passes, force, skip_bad, say)
     if memory_of(Plugin.load(folder)) is not None:
         remember_questions(examples, folder, say)

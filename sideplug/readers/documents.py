@@ -15,6 +15,7 @@ import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from sideplug.contract.errors import DataError
 from sideplug.readers.base import NotRead, Passage, Row
@@ -39,20 +40,18 @@ class Document:
     def read(self, data: bytes, name: str, report: Report) -> Iterator[Row | Passage]:
         """See FileFormat. Raises NotRead where the extra is not installed."""
         if importlib.util.find_spec(self._package) is None:
-            raise NotRead(
-                f"{name}: {self.suffixes[0]} files are read by the extra files: pip install 'sideplug[files]'"
-            )
+            raise NotRead(f"{name}: {self.suffixes[0]} files need the extra files: pip install 'sideplug[files]'")
         if len(data) > MOST_BYTES:
             raise DataError(f"{name} must have at most {MOST_BYTES >> 20} MB, got {len(data) >> 20}: save it as text")
         said = _parsed(self.suffixes[0], data, name)
         if "error" in said:
             raise DataError(f"{name} {said['error']}")
-        report.left[PICTURES] += said.get("empty", 0)
+        report.left[PICTURES] += int(said.get("empty", 0))
         report.left = +report.left
-        yield from (Passage(1, passage.text) for passage in plain_passages(said["text"]))
+        yield from (Passage(1, passage.text) for passage in plain_passages(str(said["text"])))
 
 
-def _parsed(suffix: str, data: bytes, name: str) -> dict[str, str]:
+def _parsed(suffix: str, data: bytes, name: str) -> dict[str, Any]:
     """What the process of its own says of a document."""
     command = [sys.executable, "-m", "sideplug.readers.documents", suffix]
     try:
@@ -109,13 +108,11 @@ def text_of_pdf(data: bytes) -> dict[str, object]:
 
 def _without_frames(pages: list[str]) -> Iterator[str]:
     """The pages without lines at their ends that most pages have, numbers aside; broken words joined."""
-    ends = [
-        [_frame(line) for line in (lines[:2] + lines[-2:])] for lines in (page.strip().split("\n") for page in pages)
-    ]
+    split = [page.strip().split("\n") for page in pages]
+    ends = [[_frame(line) for line in (*lines[:2], *lines[-2:])] for lines in split]
     count = Counter(line for lines in ends for line in set(lines) if line)
     frames = {line for line, n in count.items() if len(pages) >= _REPEATED and 2 * n > len(pages)}
-    for page in pages:
-        lines = page.strip().split("\n")
+    for lines in split:
         last = len(lines) - 2
         kept = [line for n, line in enumerate(lines) if 1 < n < last or _frame(line) not in frames]
         text = _BROKEN.sub("", "\n".join(line.rstrip() for line in kept))

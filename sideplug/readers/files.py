@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePath
@@ -28,6 +28,7 @@ from sideplug.readers.json_file import JsonFile
 from sideplug.readers.lamp import LampUser
 from sideplug.readers.mail import Mail, Mailbox
 from sideplug.readers.records import AUTO, UnknownRecord, check_format, examples_of
+from sideplug.readers.redact import check_kinds, redacted
 from sideplug.readers.report import Report, Tell
 from sideplug.readers.table import Table
 from sideplug.readers.talks import Talk
@@ -52,17 +53,20 @@ def read(
     skip_bad: bool = False,
     tell: Tell = _log.warning,
     me: str = "",
+    redact: Collection[str] = (),
 ) -> list[Example]:
     """Return all examples of a file or folder, without those in the folder `skip`.
 
     skip_bad: leave out rows that can't be learnt. tell: is given a sentence on each kind of thing that is passed over.
     me: whose words of conversations are learnt, by name or address; "": who it is, is seen in the file, or asked for.
-    Raises DataError with file and line, for all rows that can't be learnt at once.
+    redact: what is put out of sight, of redact.KINDS. Raises DataError with file and line, for all rows that can't be
+    learnt at once.
 
     >>> [example.reply for example in sideplug.read(notes)]
     ['The mill stands by the river.']
     """
     check_format(form)
+    kinds = check_kinds(redact)
     report = Report(me=me)
     if path.is_dir():
         examples = list(_read_folder(path, form, skip, report))
@@ -76,7 +80,8 @@ def read(
         raise DataError(f"there is no file or folder {shown(path)}")
     examples += talks.examples_of(report.talks, report)
     report.refuse_bad(skip_bad)
-    for sentence in report.sentences():
+    examples, lines = redacted(examples, kinds, report.writers)
+    for sentence in (*report.sentences(), *lines):
         tell(sentence)
     if not examples:
         raise DataError(_nothing(path, report))

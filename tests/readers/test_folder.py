@@ -141,11 +141,11 @@ def test_json_that_is_no_data_is_passed_over_by_name(notes: Path) -> None:
 
 
 def test_a_document_is_passed_over_with_the_way_out(notes: Path) -> None:
-    for name in ("a.pdf", "b.docx", "c.PDF"):
+    for name in ("a.doc", "b.xlsx", "c.DOC"):
         put(notes / name)
     _, lines = told(notes)
-    assert lines[0] == "2 files read; 3 passed over: 2 .pdf, 1 .docx"
-    assert any("convert it to text (.txt), for example with pdftotext" in line for line in lines)
+    assert lines[0] == "2 files read; 3 passed over: 2 .doc, 1 .xlsx"
+    assert any("save it as text (.txt, .md)" in line for line in lines)
 
 
 def test_a_broken_file_is_a_bad_row(notes: Path) -> None:
