@@ -32,11 +32,12 @@ HEADERS, ATTACHMENTS, QUOTED, SIGNATURES, WORDLESS, LONG = (
 )
 LANGUAGES = ["en", "de", "fr", "es", "it", "nl", "sv", "da", "pl", "cs", "ja", "ko", "zh"]  # of "On …, … wrote:"
 MOST = 8000  # characters of a mail that are looked at: the patterns of quotes take quadratic time
+WHO_WROTE = 120  # characters of a line such as "Once upon a time, Rui wrote:"
 NOBODY = "an unnamed sender"
 _BETWEEN = re.compile(rb"(?:\A|\r?\n\r?\n)From [^\n]*\n")  # two messages of an mbox
 _ESCAPED = re.compile(rb"^>(>*From )", re.MULTILINE)
 _SIGNATURE = re.compile(r"^-- ?\n", re.MULTILINE)
-_MARK = re.compile(r"^(?:> ?)+", re.MULTILINE)
+_MARK = re.compile(r"^(?:[A-Z]{0,3}> ?)+", re.MULTILINE)
 _FORWARDED = re.compile(
     r"\n*^[ >]*(?:-{3,}[^\n]{3,60}-{3,}|[^\n]{0,30}forwarded message[^\n]{0,5}:) *\Z", re.MULTILINE | re.IGNORECASE
 )
@@ -99,14 +100,25 @@ def _parted(text: str, report: Report) -> tuple[str, str]:
     short = re.sub(r"\n\s*\n\s*\n+", "\n\n", kept[:MOST])
     first, *older = Parsed(short, list(LANGUAGES), keep_hyphen_lists=True).read().replies
     report.left[SIGNATURES] += bool(first.signatures) and not signature.strip()
-    own = [line for line in first.body.split("\n") if not line.startswith(">")]
-    quotes = [[line for line in each.body.split("\n") if line.startswith(">")] for each in (first, *older)]
+    own = _without_quotes(first.body.split("\n"))
+    quotes = [[line for line in each.body.split("\n") if _MARK.match(line)] for each in (first, *older)]
     marked = next((lines for lines in quotes if lines), [])
     report.left[QUOTED] += bool(older or marked)
     if _FORWARDED.search(first.content):
         return _FORWARDED.sub("", "\n".join(own)), ""  # what was forwarded was not written to the sender
     unmarked = next((each.body for each in older if each.body.strip()), "")
     return "\n".join(own), _MARK.sub("", "\n".join(marked)) if marked else unmarked
+
+
+def _without_quotes(lines: list[str]) -> list[str]:
+    """The lines that are not quoted, without those that say who wrote the quote behind them."""
+    kept = list[str]()
+    for number, line in enumerate(lines):
+        behind = next((each for each in lines[number + 1 :] if each.strip()), "")
+        says_who = line.rstrip().endswith((":", "\uff1a")) and len(line) <= WHO_WROTE and _MARK.match(behind)
+        if not _MARK.match(line) and not says_who:
+            kept.append(line)
+    return kept
 
 
 def _sender(message: EmailMessage) -> str:

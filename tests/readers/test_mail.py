@@ -67,6 +67,13 @@ def test_ways_of_quoting(tmp_path: Path, quoted: str, before: str) -> None:
     assert asked(example) == ([before] if before else [])
 
 
+def test_habits_of_quoting(tmp_path: Path) -> None:
+    body = "Once upon a time, Rui wrote :\n\nR> Which row?\nR> Two?\n\nRow two. My list:\n\nferns\n"
+    (tmp_path / "a.eml").write_bytes(a_mail(body).as_bytes())
+    (example,) = read(tmp_path / "a.eml")
+    assert (example.reply, asked(example)) == ("Row two. My list:\n\nferns", ["Which row?\nTwo?"])
+
+
 def test_a_page_as_a_mail(tmp_path: Path) -> None:
     (tmp_path / "b.eml").write_bytes(a_mail("<p>Row <b>two</b></p><p>is dry.</p>", "html").as_bytes())
     assert [each.reply for each in read(tmp_path / "b.eml")] == ["Row two\n\nis dry."]
