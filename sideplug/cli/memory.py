@@ -55,6 +55,7 @@ SHOWN = 72  # characters of an entry in a list
 @option("--date", metavar="YYYY-MM-DD", default="", help="The day that it is about, where a row names none.")
 @cloud_options
 @reading_options
+@option("--watch", type=FOLDER, metavar="FOLDER", help="Keep the memory in step with the files of a folder.")
 @preview_option
 @json_option
 @click.pass_context
@@ -68,6 +69,7 @@ def remember(
     cloud: Cloud,
     reading: Reading,
     preview: bool,
+    watch: Path | None,
     as_json: bool,
 ) -> None:
     """Tell your plugin something. It knows it at once, without training.
@@ -79,16 +81,50 @@ def remember(
     What is told stays on this device. The cloud's base reads each reply once, for its tokens; where no cloud answers,
     that is done at the next connection.
     """
-    from sideplug.api import remember_entries
-
     entries = list(_pair(question, reply, date))
     for each in told:
         entries += _entries(context, each, date, reading, folder)
+    if watch is not None:
+        if entries or as_json or not watch.is_dir():
+            raise InputError(f"--watch must be given a folder, and nothing else to remember, got {watch}")
+        _follow(watch, folder, date, cloud, reading, preview)
+        return
     if not entries:
         raise InputError("there is nothing to remember: give a text, a file, or --question with --reply")
     if preview:
         show_preview(entries, "the cloud would read each reply once", as_json)
         return
+    _remembered(folder, entries, cloud, as_json)
+
+
+def _follow(watched: Path, folder: Path, date: str, cloud: Cloud, reading: Reading, preview: bool) -> None:
+    """See follow.follow."""
+    from sideplug.api import entry_of
+    from sideplug.cli.follow import follow
+
+    def read(root: Path) -> list[Entry]:
+        return [entry_of(example, date) for example in reading.read(root, folder)]
+
+    if preview:
+        show_preview(read(watched), "the cloud would read each reply once", False)
+        return
+    remember = partial(_remembered, folder, cloud=cloud, as_json=False)
+    follow(watched, folder, read, remember, partial(_forgotten, folder))
+
+
+def _forgotten(folder: Path, numbers: Sequence[int]) -> None:
+    """Forget entries in the memory, and wherever else a plugin has them."""
+    from sideplug.api import forget
+
+    line = forget(numbers, folder, quiet=True)
+    if line:
+        say(line)
+
+
+def _remembered(folder: Path, entries: Sequence[Entry], cloud: Cloud, as_json: bool) -> None:
+    """Tell a plugin these entries, and say what became of them."""
+    from sideplug.api import remember_entries
+
     result, why = remember_entries(folder, entries, cloud.client, _say, counted)
     for old, _ in result.replaced:
         say(f"this replaces entry {old.number}, {_line(old)} (sideplug memory restore {old.number} brings it back)")
