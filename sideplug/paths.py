@@ -38,6 +38,11 @@ def local_key_file() -> Path:
     return _chosen("SIDEPLUG_LOCAL_KEY") or _config_dir() / "local-key"
 
 
+def config_file() -> Path:
+    """Return the file of settings: `SIDEPLUG_CONFIG`, or `sideplug/config.toml` below XDG_CONFIG_HOME (~/.config)."""
+    return _chosen("SIDEPLUG_CONFIG") or _config_dir() / "config.toml"
+
+
 def own_certificate_file() -> Path:
     """Return the PEM file of serve --tls-self, beside keys.json: its private key and its certificate."""
     return _config_dir() / "tls-self.pem"

@@ -14,6 +14,7 @@ import sys
 
 import click
 
+from sideplug.cli import variables
 from sideplug.cli.common import group
 from sideplug.contract.errors import SideplugError
 from sideplug.terminal import say
@@ -36,6 +37,7 @@ def main(args: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="sideplug")
     try:
+        variables.apply()
         code = group.main(args, prog_name="sideplug", standalone_mode=False)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "sideplug"

@@ -37,6 +37,8 @@ SECTIONS = {
         "plugin": "plugins",
         "gateway": "gateway",
         "audit": "talk",
+        "config": "home",
+        "doctor": "home",
     },
     "For whoever serves a model": {
         "serve": "serve",

@@ -160,6 +160,11 @@ def refusal_reason(body: bytes) -> str:
 
 def get(address: Address, path: str, timeout_s: float = 10.0) -> str:
     """Return the body of the cloud's response to GET `path`. Raises Unreachable, Unauthorized, CloudError."""
+    return get_with_date(address, path, timeout_s)[0]
+
+
+def get_with_date(address: Address, path: str, timeout_s: float = 10.0) -> tuple[str, str]:
+    """Return (the body, the Date that the response tells, "" for none) as `get` does."""
     url = address.at(path)
     headers = {"Authorization": f"Bearer {address.bearer}"} if address.bearer else {}
     handlers: list[Any] = [urllib.request.HTTPSHandler(context=address.tls())] if address.scheme == "wss" else []
@@ -171,7 +176,7 @@ def get(address: Address, path: str, timeout_s: float = 10.0) -> str:
             body: bytes = answer.read(MAX_BODY_BYTES + 1)
             if len(body) > MAX_BODY_BYTES:
                 raise CloudError(f"{url} answers with more than {MAX_BODY_BYTES >> 20} MiB: it is no sideplug cloud")
-            return body.decode()
+            return body.decode(), answer.headers.get("Date", "")
     except urllib.error.HTTPError as error:
         kind = Unauthorized if error.code == 401 else CloudError
         raise kind(refusal_reason(error.read(1000)) or f"{url} says HTTP {error.code}") from error
