@@ -37,6 +37,7 @@ SECTIONS = {
         "plugin": "plugins",
         "gateway": "gateway",
         "audit": "talk",
+        "service": "service",
         "config": "home",
         "doctor": "home",
     },
