@@ -189,7 +189,9 @@ def _check(what: str, options: Sequence[str]) -> None:
 def _run(command: Sequence[str]) -> str:
     """Run a manager's command; "" if it did what it should, else why not."""
     try:
-        done = subprocess.run(list(command), capture_output=True, text=True, timeout=WAIT_S, check=False)
+        done = subprocess.run(
+            list(command), capture_output=True, encoding="utf-8", errors="replace", timeout=WAIT_S, check=False
+        )
     except FileNotFoundError:
         return f"there is no {command[0]} on this machine"
     except (OSError, subprocess.TimeoutExpired) as error:
