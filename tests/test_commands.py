@@ -59,6 +59,7 @@ NOT_RUN = {
     "--tls-key …": MACHINES,
     "export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=sideplug.cloud.flow_control.middlewares": MACHINES,
     "serve run sideplug.cloud.ray_serve:app model=smollm2-135m insecure=true": MACHINES,
+    "sideplug service install gateway": "would start a service here: tests/test_cli_service.py",
     "sideplug serve --host 0.0.0.0 --tls-self": "is for another machine: tests/cloud/test_certificate.py serves so",
     "export SIDEPLUG_CLOUD=wss://that-machine:8765 SIDEPLUG_PIN=sha256:… SIDEPLUG_CLOUD_KEY=sp-…": "the same",
 }
@@ -80,6 +81,12 @@ def commands(page: Path) -> list[str]:
     return found
 
 
+def promises(page: Path) -> dict[str, str]:
+    """What a page says that its commands say: "# → THIS" behind them."""
+    lines = [line.strip() for line in page.read_text("utf-8").splitlines() if " # → " in line]
+    return {re.split(r"\s{2,}|\s# ", line)[0]: line.split(" # → ")[1].strip() for line in lines}
+
+
 RUN = {page: [each for each in commands(page) if each not in NOT_RUN] for page in PAGES if page.name not in MADE}
 
 
@@ -89,6 +96,12 @@ def test_each_is_run_or_has_a_reason() -> None:
     assert sorted(set(NOT_RUN) - shown) == [], "these stand on no page any more"
     starts = [command.split()[0] for page in RUN.values() for command in page]
     assert set(starts) == {"sideplug"}, "of other programs each needs a reason, or a way to be run"
+
+
+def test_what_is_promised_is_of_commands_that_run() -> None:
+    promised = {(page, command) for page in RUN for command in promises(page)}
+    assert len(promised) >= 3
+    assert promised <= {(page, command) for page, found in RUN.items() for command in found}
 
 
 @pytest.fixture
@@ -145,6 +158,7 @@ def test_the_commands_of_a_page_run_as_written(page: Path, shell: dict[str, str]
             )
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
             assert done.stdout.strip(), command
+            assert promises(page).get(command, "") in done.stdout, command
     finally:
         for process in reversed(running):
             with contextlib.suppress(ProcessLookupError):
