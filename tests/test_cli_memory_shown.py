@@ -107,3 +107,19 @@ def test_training_says_that_a_memory_stays(go: Run, plugin: Path, cloud: Cloud, 
     new = go("train", "data.jsonl", "--out", "q", *how)
     assert (new.returncode, "stays beside" in new.stderr) == (0, False), new.stderr
     assert len(json.loads(go("memory", "list", "--json").stdout)) == 4
+
+
+def test_two_devices_become_one(run: Run, tmp_path: Path) -> None:
+    nowhere = ["--cloud", "ws://127.0.0.1:9"]
+    phone, laptop, file = tmp_path / "phone", tmp_path / "laptop", tmp_path / "phone.sideplug"
+    for device, told in ((phone, "In the tin."), (laptop, "In the shed.")):
+        run("remember", "--question", "Where are the nails?", "--reply", told, "--plugin", device, *nowhere)
+    run("remember", "Ines waters row two.", "--plugin", phone, *nowhere)
+    assert run("plugin", "export", phone, file).returncode == 0
+    sentence(run("plugin", "import", file, laptop), 2, "is not empty: give another folder, or --merge")
+    done = run("plugin", "import", file, laptop, "--merge")
+    assert done.returncode == 0, done.stderr
+    assert f"{laptop} remembers 2 more entries, 0 were known" in done.stdout
+    assert "sideplug memory restore" in done.stderr
+    assert "0 more entries, 2 were known" in run("plugin", "import", file, laptop, "--merge").stdout
+    assert run("plugin", "import", file, tmp_path / "new", "--merge").returncode == 0

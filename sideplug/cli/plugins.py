@@ -115,19 +115,57 @@ def plugin_export(folder: Path, file: Path, seal: bool, with_tape: bool) -> None
 @plugin_group.command("import", epilog="Example:  sideplug plugin import my-plugin.sideplug my-plugin")
 @click.argument("file", type=FOLDER, metavar="FILE")
 @click.argument("folder", type=FOLDER, metavar="DIR")
-def plugin_import(file: Path, folder: Path) -> None:
-    """Make a plugin's folder from a file that your other device exported."""
+@click.option(
+    "--merge", is_flag=True, help="Into a plugin that is there: its memory takes over what this one was told."
+)
+def plugin_import(file: Path, folder: Path, merge: bool) -> None:
+    """Make a plugin's folder from a file that your other device exported.
+
+    With --merge, the plugin in DIR stays, and its memory takes over what the other one was told, each thing once. Where
+    both were told another reply to one question, the later one holds; the other one stays, and can be restored.
+    A trained part that DIR lacks comes along; one that it has stays as it is.
+    """
     from sideplug.device.plugin_store import import_to
     from sideplug.plugins import sealed_file
     from sideplug.plugins.validate import read_file
 
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty: give another folder")
+    if not merge and folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty: give another folder, or --merge for two memories of one person")
     data = read_file(file)
     passphrase = passphrase_of(file.name) if sealed_file.is_sealed(data) else ""
-    import_to(folder, sealed_file.unseal(data, passphrase), str(file))
+    whole = sealed_file.unseal(data, passphrase)
+    if merge and folder.exists() and any(folder.iterdir()):
+        _merge(folder, whole, file)
+        return
+    import_to(folder, whole, str(file))
     remember_plugin(folder)
     tell(f"{file} is in {folder}")
+
+
+def _merge(folder: Path, data: bytes, file: Path) -> None:
+    from sideplug.memory import book
+    from sideplug.memory.merging import merge
+    from sideplug.plugins import Plugin
+
+    other, mine = Plugin.from_bytes(data, str(file)), Plugin.load(folder)
+    memory = book.memory_of(other)
+    kept = {part.name for part in mine.parts}
+    lacking = [part for part in other.parts if part.name not in kept and part is not memory]
+    if memory is None and not lacking:
+        raise InputError(f"{file} has no memory, and no part that {folder} lacks: there is nothing to merge")
+    for part in lacking:
+        other.save_part(part, folder)
+        tell(f"{folder} has the part {part.name} of {file} now")
+    if memory is None:
+        return
+    merged = book.change(folder, lambda own: merge(own, memory), must_be=False)
+    for holds, gone in merged.conflicts:
+        say(
+            f"{holds.question!r}: {holds.reply!r} holds, told last; entry {gone.number}, {gone.reply!r}, does not "
+            f"(sideplug memory restore {gone.number} brings it back)"
+        )
+    count = merged.added
+    tell(f"{folder} remembers {count} more {'entry' if count == 1 else 'entries'}, {merged.known} were known")
 
 
 @plugin_group.command("lock", epilog="Example:  sideplug plugin lock my-plugin")
