@@ -23,9 +23,11 @@ import safetensors
 import safetensors.numpy
 
 from sideplug.contract.errors import InputError, NoNetwork, PluginError
+from sideplug.contract.gate import Gate
 from sideplug.contract.tap import Tap
 from sideplug.paths import cache_dir, write_aside, writing
-from sideplug.plugins.base import Params, check_params, digest, trained_kind
+from sideplug.plugins.base import ONE_TEXT, Params, check_params, digest, trained_kind
+from sideplug.plugins.gates import gate_config, gate_of, gate_tensors
 
 SUFFIX = ".trunk"
 FORMAT = 1
@@ -37,7 +39,8 @@ HEADER = "sideplug.trunk"
 class Trunk:
     """A trunk. name, version: what it is known by. base: the base model's fingerprint. params: float32.
 
-    card: what people should know of it, plain values. sha256: of its file; "" before it has one.
+    card: what people should know of it, plain values. sha256: of its file; "" before it has one. gate: tells text of
+    people, such as it has read, from general text; for a person with too little text for a gate of their own.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Trunk:
     params: Params
     card: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
+    gate: Gate = Gate("open")
 
     @property
     def title(self) -> str:
@@ -73,10 +77,11 @@ class Trunk:
     def save(self, path: Path) -> None:
         """Write it to a file. Raises Stopped."""
         told = {name: getattr(self, name) for name in ("name", "version", "base", "base_name", "kind", "card")}
-        header = {HEADER: json.dumps({"format": FORMAT, "tap": self.tap.name, **told}, ensure_ascii=False)}
+        about = {"format": FORMAT, "tap": self.tap.name, **gate_config(self.gate), **told}
+        header = {HEADER: json.dumps(about, ensure_ascii=False)}
         halves = {name: value.astype(np.float16) for name, value in self.params.items()}
         with writing(path, "the trunk"):
-            write_aside(path, safetensors.numpy.save(halves, header))
+            write_aside(path, safetensors.numpy.save({**halves, **gate_tensors(self.gate)}, header))
 
     @staticmethod
     def install(source: Path, target: Path) -> None:
@@ -103,15 +108,24 @@ class Trunk:
         try:
             texts = {name: str(header[name])[:200] for name in ("name", "base", "base_name", "kind")}
             tap, card, version = Tap.parse(header["tap"]), dict(header["card"]), int(header["version"])
+            gate = gate_of(header, halves)
             params = {name: value.astype(np.float32) for name, value in halves.items()}
             kind = trained_kind(texts["kind"])
             kind.check_tap(tap)
             check_params(params, kind.shapes(tap, params))
-        except (ValueError, KeyError, TypeError) as error:
+        except PluginError:
+            raise
+        except (ValueError, KeyError, TypeError, InputError) as error:
             raise PluginError(f"{path} is no trunk, or is damaged") from error
         if not all(np.isfinite(value).all() for value in params.values()):
             raise PluginError(f"{path} is no trunk, or is damaged: a number in it is not finite")
-        return cls(**texts, version=version, tap=tap, params=params, card=card, sha256=hashlib.sha256(data).hexdigest())
+        none = np.zeros((1, len(tap.layers), tap.rank), np.float32)
+        try:
+            gate.check(kind.forward(params, none, ONE_TEXT)[0].shape[1])
+        except InputError as error:
+            raise PluginError(f"{path} is no trunk, or is damaged: {error}") from error
+        sha256 = hashlib.sha256(data).hexdigest()
+        return cls(**texts, version=version, tap=tap, params=params, card=card, sha256=sha256, gate=gate)
 
 
 @contextlib.contextmanager

@@ -285,7 +285,8 @@ def _untrained(old: TrainedPart, base: str) -> TrainedPart:
             raise PluginError(
                 f"the trunk that it began with, {began['title']}, is not installed: sideplug trunk pull it"
             )
-        return TrainedPart(old.kind, old.tap, trunk.params, about={**about, "trunk": began}, name=old.name)
+        about["trunk"] = began
+        return TrainedPart(old.kind, old.tap, trunk.params, trunk.gate, about=about, name=old.name)
     seed = int(old.about.get("settings", {}).get("seed", 0))
     for width in sorted({size for shape in sizes.values() for size in shape}):
         shape = Shape(len(old.tap.layers), old.tap.rank, width, old.model_width)

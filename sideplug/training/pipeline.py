@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from sideplug.contract.errors import InputError, Stopped
+from sideplug.contract.gate import Gate
 from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.device.client import Client
 from sideplug.device.responders import Silent
@@ -291,7 +292,10 @@ def learn(
     elif biased:
         trainer.fit_bias(TRAIN, HELD_OUT)
     part.phrases = tapes.training.texts()[-MAX_PHRASES:]
-    gated = fit_gate(trainer, tapes)
+    begun = part.gate if part.about.get("trunk") else None
+    gated = fit_gate(trainer, tapes, begun)
+    if gated and part.gate is begun:
+        say("the gate is the trunk's: the text is too little to tell it from other people's")
     shown = {name: figure.to_json() for name, figure in figures.items()}
     part.about = {**part.about, **result.to_json(), **gated, "figures": shown, "settings": vars(trainer.config)}
     return result, gated, figures
@@ -376,8 +380,11 @@ def train(trainer: Trainer, show: Show, interrupts: Interrupts, resume: bool) ->
         return trainer.run(resume, lambda p: tell((p.epoch - 1) * p.batches + p.batch, p), wants_stop)
 
 
-def fit_gate(trainer: Trainer, tapes: Tapes) -> dict[str, Any]:
-    """Give the trained part its gate; what it trades on held-out text, personal and general (nothing without any)."""
+def fit_gate(trainer: Trainer, tapes: Tapes, begun: Gate | None = None) -> dict[str, Any]:
+    """Give the trained part its gate; what it trades on held-out text, personal and general (nothing without any).
+
+    begun: the gate of the trunk that it began with, which it keeps where its own would let too much general text pass.
+    """
     part, seed = trainer.part, trainer.config.seed
     # The part learns to be silent on hard negatives too; the gate is not asked to tell them apart.
     retain = tapes.split_retain(seed, hard_negatives=False)
@@ -387,4 +394,8 @@ def fit_gate(trainer: Trainer, tapes: Tapes) -> dict[str, Any]:
     judged = {"personal": trainer.judge(tapes.held or tapes.training), "general": trainer.judge(retain[1])}
     fitted = gate.calibrate(gate.fit(ours, others, seed), judged["personal"], judged["general"])
     part.gate = gate.with_dial_by_gain(fitted, gate.fit_by_gain(ours, others), judged["personal"], judged["general"])
+    if begun is not None and begun.kind == "linear":
+        leaks = [gate.rate_and_loss(each, judged["general"])[0] for each in (part.gate, begun)]
+        if leaks[0] > gate.RETAIN_RATE and leaks[1] < leaks[0]:
+            part.gate = begun
     return {name: gate.trade_off(part.gate, text) for name, text in judged.items()}

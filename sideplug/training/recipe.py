@@ -113,7 +113,7 @@ class Recipe:
         if self.trunk is not None:
             trunk = self.trunk
             params = {name: value.copy() for name, value in trunk.params.items()}
-            part = TrainedPart(trained_kind(trunk.kind), trunk.tap, params)
+            part = TrainedPart(trained_kind(trunk.kind), trunk.tap, params, trunk.gate)
             plugin = Plugin(trunk.base, trunk.base_name, [part])
             plugin.check_base(model.fingerprint, model.name)
             return plugin

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from sideplug.contract.errors import InputError
+from sideplug.contract.gate import Gate
 from sideplug.contract.version import __version__
 from sideplug.device.client import Client
 from sideplug.device.responders import Silent
 from sideplug.plugins.base import TrainedPart
 from sideplug.plugins.trunk import Trunk
 from sideplug.readers import Example
-from sideplug.training import data, fit_bias, pipeline
+from sideplug.training import data, fit_bias, gate, pipeline
 from sideplug.training.fit import FitState, KLToBase, Rows, TargetLoss, Term, TrainConfig, judge, take_step
 from sideplug.training.head import Head
 from sideplug.training.preflight import readable
@@ -107,6 +108,7 @@ def make(
         whole = pipeline.Tapes(learnt, joined([tapes[number] for number in apart]), general)
         rows = whole.fetch_head(session, FREQUENT)
     part.params = trained(part, rows, learnt, general, config, show)
+    part.gate = gate_of(part, rows, whole, config.seed)
     worth = worth_of(part, rows, [tapes[number] for number in apart], general, config.seed)
     licences = sorted({writer.licence for writer in writers})
     card: dict[str, Any] = {
@@ -122,7 +124,8 @@ def make(
         "made_by": f"sideplug {__version__}",
     }
     say(worth.line)
-    trunk = Trunk(name, version, plugin.base, plugin.base_name, part.kind_name, part.tap, part.params, card)
+    about = (plugin.base, plugin.base_name, part.kind_name, part.tap)
+    trunk = Trunk(name, version, *about, part.params, card, gate=part.gate)
     return trunk, worth
 
 
@@ -165,6 +168,19 @@ def trained(
             take_step(part.kind, piece, state, terms, config, config.epochs * steps)
             tell(step + 1, None)
     return state.params
+
+
+def gate_of(part: TrainedPart, rows: Head, tapes: pipeline.Tapes, seed: int) -> Gate:
+    """A gate that opens for the writers' text and not for general text, calibrated on those who were held out."""
+    retain = tapes.split_retain(seed, hard_negatives=False)
+    assert retain is not None
+    assert tapes.held is not None
+    if not (len(retain[0]) and len(retain[1])):
+        return part.gate
+    ours, others = (judge(part, rows, tape, seed, gate.MAX_TOKENS) for tape in (tapes.training, retain[0]))
+    held, general = (judge(part, rows, tape, seed, gate.MAX_TOKENS) for tape in (tapes.held, retain[1]))
+    fitted = gate.calibrate(gate.fit(ours, others, seed), held, general)
+    return gate.with_dial_by_gain(fitted, gate.fit_by_gain(ours, others), held, general)
 
 
 def worth_of(part: TrainedPart, rows: Head, tapes: Sequence[Tape], general: Tape, seed: int) -> Worth:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sideplug.contract.errors import InputError, PluginError
+from sideplug.contract.gate import Gate
 from sideplug.plugins import trunk as trunks
 from sideplug.plugins.trunk import Trunk
 from tests.conftest import a_plugin
@@ -15,7 +16,8 @@ from tests.conftest import a_plugin
 
 def a_trunk(name: str = "prose", version: int = 1, seed: int = 3, base: str = "b" * 64) -> Trunk:
     part = a_plugin(base, "mlp", 0.1, seed).trained
-    return Trunk(name, version, base, "tiny", "mlp", part.tap, part.params, {"licences": ["CC0"]})
+    gate = Gate("linear", np.linspace(-1, 1, 64, dtype=np.float32), threshold=0.25)
+    return Trunk(name, version, base, "tiny", "mlp", part.tap, part.params, {"licences": ["CC0"]}, gate=gate)
 
 
 @pytest.fixture
@@ -38,6 +40,8 @@ def test_a_file_keeps_it(tmp_path: Path) -> None:
         made.card,
     )
     assert len(kept.sha256) == 64
+    assert (kept.gate.kind, kept.gate.threshold) == ("linear", 0.25)
+    np.testing.assert_array_equal(kept.gate.weight_D, made.gate.weight_D)
     for name, value in made.params.items():
         assert kept.params[name].dtype == np.float32
         np.testing.assert_allclose(kept.params[name], value, rtol=1e-3, atol=1e-4)

@@ -43,6 +43,8 @@ def test_it_helps_a_writer_whom_it_has_not_read(cloud: Cloud, tmp_path: Path) ->
     assert trunk.base == cloud.base.fingerprint
     assert worth.trunk < worth.base - 0.2
     assert worth.line in told
+    assert trunk.gate.kind == "linear"
+    assert trunk.gate.weight_D.any()
     assert len(trunk.card["held_out"]) == 1
     again, _ = making.make(client, writers, tmp_path, "small", 4, quiet, config=config, width=24)
     for name, value in trunk.params.items():
