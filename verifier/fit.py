@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 import torch
-from made import SMALL_TALK, contrasts, relations, siblings
+from made import SMALL_TALK, contrasts, kin, relations, siblings
 from torch import nn
 from torch.nn import functional
 
@@ -135,7 +135,7 @@ def training_texts(vectors: Vectors | None) -> list[Asked]:
 def made_texts(vectors: Vectors | None, people: int, rng: random.Random) -> list[Asked]:
     """The questions of so many made-up memories of each kind."""
     found = []
-    for make in (siblings, contrasts, relations):
+    for make in (siblings, contrasts, relations, kin):
         for _ in range(people):
             entries, asked = make(rng)
             index = Index(Store(), "fit" if vectors else "", vectors)

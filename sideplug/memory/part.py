@@ -35,8 +35,8 @@ MEMORY = "memory"  # the name of the kind, and of its part
 BEHIND = 0.3  # a candidate whose score is so far behind the best is not read: of 240 right ones 3 were (tune)
 SAME_WORDS = 20.0  # the score of a question that is asked in the words in which it was told
 # P above which it speaks, with the sentence encoder and by words alone; chosen on verifier/own_words/tune
-CERTAIN, CERTAIN_BY_WORDS = 0.75, 0.8
-DOUBT_OF_NOTES = 0.6  # of the doubt that a pair may leave: a note is said from 0.85 on where a pair is from 0.75 on
+CERTAIN, CERTAIN_BY_WORDS = 0.85, 0.8
+DOUBT_OF_NOTES = 0.4  # of the doubt that a pair may leave: a note is said from 0.94 on where a pair is from 0.85 on
 MOSTLY = 0.8  # of a note's certainty that one of its sentences has: then that one is said, else its whole passage
 # The logits above which a question about the person silences trained parts, and is said not to have been told: of
 # untold questions 87 and 67 % are, of general prompts 4 % each (tune)
