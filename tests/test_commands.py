@@ -100,7 +100,7 @@ def test_each_is_run_or_has_a_reason() -> None:
 
 def test_what_is_promised_is_of_commands_that_run() -> None:
     promised = {(page, command) for page in RUN for command in promises(page)}
-    assert len(promised) >= 2
+    assert len(promised) >= 3
     assert promised <= {(page, command) for page, found in RUN.items() for command in found}
 
 
@@ -132,7 +132,7 @@ def test_the_commands_of_a_page_run_as_written(page: Path, shell: dict[str, str]
     (here / "my-notes").mkdir()
     shutil.copy(ROOT / "docs" / "GUIDE.md", here / "my-notes")
     (here / "asked.jsonl").write_text(
-        json.dumps({"instruction": "Where does the spare key hang?", "output": "behind the clock"}) + "\n", "utf-8"
+        json.dumps({"instruction": "Where does the spare key hang?", "output": "by the cellar door"}) + "\n", "utf-8"
     )
     (here / "corrections.jsonl").write_text(
         '{"instruction": "What is my boat?", "output": "Your boat is Vinga.\\n/M."}\n'

@@ -47,7 +47,7 @@ NUMBER = click.IntRange(1)  # of an entry
 SHOWN = 72  # characters of an entry in a list
 
 
-@command("remember", 'sideplug remember "The spare key hangs behind the clock." --plugin my-plugin')
+@command("remember", 'sideplug remember "The spare key hangs by the cellar door." --plugin my-plugin')
 @click.argument("told", nargs=-1, metavar="[TEXT|FILE|FOLDER]...")
 @required_plugin_option
 @option("--question", metavar="TEXT", help="What is asked; give its --reply too.")
