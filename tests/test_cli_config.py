@@ -45,7 +45,7 @@ BAD = {
     "cloud = \n": "is not TOML",
     'passphrase = "gate"\n': "a passphrase must not stand in a file",
     "[gateway.more]\nx = 1\n": "gateway-more must be a text, a number",
-    "cloud = 2026-01-01\n": "cloud must be a text, a number, true, false or a list of texts, got date",
+    "cloud = 2026-01-01\n": "cloud must be a text, a number, true, false or a list of texts, got 2026-01-01",
 }
 
 

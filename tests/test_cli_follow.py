@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,7 +78,12 @@ def test_by_hand(run: Run, notes: Path, tmp_path: Path) -> None:
     assert "2 texts" in run("remember", "--watch", notes, "--plugin", plugin, "--preview").stdout
     command = [sys.executable, "-m", "sideplug", "remember", "--watch", str(notes), "--plugin", str(plugin)]
     env = {**os.environ, "SIDEPLUG_CACHE": str(tmp_path / "cache")}
-    with subprocess.Popen([*command, "--cloud", nowhere], env=env, stdout=subprocess.PIPE, text=True) as process:
+
+    def hears() -> None:  # a shell's job in the background ignores Ctrl-C, and so would what it starts
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    options: dict[str, Any] = {"env": env, "stdout": subprocess.PIPE, "text": True, "preexec_fn": hears}
+    with subprocess.Popen([*command, "--cloud", nowhere], **options) as process:
         try:
             eventually(lambda: len(notes_of(plugin)) == 2, 30)
             (notes / "c.md").write_text("The tin is under the bench.")

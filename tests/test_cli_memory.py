@@ -147,7 +147,7 @@ def test_what_is_exported_can_be_told_again(go: Run, plugin: Path, tmp_path: Pat
 
 def test_settings_are_shown_changed_and_kept(go: Run, plugin: Path) -> None:
     shown = go("memory", "settings").stdout
-    assert shown == "certain   0.75 (as shipped)\ndoubt     base\nunknown   base\n"
+    assert shown == "certain   0.85 (as shipped)\ndoubt     base\nunknown   base\n"
     changed = go("memory", "settings", "--certain", "0.7", "--unknown", "say", "--doubt", "ask")
     assert changed.stdout == "certain   0.7\ndoubt     ask\nunknown   say\n"
     assert "this holds as soon as a cloud has read what is to be said (no cloud answers at" in changed.stderr

@@ -66,7 +66,7 @@ def _text(value: Any, what: str) -> str:
         return str(value)
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         return " ".join(value)
-    raise InputError(f"{what} must be a text, a number, true, false or a list of texts, got {type(value).__name__}")
+    raise InputError(f"{what} must be a text, a number, true, false or a list of texts, got {str(value)[:40]}")
 
 
 def apply(environ: MutableMapping[str, str] = os.environ) -> None:

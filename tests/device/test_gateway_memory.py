@@ -248,7 +248,7 @@ def test_a_plugin_is_loaded_anew_when_it_is_told(root: Path) -> None:
 def test_settings_are_shown_and_changed(stage: Stage) -> None:
     with stage.http() as http:
         tell(http, DOG)
-        shipped = {"certain": None, "doubt": "base", "unknown": "base", "shipped": 0.75}
+        shipped = {"certain": None, "doubt": "base", "unknown": "base", "shipped": 0.85}
         assert http.get(f"{MEMORY}/settings").json() == shipped
         changed = shipped | {"certain": 0.6, "unknown": "say"}
         assert http.patch(f"{MEMORY}/settings", json={"certain": 0.6, "unknown": "say"}).json() == changed

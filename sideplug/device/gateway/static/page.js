@@ -1191,7 +1191,7 @@ function askWords(name, question) {
     shown.replaceChildren(make("p", { class: "soft" }, "Reading …"));
     try {
       const body = JSON.stringify({ name, text: text.value });
-      showWords(shown, await (await api("/sideplug/words", { method: "POST", body })).json());
+      showWords(shown, await (await api("sideplug/words", { method: "POST", body })).json());
     } catch (problem) {
       shown.replaceChildren(make("p", { class: "bad" }, problem.message));
     }
