@@ -113,7 +113,8 @@ def shell(tmp_path: Path) -> Iterator[dict[str, str]]:
     program.chmod(0o755)
     own = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "XDG_DATA_HOME": str(tmp_path / "data")}
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    yield {**os.environ, **own, "PATH": path, "PYTHONPATH": str(ROOT), "SIDEPLUG_PASSPHRASE": "bees, nails and tea"}
+    inherited = {name: value for name, value in os.environ.items() if name != "SIDEPLUG_NO_ENCODER"}
+    yield {**inherited, **own, "PATH": path, "PYTHONPATH": str(ROOT), "SIDEPLUG_PASSPHRASE": "bees, nails and tea"}
 
 
 def answers(port: int) -> bool:
