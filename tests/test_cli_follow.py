@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sideplug.cli.follow import follow
+from sideplug.contract.errors import DataError
 from sideplug.memory import book
 from sideplug.memory.store import Entry
 from sideplug.plugins.file import is_plugin
@@ -96,3 +97,23 @@ def test_by_hand(run: Run, notes: Path, tmp_path: Path) -> None:
     assert process.returncode == 0
     assert "1 entry is forgotten: the files have that no more" in out
     assert out.splitlines()[-1] == f"{plugin} stays as it is"
+
+
+def test_a_document_without_text_forgets_nothing(notes: Path, tmp_path: Path) -> None:
+    """What can't be read is told; that it "has no text" does not mean that the folder has nothing."""
+    plugin = tmp_path / "p"
+    gone: list[int] = []
+
+    def found(root: Path) -> list[Entry]:
+        if (notes / "scan").exists():
+            raise DataError("scan.pdf has no text: its pages are pictures")
+        return [Entry(each.question, each.reply, each.where) for each in read(root)]
+
+    def looks() -> Iterator[None]:
+        yield
+        (notes / "scan").write_text("x")
+        yield
+
+    follow(notes, plugin, found, lambda new: book.remember(plugin, new, print) and None, gone.extend, looks())
+    assert gone == []
+    assert len(notes_of(plugin)) == 2

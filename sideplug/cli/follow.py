@@ -63,6 +63,7 @@ def follow(
     """
     from sideplug.memory.book import open_memory
     from sideplug.plugins.file import is_plugin
+    from sideplug.readers.files import Empty
 
     folder = folder.resolve()
     tell(f"{plugin} is kept in step with {folder}: Ctrl-C ends that")
@@ -78,11 +79,11 @@ def follow(
                 continue
             try:
                 found = read(folder) if now else []
-            except DataError as error:
-                if "has no " not in str(error):
-                    say(f"the memory stays as it is: {error}")
-                    continue
+            except Empty:
                 found = []
+            except DataError as error:
+                say(f"the memory stays as it is: {error}")
+                continue
             kept = list(open_memory(plugin).store.entries()) if is_plugin(plugin) else []
             new, gone = differences([each for each in kept if not each.replaced_by], folder, found)
             if gone:

@@ -72,13 +72,10 @@ def every_option() -> Iterator[tuple[str, str, str, str]]:
     yield from walk(group, click.Context(group))
 
 
-def settings(before: dict[str, str] | None = None) -> list[Setting]:
-    """All settings as a command would have them. before: the variables without those that the file set.
-
-    Raises InputError for a file with a name that is none.
-    """
+def settings() -> list[Setting]:
+    """All settings as a command would have them. Raises InputError for a file with a name that is none."""
     held = read_file()
-    environ = before if before is not None else _without(held)
+    environ = _without(held)
     rows = [*every_option(), *((name, "", what, "") for name, what in OTHERS.items())]
     known = {name for name, *_ in rows}
     unknown = [name for name in held if name not in known]
@@ -213,10 +210,9 @@ def _cloud(cloud: Cloud) -> Iterator[Finding]:
     try:
         model = cloud.client.model()
         started = time.monotonic()
-        with cloud.session() as session:
-            took_ms = 1000 * (time.monotonic() - started)
-            yield Finding("key", True, f"a session opens in {took_ms:.0f} ms, wire {VERSION}")
-            del session
+        cloud.session().close()
+        took_ms = 1000 * (time.monotonic() - started)
+        yield Finding("key", True, f"a session opens in {took_ms:.0f} ms, wire {VERSION}")
         yield Finding("base", True, f"{model.name} ({model.fingerprint[:12]}), {model.context:,} tokens of context")
     except SideplugError as error:
         yield Finding("key", False, str(error))

@@ -28,6 +28,7 @@ def merge(mine: Memory, other: Memory) -> Merged:
     entries = list(other.store.entries())
     with mine.store.change():
         told = list(mine.store.entries())
+        before = {each.number for each in told}
         same = {(each.question, each.reply, each.date): each.number for each in told}
         holding = {key_of(each): each for each in told if not (each.replaced_by or each.is_note)}
         for entry in entries:
@@ -51,7 +52,7 @@ def merge(mine: Memory, other: Memory) -> Merged:
             else:
                 holding[key_of(entry)] = new
         for entry in entries:  # what was replaced over there is replaced here too, unless it was told here on its own
-            if entry.replaced_by and entry.number in numbers and numbers[entry.number] not in {e.number for e in told}:
+            if entry.replaced_by and entry.number in numbers and numbers[entry.number] not in before:
                 mine.store.replace(numbers[entry.number], numbers[entry.replaced_by])
     mine.fill()
     return merged

@@ -43,7 +43,7 @@ _log = logging.getLogger("sideplug.readers")
 
 
 class Empty(DataError):
-    """A file without any text."""
+    """A file, or all that was given, without anything to learn."""
 
 
 def read(
@@ -84,7 +84,7 @@ def read(
     for sentence in (*report.sentences(), *lines):
         tell(sentence)
     if not examples:
-        raise DataError(_nothing(path, report))
+        raise Empty(_nothing(path, report))
     return examples
 
 
