@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -83,20 +82,23 @@ def test_by_hand(run: Run, notes: Path, tmp_path: Path) -> None:
     def hears() -> None:  # a shell's job in the background ignores Ctrl-C, and so would what it starts
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    options: dict[str, Any] = {"env": env, "stdout": subprocess.PIPE, "text": True, "preexec_fn": hears}
-    with subprocess.Popen([*command, "--cloud", nowhere], **options) as process:
+    said = tmp_path / "said"
+    with (
+        said.open("w", encoding="utf-8") as output,
+        subprocess.Popen([*command, "--cloud", nowhere], env=env, stdout=output, preexec_fn=hears) as process,
+    ):
         try:
             eventually(lambda: len(notes_of(plugin)) == 2, 30)
             (notes / "c.md").write_text("The tin is under the bench.")
             eventually(lambda: "The tin is under the bench." in notes_of(plugin), 30)
             (notes / "a.md").unlink()
-            eventually(lambda: len(notes_of(plugin)) == 2, 30)
+            eventually(lambda: "1 entry is forgotten: the files have that no more" in said.read_text(), 30)
+            assert len(notes_of(plugin)) == 2
         finally:
             process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=30)
+        process.wait(30)
     assert process.returncode == 0
-    assert "1 entry is forgotten: the files have that no more" in out
-    assert out.splitlines()[-1] == f"{plugin} stays as it is"
+    assert said.read_text().splitlines()[-1] == f"{plugin} stays as it is"
 
 
 def test_a_document_without_text_forgets_nothing(notes: Path, tmp_path: Path) -> None:
