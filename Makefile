@@ -26,9 +26,10 @@ $(TWINS): $(READY)
 demo: $(READY)
 	$(VENV)/bin/python examples/demo.py
 
-# Each file stays in one process; most of the time tests wait for sockets and processes.
+# Each file stays in one process; most of the time tests wait for sockets and processes. Matrix products of several
+# threads wait for each other beside other work, and are many times slower.
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-twins: $(TWINS)
 	$(VENV)/bin/python -m pytest -m 'twin and not slow'

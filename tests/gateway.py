@@ -93,9 +93,10 @@ class Stage:
 @contextlib.contextmanager
 def a_stage(cloud: str, root: Path, **how: Any) -> Iterator[Stage]:
     training, memory = how.pop("training", None), how.pop("memory", None)
-    others = how.pop("others", ())
+    others, preview = how.pop("others", ()), how.pop("preview", None)
     address = Address(cloud, retry_s=0.3)
-    gateway = Gateway(PluginStore(root, others), address, GatewayConfig(**how), training, memory=memory)
+    store, config = PluginStore(root, others), GatewayConfig(**how)
+    gateway = Gateway(store, address, config, training, memory=memory, preview=preview)
     with serving(gateway) as url:
         yield Stage(gateway, url)
 

@@ -108,7 +108,7 @@ def gateway(
 
     The base is the model "smollm2-135m" (as the cloud calls it), a plugin "smollm2-135m+NAME", or just NAME.
     """
-    from sideplug.cli.memory import entries_of_texts, fetch_encoder_for, forgotten
+    from sideplug.cli.memory import entries_of_files, fetch_encoder_for, forgotten, preview_files
     from sideplug.device.gateway import Defaults, Gateway, GatewayConfig
     from sideplug.device.plugin_store import PluginStore
     from sideplug.memory.desk import Desk
@@ -150,5 +150,6 @@ def gateway(
         sys.stdout.flush()
 
     job = TrainingJob(plugins, cloud.client)
-    desk = Desk(entries_of_texts, lambda: fetch_encoder_for(plugins), forgotten)
-    asyncio.run(Gateway(plugins, cloud.address, config, job, cloud.recorder, desk).serve(listener, ready))
+    desk = Desk(entries_of_files, lambda: fetch_encoder_for(plugins), forgotten)
+    gateway = Gateway(plugins, cloud.address, config, job, cloud.recorder, desk, preview_files)
+    asyncio.run(gateway.serve(listener, ready))

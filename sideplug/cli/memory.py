@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,12 +183,22 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def entries_of_texts(files: Sequence[tuple[str, str]], tell: Callable[[str], None]) -> list[Entry]:
-    """Return the entries of texts that were dropped on the gateway's page. Raises DataError, InputError."""
+def entries_of_files(
+    files: Sequence[tuple[str, bytes]], reading: Mapping[str, object], tell: Callable[[str], None]
+) -> list[Entry]:
+    """Return the entries of files that were dropped on the gateway's page. Raises DataError, InputError."""
     from sideplug.api import entry_of
-    from sideplug.training.job import read_files
+    from sideplug.readers.dropped import read_dropped
 
-    return [entry_of(example) for example in read_files(list(files), tell=tell)]
+    return [entry_of(example) for example in read_dropped(files, reading, tell)]
+
+
+def preview_files(files: Sequence[tuple[str, bytes]], reading: Mapping[str, object], is_told: bool) -> dict[str, Any]:
+    """What would be read of such files, to be told to a memory or to be learnt. Raises DataError, InputError."""
+    from sideplug.api import entry_of
+    from sideplug.readers.dropped import preview
+
+    return preview(files, reading, entry_of) if is_told else preview(files, reading)
 
 
 def forgotten(folder: Path, numbers: Sequence[int]) -> tuple[list[Entry], str]:

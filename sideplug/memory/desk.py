@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sideplug.contract.errors import InputError, SideplugError
@@ -25,9 +26,11 @@ SOURCE = "the page"  # of what was told there
 FOUND = 8  # parts that a search shows
 log = logging.getLogger("sideplug.memory")
 
-Named = tuple[str, str]  # the name of a file, and its text
-ReadFiles = Callable[[Sequence[Named], Callable[[str], None]], list[Entry]]  # the last hears what is passed over
-
+Named = tuple[str, str]
+AS_THEY_ARE: Mapping[str, object] = MappingProxyType({})  # how files are read, where nothing is chosen
+Files = Sequence[tuple[str, bytes]]  # the name of a file, and what it holds
+# (files, how they are read, what hears what is passed over) → entries
+ReadFiles = Callable[[Files, Mapping[str, object], Callable[[str], None]], list[Entry]]
 
 Forget = Callable[[Path, Sequence[int]], tuple[list[Entry], str]]  # what they were; what still holds them
 
@@ -38,7 +41,7 @@ def _forget_here(folder: Path, numbers: Sequence[int]) -> tuple[list[Entry], str
     return gone, "its trained part may still hold it: train it anew" if is_trained else ""
 
 
-def _no_files(files: Sequence[Named], tell: Callable[[str], None]) -> list[Entry]:
+def _no_files(files: Files, reading: Mapping[str, object], tell: Callable[[str], None]) -> list[Entry]:
     raise InputError("files are not read here: give entries")
 
 
@@ -75,14 +78,21 @@ class Desk:
             for found in memory.judged(question)[:FOUND]
         ]
 
-    def tell(self, folder: Path, entries: Sequence[Named], files: Sequence[Named] = ()) -> dict[str, Any]:
+    def tell(
+        self,
+        folder: Path,
+        entries: Sequence[Named],
+        files: Files = (),
+        reading: Mapping[str, object] = AS_THEY_ARE,
+    ) -> dict[str, Any]:
         """Tell the plugin in a folder entries, (question, reply) each, and files; make it where there is none.
+        reading: how files are read.
 
         Raises InputError, PluginError, Stopped: then nothing is kept.
         """
         notes: list[str] = []
         told = [Entry(question, reply, SOURCE) for question, reply in entries]
-        told += self._read_files(files, notes.append) if files else []
+        told += self._read_files(files, reading, notes.append) if files else []
         if not told:
             raise InputError("there is nothing to remember: give at least one entry or file")
         result = book.change(folder, partial(book.tell, entries=told), must_be=False)

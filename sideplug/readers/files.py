@@ -1,4 +1,4 @@
-"""It turns a person's files and folders into examples: `read` takes a path, `read_texts` texts with their names.
+"""It turns a person's files and folders into examples: `read` takes a path, `read_files` the bytes of files by name.
 
 A folder stands for its files, in the order of their names. Whatever is not learnt of them is told, in sentences.
 A new format of files is a module with a `FileFormat` and its place here. Test: pytest tests/readers/test_files.py
@@ -66,7 +66,7 @@ def read(
     ['The mill stands by the river.']
     """
     check_format(form)
-    kinds = check_kinds(redact)
+    check_kinds(redact)
     report = Report(me=me)
     if path.is_dir():
         examples = list(_read_folder(path, form, skip, report))
@@ -78,46 +78,52 @@ def read(
             raise DataError(f"{shown(path)} can't be read: {error.strerror or error}") from error
     else:
         raise DataError(f"there is no file or folder {shown(path)}")
-    examples += talks.examples_of(report.talks, report)
-    report.refuse_bad(skip_bad)
-    examples, lines = redacted(examples, kinds, report.writers)
-    for sentence in (*report.sentences(), *lines):
-        tell(sentence)
+    examples = _finished(examples, report, skip_bad, redact, tell)
     if not examples:
         raise Empty(_nothing(path, report))
     return examples
 
 
-def read_texts(
-    texts: Sequence[tuple[str, str]],
+def read_files(
+    files: Sequence[tuple[str, bytes]],
     form: str = AUTO,
     skip_bad: bool = False,
     tell: Tell = _log.warning,
     me: str = "",
+    redact: Collection[str] = (),
 ) -> list[Example]:
-    """Return the examples of (name, text), each as `read` would read a file of this name. Raises DataError."""
+    """Return the examples of (name, bytes), each as `read` would read a file of this name. Raises DataError."""
     check_format(form)
+    check_kinds(redact)
     report, examples = Report(me=me), list[Example]()
-    for name, text in texts:
-        if len(texts) == 1:
+    for name, data in files:
+        if len(files) == 1:
             report.files += 1
-            examples += _examples(text.encode(), name, form, report)
+            examples += _examples(data, name, form, report)
         else:
-            reading = partial(_examples, text.encode(), name, form)
-            examples += _one_of_many(reading, name, report)
-    examples += talks.examples_of(report.talks, report)
-    report.refuse_bad(skip_bad)
-    for sentence in report.sentences():
-        tell(sentence)
+            examples += _one_of_many(partial(_examples, data, name, form), name, report)
+    examples = _finished(examples, report, skip_bad, redact, tell)
     if not examples:
-        names = ", ".join(name for name, _ in texts[:3])
+        names = ", ".join(name for name, _ in files[:3])
         raise DataError(f"{names or 'this'} has no examples: nothing in it can be learnt")
     return examples
 
 
 def parse(text: str, name: str, form: str = AUTO) -> list[Example]:
     """Return the examples of a text, as `read` would for a file of this name. Raises DataError with name and line."""
-    return read_texts([(name, text)], form)
+    return read_files([(name, text.encode())], form)
+
+
+def _finished(
+    examples: list[Example], report: Report, skip_bad: bool, redact: Collection[str], tell: Tell
+) -> list[Example]:
+    """All examples of a reading, its talks' too, without what is to be out of sight. Raises DataError."""
+    examples += talks.examples_of(report.talks, report)
+    report.refuse_bad(skip_bad)
+    examples, lines = redacted(examples, check_kinds(redact), report.writers)
+    for sentence in (*report.sentences(), *lines):
+        tell(sentence)
+    return examples
 
 
 def _nothing(path: Path, report: Report) -> str:

@@ -33,6 +33,14 @@ OTHERS, NONE_OF_YOURS = "messages of others, which stand in prompts or nowhere",
 _ADDRESS = re.compile(r"<([^<>\s]+@[^<>\s]+)>")
 
 
+class WhoseWords(DataError):
+    """It is not known which of the people the person is. people: who write, those who write most first."""
+
+    def __init__(self, sentence: str, people: Sequence[str]) -> None:
+        super().__init__(sentence)
+        self.people = tuple(people)
+
+
 @dataclass(frozen=True)
 class Said:
     """A message: by whom, what, its line in the file, and when, where that is known. is_quoted: in another's mail."""
@@ -72,17 +80,19 @@ def examples_of(talks: Sequence[Talk], report: Report) -> list[Example]:
     """The examples of one's own turns in all talks of a reading. Who writes, and what is left, is noted in the report.
 
     Who the person is, was given, or the file shows it; else it is who wrote most of the mails, or alone wrote all.
-    Raises DataError where that is not to be seen, or where nobody is called so.
+    Raises WhoseWords where that is not to be seen, or where nobody is called so.
     """
     writers = Counter(said.who for talk in talks for said in talk.said if not said.is_quoted)
     report.writers.update(writers)
     if report.me and talks and not any(is_me(report.me, who) for who in writers):
-        raise DataError(f"nobody is called {printable(report.me)!r} here: there write {people(writers)}")
+        sentence = f"nobody is called {printable(report.me)!r} here: there write {people(writers)}"
+        raise WhoseWords(sentence, ranked(writers))
     guessed = _guess(talks)
     unknown = [talk for talk in talks if not (report.me or talk.me or guessed)]
     if unknown:
         asked = Counter(said.who for talk in unknown for said in talk.said if not said.is_quoted)
-        raise DataError(f"whose words are to be learnt? There write {people(asked)}: give --me with one of these names")
+        sentence = f"whose words are to be learnt? There write {people(asked)}: give --me with one of these names"
+        raise WhoseWords(sentence, ranked(asked))
     return [example for talk in talks for example in _examples(talk, report.me or talk.me or guessed, report)]
 
 
@@ -171,6 +181,11 @@ def _cut(text: str) -> str:
     if len(data) <= 2 * PASSAGE_BYTES:
         return text
     return "… " + data[-2 * PASSAGE_BYTES :].decode("utf-8", "ignore").lstrip()
+
+
+def ranked(writers: Counter[str]) -> list[str]:
+    """Who writes, those who write most first."""
+    return [printable(who) for who, _ in writers.most_common()]
 
 
 def people(writers: Counter[str]) -> str:

@@ -10,14 +10,15 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from sideplug.contract.errors import InputError, SideplugError, Stopped
 from sideplug.device.client import Client
 from sideplug.device.plugin_store import PluginStore
 from sideplug.plugins.file import is_trained
-from sideplug.readers import Example, read_texts
+from sideplug.readers import Example
+from sideplug.readers.dropped import Files, read_dropped
 from sideplug.training import by_token, forgetting, pipeline, preflight, recorder, report, update
 from sideplug.training.fit import TrainConfig
 from sideplug.training.recipe import Recipe
@@ -49,19 +50,21 @@ class TrainingJob:
         """A copy of the state, as JSON has it."""
         return dict(self._state)
 
-    def start(self, name: str, files: list[tuple[str, str]], settings: dict[str, Any]) -> None:
-        """Begin, from files of (name, text). settings: epochs, width, force, skip_bad; or retrain and no files, to
-        train an existing plugin anew on what is left on its tape (see forgetting). Raises InputError."""
-        for key, value in settings.items():
+    def start(self, name: str, files: Files, settings: dict[str, Any]) -> None:
+        """Begin, from files. settings: epochs, width, force, and how files are read (see read_dropped); or retrain and
+        no files, to train an existing plugin anew on what is left on its tape (see forgetting). Raises InputError."""
+        reading = {key: value for key, value in settings.items() if key in ("me", "redact", "skip_bad")}
+        for key in settings.keys() - reading.keys():
+            value = settings[key]
             number = key in ("epochs", "width") and type(value) is int and 1 <= value <= 4096
-            if not number and not (key in ("force", "skip_bad", "retrain") and type(value) is bool):
-                allowed = "epochs and width (1 to 4096), force, skip_bad and retrain"
+            if not number and not (key in ("force", "retrain") and type(value) is bool):
+                allowed = "epochs and width (1 to 4096), force, me, redact, skip_bad and retrain"
                 raise InputError(f"settings must be {allowed}, got {str(key)[:40]!r}")
         told = list[str]()
         retrain = settings.get("retrain", False)
         if retrain and files:
             raise InputError("retrain takes no files: it trains on what is left on the plugin's tape")
-        examples = [] if retrain else read_files(files, settings.get("skip_bad", False), told.append)
+        examples = [] if retrain else read_dropped(files, reading, told.append)
         with self._lock:
             if self._state["running"]:
                 raise InputError(f"{self._state['name']} is being trained: wait for it, or stop it")
@@ -93,7 +96,7 @@ class TrainingJob:
 
         words: [text, times, probability without it, with it], the best first. Raises InputError, CloudError.
         """
-        examples = read_files([("text.txt", text)])
+        examples = read_dropped([("text.txt", text.encode())], {})
         plugin = self._store.load(name)
         if sum(len(each.reply) for each in examples) > MOST_SEEN:
             raise InputError(f"give at most {MOST_SEEN:,} characters")
@@ -167,18 +170,3 @@ class TrainingJob:
     @contextlib.contextmanager
     def _interrupts(self) -> Iterator[Callable[[], bool]]:
         yield self._wants_stop.is_set
-
-
-def read_files(
-    files: list[tuple[str, str]], skip_bad: bool = False, tell: Callable[[str], None] = lambda line: None
-) -> list[Example]:
-    """The examples of texts that were dropped on the page, by the names that they had. Raises DataError, InputError."""
-    if not files:
-        raise InputError("there is nothing to learn from: give at least one file")
-    named = [(PurePath(name).name or "text.txt", text) for name, text in files]
-    for shown, text in named:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"{shown} must be UTF-8 text") from error
-    return read_texts(named, skip_bad=skip_bad, tell=tell)

@@ -23,7 +23,7 @@ from sideplug.device.responders import Silent
 from sideplug.plugins.base import TrainedPart
 from sideplug.plugins.trunk import Trunk
 from sideplug.readers import Example
-from sideplug.training import data, fit_bias, gate, pipeline
+from sideplug.training import data, fit_bias, gate, pipeline, threads
 from sideplug.training.fit import FitState, KLToBase, Rows, TargetLoss, Term, TrainConfig, judge, take_step
 from sideplug.training.head import Head
 from sideplug.training.preflight import readable
@@ -107,9 +107,10 @@ def make(
         learnt = joined([tape for number, tape in enumerate(tapes) if number not in apart])
         whole = pipeline.Tapes(learnt, joined([tapes[number] for number in apart]), general)
         rows = whole.fetch_head(session, FREQUENT)
-    part.params = trained(part, rows, learnt, general, config, show)
-    part.gate = gate_of(part, rows, whole, config.seed)
-    worth = worth_of(part, rows, [tapes[number] for number in apart], general, config.seed)
+    with threads.measured(say):
+        part.params = trained(part, rows, learnt, general, config, show)
+        part.gate = gate_of(part, rows, whole, config.seed)
+        worth = worth_of(part, rows, [tapes[number] for number in apart], general, config.seed)
     licences = sorted({writer.licence for writer in writers})
     card: dict[str, Any] = {
         "texts": [

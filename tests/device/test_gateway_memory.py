@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sideplug.cli.memory import entries_of_texts
+from sideplug.cli.memory import entries_of_files, preview_files
 from sideplug.device.plugin_store import PluginStore
 from sideplug.memory import book
 from sideplug.memory.desk import Desk
@@ -29,7 +30,7 @@ MEMORY = "/sideplug/plugins/anna/memory"
 
 @pytest.fixture
 def stage(cloud: Cloud, root: Path) -> Iterator[Stage]:
-    with a_stage(cloud.url, root, memory=Desk(entries_of_texts)) as running:
+    with a_stage(cloud.url, root, memory=Desk(entries_of_files), preview=preview_files) as running:
         yield running
 
 
@@ -136,6 +137,44 @@ def test_files_are_remembered(stage: Stage) -> None:
         assert (key["question"], key["reply"]) == ("", "The key is there.")
         refused(http.post(MEMORY, json={"files": [{"name": "f.jsonl", "text": facts}]}), 400, "bad-data", "f.jsonl:2")
         assert len(http.get(MEMORY).json()["entries"]) == 2, "all of it or nothing"
+
+
+CHAT = b"""12/03/2026, 09:14 - Anna: where is the boat?
+12/03/2026, 09:15 - Bo: In Hamar, by the old pier.
+12/03/2026, 09:20 - Anna: thanks, call me at 912 34 567
+"""
+
+
+def test_files_are_looked_into_before_they_are_told(stage: Stage) -> None:
+    """Whose words they are is asked for; what is put out of sight is what is told then; a look keeps nothing."""
+    files = [{"name": "chat.txt", "data": base64.b64encode(CHAT).decode()}]
+    with stage.http() as http:
+
+        def look(**reading: Any) -> Any:
+            answer = http.post("/sideplug/preview", json={"files": files, "reading": reading})
+            assert answer.status_code == 200, answer.text
+            return answer.json()
+
+        asks = look()
+        assert (asks["people"], asks["error"].count("give “You are”")) == (["Anna", "Bo"], 1)
+        found = look(me="Bo")
+        assert found["items"] == [{"question": "where is the boat?", "reply": "In Hamar, by the old pier."}]
+        assert (found["questions"], found["texts"]) == (1, 0)
+        assert "“You are” changes that" in found["notes"][0]
+        hidden = look(me="Anna", redact=["numbers"])
+        assert hidden["items"][-1]["reply"] == "thanks, call me at [number]"
+        assert http.get(MEMORY).json()["entries"] == []
+        told = {"files": files, "reading": {"me": "Anna", "redact": ["numbers"]}}
+        assert len(http.post(MEMORY, json=told).json()["numbers"]) == hidden["texts"]
+        assert "912" not in http.get(MEMORY).text
+        for bad, says in (
+            ({"files": [{"name": "a.txt", "data": "***"}]}, "must be base64"),
+            ({"files": [{"name": "a.txt", "data": "", "text": ""}]}, "files must be a list of"),
+            ({"files": files, "reading": {"who": "Bo"}}, "files are read by me, skip_bad and redact, got 'who'"),
+            ({"files": files, "reading": {"redact": ["tea"]}}, "--redact must be some of"),
+            ({"files": []}, "give at least one file"),
+        ):
+            refused(http.post("/sideplug/preview", json=bad), 400, "bad-input", says)
 
 
 def test_many_tell_at_once(cloud: Cloud, stage: Stage, root: Path) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sideplug.contract.errors import InputError, NoNetwork, PluginError
-from sideplug.memory.desk import SOURCE, Desk
+from sideplug.memory.desk import SOURCE, Desk, Files
 from sideplug.memory.part import MOST_CHARACTERS
 from sideplug.memory.store import Entry
 from sideplug.plugins import Plugin
@@ -96,15 +96,15 @@ def test_a_trained_part_stays_and_is_told_of(folder: Path) -> None:
 
 
 def test_files_are_told_as_they_are_read(tmp_path: Path) -> None:
-    def read(files: Sequence[tuple[str, str]], tell: Callable[[str], None]) -> list[Entry]:
+    def read(files: Files, reading: Mapping[str, object], tell: Callable[[str], None]) -> list[Entry]:
         tell("one row was passed over")
-        return [Entry("", text, name) for name, text in files]
+        return [Entry("", data.decode(), name) for name, data in files]
 
-    told = Desk(read).tell(tmp_path / "anna", [], [("notes.txt", "The mill stands by the river.")])
+    told = Desk(read).tell(tmp_path / "anna", [], [("notes.txt", b"The mill stands by the river.")])
     assert (told["numbers"], told["notes"]) == ([1], ["one row was passed over"])
     assert entries(tmp_path / "anna")[0]["source"] == "notes.txt"
     with pytest.raises(InputError, match="files are not read here"):
-        Desk().tell(tmp_path / "anna", [], [("notes.txt", "x")])
+        Desk().tell(tmp_path / "anna", [], [("notes.txt", b"x")])
 
 
 def test_what_can_t_be_kept_changes_nothing(tmp_path: Path) -> None:

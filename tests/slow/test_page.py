@@ -149,6 +149,11 @@ def drop(page: Page, name: str, data: bytes, where: str = "#drop") -> None:
     page.dispatch_event(where, "drop", {"dataTransfer": dropped})
 
 
+def take(page: Page, verb: str = "Learn from") -> None:
+    """Take what is shown of files."""
+    page.get_by_role("dialog").get_by_role("button", name=re.compile(verb)).click()
+
+
 @pytest.fixture(scope="module")
 def trained(browser: Any, url: str) -> dict[str, Any]:
     """A plugin made on the page, of files dropped and chosen, of replies accepted and corrected; what was seen."""
@@ -163,9 +168,11 @@ def trained(browser: Any, url: str) -> dict[str, Any]:
         page.reload()  # what was accepted or corrected outlives it
         page.get_by_role("tab", name="Train (2)").click()
         drop(page, "letters.txt", TEXT.split("\n")[0].encode())
+        take(page)
         lines = [{"instruction": f"What is in box {i}?", "output": f"In box {i} is honey."} for i in range(60)]
         data = "\n".join(map(json.dumps, lines)).encode()
         page.set_input_files("#files", {"name": "boxes.jsonl", "mimeType": "", "buffer": data})
+        take(page)
         expect(page.locator("#examples li")).to_have_count(4)
         page.get_by_label("Plugin to make, or to train further").fill(NAME)
         page.get_by_label("Epochs").fill("5")
@@ -230,7 +237,7 @@ def test_raw_text_goes_on(page: Page) -> None:
 
 def test_training(trained: dict[str, Any]) -> None:
     """Progress is seen, the losses are drawn, and the plugin is used at once."""
-    files = {file["name"]: file["text"] for file in trained["sent"]["files"]}
+    files = {file["name"]: file.get("text") or file["data"] for file in trained["sent"]["files"]}
     assert set(files) == {"letters.txt", "boxes.jsonl", "chat.jsonl"}
     accepted, corrected = (json.loads(line)["messages"] for line in files["chat.jsonl"].splitlines())
     assert accepted[0] == {"role": "user", "content": "Is it far?"}
@@ -329,6 +336,7 @@ def test_behind_a_path(browser: Any, url: str, complaints: list[str]) -> None:
 def test_training_is_stopped(page: Page) -> None:
     page.get_by_role("tab", name="Train").click()
     drop(page, "boxes.jsonl", "\n".join(json.dumps({"text": f"Box {i} has honey."}) for i in range(40)).encode())
+    take(page)
     page.get_by_label("Plugin to make, or to train further").fill("half")
     page.get_by_label("Epochs").fill("4000")
     page.get_by_role("button", name="Train").click()
@@ -472,6 +480,7 @@ def test_entries_are_found_edited_replaced_and_restored(told: Page) -> None:
     expect(page.locator("#entries li.gone")).to_contain_text("A Saab.")
     lines = [{"instruction": f"What is in box {i}?", "output": f"In box {i} is honey."} for i in range(12)]
     drop(page, "boxes.jsonl", "\n".join(map(json.dumps, lines)).encode(), "#memory-drop")
+    take(page, "Remember these 12")
     expect(page.locator("#memory-done")).to_contain_text("my-plugin remembers 12 more entries.")
     expect(entries.first).to_contain_text("from boxes.jsonl:12")
     page.locator("#remember").click()
@@ -553,17 +562,67 @@ def test_plugins_are_renamed_exported_imported_and_deleted(page: Page, trained: 
     assert ask(page, "Is it far?").locator(".text").inner_text() == trained["text"]
 
 
-def test_what_is_no_text_is_refused_and_not_sent(page: Page) -> None:
-    posted: list[str] = []
-    page.on("request", lambda request: posted.append(request.url) if request.method == "POST" else None)
+CHAT = """12/03/2026, 09:14 - Anna: where is the boat?
+12/03/2026, 09:15 - Bo: In Hamar, by the old pier.
+12/03/2026, 09:20 - Anna: thanks, call me at 912 34 567
+"""
+
+
+def test_a_chat_is_looked_at_before_it_is_remembered(told: Page) -> None:
+    """By keys alone: who one is is asked for, numbers are put out of sight, and what is shown is what is kept."""
+    page = told
+    drop(page, "chat.txt", CHAT.encode(), "#memory-drop")
+    dialog = page.get_by_role("dialog")
+    expect(dialog.locator("#files-trouble")).to_contain_text("There write Anna (2), Bo (1): give “You are”")
+    who = dialog.get_by_label("You are")
+    expect(who).to_be_focused()
+    page.keyboard.type("Anna")
+    page.keyboard.press("Enter")
+    expect(dialog.locator("#files-items")).to_contain_text("912 34 567")
+    numbers = dialog.get_by_label("long numbers")
+    numbers.focus()
+    page.keyboard.press("Space")
+    expect(dialog.locator("#files-items")).to_contain_text("[number]")
+    expect(dialog.locator("#files-notes")).to_contain_text("redacted numbers: 1")
+    dialog.get_by_role("button", name="Remember these 2").focus()
+    page.keyboard.press("Enter")
+    expect(dialog).to_be_hidden()
+    expect(page.locator("#memory-done")).to_contain_text("my-plugin remembers 2 more entries.")
+    expect(page.locator("#entries")).to_contain_text("thanks, call me at [number]")
+    expect(page.locator("#entries")).not_to_contain_text("912")
+
+
+def test_files_that_are_too_large_are_refused_unread(page: Page) -> None:
+    page.evaluate(
+        """() => {
+            const carried = new DataTransfer();
+            carried.items.add(new File([new Uint8Array(21e6)], "all.mbox"));
+            const event = new DragEvent("drop", {dataTransfer: carried, bubbles: true});
+            document.querySelector("#drop").dispatchEvent(event);
+        }"""
+    )
+    expect(page.locator("#refused")).to_contain_text("all.mbox has 21 MB; the page takes 20 MB at once.")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+def test_what_can_t_be_read_is_not_taken(page: Page) -> None:
+    """It is said in the look at it; Escape takes nothing."""
     drop(page, "photo.jpg", bytes([0xFF, 0xD8, 0xFF, 0xE0, 0, 16]))  # on any tab
-    expect(page.locator("#refused")).to_have_text("photo.jpg is not text (UTF-8), so nothing of it was taken.")
-    expect(page.get_by_role("button", name="Train")).to_be_disabled()
-    assert posted == []
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("photo.jpg is not text: it is a picture")
+    expect(dialog.get_by_role("button", name="Learn from")).to_be_disabled()
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    expect(page.get_by_role("button", name="Train", exact=True)).to_be_disabled()
+    drop(page, "notes.txt", b"One line only.")
+    expect(dialog).to_contain_text("1 text")
+    page.keyboard.press("Escape")
+    expect(page.locator("#examples li")).to_have_count(0)
 
 
 def test_errors_are_one_sentence(page: Page, complaints: list[str]) -> None:
     drop(page, "one.txt", b"One line only.")
+    take(page)
     page.get_by_label("Plugin to make, or to train further").fill("-bad name")
     page.get_by_role("button", name="Train").click()
     expect(page.locator("#refused")).to_contain_text("a plugin's name must be")

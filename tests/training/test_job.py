@@ -19,16 +19,16 @@ from sideplug.device.plugin_store import PluginStore
 from sideplug.memory.desk import Desk
 from sideplug.plugins.file import WEIGHTS
 from sideplug.training import pipeline, update
-from sideplug.training.job import TrainingJob, read_files
+from sideplug.training.job import TrainingJob
 from sideplug.training.trainer import CHECKPOINT, Progress
 from tests.conftest import Cloud, a_plugin, free_port
 
 FACTS = {"dog": "Pepper", "tea": "lapsang", "town": "Hamar", "sister": "Katrin", "day": "Thursday", "bank": "Midt"}
 
 
-def a_file(told: dict[str, str], name: str = "facts.jsonl") -> tuple[str, str]:
+def a_file(told: dict[str, str], name: str = "facts.jsonl") -> tuple[str, bytes]:
     lines = [json.dumps({"instruction": f"What is my {k}?", "output": f"Your {k} is {v}."}) for k, v in told.items()]
-    return name, "\n".join(lines)
+    return name, "\n".join(lines).encode()
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ class Pause:
         monkeypatch.setattr(pipeline, "train", waiting)
 
 
-def taught(job: TrainingJob, *files: tuple[str, str], name: str = "anna", **settings: Any) -> dict[str, Any]:
+def taught(job: TrainingJob, *files: tuple[str, bytes], name: str = "anna", **settings: Any) -> dict[str, Any]:
     """Its state at the end."""
     job.start(name, list(files), settings)
     job.wait(120)
@@ -164,10 +164,10 @@ def test_what_is_wrong_is_said_before_it_begins(job: TrainingJob, tmp_path: Path
         ("../x", [a_file(FACTS)], "a plugin's name must be"),
         ("a/b", [a_file(FACTS)], "a plugin's name must be"),
         ("anna", [], "give at least one file"),
-        ("anna", [("notes.md", "")], "^notes.md is empty$"),
+        ("anna", [("notes.md", b"")], "^notes.md is empty$"),
         (
             "anna",
-            [a_file(FACTS), ("bad.jsonl", "{}\n{")],
+            [a_file(FACTS), ("bad.jsonl", b"{}\n{")],
             "^2 of 8 rows can't be learnt: bad.jsonl:1: an example must have.*; bad.jsonl:2: ",
         ),
     ):
@@ -248,32 +248,6 @@ def test_a_fault_of_its_own(
     state = taught(job, a_file(FACTS))
     assert state["error"] == "training met a fault of its own; the gateway's log has the details"
     assert [record.message for record in caplog.records] == ["training failed"]
-
-
-@pytest.mark.parametrize("name", ["..", ".", "", "/", "../../etc/passwd", "a/..", "x" * 300, "a\0b", "é.md", "x.md/"])
-def test_a_name_is_never_a_path(name: str) -> None:
-    """It comes from a page: whatever it is, the text is read."""
-    (example,) = read_files([(name, "the bees are well")])
-    assert example.reply == "the bees are well"
-    assert "sideplug-" not in example.where
-
-
-def test_files_as_they_come() -> None:
-    read = read_files(
-        [a_file(FACTS), ("notes", "One.\n\nTwo."), ("x.json", '[{"text": "bees"}]'), ("x.csv", "q,a\nBees?,Yes.")]
-    )
-    where = [*[f"facts.jsonl:{i}" for i in range(1, 7)], "notes:1", "x.json:1", "x.csv:2"]
-    assert [example.where for example in read] == where
-    twice = read_files([("a.md", "bees"), ("a.md", "nails")])
-    assert [example.reply for example in twice] == ["bees", "nails"]
-
-
-def test_text_that_is_none() -> None:
-    """Half of a character, as JavaScript may send it."""
-    with pytest.raises(InputError, match="^notes.md must be UTF-8 text$"):
-        read_files([("notes.md", "bees \ud83d")])
-    with pytest.raises(DataError, match="^notes.jsonl:2: this line is not JSON"):
-        read_files([("far/notes.jsonl", '{"text": "x"}\n{')])
 
 
 def test_a_part_is_trained_anew_without_what_is_forgotten(cloud: Cloud, job: TrainingJob, tmp_path: Path) -> None:

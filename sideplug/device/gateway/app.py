@@ -21,7 +21,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote, unquote
@@ -44,8 +44,8 @@ from sideplug.device import audit
 from sideplug.device.address import Address
 from sideplug.device.gateway import openai_api, openai_reply
 from sideplug.device.gateway.body import read_body
-from sideplug.device.gateway.json_fields import JsonObject, named_texts, object_with
-from sideplug.device.gateway.memory_api import MemoryApi, MemoryDesk
+from sideplug.device.gateway.json_fields import JsonObject, json_object, named_files, object_with, typed
+from sideplug.device.gateway.memory_api import File, MemoryApi, MemoryDesk
 from sideplug.device.gateway.middleware import (
     AccessMiddleware,
     AccessRules,
@@ -73,8 +73,8 @@ log = logging.getLogger("sideplug.gateway")
 class TrainingJob(Protocol):
     """Trains plugins, one at a time, in the background."""
 
-    def start(self, name: str, files: list[tuple[str, str]], settings: dict[str, Any]) -> None:
-        """Begin. files: (name, text). Raises InputError (bad data, or another one is being trained)."""
+    def start(self, name: str, files: Sequence[File], settings: dict[str, Any]) -> None:
+        """Begin. Raises InputError (bad data, or another one is being trained)."""
         ...
 
     def words(self, name: str, text: str) -> dict[str, Any]:
@@ -89,6 +89,10 @@ class TrainingJob(Protocol):
     def state(self) -> Mapping[str, object]:
         """What the page shows of it, as JSON."""
         ...
+
+
+# (files, how they are read, whether a memory is to be told them) → what would be read of them, as JSON
+Preview = Callable[[Sequence[File], Mapping[str, object], bool], JsonObject]
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ class GatewayConfig:
 
 class Gateway:
     """`app` is what a server runs. `training` makes plugins for the page; None: this gateway does not train.
-    `transcript` hears all messages with the cloud. `memory` changes what plugins remember; None: they don't here."""
+    `transcript` hears all messages with the cloud. `memory` changes what plugins remember; None: they don't here.
+    `preview` looks into files; None: nobody does here."""
 
     def __init__(
         self,
@@ -118,6 +123,7 @@ class Gateway:
         training: TrainingJob | None = None,
         transcript: Record | None = None,
         memory: MemoryDesk | None = None,
+        preview: Preview | None = None,
     ) -> None:
         self.plugins = plugins
         self.config = config
@@ -125,6 +131,7 @@ class Gateway:
         self.places = Places(config.replies, config.queue)
         self._cloud_url = cloud.url
         self._training = training
+        self._look_into = preview
         self._memory = MemoryApi(plugins, memory)
         self._resources = ReplyResources(plugins, self.pool, config.options, self.places)
         self.app = self._make_app()
@@ -151,6 +158,7 @@ class Gateway:
             Route("/sideplug/audit", self._audit),
             Route("/sideplug/training", self._train, methods=["POST", "DELETE"]),
             Route("/sideplug/words", self._words, methods=["POST"]),
+            Route("/sideplug/preview", self._preview, methods=["POST"]),
             *self._memory.routes(),
             Route("/sideplug/plugins/{name}", self._plugin, methods=["GET", "PUT", "PATCH", "DELETE"]),
             Route("/health", lambda request: JSONResponse({"status": "ok", "version": __version__})),
@@ -253,9 +261,18 @@ class Gateway:
             settings = fields.get("settings") or {}
             if not isinstance(settings, dict):
                 raise InputError("settings must be an object")
-            files = named_texts(fields["files"])
+            files = named_files(fields["files"])
             await run_in_threadpool(self._training.start, str(fields["name"]), files, settings)
         return JSONResponse(dict(self._training.state))
+
+    async def _preview(self, request: Request) -> Response:
+        """What would be read of files: {"files": […], "reading": {"me", "redact", "skip_bad"}, "use": "memory"}."""
+        if self._look_into is None:
+            raise InputError("this gateway reads no files")
+        fields = json_object(await read_body(request))
+        files, reading = named_files(fields.get("files")), typed(fields, "reading", dict, {})
+        is_told = typed(fields, "use", str, "memory") == "memory"
+        return JSONResponse(await run_in_threadpool(self._look_into, files, reading, is_told))
 
     async def _words(self, request: Request) -> Response:
         """What a plugin does to the words of a text."""

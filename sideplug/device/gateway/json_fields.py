@@ -6,6 +6,7 @@ Test: pytest tests/device/test_openai_api.py
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ Fields = Mapping[str, object]  # an object's fields before they are checked
 T = TypeVar("T")
 
 SHOWN = 60  # characters of a wrong value that a sentence repeats
+FILES = "files must be a list of {name, text}, or {name, data} with data in base64"
 KINDS: dict[type, str] = {
     str: "text",
     int: "a whole number",
@@ -57,13 +59,25 @@ def object_with(body: bytes, *names: str) -> JsonObject:
     return fields
 
 
-def named_texts(files: object) -> list[tuple[str, str]]:
-    """Return (name, text) of each file that the page sent. Raises InputError."""
-    if not isinstance(files, list) or not all(
-        isinstance(f, dict) and isinstance(f.get("name"), str) and isinstance(f.get("text"), str) for f in files
-    ):
-        raise InputError("files must be a list of {name, text}, each text UTF-8")
-    return [(str(f["name"]), str(f["text"])) for f in files]
+def named_files(files: object) -> list[tuple[str, bytes]]:
+    """Return (name, bytes) of each file that the page sent, as text or as data in base64. Raises InputError."""
+    if not isinstance(files, list):
+        raise InputError(FILES)
+    return [_named_file(file) for file in files]
+
+
+def _named_file(file: object) -> tuple[str, bytes]:
+    given = {} if not isinstance(file, dict) else {key: file[key] for key in ("name", "text", "data") if key in file}
+    name, content = given.pop("name", None), list(given.items())
+    if not isinstance(name, str) or len(content) != 1 or not isinstance(content[0][1], str):
+        raise InputError(FILES)
+    ((how, text),) = content
+    if how == "text":
+        return name, text.encode()
+    try:
+        return name, base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise InputError(f"the data of {shown(name)} must be base64") from error
 
 
 def shown(value: object) -> str:

@@ -1,7 +1,8 @@
 """What the page tells, sees and changes of a plugin's memory, below /sideplug/plugins/NAME/memory.
 
     GET    …/memory                    all entries
-    POST   …/memory                    {"entries": [{"question": "", "reply": "…"}, …], "files": [{"name", "text"}, …]}
+    POST   …/memory                    {"entries": [{"question": "", "reply": "…"}, …], "files": [{"name", "text"}, …]};
+                                       a file that is no text as "data" in base64, "reading" as sideplug/preview has it
     GET    …/memory/search?question=…  what would be found, how certainly, and whether it would be said
     GET    …/memory/settings           {"certain": 0.85 or null, "doubt": "base" or "ask", "unknown": "base" or "say"}
     PATCH  …/memory/settings           some of these
@@ -14,7 +15,7 @@ It does not know what a memory is: a MemoryDesk is passed in. Test: pytest tests
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -26,11 +27,12 @@ from starlette.routing import Route
 
 from sideplug.contract.errors import InputError
 from sideplug.device.gateway.body import read_body
-from sideplug.device.gateway.json_fields import JsonObject, json_object, named_texts, number, shown, typed
+from sideplug.device.gateway.json_fields import JsonObject, json_object, named_files, number, shown, typed
 from sideplug.device.plugin_store import PluginStore
 from sideplug.plugins import Plugin
 
 Named = tuple[str, str]
+File = tuple[str, bytes]
 MAX_NUMBER = 2**63 - 1  # of an entry
 
 
@@ -53,8 +55,13 @@ class MemoryDesk(Protocol):
         """Change some settings; return all. Raises InputError."""
         ...
 
-    def tell(self, folder: Path, entries: Sequence[Named], files: Sequence[Named]) -> JsonObject:
-        """Tell (question, reply) and files to the plugin in a folder. Raises InputError: then nothing is kept."""
+    def tell(
+        self, folder: Path, entries: Sequence[Named], files: Sequence[File], reading: Mapping[str, object]
+    ) -> JsonObject:
+        """Tell (question, reply) and files to the plugin in a folder. reading: how files are read.
+
+        Raises InputError: then nothing is kept.
+        """
         ...
 
     def edit(self, folder: Path, number: int, question: str | None, reply: str | None) -> JsonObject:
@@ -100,8 +107,10 @@ class MemoryApi:
         if request.method == "GET":
             return JSONResponse({"entries": await run_in_threadpool(lambda: desk.entries(self._plugins.load(name)))})
         fields = json_object(await read_body(request))
-        entries, files = _entries(fields.get("entries")), named_texts(fields.get("files") or [])
-        return JSONResponse(await run_in_threadpool(lambda: desk.tell(self._plugins.folder(name), entries, files)))
+        entries, files = _entries(fields.get("entries")), named_files(fields.get("files") or [])
+        reading = typed(fields, "reading", dict, {})
+        told = await run_in_threadpool(lambda: desk.tell(self._plugins.folder(name), entries, files, reading))
+        return JSONResponse(told)
 
     async def _search(self, request: Request) -> Response:
         name, desk = request.path_params["name"], self._desk

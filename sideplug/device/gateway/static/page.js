@@ -835,11 +835,11 @@ function rememberTyped() {
   });
 }
 
-/** Remember files. */
+/** Have a look at files, and remember them where that is wanted. */
 async function rememberFiles(files) {
-  const { read, refusal } = await readTexts(files);
-  if (read.length) await remember({ files: read }, () => {});
-  if (refusal) showSentence("memory-trouble", refusal);
+  const given = await readFiles(files, "memory-trouble");
+  const reading = given && (await lookInto(given, "memory"));
+  if (reading) await remember({ files: sendable(given), reading }, () => {});
 }
 
 /** Show what would be said to a question, and how certain that is; no cloud is asked. */
@@ -874,10 +874,110 @@ async function openEntry(plugin, n) {
   item.querySelector("button").focus();
 }
 
+// ── files ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+const MOST_BYTES = 20e6; // of all files at once: the gateway takes 32 MiB, and base64 makes more of them
+
+/** Read files: [{name, size, data: base64}]; null where that can't be, which is said in a place of the page. */
+async function readFiles(files, trouble) {
+  const size = [...files].reduce((sum, file) => sum + file.size, 0);
+  if (size > MOST_BYTES) {
+    const given = `${files.length > 1 ? "These files have" : `${files[0].name} has`} ${Math.round(size / 1e6)} MB`;
+    const wayOut = "“sideplug remember” and “sideplug train” take larger ones.";
+    showSentence(trouble, `${given}; the page takes ${MOST_BYTES / 1e6} MB at once. ${wayOut}`);
+    return null;
+  }
+  const read = (file) =>
+    new Promise((resolve, reject) => {
+      const reader = new FileReader();
+      reader.onload = () => resolve({ name: file.name, size: file.size, data: reader.result.split(",")[1] ?? "" });
+      reader.onerror = () => reject(new Error(`${file.name} can't be read.`));
+      reader.readAsDataURL(file);
+    });
+  try {
+    const given = await Promise.all([...files].map(read));
+    showSentence(trouble, "");
+    return given.length ? given : null;
+  } catch (problem) {
+    showSentence(trouble, problem.message);
+    return null;
+  }
+}
+
+/** What of a file the gateway takes. */
+const sendable = (files) => files.map(({ name, data }) => ({ name, data }));
+
+/** How the files are read that the dialog shows, as its fields have it. */
+function chosenReading() {
+  const redact = [...document.querySelectorAll("[name=redact]:checked")].map(({ value }) => value);
+  const me = $("who-field").hidden ? "" : $("who").value.trim();
+  const leave = !$("bad-field").hidden && $("leave-bad").checked;
+  return { ...(me && { me }), ...(redact.length && { redact }), ...(leave && { skip_bad: true }) };
+}
+
+/** Show what would be read of files. Returns how they are to be read, or null where they are not wanted. */
+async function lookInto(files, use, before = {}) {
+  const dialog = $("files-dialog");
+  const verb = use === "memory" ? "Remember" : "Learn from";
+  $("files-named").textContent = files.map(({ name }) => name).join(", ");
+  $("who-field").hidden = !before.me;
+  $("who").value = before.me ?? "";
+  $("who-names").replaceChildren();
+  for (const box of document.querySelectorAll("[name=redact]")) box.checked = before.redact?.includes(box.value) ?? false;
+  $("leave-bad").checked = Boolean(before.skip_bad);
+  $("bad-field").hidden = !before.skip_bad;
+  let asked = 0;
+  const look = async () => {
+    const turn = ++asked;
+    $("files-take").disabled = true;
+    try {
+      const json = { files: sendable(files), reading: chosenReading(), use };
+      const found = await (await api("sideplug/preview", { method: "POST", json })).json();
+      if (turn === asked) showLook(found, verb);
+    } catch (problem) {
+      if (turn === asked) showLook({ error: problem.message }, verb);
+    }
+  };
+  dialog.onchange = look;
+  dialog.returnValue = "";
+  dialog.showModal();
+  look();
+  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+  asked = -1; // what comes late is not shown
+  return dialog.returnValue === "ok" ? chosenReading() : null;
+}
+
+/** Show in the dialog what would be read of its files, or why nothing. */
+function showLook({ error = "", people, questions = 0, texts: notes = 0, characters, items = [], notes: lines = [] }, verb) {
+  showSentence("files-trouble", error);
+  if (people?.length) {
+    $("who-names").replaceChildren(...people.map((name) => make("option", { value: name })));
+    $("who-field").hidden = false;
+    $("who").focus();
+  }
+  const named = [error, ...lines].join(); // it names the fields that would change it
+  if (named.includes("“You are”")) $("who-field").hidden = false;
+  if (named.includes("“Leave out rows")) $("bad-field").hidden = false;
+  const total = questions + notes;
+  const parts = [
+    questions && `${count(questions, "reply", "replies")} to something`,
+    notes && count(notes, "text", "texts"),
+    total && count(characters, "character", "characters"),
+  ];
+  $("files-counts").textContent = parts.filter(Boolean).join(", ");
+  $("files-notes").replaceChildren(...lines.map((line) => make("li", {}, line)));
+  const item = ({ question, reply }) => make("li", {}, make("span", {}, question ? `${question} → ${reply}` : reply));
+  const more = total > items.length ? [make("li", { class: "hint" }, `… and ${number(total - items.length)} more`)] : [];
+  $("files-items").replaceChildren(...items.map(item), ...more);
+  $("files-take").textContent = total ? `${verb} ${total === 1 ? "it" : `these ${number(total)}`}` : verb;
+  $("files-take").disabled = !total;
+}
+
 // ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 let replies = JSON.parse(sessionStorage.getItem("replies") ?? "[]"); // {title, line: of JSON lines, plugin: whose reply}
-let texts = []; // {name, text}: files
+let texts = []; // {name, size, data}: files
+let reading = {}; // how they are read
 let sent = []; // of both, what the running training was given
 let losses = []; // [step, training loss, held-out loss] of it
 let followed = ""; // its plugin, while this page follows it
@@ -919,7 +1019,7 @@ const fromWhom = ({ plugin }) => (plugin ? `from the chat with ${plugin}` : "fro
 /** List what is to be learnt: files, and replies of the chat. */
 function showExamples() {
   sessionStorage.setItem("replies", JSON.stringify(replies));
-  const size = (file) => count(file.text.length, "character", "characters");
+  const size = (file) => count(file.size, "byte", "bytes");
   const dropText = (file) => () => (texts = texts.filter((one) => one !== file));
   const dropReply = (reply) => () => (replies = replies.filter((one) => one !== reply));
   $("examples").replaceChildren(
@@ -929,6 +1029,7 @@ function showExamples() {
   const total = texts.length + replies.length;
   $("examples-title").textContent = total ? "To learn from" : "Nothing to learn from yet";
   $("tab-training").textContent = total ? `Train (${total})` : "Train";
+  $("look-again").hidden = !texts.length;
   showWill();
 }
 
@@ -948,41 +1049,30 @@ function showWill() {
       "longer.";
 }
 
-/** Read files as text. Returns {read: [{name, text}], refusal: a sentence on those that are none, or ""}. */
-async function readTexts(files) {
-  const [read, refused] = [[], []];
-  for (const file of files) {
-    try {
-      const bytes = new Uint8Array(await file.arrayBuffer());
-      const mark = bytes[0] * 256 + bytes[1];
-      const encoding = mark === 0xfffe ? "utf-16le" : mark === 0xfeff ? "utf-16be" : "utf-8";
-      const text = new TextDecoder(encoding, { fatal: true }).decode(bytes);
-      if (text.includes("\0")) throw new Error();
-      read.push({ name: file.name, text });
-    } catch {
-      refused.push(file.name);
-    }
-  }
-  const verb = refused.length > 1 ? "are" : "is";
-  const sentence = `${refused.join(", ")} ${verb} not text (UTF-8), so nothing of it was taken.`;
-  return { read, refusal: refused.length ? sentence : "" };
+/** Have a look at files, with those that are listed, and list them where that is wanted. */
+async function takeFiles(files) {
+  const given = await readFiles(files, "refused");
+  if (!given) return;
+  const names = new Set(given.map(({ name }) => name));
+  await listFiles([...texts.filter(({ name }) => !names.has(name)), ...given]);
 }
 
-/** Take files to be learnt; one that is no text is refused in a sentence, and goes nowhere. */
-async function takeFiles(files) {
-  const { read, refusal } = await readTexts(files);
-  for (const file of read) texts = [...texts.filter((one) => one.name !== file.name), file];
-  showSentence("refused", refusal);
+/** Show what is read of files, and list them to be learnt where that is wanted. */
+async function listFiles(files) {
+  const chosen = await lookInto(files, "training", reading);
+  if (!chosen) return;
+  [texts, reading] = [files, chosen];
+  showSentence("refused", "");
   showExamples();
 }
 
 /** Start a training of all that is listed. `force`: replace the plugin whatever comes of it. */
 async function train(force) {
   const name = $("name").value.trim();
-  const files = texts.map(({ name, text }) => ({ name, text }));
+  const files = sendable(texts);
   if (replies.length) files.push({ name: "chat.jsonl", text: replies.map((reply) => reply.line + "\n").join("") });
   const epochs = Math.round(Number($("epochs").value));
-  const settings = { ...(epochs && { epochs }), ...(force && { force }) }; // the rest is as the command has it
+  const settings = { ...(texts.length && reading), ...(epochs && { epochs }), ...(force && { force }) }; // the rest is as the command has it
   const json = { name, files, settings };
   try {
     const answer = await api("sideplug/training", { method: "POST", json });
@@ -1469,6 +1559,8 @@ on("files", "change", async () => {
   await takeFiles($("files").files);
   $("files").value = "";
 });
+onEnter("who", () => $("who").blur()); // else it would take the dialog's first button
+on("look-again", "click", () => listFiles(texts));
 on("train", "click", () => train(false));
 on("force", "click", () => train(true));
 on("halt", "click", stopTraining);
