@@ -199,7 +199,13 @@ class Cloud:
     """A real server in a thread: `url`, and the engine behind it for tests that look inside."""
 
     def __init__(
-        self, folder: Path, wanted: EngineOptions = UNQUANTISED, keys: Any = None, tls: Any = None, **limits: Any
+        self,
+        folder: Path,
+        wanted: EngineOptions = UNQUANTISED,
+        keys: Any = None,
+        tls: Any = None,
+        origins: Any = (),
+        **limits: Any,
     ) -> None:
         from sideplug.cloud.engine import Engine
         from sideplug.cloud.engines import open_model
@@ -217,7 +223,7 @@ class Cloud:
         def make() -> Engine:
             return Engine(open_model(self.base, wanted).model, Tokenizer(folder))
 
-        self.server = CloudServer(self.base, make, Limits(**limits), keys)
+        self.server = CloudServer(self.base, make, Limits(**limits), keys, origins)
         self.engine = self.server.thread.engine
         self.url = self._call(self.server.start(bind("127.0.0.1", 0), tls))
 

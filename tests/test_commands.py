@@ -52,6 +52,7 @@ NOT_RUN = {
     "sideplug bench --data mine.jsonl": LONG,
     "sideplug bench Qwen/Qwen2.5-0.5B-Instruct --quick": "downloads another model",
     'sideplug bench --system gated --system "cloud LoRA"': LONG,
+    "sideplug bench --task mails --task curve": LONG,
     "sideplug serve --ray --replicas 2": MACHINES,
     "ray start --head": MACHINES,
     "ray start --address FIRST:6379": MACHINES,

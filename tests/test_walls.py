@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "training": TRAINING,
     "cloud": {"cloud", "contract", "paths", "sockets", "wheel"},
     "memory": {"memory", "plugins", "contract", "paths", "picture", "wheel"},
+    "web": {"web", "memory", "contract", "paths"},
     # Modules of no room, which several rooms import:
     "paths": {"contract"},
     "picture": {"contract", "paths"},

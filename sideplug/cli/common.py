@@ -36,6 +36,7 @@ SECTIONS = {
         "train": "train",
         "plugin": "plugins",
         "gateway": "gateway",
+        "web": "web",
         "audit": "talk",
         "service": "service",
         "config": "home",

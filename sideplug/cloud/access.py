@@ -1,30 +1,75 @@
 """Access control of a cloud: each request needs a valid key, and each key may have a number of sessions at once.
 
+A web page may come in where its origin is allowed; since a browser sets no headers, its key may come as a WebSocket
+sub-protocol, "key.sp-…", beside our own, "sideplug".
+
 It does not know sockets or frames; Service turns its errors into responses. Test: pytest tests/cloud/test_access.py
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from sideplug.cloud.keys import Holder, Keys
 from sideplug.cloud.token_bucket import TokenBuckets
-from sideplug.contract.errors import Busy, Unauthorized
+from sideplug.contract.errors import Busy, InputError, Unauthorized, WrongOrigin
 
 RETRY_S = 5  # the Retry-After of a refusal for lack of room, in seconds
 CONNECTIONS = 60  # new sessions of a key a minute, at least …
 CONNECTIONS_OF_EACH = 8  # … or so many of each session that it may have
 LOGGED_A_MINUTE = 10  # refusals that are logged one by one; of further ones the number
+SUBPROTOCOL, KEY = "sideplug", "key."  # of a WebSocket that a web page opens
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._\-\[\]:]+")
 log = logging.getLogger("sideplug.cloud")
 
 
-class AccessControl:
-    """keys: the keys that are accepted; None: no key is needed."""
+@dataclass(frozen=True)
+class Caller:
+    """Who sends an HTTP request. authorization: its headers of that name. origin: of the web page that sends it; "" for
+    other programs. protocols: the sub-protocols that a WebSocket offers. address: where it comes from."""
 
-    def __init__(self, keys: Keys | None) -> None:
-        self._keys = keys
+    authorization: Sequence[str] = ()
+    origin: str = ""
+    protocols: Sequence[str] = ()
+    address: str = ""
+
+    @property
+    def has_key(self) -> bool:
+        """Whether it says whose it is."""
+        return bool(self.authorization or self._keys)
+
+    @property
+    def key(self) -> str:
+        """The one key that it shows; "" where it shows none, or several."""
+        keys = self._keys
+        for header in self.authorization:
+            scheme, _, key = header.partition(" ")
+            keys = [*keys, key.strip() if scheme.lower() == "bearer" else ""]
+        return keys[0] if len(keys) == 1 else ""
+
+    @property
+    def _keys(self) -> list[str]:
+        return [each.removeprefix(KEY) for each in self.protocols if each.startswith(KEY)]
+
+
+def checked_origins(text: str) -> tuple[str, ...]:
+    """The origins of --allow-origin, with commas between. Raises InputError."""
+    origins = tuple(each.strip().rstrip("/").lower() for each in text.split(",") if each.strip())
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise InputError(f"--allow-origin must be like https://plugin.example, got {origin[:80]!r}")
+    return origins
+
+
+class AccessControl:
+    """keys: the keys that are accepted; None: no key is needed. origins: of web pages that may come in."""
+
+    def __init__(self, keys: Keys | None, origins: Sequence[str] = ()) -> None:
+        self._keys, self._origins = keys, frozenset(origins)
         self._connections = TokenBuckets()
 
     @property
@@ -32,14 +77,17 @@ class AccessControl:
         """Whether requests must carry a key."""
         return self._keys is not None
 
-    def admit(self, authorization: list[str]) -> Holder | None:
-        """Return whose request it is by its Authorization headers; None if no key is needed. Raises Unauthorized."""
+    def admit(self, caller: Caller) -> Holder | None:
+        """Return whose request it is; None if no key is needed. Raises WrongOrigin, Unauthorized."""
+        if caller.origin and caller.origin.lower() not in self._origins:
+            raise WrongOrigin(
+                f"pages of {caller.origin[:80]} may not use this cloud: whoever runs it allows them (--allow-origin)"
+            )
         if self._keys is None:
             return None
-        scheme, _, key = (authorization[0] if len(authorization) == 1 else "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
+        if not caller.key:
             raise Unauthorized("this cloud wants a key (Authorization: Bearer …): --cloud-key or SIDEPLUG_CLOUD_KEY")
-        holder = self._keys.check(key.strip())
+        holder = self._keys.check(caller.key)
         if holder is None:
             raise Unauthorized("this cloud does not know this key, or no longer: ask whoever runs it for another")
         return holder

@@ -19,6 +19,7 @@ from starlette.responses import Response as HttpResponse
 from starlette.routing import Route, WebSocketRoute
 
 from sideplug.cloud import flow_control
+from sideplug.cloud.access import SUBPROTOCOL, Caller
 from sideplug.cloud.keys import Holder
 from sideplug.cloud.service import Response, Service
 from sideplug.cloud.session import Gone
@@ -128,7 +129,8 @@ class WebSocketApp:
             log.warning(
                 "the proxy has no flow control (%s): what a device does not read fills its memory", flow_control.NAME
             )
-        await send({"type": "websocket.accept"})
+        is_page = SUBPROTOCOL in (scope.get("subprotocols") or ())
+        await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if is_page else None})
         async with AsgiConnection(scope, receive, send) as connection:
             await self._service.attend(connection, answer)
 
@@ -149,8 +151,11 @@ async def _deny(scope: Scope, send: Send, response: Response) -> None:
 def _respond(service: Service, scope: Scope) -> Response | Holder | None:
     """Return what Service.respond returns for the request of an ASGI scope."""
     path = scope["path"].removeprefix(scope.get("root_path", ""))
+    headers = Headers(scope=scope)
     address = str((scope.get("client") or ("",))[0])
-    return service.respond(path, Headers(scope=scope).getlist("authorization"), address)
+    origin = ",".join(headers.getlist("origin"))
+    caller = Caller(headers.getlist("authorization"), origin, scope.get("subprotocols") or (), address)
+    return service.respond(path, caller)
 
 
 def app(service: Service, queued: bool = False) -> Starlette:

@@ -145,6 +145,12 @@ class ServeConfig:
         is_file=True,
         metavar="FILE",
     )
+    allow_origin: str = setting(
+        "",
+        "The origin of web pages that may come in, like https://plugin.example; several with commas. Pages of other "
+        "origins are refused.",
+        metavar="ORIGIN",
+    )
     insecure: bool = setting(False, "Do not ask for keys, and do not insist on TLS beyond this machine.")
     max_sessions: int = setting(1024, "The most connections at once.", least=1)
     queue: int = setting(64, "Texts that may wait for memory; further ones are refused.")

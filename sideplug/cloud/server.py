@@ -9,13 +9,16 @@ import asyncio
 import signal
 import socket
 import ssl
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request
 from websockets.http11 import Response as HttpResponse
+from websockets.typing import Subprotocol
 
+from sideplug.cloud.access import SUBPROTOCOL, Caller
 from sideplug.cloud.inbound import BoundedConnection
 from sideplug.cloud.service import Response, Service
 from sideplug.cloud.session import Gone
@@ -75,6 +78,7 @@ class CloudServer(Service):
                 max_size=self.limits.message_bytes,
                 create_connection=BoundedConnection,
                 process_request=self._on_request,
+                select_subprotocol=_our_protocol,
                 server_header=None,
                 ping_interval=PING_S,
                 ping_timeout=PONG_S,
@@ -121,8 +125,14 @@ class CloudServer(Service):
         A key that has no room is answered after a pause, so that who asks again at once is no work.
         """
         peer = connection.remote_address
-        address = str(peer[0]) if isinstance(peer, tuple) and peer else ""
-        answer = self.respond(request.path.split("?")[0], request.headers.get_all("Authorization"), address)
+        headers = request.headers
+        caller = Caller(
+            headers.get_all("Authorization"),
+            ",".join(headers.get_all("Origin")),
+            [each.strip() for line in headers.get_all("Sec-WebSocket-Protocol") for each in line.split(",")],
+            str(peer[0]) if isinstance(peer, tuple) and peer else "",
+        )
+        answer = self.respond(request.path.split("?")[0], caller)
         if not isinstance(answer, Response):
             connection.holder = answer  # type: ignore[attr-defined]  # for the session
             return None
@@ -132,3 +142,8 @@ class CloudServer(Service):
         del response.headers["Content-Type"]
         response.headers.update(answer.headers)
         return response
+
+
+def _our_protocol(connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    """Ours, where a web page offers it; never the one that is its key."""
+    return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None

@@ -18,13 +18,13 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from sideplug.cloud.access import RETRY_S, AccessControl, RefusalLog
+from sideplug.cloud.access import RETRY_S, AccessControl, Caller, RefusalLog
 from sideplug.cloud.aside import Aside
 from sideplug.cloud.engine import Engine
 from sideplug.cloud.host import PREDICTORS_BYTES, PREDICTORS_SHARE, EngineThread, Limits, Shared
@@ -37,7 +37,7 @@ from sideplug.cloud.store import Base
 from sideplug.cloud.tap_store import TapStore
 from sideplug.cloud.token_bucket import TokenBuckets
 from sideplug.cloud.trunks import Trunks
-from sideplug.contract.errors import Busy, Unauthorized
+from sideplug.contract.errors import Busy, Unauthorized, WrongOrigin
 from sideplug.contract.frames import ModelInfo
 from sideplug.contract.version import __version__
 from sideplug.contract.wire import MODEL_PATH, PATH
@@ -73,8 +73,12 @@ class Service:
         make_engine: Callable[[], Engine],
         limits: Limits | None = None,
         keys: Keys | None = None,
+        origins: Sequence[str] = (),
     ) -> None:
-        """`keys`: those that may come in; None: everybody may. Raises what `make_engine` raises."""
+        """`keys`: those that may come in; None: everybody may. `origins`: of web pages that may.
+
+        Raises what `make_engine` raises.
+        """
         self.thread = EngineThread(make_engine)
         engine = self.thread.engine
         self.counters = engine.counters
@@ -84,7 +88,7 @@ class Service:
             base=base,
             tokenizer=engine.tokenizer,
             limits=self.limits,
-            access=AccessControl(keys),
+            access=AccessControl(keys, origins),
             buckets=TokenBuckets(),
             counters=self.counters,
             model_info=_describe(base, engine),
@@ -118,17 +122,17 @@ class Service:
         finally:
             self.sessions.discard(session)
 
-    def respond(self, path: str, authorization: list[str], address: str = "") -> Response | Holder | None:
-        """The response to an HTTP request with these Authorization headers, from this address.
+    def respond(self, path: str, caller: Caller) -> Response | Holder | None:
+        """The response to an HTTP request.
 
         For PATH it is instead whose key the request carries (None where no keys are required): it may become a
         WebSocket.
         """
         access = self.shared.access
         try:
-            if path in OPEN_PATHS and access.wants_keys and not authorization:
+            if path in OPEN_PATHS and access.wants_keys and not caller.has_key:
                 return self._alive() if path == "/health" else self._ready(says_why=False)
-            holder = access.admit(authorization)
+            holder = access.admit(caller)
             if path == PATH:
                 if not self.ready:
                     why = "this part of the cloud is going down"
@@ -138,8 +142,11 @@ class Service:
                 return holder
         except Unauthorized as error:
             self.counters.refused[error.code] += 1
-            self._refusals.note(address, path)
+            self._refusals.note(caller.address, path)
             return Response.json(401, {"error": str(error)}, WWW_Authenticate="Bearer")
+        except WrongOrigin as error:
+            self.counters.refused[error.code] += 1
+            return Response.json(403, {"error": str(error)})
         except Busy as error:
             self.counters.refused[error.code] += 1
             retry_s = math.ceil(error.retry_s or RETRY_S)

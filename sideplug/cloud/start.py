@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from sideplug.cloud.access import checked_origins
 from sideplug.cloud.admission import AdmissionLimits
 from sideplug.cloud.config import ServeConfig
 from sideplug.cloud.engine import Engine
@@ -37,6 +38,7 @@ class Parts:
     limits: Limits
     step_tokens: int
     prefix: str  # a system message that many users share; "" for none
+    origins: tuple[str, ...] = ()  # of web pages that may come in
 
     @classmethod
     def of(cls, config: ServeConfig) -> Parts:
@@ -47,6 +49,7 @@ class Parts:
             Limits(sessions=config.max_sessions, drain_s=config.drain_seconds),
             config.step_tokens,
             read_prefix(Path(config.shared_prefix) if config.shared_prefix else None),
+            checked_origins(config.allow_origin),
         )
 
     def service(self, kind: type[S], base: Base, keys: Keys | None, say: Say) -> tuple[S, Opened]:
@@ -62,5 +65,5 @@ class Parts:
             opened.append(model)
             return engine
 
-        service = kind(base, make_engine, self.limits, keys)
+        service = kind(base, make_engine, self.limits, keys, self.origins)
         return service, opened[0]

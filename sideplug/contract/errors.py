@@ -105,6 +105,12 @@ class Unauthorized(CloudError):
     code = "unauthorized"
 
 
+class WrongOrigin(CloudError):
+    """A web page that may not use this cloud."""
+
+    code = "wrong-origin"
+
+
 class Busy(CloudError):
     """The cloud has no room now. `retry_s`: seconds until it is worth trying again, if the cloud can tell."""
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Origin, Subprotocol
 
 from sideplug.cloud import access, certificate
 from sideplug.cloud import session as sessions
@@ -123,6 +124,46 @@ def test_a_scheme_in_other_letters(guarded: Cloud, ada: str) -> None:
 
 def test_a_key_in_the_address_is_none(guarded: Cloud, ada: str) -> None:
     assert get(guarded.url, f"/v1/model?key={ada}")[0] == 401
+
+
+PAGE = "https://plugin.example"
+
+
+def test_a_web_page_comes_in_where_its_origin_is_allowed(tiny: Path, keys: Keys, ada: str) -> None:
+    """Its key is a sub-protocol, since a browser sets no headers; the key is never said back."""
+    with a_cloud(tiny, keys=Keys(keys.path), origins=(PAGE,)) as cloud:
+        offered = [Subprotocol("sideplug"), Subprotocol(f"key.{ada}")]
+        with connect(f"{cloud.url}/v1/session", subprotocols=offered, origin=Origin(PAGE)) as connection:
+            assert connection.subprotocol == "sideplug"
+            connection.send(encode(opening()))
+            message = connection.recv(10)
+            assert isinstance(message, bytes)
+            assert isinstance(decode(message), Opened)
+        for more in ({"subprotocols": offered[:1]}, {"subprotocols": [*offered, Subprotocol(f"key.{ada}")]}):
+            with pytest.raises(InvalidStatus) as refused:
+                connect(f"{cloud.url}/v1/session", origin=Origin(PAGE), **more)
+            assert refused.value.response.status_code == 401
+        for origin in ("https://other.example", "null", PAGE + "x", f"{PAGE}, {PAGE}"):
+            status, _, says = get(cloud.url, "/v1/session", ("Origin", origin), bearer(ada))
+            assert (status, "may not use this cloud" in says) == (403, True)
+        assert cloud.engine.counters.refused["wrong-origin"] == 4
+
+
+def test_a_page_of_anywhere_may_not_use_a_cloud_without_keys(cloud: Cloud) -> None:
+    """A cloud on one's own machine asks nobody for a key: no page that is looked at may use it."""
+    assert get(cloud.url, "/v1/model", ("Origin", "https://news.example"))[0] == 403
+    assert get(cloud.url, "/v1/model")[0] == 200
+
+
+def test_origins_as_they_are_written() -> None:
+    assert access.checked_origins(" https://A.example/, http://127.0.0.1:8000 ") == (
+        "https://a.example",
+        "http://127.0.0.1:8000",
+    )
+    assert access.checked_origins("") == ()
+    for wrong in ("*", "a.example", "https://a.example/path", "https://"):
+        with pytest.raises(InputError, match="--allow-origin must be like"):
+            access.checked_origins(wrong)
 
 
 def test_a_key_of_another_file(guarded: Cloud, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def test_options_variables_and_rays_words_make_the_same() -> None:
         "model": "x", "engine": "torch", "bits": "16", "threads": 2, "kv_memory": 0.5, "keys": "k.json",
         "insecure": True, "max_sessions": 3, "queue": 0, "keep_seconds": 1.5, "shared_prefix": "p.txt",
         "step_tokens": 3, "drain_seconds": 2.0, "log_level": "info", "max_replicas": 4, "target_sessions": 1.5,
+        "allow_origin": "https://a.example",
     }  # fmt: skip
     want = ServeConfig(**given)
     both = {about.name for about in settings(COMMAND)} & {about.name for about in settings(RAY)}
