@@ -1,4 +1,4 @@
-"""Builds the static folder: the page and the device's modules, the verifier, and the sentence encoder where it is there.
+"""Builds the static folder: the page, the device's modules, the verifier, and the sentence encoder where it is there.
 
 The folder loads nothing from elsewhere, and speaks with clouds only: with one, where that is given. files.json names
 each file with its SHA-256, so that whoever serves the folder can be held to it. Test: pytest tests/web
@@ -21,7 +21,7 @@ from sideplug.paths import writing
 
 LIST = "files.json"
 ENCODER, VERIFIER = "encoder.safetensors", "verifier.safetensors"
-EVERY_CLOUD = "ws: wss:"  # in the page's policy: any, since it is not known which
+EVERY_CLOUD = b"ws: wss:"  # in the page's policy: any, since it is not known which
 _CLOUD = re.compile(r"wss?://[A-Za-z0-9._\-\[\]:]+")
 
 
@@ -43,7 +43,7 @@ def build(folder: Path, cloud: str = "", encoder: bool = True) -> dict[str, str]
         for file in resources.files("sideplug.web").joinpath("static").iterdir():
             data = file.read_bytes()
             if file.name == "index.html" and cloud:
-                data = data.replace(f"connect-src 'self' {EVERY_CLOUD}".encode(), f"connect-src 'self' {cloud}".encode())
+                data = data.replace(EVERY_CLOUD, cloud.encode())
             (folder / file.name).write_bytes(data)
         (folder / VERIFIER).write_bytes(resources.files("sideplug.memory").joinpath(WEIGHTS).read_bytes())
         if encoder:

@@ -2,12 +2,14 @@
    with it: the twins of sideplug/memory/encoder.py and verifier.py, where the equations stand. */
 
 import { text as decoded } from "./bytes.js";
+import { Kernel, product } from "./kernel.js";
 import { stem, words } from "./words.js";
 
 const [WIDTH, HEADS, LAYERS] = [384, 12, 6];
 const MAX_TOKENS = 128;
 const [MOST_PIECES, LATIN] = [1.5, 0.8];
 const [UNKNOWN, FIRST, LAST] = [100, 101, 102];
+const NO_CHANGE = {};
 const WORD = /[\p{L}\p{N}]+|[^\p{L}\p{N}_\s]|_/gu;
 const CJK = /[\u3400-\u9fff\uf900-\ufaff]/gu;
 
@@ -18,6 +20,7 @@ export class Encoder {
   /** tensors: of the encoder's file, by name. */
   constructor(tensors) {
     this.w = tensors;
+    this.kernel = null;
     this.pieces = new Map(decoded(tensors.vocabulary.data).split("\n").map((piece, n) => [piece, n]));
   }
 
@@ -58,7 +61,7 @@ export class Encoder {
   }
 
   /** The last layer's rows (T, 384) of tokens. change: low-rank changes by weight; add: (row) → what is added to it. */
-  run(ids, change = {}, add = null) {
+  run(ids, change = NO_CHANGE, add = null) {
     const w = this.w;
     const count = ids.length;
     const x = new Float32Array(count * WIDTH);
@@ -85,6 +88,7 @@ export class Encoder {
   }
 
   linear(x, count, name, change) {
+    if (this.kernel) return this.kernel.linear(x, count, name, change !== NO_CHANGE);
     const weight = this.w[`${name}.weight`];
     const [m, n] = weight.shape;
     const out = product(x, count, weight.data, m, n);
@@ -92,8 +96,25 @@ export class Encoder {
     const bias = this.w[`${name}.bias`].data;
     for (let t = 0; t < count; t++) for (let j = 0; j < m; j++) out[t * m + j] = out[t * m + j] * scale[j] + bias[j];
     const low = change[name];
-    if (low) plus(out, product(product(x, count, low.a.data, low.a.shape[0], n), count, low.b.data, m, low.a.shape[0]));
+    if (low) plus(out, product(product(x, count, low.a, low.r, n), count, low.b, m, low.r));
     return out;
+  }
+
+  /** Compute in WebAssembly from now on, with these low-rank changes; where the browser can't, it stays as it is. */
+  quicken(changes) {
+    const layers = {};
+    for (const name of Object.keys(this.w))
+      if (/^encoder\.layer\..*\.weight$/.test(name) && this.w[name].data instanceof Int8Array) {
+        const layer = name.slice(0, -7);
+        const [m, n] = this.w[name].shape;
+        layers[layer] = { weight: this.w[name].data, scale: this.w[`${name}.scale`].data, bias: this.w[`${layer}.bias`].data, m, n };
+      }
+    try {
+      this.kernel = new Kernel(layers, changes);
+    } catch {
+      return;
+    }
+    for (const layer of Object.keys(layers)) delete this.w[`${layer}.weight`]; // they lie in its memory now
   }
 
   norm(x, name) {
@@ -108,57 +129,6 @@ export class Encoder {
       const spread = Math.sqrt(variance / WIDTH + 1e-12);
       for (let i = 0; i < WIDTH; i++) x[at + i] = ((x[at + i] - mean) / spread) * gain[i] + bias[i];
     }
-  }
-}
-
-let [wide, row] = [new Float64Array(0), new Float64Array(0)];
-
-/** x (T, n) times the rows of a matrix (m, n): (T, m). All is turned to float64 first, which is what a browser computes
-    in: so the inner loop converts nothing. Four rows of x share what is read of the matrix. */
-function product(x, count, matrix, m, n) {
-  const out = new Float32Array(count * m);
-  if (wide.length < count * n) wide = new Float64Array(count * n);
-  if (row.length < n) row = new Float64Array(n);
-  for (let i = 0; i < count * n; i++) wide[i] = x[i];
-  for (let j = 0; j < m; j++) {
-    copyRow(matrix, j * n, n);
-    rowTimes(out, j, m, count, n);
-  }
-  return out;
-}
-
-function copyRow(matrix, at, n) {
-  for (let i = 0; i < n; i++) row[i] = matrix[at + i];
-}
-
-function rowTimes(out, j, m, count, n) {
-  const [x, w] = [wide, row];
-  let t = 0;
-  for (; t + 4 <= count; t += 4) {
-    const x0 = t * n;
-    const x1 = x0 + n;
-    const x2 = x1 + n;
-    const x3 = x2 + n;
-    let a = 0;
-    let b = 0;
-    let c = 0;
-    let d = 0;
-    for (let i = 0; i < n; i++) {
-      const weight = w[i];
-      a += x[x0 + i] * weight;
-      b += x[x1 + i] * weight;
-      c += x[x2 + i] * weight;
-      d += x[x3 + i] * weight;
-    }
-    out[t * m + j] = a;
-    out[(t + 1) * m + j] = b;
-    out[(t + 2) * m + j] = c;
-    out[(t + 3) * m + j] = d;
-  }
-  for (; t < count; t++) {
-    let sum = 0;
-    for (let i = 0; i < n; i++) sum += x[t * n + i] * w[i];
-    out[t * m + j] = sum;
   }
 }
 
@@ -224,8 +194,9 @@ export class Verifier {
     for (const name of Object.keys(tensors))
       if (name.endsWith(".a") && name.startsWith("encoder.")) {
         const weight = name.slice(0, -2);
-        this.change[weight] = { a: tensors[name], b: tensors[`${weight}.b`] };
+        this.change[weight] = { a: tensors[name].data, b: tensors[`${weight}.b`].data, r: tensors[name].shape[0] };
       }
+    if (encoder && !encoder.kernel) encoder.quicken(this.change);
   }
 
   /** For each candidate the score of each of its parts; above 0 it is likelier than "not told" alone. */

@@ -88,9 +88,8 @@ export function decode(message, number) {
   } catch (problem) {
     throw new ProtocolError(`${kind} has a malformed control map: ${problem.message}`);
   }
-  if (typeof fields !== "object" || fields === null || !Array.isArray(fields.t))
-    throw new ProtocolError(`${kind} has a malformed control map`);
-  const { t: listing, ...rest } = fields;
+  const { t: listing = [], ...rest } = fields ?? {};
+  if (typeof fields !== "object" || !Array.isArray(listing)) throw new ProtocolError(`${kind} has a malformed control map`);
   return { kind, ...rest, ...tensors(kind, listing, message.subarray(HEADER + control)) };
 }
 
