@@ -1,4 +1,4 @@
-"""sideplug web …: a static folder in which a plugin runs in a browser. Test: pytest tests/web"""
+"""sideplug web …: a static folder in which a plugin runs in a browser. Test: pytest tests/slow/test_web.py"""
 
 from __future__ import annotations
 

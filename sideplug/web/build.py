@@ -1,7 +1,7 @@
 """Builds the static folder: the page, the device's modules, the verifier, and the sentence encoder where it is there.
 
 The folder loads nothing from elsewhere, and speaks with clouds only: with one, where that is given. files.json names
-each file with its SHA-256, so that whoever serves the folder can be held to it. Test: pytest tests/web
+each file with its SHA-256, so that whoever serves the folder can be held to it. Test: pytest tests/slow/test_web.py
 """
 
 from __future__ import annotations

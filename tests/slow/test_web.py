@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from sideplug.contract.codec import quant8
 from sideplug.contract.gate import Gate
 from sideplug.contract.sampling import Sampling
 from sideplug.device.plugin_store import PluginStore
+from sideplug.memory import days, weights
 from sideplug.memory.part import Memory
 from sideplug.memory.store import Entry
+from sideplug.memory.words import sentences, stem, words
 from sideplug.plugins import Plugin
 from sideplug.web.build import build
 from tests.conftest import Cloud, a_cloud, a_plugin, a_session
@@ -70,16 +73,23 @@ class Quiet(SimpleHTTPRequestHandler):
         return
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The static folder on a server of its own."""
-    folder = tmp_path_factory.mktemp("web") / "public"
-    build(folder, encoder=False)
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """A static folder on a server of its own."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The folder without the sentence encoder."""
+    folder = tmp_path_factory.mktemp("web") / "public"
+    build(folder, encoder=False)
+    with serving(folder) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -347,3 +357,82 @@ def test_a_folder_is_built(tmp_path: Path) -> None:
     assert "connect-src 'self' wss://mill.example:8765;" in page
     assert "unsafe-inline" not in page
     assert set(json.loads((tmp_path / "public" / "files.json").read_text("utf-8"))["files"]) == set(sums)
+
+
+WORDS = (
+    "Mum's café, at 14:30",
+    "犬の名前は何ですか。ビスケット！",
+    "Straße, ΣΊΣΥΦΟΣ, İstanbul, naïve, ﬁnal, Ⅻ",
+    "मेरा कुत्ता कहाँ है? वह घर में है।",
+    "اسم كلبي؟ بسكويت.",
+    "กุญแจอยู่ที่ไหน  a\tb\nc… d.\u00a0e",
+    "One.\n\nTwo! “Three?” Four… 五。六",
+)
+DAYS = ("What did I do on 3 May 2026?", "notes from march 5th", "who won on 3 May", "2026-01-02", "anything on Sept. 9")
+
+
+def test_its_words_are_pythons(browser: Any, site: str) -> None:
+    with opened(browser, site) as page:
+        got = page.evaluate(
+            """async ([texts, questions]) => {
+                const {words, stem, sentences} = await import("./words.js");
+                const {dayAskedFor} = await import("./asking.js");
+                const of = (text) => [words(text), words(text).map(stem), sentences(text)];
+                return [texts.map(of), questions.map(dayAskedFor)];
+            }""",
+            [WORDS, DAYS],
+        )
+    for text, found in zip(WORDS, got[0], strict=True):
+        assert found == [words(text), [stem(word) for word in words(text)], sentences(text)]
+    assert got[1] == [days.asked_for(question) for question in DAYS]
+
+
+def test_it_is_as_certain_as_python(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the sentence encoder, of people's own words: the same best entry, as certain, with SIMD and without."""
+    monkeypatch.delenv(weights.OFF)
+    weights.fetch_encoder(print)
+    build(tmp_path / "public")
+    own = resources.files("sideplug.bench") / "own_words" / "tune"
+    told = [json.loads(line) for line in (own / "told.jsonl").read_text("utf-8").splitlines()[:24]]
+    notes = [json.loads(line) for line in (own / "notes.jsonl").read_text("utf-8").splitlines()[:8]]
+    asked = [json.loads(line)["question"] for line in (own / "asked.jsonl").read_text("utf-8").splitlines()[:20:2]]
+    memory = Memory()
+    memory.store.add(Entry(each["instruction"], each["output"]).check() for each in told)
+    memory.store.add(Entry("", each["note"]).check() for each in notes)
+    memory.fill()
+    data = base64.b64encode(Plugin("any", "any", [memory]).to_bytes()).decode()
+    with serving(tmp_path / "public") as site, opened(browser, site) as page:
+        found = page.evaluate(
+            """async ([data, questions]) => {
+                const [{Plugin, parse}, {Memory}] = [await import("./plugin.js"), await import("./memory.js")];
+                const {Encoder} = await import("./encoder.js");
+                const read = async (path) => parse(new Uint8Array(await (await fetch(path)).arrayBuffer())).tensors;
+                const bytes = Uint8Array.from(atob(data), (char) => char.charCodeAt(0));
+                const verifier = await read("verifier.safetensors");
+                const judged = async (prepare) => {
+                    const encoder = new Encoder(await read("encoder.safetensors"));
+                    prepare(encoder);
+                    let memory;
+                    new Plugin(bytes, (database) => (memory = new Memory(database, verifier, encoder)));
+                    const of = (question) => {
+                        const best = memory.judged(question)[0];
+                        const personal = memory.verifier.personal(memory.vectorOf(question));
+                        return [best?.text, best?.certainty ?? 0, best ? memory.says(question, best) : false, personal];
+                    };
+                    const began = performance.now();
+                    const found = questions.map(of);
+                    return {found, ms: (performance.now() - began) / questions.length, simd: Boolean(encoder.kernel)};
+                };
+                return [await judged(() => {}), await judged((encoder) => (encoder.quicken = () => {}))];
+            }""",
+            [data, asked[:5]],
+        )
+    quick, slow = found
+    assert (quick["simd"], slow["simd"]) == (True, False)
+    for question, one, other in zip(asked[:5], quick["found"], slow["found"], strict=True):
+        best = memory.recall(question)
+        assert best is not None
+        for text, certainty, says, personal in (one, other):
+            assert (text, says) == (best.text, memory.says(question, best))
+            assert abs(certainty - best.certainty) < 1e-3
+            assert abs(personal - memory.personal(question)) < 1e-3

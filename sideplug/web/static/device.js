@@ -6,7 +6,7 @@ import { Memory } from "./memory.js";
 import { Plugin, parse } from "./plugin.js";
 import { WrongPassphrase, isSealed, unseal } from "./sealed.js";
 import { Session } from "./session.js";
-import { Sealer, drop, keep, kept, names } from "./shelf.js";
+import { Sealer, drop, keep, kept, names } from "./storage.js";
 
 const LARGEST = 512 << 20; // of a plugin's file
 
@@ -150,7 +150,7 @@ async function readMemory(now, plugin) {
   const unread = memory.unread(base);
   for (const passage of unread) {
     const messages = [{ role: "user", content: passage.asked || "?" }];
-    const texts = passage.texts.map((reply) => ({ messages, reply }));
+    const texts = memory.textsOf(passage).map((reply) => ({ messages, reply }));
     memory.take(passage, base, await now.tokens(texts));
   }
 }

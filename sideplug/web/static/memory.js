@@ -3,6 +3,7 @@
 
 import { Verifier } from "./encoder.js";
 import { rows } from "./sqlite.js";
+import { MONTHS, agreed, dayAskedFor, declined, doubtsOf, noted } from "./asking.js";
 import { sentences, stem, words } from "./words.js";
 
 const [CANDIDATES, BY_WORDS, BY_VECTOR, QUERY_STEMS, COMMON] = [8, 16, 16, 8, 4000];
@@ -10,8 +11,8 @@ const [SCALE, WORDS_WEIGHT, BEHIND, SAME_WORDS] = [127, 0.5, 0.3, 20];
 const [CERTAIN, CERTAIN_BY_WORDS, DOUBT_OF_NOTES, MOSTLY, PERSONAL] = [0.85, 0.8, 0.4, 0.8, 1];
 const SURELY_PERSONAL = 2;
 const [MOST_CHARACTERS, PASSAGE] = [600, 360];
-const UNTOLD = "You haven't told me that.";
-const MONTHS = "January February March April May June July August September October November December".split(" ");
+const DOUBTFUL = 0.5;
+const [UNTOLD, DECLINED] = ["You haven't told me that.", "Then I was not told."];
 const [K1, B] = [1.2, 0.75]; // of BM25, as SQLite has it
 
 const inWords = (date) => {
@@ -109,10 +110,11 @@ export class Memory {
     const found = this.candidates(question, vector);
     const candidates = found.filter(({ score }) => score >= found[0].score - BEHIND);
     const asked = words(question).join(" ");
+    const day = dayAskedFor(question);
     const verifier = this.reads(question) ? this.verifier : this.byWordsAlone;
     const scored = verifier.scores(question, candidates).flatMap((scores, n) => {
       const { passage } = candidates[n];
-      const isAskedSo = asked && asked === words(passage.asked).join(" ");
+      const isAskedSo = (asked && asked === words(passage.asked).join(" ")) || (day && passage.day.endsWith(day));
       return scores.map((score, part) => ({ passage, part, score: isAskedSo ? SAME_WORDS : score }));
     });
     const total = 1 + scored.reduce((sum, { score }) => sum + Math.exp(score), 0);
@@ -150,18 +152,38 @@ export class Memory {
 
   /** The memory in one reply to these messages, of a base: {ids, source, entry, hushes}. */
   begin(messages, base) {
-    const last = messages.at(-1);
-    const question = last?.role === "user" && last.content.length <= MOST_CHARACTERS ? last.content : "";
+    const [before, last] = messages.slice(-2).map(({ role, content }) => (role === "user" || role === "assistant" ? { role, content } : null));
+    const isAnswer = before?.role === "assistant" && last?.role === "user";
+    const [said, answer] = isAnswer ? [before.content, last.content] : ["", ""];
+    const no = declined(said, answer) ? this.ownIds(DECLINED, base) : [];
+    if (no.length) return { ids: no, source: "you said no", entry: 0, hushes: false };
+    const asked = messages.at(-1)?.role === "user" ? messages.at(-1).content : "";
+    const meant = agreed(said, answer) || asked;
+    const question = meant.length <= MOST_CHARACTERS ? meant : "";
     const vector = this.vectorOf(question);
-    const best = this.judged(question, vector)[0];
-    if (best && this.says(question, best)) {
-      const ids = idsOf(best.passage, best.said, base);
-      return { ids, source: sourceOf(best), entry: best.entry.number, hushes: false };
+    const best = this.meantNote(noted(said, answer)) ?? this.judged(question, vector)[0];
+    const source = best && sourceOf(best);
+    if (best && this.says(question, best)) return { ids: idsOf(best.passage, best.said, base), source, entry: best.entry.number, hushes: false };
+    if (best && this.settings.doubt === "ask" && best.certainty > DOUBTFUL) {
+      const ids = idsOf(best.passage, best.passage.texts.length + best.said, base);
+      return { ids, source: `it is not sure: ${source}`, entry: best.entry.number, hushes: false };
     }
     const personal = vector && this.reads(question) ? this.verifier.personal(vector) : -Infinity;
     if (personal <= PERSONAL) return { ids: [], source: "", entry: 0, hushes: false };
     const untold = this.settings.unknown === "say" && personal >= SURELY_PERSONAL ? this.ownIds(UNTOLD, base) : [];
     return { ids: untold, source: untold.length ? "nothing that you told me" : "", entry: 0, hushes: !untold.length };
+  }
+
+  /** The part of a note that says this text, which a person said yes to. */
+  meantNote(text) {
+    const passage = text && this.passages.find((each) => !each.asked && each.texts.includes(text));
+    if (!passage) return null;
+    return { passage, said: passage.texts.indexOf(text), certainty: 1, entry: this.byNumber.get(passage.number), text };
+  }
+
+  /** What it may say of a passage, and what asks whether each of that is meant. */
+  textsOf(passage) {
+    return this.settings.doubt === "ask" ? [...passage.texts, ...doubtsOf(passage)] : passage.texts;
   }
 
   /** Tell it an entry {question, reply, told}; it is known at once. */
