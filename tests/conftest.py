@@ -241,6 +241,15 @@ class Cloud:
 
         self._call(reset())
 
+    def drop_sessions(self) -> None:
+        """Reset all connections; new ones may come."""
+
+        async def reset() -> None:
+            for session in list(self.server.sessions):
+                session._connection.abort()
+
+        self._call(reset())
+
     def close(self) -> None:
         self._call(self.server.close())
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -30,7 +30,7 @@ from sideplug.memory.store import Entry
 from sideplug.memory.words import sentences, stem, words
 from sideplug.plugins import Plugin
 from sideplug.web.build import build
-from tests.conftest import Cloud, a_cloud, a_plugin, a_session
+from tests.conftest import Cloud, a_cloud, a_plugin, a_session, eventually
 from tests.faults import Fault, faulty
 from tests.slow.test_page import CHROMIUM, QUIET, expect, playwright
 
@@ -436,3 +436,39 @@ def test_it_is_as_certain_as_python(browser: Any, tmp_path: Path, monkeypatch: p
             assert (text, says) == (best.text, memory.says(question, best))
             assert abs(certainty - best.certainty) < 1e-3
             assert abs(personal - memory.personal(question)) < 1e-3
+
+
+def test_a_tab_that_slept_connects_anew(browser: Any, site: str, cloud: Cloud, tmp_path: Path) -> None:
+    """The cloud has ended its session long ago: the next message finds another."""
+    plugin = a_person(cloud, "ladder")
+    file = export(plugin, tmp_path, "mara")
+    with opened(browser, site) as page:
+        bring(page, file)
+        give_cloud(page, cloud.url)
+        say(page, "Is it far?")
+        cloud.drop_sessions()
+        eventually(lambda: not cloud.server.sessions)
+        page.get_by_role("button", name="New conversation").click()
+        text = say(page, "Who is Anna?").inner_text()
+    assert text == wanted(cloud, plugin, "Who is Anna?", 256)
+
+
+def test_a_browser_that_keeps_nothing_says_so(browser: Any, site: str, cloud: Cloud, tmp_path: Path) -> None:
+    """A private window may refuse, and a full one too."""
+    file = export(a_person(cloud, "ladder"), tmp_path, "mara")
+    for problem, says in (("QuotaExceededError", "no room left"), ("SecurityError", "refuses to keep anything")):
+        with opened(browser, site) as page:
+            page.evaluate(DEVICE)
+            said = page.evaluate(
+                """async ([problem, file]) => {
+                    const {keep} = await import("./storage.js");
+                    IDBObjectStore.prototype.put = () => {
+                        const request = {};
+                        setTimeout(() => { request.error = new DOMException("", problem); request.onerror(); });
+                        return request;
+                    };
+                    return keep({name: "me", file}).catch((error) => error.message);
+                }""",
+                [problem, base64.b64encode(file.read_bytes()).decode()],
+            )
+        assert says in said
