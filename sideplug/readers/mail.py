@@ -34,6 +34,8 @@ LANGUAGES = ["en", "de", "fr", "es", "it", "nl", "sv", "da", "pl", "cs", "ja", "
 MOST = 8000  # characters of a mail that are looked at: the patterns of quotes take quadratic time
 WHO_WROTE = 120  # characters of a line such as "Once upon a time, Rui wrote:"
 NOBODY = "an unnamed sender"
+# Gmail's label of what one has sent, in the languages that an export may name it in
+SENT = frozenset("sent,gesendet,messages envoyés,enviados,posta inviata,verzonden".split(","))
 _BETWEEN = re.compile(rb"(?:\A|\r?\n\r?\n)From [^\n]*\n")  # two messages of an mbox
 _ESCAPED = re.compile(rb"^>(>*From )", re.MULTILINE)
 _SIGNATURE = re.compile(r"^-- ?\n", re.MULTILINE)
@@ -86,7 +88,7 @@ def _talk(data: bytes, line: int, name: str, report: Report) -> Iterator[Talk]:
     own, quoted = _parted(text, report)
     if own.strip():
         before = [Said(f"the mail that {who} answers", quoted, line, None, is_quoted=True)] if quoted.strip() else []
-        yield Talk((*before, Said(who, own, line, at)), is_mail=True)
+        yield Talk((*before, Said(who, own, line, at)), who if _was_sent(message) else "", is_mail=True)
     else:
         report.left[WORDLESS] += 1
     report.left = +report.left
@@ -129,6 +131,15 @@ def _sender(message: EmailMessage) -> str:
         return NOBODY
     address = address.lower()
     return f"{' '.join(name.split())} <{address}>" if name and address else name or address or NOBODY
+
+
+def _was_sent(message: EmailMessage) -> bool:
+    """Whether Gmail's export says that the person has sent it."""
+    try:
+        labels = str(message.get("x-gmail-labels", ""))
+    except Exception:  # a head that the library can't parse
+        return False
+    return any(label.strip(' "').casefold() in SENT for label in labels.split(","))
 
 
 def _day(message: EmailMessage) -> datetime | None:

@@ -97,7 +97,10 @@ def examples_of(talks: Sequence[Talk], report: Report) -> list[Example]:
 
 
 def _guess(talks: Sequence[Talk]) -> str:
-    """Who the person is, by the talks that do not show it: the one who wrote all, or most of a mailbox."""
+    """Who the person is in the talks that do not show it: who sent mails of the same mailbox, or wrote all, or most."""
+    sent = Counter(talk.me for talk in talks if talk.is_mail and talk.me)
+    if sent and all(talk.is_mail or talk.me for talk in talks):
+        return sent.most_common(1)[0][0]
     open_ = [talk for talk in talks if not talk.me]
     count = Counter(said.who for talk in open_ for said in talk.said if not said.is_quoted)
     if not count:

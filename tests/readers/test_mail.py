@@ -100,6 +100,15 @@ def test_a_mailbox_is_of_whom_writes_most(tmp_path: Path) -> None:
     assert [each.reply for each in read(file, me="RUI@example.org")] == ["Which row?"]
 
 
+@pytest.mark.parametrize("labels", ["Sent", 'Important,"Gesendet"', "Messages envoyés,Work"])
+def test_gmail_s_export_says_what_was_sent(tmp_path: Path, labels: str) -> None:
+    """However few of the mails are the person's own; --me still decides."""
+    others = [a_mail("Which row?", who=RUI), a_mail("When?", who=RUI), a_mail("Who?", who="Ana <ana@example.org>")]
+    file = a_box(tmp_path / "all.mbox", *others, a_mail("Row one.", **{"X-Gmail-Labels": labels}))
+    assert [each.reply for each in read(file)] == ["Row one."]
+    assert [each.reply for each in read(file, me="Ana")] == ["Who?"]
+
+
 def test_who_the_person_is_is_asked(tmp_path: Path) -> None:
     file = a_box(tmp_path / "all.mbox", a_mail("Row one."), a_mail("Which row?", who=RUI))
     with pytest.raises(DataError, match=r"whose words are to be learnt\? There write Ines Prado .*Rui .*give --me"):
