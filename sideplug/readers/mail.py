@@ -35,7 +35,7 @@ MOST = 8000  # characters of a mail that are looked at: the patterns of quotes t
 WHO_WROTE = 120  # characters of a line such as "Once upon a time, Rui wrote:"
 NOBODY = "an unnamed sender"
 # Gmail's label of what one has sent, in the languages that an export may name it in
-SENT = frozenset("sent,gesendet,messages envoyés,enviados,posta inviata,verzonden".split(","))
+SENT = frozenset(["sent", "gesendet", "messages envoyés", "enviados", "posta inviata", "verzonden"])
 _BETWEEN = re.compile(rb"(?:\A|\r?\n\r?\n)From [^\n]*\n")  # two messages of an mbox
 _ESCAPED = re.compile(rb"^>(>*From )", re.MULTILINE)
 _SIGNATURE = re.compile(r"^-- ?\n", re.MULTILINE)
