@@ -607,7 +607,7 @@ def test_a_body_that_is_too_large(stage: Stage, monkeypatch: pytest.MonkeyPatch,
     ("method", "path"),
     [
         ("GET", "/v1/embeddings"),
-        ("POST", "/v1/embeddings"),
+        ("POST", "/v1/moderations"),
         ("GET", "/v1/chat/completions"),
         ("POST", "/v1/models"),
         ("GET", "/sideplug/plugins/a/b"),

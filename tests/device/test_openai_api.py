@@ -21,7 +21,7 @@ from sideplug.contract.message import TEXT_PARTS
 from sideplug.contract.sampling import Sampling
 from sideplug.device.gateway import openai_api, openai_reply
 from sideplug.device.gateway.openai_api import CompletionRequest, Defaults, parse
-from sideplug.device.gateway.openai_reply import ResponseShaper, StopTexts, chunks
+from sideplug.device.gateway.openai_reply import DONE, ResponseShaper, StopTexts, chunks
 from sideplug.device.reply import Piece, Usage
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
@@ -177,8 +177,9 @@ def test_what_is_not_to_be_had(name: str) -> None:
 def test_what_no_text_depends_on_is_passed_over_and_told(name: str) -> None:
     shape, told = made(chat(**{name: "x"}))
     assert shape.whole(told, USAGE)["usage"]["sideplug"]["passed_over"] == [name]
-    assert shape.usage(USAGE)["usage"]["sideplug"]["passed_over"] == [name]
-    assert "passed_over" not in made(chat())[0].usage(USAGE)["usage"]["sideplug"]
+    with_usage = {"stream": True, "stream_options": {"include_usage": True}}
+    assert last_chunk(made(chat(**{name: "x"}, **with_usage))[0])["usage"]["sideplug"]["passed_over"] == [name]
+    assert "passed_over" not in last_chunk(made(chat(**with_usage))[0])["usage"]["sideplug"]
 
 
 @pytest.mark.parametrize("name", ["xtc_probability", "guided_json", "grammar", "num_ctx", "Temperature", "top_n_sigma"])
@@ -390,6 +391,13 @@ def made(
     return shape, list(chunks(shape, iter(PIECES if pieces is None else pieces), lambda: usage))
 
 
+def last_chunk(shape: ResponseShaper) -> Any:
+    """What a stream tells at its end of what the reply took."""
+    told, done = shape.end(USAGE)
+    assert done == DONE
+    return json.loads(told.removeprefix(b"data: "))
+
+
 @pytest.mark.parametrize(
     ("why", "want"), [("length", "length"), ("stop", "stop"), ("context", "stop"), ("cancelled", "stop")]
 )
@@ -413,7 +421,8 @@ def test_chat_chunks(why: str, want: str) -> None:
             "f" * 16,
         )
         assert "sideplug" not in chunk
-    last = shape.usage(USAGE)
+    assert shape.end(USAGE) == [DONE], "what it took was not asked for"
+    last = last_chunk(made(chat(stream=True, stream_options={"include_usage": True}), why=why)[0])
     assert last["choices"] == []
     assert ChatCompletionChunk.model_validate(last).usage is not None
 

@@ -1,4 +1,4 @@
-"""Clients that are not ours before the real model: Simon Willison's llm, curl and OpenAI's own, streamed and not.
+"""Clients that are not ours before the real model, streamed and not: Simon Willison's llm, curl, OpenAI's, Anthropic's.
 
 Each must get, to the character, what a session of ours gives. Run: make test-slow
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 
@@ -145,6 +146,22 @@ def test_curl(running: Running, who: str) -> None:
     assert "".join(delta.get("content", "") for delta in deltas) == running.want[who]
     status = curl(running, "/chat/completions", "--write-out", "%{http_code}", **{**body, "model": "nobody"})
     assert status.endswith("404")
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_openai_s_responses_and_anthropic(running: Running, who: str) -> None:
+    """The newer APIs, streamed and not: the same text."""
+    said: Any = [{"role": "user", "content": QUESTION}]
+    with openai.OpenAI(base_url=running.api, api_key="none", max_retries=0) as client:
+        answer = client.responses.create(model=running.models[who], input=said, max_output_tokens=TOKENS)
+        assert answer.output_text == running.want[who]
+    with anthropic.Anthropic(base_url=running.api.removesuffix("/v1"), api_key="none", max_retries=0) as client:
+        ask: Any = {"model": running.models[who], "max_tokens": TOKENS, "messages": said}
+        whole = client.messages.create(**ask).content[0]
+        assert whole.type == "text"
+        assert whole.text == running.want[who]
+        with client.messages.stream(**ask) as stream:
+            assert "".join(stream.text_stream) == running.want[who]
 
 
 @pytest.mark.parametrize("who", WHO)

@@ -1,6 +1,9 @@
 """The gateway's routes, and what they are wired to.
 
-    POST /v1/chat/completions, /v1/completions     streamed or whole
+    POST /v1/chat/completions, /v1/completions     streamed or whole; OpenAI's
+    POST /v1/responses                             the same in OpenAI's newer shapes
+    POST /v1/messages, /v1/messages/count_tokens   the same in Anthropic's
+    POST /v1/embeddings                            of the base's own states
     GET  /v1/models                                the base, and the base with each plugin ("base+plugin")
     GET  /                                         the page; its own calls are below /sideplug/
 
@@ -39,10 +42,11 @@ from starlette.types import ASGIApp
 
 from sideplug.contract.errors import Busy, InputError, SideplugError
 from sideplug.contract.frames import ModelInfo
+from sideplug.contract.sampling import Sampling
 from sideplug.contract.version import __version__
 from sideplug.device import audit
 from sideplug.device.address import Address
-from sideplug.device.gateway import openai_api, openai_reply
+from sideplug.device.gateway import embeddings, messages_api, openai_api, openai_reply, responses_api
 from sideplug.device.gateway.body import read_body
 from sideplug.device.gateway.json_fields import JsonObject, json_object, named_files, object_with, typed
 from sideplug.device.gateway.memory_api import File, MemoryApi, MemoryDesk
@@ -55,8 +59,8 @@ from sideplug.device.gateway.middleware import (
     error_response,
 )
 from sideplug.device.gateway.names import ModelNames
-from sideplug.device.gateway.openai_api import Defaults
-from sideplug.device.gateway.openai_reply import ResponseShaper
+from sideplug.device.gateway.openai_api import CompletionRequest, Defaults
+from sideplug.device.gateway.openai_reply import ResponseShaper, Shaper
 from sideplug.device.gateway.page import FILES, page_routes
 from sideplug.device.gateway.pool import Pool, session_opener
 from sideplug.device.gateway.run import RETRY_S, Places, ReplyResources, Run
@@ -91,6 +95,7 @@ class TrainingJob(Protocol):
         ...
 
 
+Shape = Callable[[CompletionRequest, str, str], Shaper]  # (request, the model's name, the base's fingerprint)
 # (files, how they are read, whether a memory is to be told them) → what would be read of them, as JSON
 Preview = Callable[[Sequence[File], Mapping[str, object], bool], JsonObject]
 
@@ -151,6 +156,10 @@ class Gateway:
         routes = [
             Route("/v1/chat/completions", self._completions, methods=["POST"]),
             Route("/v1/completions", self._completions, methods=["POST"]),
+            Route("/v1/responses", self._responses, methods=["POST"]),
+            Route("/v1/messages", self._messages, methods=["POST"]),
+            Route("/v1/messages/count_tokens", self._count_tokens, methods=["POST"]),
+            Route("/v1/embeddings", self._embeddings, methods=["POST"]),
             Route("/v1/models", self._models),
             Route("/v1/models/{name:path}", self._models),  # a base of the hub's has a / in its name
             *page_routes(),
@@ -178,13 +187,27 @@ class Gateway:
 
     async def _completions(self, request: Request) -> Response:
         is_chat = request.scope["path"].endswith("chat/completions")
-        page = _page_id(request)
         body = await read_body(request)
         completion = await run_in_threadpool(openai_api.parse, body, is_chat, self.config.defaults)
+        return await self._reply(request, completion, ResponseShaper)
+
+    async def _responses(self, request: Request) -> Response:
+        body = await read_body(request)
+        completion = await run_in_threadpool(responses_api.parse, body, self.config.defaults)
+        return await self._reply(request, completion, responses_api.ResponsesShaper)
+
+    async def _messages(self, request: Request) -> Response:
+        body = await read_body(request)
+        completion = await run_in_threadpool(messages_api.parse, body, self.config.defaults)
+        return await self._reply(request, completion, messages_api.MessagesShaper)
+
+    async def _reply(self, request: Request, completion: CompletionRequest, shape: Shape) -> Response:
+        """A reply in the shapes of an API, streamed or whole."""
+        page = _page_id(request)
         model = await run_in_threadpool(self.pool.model)
         names = self._names(model)
         plugin = names.plugin(completion.model)
-        shaper = ResponseShaper(completion, names.full(plugin), model.fingerprint)
+        shaper = shape(completion, names.full(plugin), model.fingerprint)
         run = Run(self._resources, shaper, plugin, page, request.is_disconnected)
         await run.begin()
         if completion.stream:
@@ -192,12 +215,55 @@ class Gateway:
             return StreamingResponse(run.events(), media_type="text/event-stream", headers=headers)
         return JSONResponse(await run.whole())
 
+    async def _count_tokens(self, request: Request) -> Response:
+        """How many tokens a prompt has, by the base's own reading of it."""
+        body = await read_body(request)
+        completion = await run_in_threadpool(messages_api.parse, body, self.config.defaults, True)
+
+        def count() -> int:
+            self._names(self.pool.model()).plugin(completion.model)
+            with (
+                self.pool.session("", None, None) as session,
+                session.reply(completion.prompt, 1, Sampling(), DecodeOptions()) as reply,
+            ):
+                next(reply, None)
+                return reply.usage.prompt_tokens
+
+        return JSONResponse({"input_tokens": await run_in_threadpool(count)})
+
+    async def _embeddings(self, request: Request) -> Response:
+        body = await read_body(request)
+        asked = await run_in_threadpool(embeddings.parse, body)
+
+        def answer() -> JsonObject:
+            model = self.pool.model()
+            self._names(model).plugin(asked.model)  # of a plugin too they are the base's: it changes no state
+            embeddings.check_dimensions(asked, model)
+            with self.pool.session("", None, None) as session:
+                vectors_BD, tokens = embeddings.embed(session.session, asked.texts)
+            return embeddings.answer(asked, model.name, vectors_BD, tokens)
+
+        return JSONResponse(await run_in_threadpool(answer))
+
     async def _models(self, request: Request) -> Response:
-        names = self._names(await run_in_threadpool(self.pool.model))
+        model = await run_in_threadpool(self.pool.model)
+        names = self._names(model)
         name = request.path_params.get("name")
         wanted = names.listed() if name is None else [names.full(names.plugin(name))]
-        models = [{"id": each, "object": "model", "created": 0, "owned_by": "sideplug"} for each in wanted]
-        return JSONResponse({"object": "list", "data": models} if name is None else models[0])
+        about = {"object": "model", "type": "model", "created": 0, "created_at": "1970-01-01T00:00:00Z"}
+        about |= {"owned_by": "sideplug", "context_length": model.context, "max_model_len": model.context}
+        able = ["chat", "completions", "responses", "messages"] if model.chat else ["completions"]
+        models = [
+            {
+                "id": each,
+                "display_name": each,
+                **about,
+                "capabilities": [*able, *(["embeddings"] if each == model.name else [])],
+            }
+            for each in wanted
+        ]
+        listed = {"object": "list", "data": models, "has_more": False, "first_id": wanted[0], "last_id": wanted[-1]}
+        return JSONResponse(listed if name is None else models[0])
 
     def _names(self, model: ModelInfo) -> ModelNames:
         return ModelNames(model.name, [entry.name for entry in self.plugins.entries()])
@@ -333,7 +399,8 @@ def _page_id(request: Request) -> str:
 
 
 async def _refused(request: Request, problem: Exception) -> Response:
-    status, body = openai_reply.error(problem)
+    shapes = messages_api if request.url.path.startswith("/v1/messages") else openai_reply
+    status, body = shapes.error(problem)
     retry_s = (problem.retry_s if isinstance(problem, Busy) else None) or RETRY_S
     return JSONResponse(body, status, {"Retry-After": str(math.ceil(retry_s))} if status == 429 else None)
 
@@ -345,7 +412,10 @@ async def _disconnected(request: Request, problem: Exception) -> Response:
 
 async def _unknown_path(request: Request, problem: Exception) -> Response:
     status = getattr(problem, "status_code", 404)
-    what = f"{request.method} {request.url.path[:80]} is not here: POST /v1/chat/completions, GET /v1/models, GET /"
+    what = (
+        f"{request.method} {request.url.path[:80]} is not here: there are POST /v1/chat/completions, /v1/completions, "
+        "/v1/responses, /v1/messages and /v1/embeddings, GET /v1/models and GET /"
+    )
     return error_response(status, what, "not_found")
 
 

@@ -122,8 +122,8 @@ class AccessMiddleware:
             return error_response(403, message, "wrong_origin")
         if rules.key and request.scope["path"] not in rules.open_paths:
             scheme, _, given = request.headers.get("authorization", "").partition(" ")
-            is_equal = hmac.compare_digest(given.strip().encode(), rules.key.encode())
-            if scheme.lower() != "bearer" or not is_equal:
+            given = given if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+            if not hmac.compare_digest(given.strip().encode(), rules.key.encode()):
                 return error_response(401, "this gateway wants its key: Authorization: Bearer …", "invalid_api_key")
         return None
 

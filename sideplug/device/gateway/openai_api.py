@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sideplug.contract.errors import InputError
@@ -109,26 +110,15 @@ def parse(body: bytes, chat: bool, defaults: Defaults = Defaults()) -> Completio
     names = _check_names(fields, OF_CHAT if chat else OF_TEXT)
     prompt, of_tools = _chat_prompt(fields) if chat else (_text_prompt(fields), ())
     passed_over = (*names, *of_tools, *_unread_of_messages(fields))
-    gate_rate, detail = _extensions(fields)
-    temperature = number(fields, "temperature", defaults.temperature)
-    # A caller who gives no seed wants a different text each time.
-    seed = whole(fields, "seed", secrets.randbits(62) if temperature else 0)
-    top_k, top_p = whole(fields, "top_k", 0), number(fields, "top_p", 1.0)
+    gate_rate, detail = extensions_of(fields)
     logprobs, shown_alternatives = _logprobs(fields, chat)
     return CompletionRequest(
         model=typed(fields, "model", str, ""),
         prompt=prompt,
         chat=chat,
         max_tokens=_max_tokens(fields, defaults.max_tokens),
-        sampling=Sampling(
-            temperature,
-            0 if top_k == -1 else top_k,  # some clients send -1 for "all"
-            top_p or 1e-9,  # some clients send 0 for "the most likely one"
-            number(fields, "repetition_penalty", 1.0),
-            seed & ((1 << 63) - 1),
-            number(fields, "min_p", 0.0),
-        ),
-        stops=_stops(fields.get("stop")),
+        sampling=sampling_of(fields, defaults),
+        stops=stops_of(fields.get("stop")),
         stream=typed(fields, "stream", bool, False),
         include_usage=_includes_usage(fields),
         logprobs=logprobs,
@@ -137,6 +127,22 @@ def parse(body: bytes, chat: bool, defaults: Defaults = Defaults()) -> Completio
         gate_rate=gate_rate,
         detail=detail,
         passed_over=passed_over,
+    )
+
+
+def sampling_of(fields: Fields, defaults: Defaults) -> Sampling:
+    """How tokens are chosen. Raises InputError."""
+    temperature = number(fields, "temperature", defaults.temperature)
+    # A caller who gives no seed wants a different text each time.
+    seed = whole(fields, "seed", secrets.randbits(62) if temperature else 0)
+    top_k, top_p = whole(fields, "top_k", 0), number(fields, "top_p", 1.0)
+    return Sampling(
+        temperature,
+        0 if top_k == -1 else top_k,  # some clients send -1 for "all"
+        top_p or 1e-9,  # some clients send 0 for "the most likely one"
+        number(fields, "repetition_penalty", 1.0),
+        seed & ((1 << 63) - 1),
+        number(fields, "min_p", 0.0),
     )
 
 
@@ -181,7 +187,7 @@ def _max_tokens(fields: Fields, default: int) -> int:
     return min(most, MAX_TOKENS)
 
 
-def _extensions(fields: Fields) -> tuple[float | None, bool]:
+def extensions_of(fields: Fields) -> tuple[float | None, bool]:
     """(gate_rate, detail) of the object `sideplug`."""
     options: Fields = typed(fields, "sideplug", dict, {})
     unknown = sorted(set(options) - {"gate_rate", "detail"})
@@ -220,6 +226,11 @@ def _chat_prompt(fields: Fields) -> tuple[Prompt, tuple[str, ...]]:
     listed = fields.get("messages")
     if not isinstance(listed, list):
         raise InputError("messages must be a list of {role, content}")
+    return chat_prompt(listed)
+
+
+def chat_prompt(listed: Sequence[object]) -> tuple[Prompt, tuple[str, ...]]:
+    """(the prompt of these messages, what of tools is passed over). Raises InputError."""
     read = [read_message(each, f"message {number}") for number, each in enumerate(listed, 1)]
     messages = [{"role": message.role, "content": message.content} for message in read if message.content is not None]
     passed_over = {f"messages: {what}" for message in read for what in message.passed_over}
@@ -237,7 +248,7 @@ def _text_prompt(fields: Fields) -> Prompt:
     return Prompt(text=prompt)
 
 
-def _stops(stop: object) -> tuple[str, ...]:
+def stops_of(stop: object) -> tuple[str, ...]:
     """The texts that end a reply; an empty one ends nothing."""
     stops = stop if isinstance(stop, list) else [] if stop is None else [stop]
     texts = tuple(text for text in stops if isinstance(text, str))

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from sideplug.contract.errors import Busy, InputError, SideplugError, TooLong, UnknownModel, Unreachable
 from sideplug.contract.token_text import bytes_of
@@ -85,14 +86,24 @@ class ResponseShaper:
             chunk["sideplug"] = {"by": piece.by, "ids": piece.ids, "tops": piece.tops}
         return chunk
 
-    def finish(self, reason: str) -> JsonObject:
-        """Return the last chunk. `reason`: why the cloud ended the reply."""
+    def finish(self, reason: str) -> list[JsonObject]:
+        """See Shaper."""
         end: JsonObject = {"delta": {}} if self.request.chat else {"text": ""}
-        return self._chunk({**end, "finish_reason": "length" if reason == "length" else "stop"})
+        return [self._chunk({**end, "finish_reason": "length" if reason == "length" else "stop"})]
 
-    def usage(self, usage: Usage) -> JsonObject:
-        """Return the chunk that follows the last one where usage was asked for."""
-        return {**self._head(), "choices": [], "usage": self._usage(usage)}
+    def end(self, usage: Usage) -> list[bytes]:
+        """See Shaper. What the reply took is told where it was asked for."""
+        if not (self.request.include_usage or self.request.detail):
+            return [DONE]
+        return [event({**self._head(), "choices": [], "usage": self._usage(usage)}), DONE]
+
+    def event(self, chunk: JsonObject) -> bytes:
+        """See Shaper."""
+        return event(chunk)
+
+    def failed(self, problem: Exception) -> bytes:
+        """See Shaper."""
+        return event(error(problem)[1])
 
     def whole(self, chunks: list[JsonObject], usage: Usage) -> JsonObject:
         """Return one answer made of all chunks."""
@@ -109,8 +120,8 @@ class ResponseShaper:
 
     def _usage(self, usage: Usage) -> JsonObject:
         """What the reply took, and which of the request's fields were passed over."""
-        counts, passed_over = usage_object(usage), list(self.request.passed_over)
-        return counts | {"sideplug": counts["sideplug"] | ({"passed_over": passed_over} if passed_over else {})}
+        tokens = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.reply_tokens}
+        return {**tokens, "total_tokens": sum(tokens.values()), "sideplug": ours(usage, self.request)}
 
     def _logprobs(self, piece: Piece | None) -> JsonObject | None:
         """Log-probabilities of a piece's tokens; None where the cloud told none (a token that the device picked)."""
@@ -145,14 +156,48 @@ def _logprob(token: str, logprob: float) -> JsonObject:
     return {"token": token, "logprob": logprob, "bytes": list(bytes_of(token))}
 
 
-def usage_object(usage: Usage) -> JsonObject:
-    """Return OpenAI's three counts of tokens, and ours under `sideplug`."""
-    tokens = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.reply_tokens}
-    ours = {name: value for name, value in usage.to_json().items() if name not in ("prompt_tokens", "reply_tokens")}
-    return {**tokens, "total_tokens": sum(tokens.values()), "sideplug": ours}
+def ours(usage: Usage, request: CompletionRequest) -> JsonObject:
+    """What a reply took, beside the counts that each API has; with the request's fields that were passed over."""
+    counts = {name: value for name, value in usage.to_json().items() if name not in ("prompt_tokens", "reply_tokens")}
+    return counts | ({"passed_over": list(request.passed_over)} if request.passed_over else {})
 
 
-def chunks(shaper: ResponseShaper, pieces: Iterator[Piece], usage: Callable[[], Usage]) -> Iterator[JsonObject]:
+class Shaper(Protocol):
+    """Puts one reply into the shapes of an API. fingerprint: of the base that it is asked of."""
+
+    request: CompletionRequest
+    fingerprint: str
+
+    def start(self) -> list[JsonObject]:
+        """The chunks before the first piece."""
+        ...
+
+    def piece(self, text: str, piece: Piece | None) -> JsonObject:
+        """A chunk of some text; `piece` is what it came from."""
+        ...
+
+    def finish(self, reason: str) -> list[JsonObject]:
+        """The last chunks. `reason`: why the cloud ended the reply."""
+        ...
+
+    def end(self, usage: Usage) -> list[bytes]:
+        """What ends a stream, behind its last chunk."""
+        ...
+
+    def event(self, chunk: JsonObject) -> bytes:
+        """A chunk as a server-sent event."""
+        ...
+
+    def failed(self, problem: Exception) -> bytes:
+        """What ends a stream in which something went wrong."""
+        ...
+
+    def whole(self, chunks: list[JsonObject], usage: Usage) -> JsonObject:
+        """One answer made of all chunks."""
+        ...
+
+
+def chunks(shaper: Shaper, pieces: Iterator[Piece], usage: Callable[[], Usage]) -> Iterator[JsonObject]:
     """Yield all chunks of a reply, from its first piece on; a stop text ends them. `usage` is called at the end."""
     request, stops = shaper.request, StopTexts(shaper.request.stops)
     first = next(pieces, None)  # an error in the request shows here, before anything has been sent
@@ -166,7 +211,7 @@ def chunks(shaper: ResponseShaper, pieces: Iterator[Piece], usage: Callable[[], 
     rest = stops.rest()
     if rest:
         yield shaper.piece(rest, None)
-    yield shaper.finish("stop" if stops.reached else usage().why)
+    yield from shaper.finish("stop_text" if stops.reached else usage().why)
 
 
 # ── errors and events ────────────────────────────────────────────────────────────────────────────────────────────────

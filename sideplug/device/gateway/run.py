@@ -16,7 +16,7 @@ from enum import Enum
 from sideplug.contract.errors import Busy, CloudError, SideplugError, Stopped, WrongBase
 from sideplug.device.gateway import openai_reply
 from sideplug.device.gateway.json_fields import JsonObject
-from sideplug.device.gateway.openai_reply import ResponseShaper
+from sideplug.device.gateway.openai_reply import Shaper
 from sideplug.device.gateway.pool import Pool
 from sideplug.device.plugin_store import PluginStore
 from sideplug.device.reply import DecodeOptions, Piece, Usage
@@ -82,7 +82,7 @@ class Run:
     def __init__(
         self,
         resources: ReplyResources,
-        shaper: ResponseShaper,
+        shaper: Shaper,
         plugin_name: str,
         page: str,
         is_disconnected: Callable[[], Awaitable[bool]],
@@ -124,15 +124,11 @@ class Run:
         """Yield server-sent events; an error in the middle is an event of its own, and the last."""
         async for chunk in self._chunks():
             if isinstance(chunk, Exception):
-                yield openai_reply.event(openai_reply.error(chunk)[1])
+                yield self._shaper.failed(chunk)
                 return
-            if isinstance(chunk, Sign):
-                yield openai_reply.KEEP_ALIVE
-                continue
-            yield openai_reply.event(chunk)
-        if self._request.include_usage or self._request.detail:
-            yield openai_reply.event(self._shaper.usage(self._usage))
-        yield openai_reply.DONE
+            yield openai_reply.KEEP_ALIVE if isinstance(chunk, Sign) else self._shaper.event(chunk)
+        for event in self._shaper.end(self._usage):
+            yield event
 
     async def whole(self) -> JsonObject:
         """Return the whole reply as one answer. Raises what ended it."""
