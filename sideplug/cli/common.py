@@ -37,6 +37,7 @@ SECTIONS = {
         "plugin": "plugins",
         "gateway": "gateway",
         "web": "web",
+        "mcp": "mcp",
         "audit": "talk",
         "service": "service",
         "config": "home",
