@@ -61,12 +61,17 @@ export class Answering {
   /** Rows for which no answer is asked. */
   context({ first, codes, scales }) {
     if (!this.looksBack) throw new ProtocolError("the cloud must not send context rows that nobody asked for");
-    const { layers, rank } = this.plugin.tap;
-    if (codes.shape[1] !== layers.length || codes.shape[2] !== rank) throw new ProtocolError("the cloud must send the rows of the tap that was asked for");
     this.goTo(first);
-    const rows = decodedRows(codes, scales);
+    const rows = this.rowsOf(codes, scales);
     rows.forEach((row) => this.parts.forEach((part, n) => part.wantsContext && part.context(this.of(n, row))));
     this.had = first + rows.length;
+  }
+
+  /** Rows of the tap that was asked for. */
+  rowsOf(codes, scales) {
+    const { layers, rank } = this.plugin.tap;
+    if (codes.shape[1] !== layers.length || codes.shape[2] !== rank) throw new ProtocolError("the cloud must send the rows of the tap that was asked for");
+    return decodedRows(codes, scales);
   }
 
   /** The codes of a row that part n reads. */
@@ -101,7 +106,7 @@ export class Answering {
   corrections(ask) {
     this.hear(ask);
     for (const part of this.parts) part.hear?.(ask.start, ask.ids);
-    const rows = decodedRows(ask.codes, ask.scales);
+    const rows = this.rowsOf(ask.codes, ask.scales);
     if (rows.length !== ask.at.length) throw new ProtocolError("the cloud must send a row for each position that it asks about");
     return ask.at.map((at, n) => this.correct(at, rows[n], ask.gates.length ? ask.gates[n] : -1));
   }
@@ -134,7 +139,7 @@ export class Answering {
   skip(ask) {
     if (!this.looksBack) return;
     this.hear(ask);
-    const rows = decodedRows(ask.codes, ask.scales);
+    const rows = this.rowsOf(ask.codes, ask.scales);
     ask.at.forEach((at, row) => {
       this.goTo(at - 1);
       this.parts.forEach((part, n) => part.wantsContext && part.context(this.of(n, rows[row])));

@@ -134,10 +134,11 @@ const CALLS = {
 async function connected() {
   const { plugin, more } = open;
   if (!more.cloud) throw new Error("give your cloud's address first (Settings)");
-  if (!session || session.link?.ended || sessionOf !== open.name) {
-    session = new Session(more.cloud, more.key, plugin, (notice) => postMessage({ notice }));
-    sessionOf = open.name;
-    await session.open();
+  if (!session || session.link.ended || sessionOf !== open.name) {
+    session = null; // until another one is open
+    const next = new Session(more.cloud, more.key, plugin, (notice) => postMessage({ notice }));
+    await next.open();
+    [session, sessionOf] = [next, open.name];
   }
   await readMemory(session, plugin);
   return session;

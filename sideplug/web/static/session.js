@@ -4,7 +4,7 @@ import { Answering } from "./answering.js";
 import { runningHash } from "./hash.js";
 import { ProtocolError, decode, encode } from "./wire.js";
 
-const WINDOW = 24; // asks that may be open while the cloud decodes speculatively
+const WINDOW = 24; // asks that may be unanswered while the cloud decodes speculatively
 const RETRY_S = 60;
 const PROTOCOL = "sideplug";
 const CLIENT = "sideplug-web/0.2";
@@ -147,7 +147,7 @@ export class Session {
     return found;
   }
 
-  /** The pieces {ids, text, by} of a reply, as they come. usage: what it took is written into it. */
+  /** The pieces {ids, text, by} of a reply, as they come, to be taken to the end. usage: what it took is written into it. */
   async *generate(messages, { maxTokens = 256, sampling = {}, gate = "", signal, usage = {} } = {}) {
     const reply = new Reply(this, messages, { maxTokens, sampling, gate }, usage);
     const cancel = () => reply.cancel();
@@ -156,7 +156,6 @@ export class Session {
       yield* reply.pieces();
     } finally {
       signal?.removeEventListener("abort", cancel);
-      if (reply.running) reply.cancel();
     }
   }
 }
@@ -274,7 +273,7 @@ class Reply {
     const isRight = ask.at.length && ask.at.every((at) => at >= this.next && at < last && !this.open.has(at));
     if (ask.run === this.run && !isRight) throw new ProtocolError("the cloud must ask once about each position of this reply");
     if (ask.run === this.run) for (const at of ask.at) this.open.add(at);
-    if (this.open.size > this.maxTokens) throw new ProtocolError("the cloud must not ask about more than the reply has");
+    if (this.open.size > 2 * (WINDOW + 1)) throw new ProtocolError("the cloud must wait for answers before it asks on");
     ask.gates ??= [];
     return ask;
   }
