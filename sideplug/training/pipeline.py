@@ -33,6 +33,7 @@ from sideplug.training import data, gate, head, recorder, tape, threads, trial
 from sideplug.training.facts import is_question
 from sideplug.training.figures import Figure, figures_of
 from sideplug.training.fit import Batches
+from sideplug.training.judged import Judged
 from sideplug.training.raw import without_chat
 from sideplug.training.recipe import Recipe
 from sideplug.training.split import split
@@ -45,6 +46,7 @@ TRAINING, HELD, HARD_NEGATIVES, RETAIN = (
     Path("tape", name) for name in ("train.tape", "held.tape", "hard_negatives.tape", "retain.json")
 )
 TUNED_TOKENS = 10_000  # of the person's, from which on the trunk is tuned to them (docs/LOG.md)
+MOST_LEAKED = 0.1  # of general text, that a person's own gate may pass before their trunk's is kept (docs/LOG.md)
 UNTOLD = 4  # questions about what nobody told, that are asked at the end
 
 Tell = Callable[[int, Progress | None], None]  # how much is done; losses, where there are some
@@ -380,6 +382,18 @@ def train(trainer: Trainer, show: Show, interrupts: Interrupts, resume: bool) ->
         return trainer.run(resume, lambda p: tell((p.epoch - 1) * p.batches + p.batch, p), wants_stop)
 
 
+def own_or_begun(own: Gate, begun: Gate | None, general: Judged) -> Gate:
+    """A person's own gate, or that of the trunk that they began with, where their own tells nothing apart.
+
+    A gate of its own that does what it should passes some RETAIN_RATE of general text: no less than the trunk's, which
+    was calibrated on that very text, but less of other text.
+    """
+    if begun is None or begun.kind != "linear":
+        return own
+    leaks = [gate.rate_and_loss(each, general)[0] for each in (own, begun)]
+    return begun if leaks[0] > MOST_LEAKED and leaks[1] < leaks[0] else own
+
+
 def fit_gate(trainer: Trainer, tapes: Tapes, begun: Gate | None = None) -> dict[str, Any]:
     """Give the trained part its gate; what it trades on held-out text, personal and general (nothing without any).
 
@@ -394,8 +408,5 @@ def fit_gate(trainer: Trainer, tapes: Tapes, begun: Gate | None = None) -> dict[
     judged = {"personal": trainer.judge(tapes.held or tapes.training), "general": trainer.judge(retain[1])}
     fitted = gate.calibrate(gate.fit(ours, others, seed), judged["personal"], judged["general"])
     part.gate = gate.with_dial_by_gain(fitted, gate.fit_by_gain(ours, others), judged["personal"], judged["general"])
-    if begun is not None and begun.kind == "linear":
-        leaks = [gate.rate_and_loss(each, judged["general"])[0] for each in (part.gate, begun)]
-        if leaks[0] > gate.RETAIN_RATE and leaks[1] < leaks[0]:
-            part.gate = begun
+    part.gate = own_or_begun(part.gate, begun, judged["general"])
     return {name: gate.trade_off(part.gate, text) for name, text in judged.items()}
