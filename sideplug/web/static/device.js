@@ -44,7 +44,7 @@ const CALLS = {
   async bring({ name, file }) {
     if (file.byteLength > LARGEST) throw new Error("a plugin's file has at most 512 MB");
     const bytes = new Uint8Array(file);
-    if (!(await isSealed(bytes))) throw new Error("this file is not sealed, so it is not kept here: export it with a passphrase (SIDEPLUG_PASSPHRASE, or typed)");
+    if (!(await isSealed(bytes))) throw new Error("this file is not sealed, so it is not kept here: export it with --seal");
     const before = await kept(name);
     await keep({ name, file: bytes, more: before?.more ?? null });
     return name;
