@@ -69,7 +69,7 @@ def test_where_each_value_comes_from(file: Path, run: Run) -> None:
     told = json.loads(run("config", "show", "--json").stdout)
     assert {each["variable"]: each["from"] for each in told["settings"]}["SIDEPLUG_WINDOW"] == "default"
     file.write_text('clowd = "ws://127.0.0.1:9"\n', encoding="utf-8")
-    sentence(run("config", "show"), 2, "there is no setting 'clowd'; there are: answer-deadline-ms")
+    sentence(run("config", "show"), 2, "there is no setting 'clowd'; there are: allow-origin, answer-deadline-ms")
 
 
 def test_the_file_is_used(file: Path, run: Run, cloud: Cloud) -> None:
