@@ -32,7 +32,7 @@ from sideplug.plugins import Plugin
 from sideplug.web.build import build
 from tests.conftest import Cloud, a_cloud, a_plugin, a_session, eventually
 from tests.faults import Fault, faulty
-from tests.slow.test_page import CHROMIUM, QUIET, expect, playwright
+from tests.slow.test_page import CHROMIUM, browser, expect
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,6 +40,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH: apt-get install chromium"),
 ]
 Page = Any
+__all__ = ["browser"]  # a fixture
 PHONE = {"viewport": {"width": 390, "height": 780}, "has_touch": True, "is_mobile": True}
 PASSPHRASE = "four pässwords"
 KINDS = ("ladder", "attention", "mlp")
@@ -96,14 +97,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def cloud(site: str, tiny: Path) -> Iterator[Cloud]:
     with a_cloud(tiny, origins=(site,)) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
 
 
 @contextmanager

@@ -170,7 +170,7 @@ export class Answering {
 }
 
 /** Codes (T, K, R) and scales (T, K) as T rows of K · R numbers. */
-export function decodedRows({ data, shape }, scales) {
+function decodedRows({ data, shape }, scales) {
   const [count, layers, rank] = shape;
   const size = layers * rank;
   if (data instanceof Int8Array && (scales.shape[0] !== count || scales.shape[1] !== layers)) throw new ProtocolError("the cloud must send a scale for each code");

@@ -52,13 +52,6 @@ export function fromHalf(halves) {
 
 // ── msgpack ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-/** A value to be written as msgpack's float 64, though it may be whole. */
-export class Float {
-  constructor(value) {
-    this.value = value;
-  }
-}
-
 /** A value as msgpack: null, booleans, numbers (whole ones as integers), text, bytes, lists, objects. */
 export function pack(value) {
   const parts = [];
@@ -69,7 +62,6 @@ export function pack(value) {
 function put(value, parts) {
   if (value === null || value === undefined) parts.push([0xc0]);
   else if (typeof value === "boolean") parts.push([value ? 0xc3 : 0xc2]);
-  else if (value instanceof Float) parts.push(float(value.value));
   else if (typeof value === "number") parts.push(Number.isSafeInteger(value) ? whole(value) : float(value));
   else if (typeof value === "string") {
     const bytes = TEXT.encode(value);
@@ -100,7 +92,6 @@ function whole(n) {
   if (n >= 0 && n < 128) return [n];
   if (n < 0 && n >= -32) return [256 + n];
   const view = new DataView(new ArrayBuffer(9));
-  if (n >= 0 && n < 65536) return head(n, null, [0xcc, 0xcd, 0xce]);
   if (n >= 0 && n <= 0xffffffff) return head(n, null, [0xcc, 0xcd, 0xce]);
   view.setUint8(0, n < 0 ? 0xd3 : 0xcf);
   if (n < 0) view.setBigInt64(1, BigInt(n));

@@ -38,7 +38,7 @@ export function parse(bytes) {
 }
 
 /** The layers, rank and codec of a tap's name. */
-export function parseTap(name) {
+function parseTap(name) {
   const match = /^l(\d{1,3}(?:\.\d{1,3})*)-r(\d{1,5})-s(\d{1,9})-(int8|fp16|raw)$/.exec(name);
   if (!match) throw new Error(`a tap's name must look like l0.4.8-r64-s0-int8, got ${name.slice(0, 80)}`);
   return { layers: match[1].split(".").map(Number), rank: Number(match[2]), seed: Number(match[3]), codec: match[4] };

@@ -10,7 +10,7 @@ const PROTOCOL = "sideplug";
 const CLIENT = "sideplug-web/0.2";
 
 /** What a cloud refuses, in its words. */
-export class CloudError extends Error {
+class CloudError extends Error {
   constructor(message, code = "cloud") {
     super(message);
     this.code = code;
