@@ -25,6 +25,9 @@ from tests.tiny_model import TEXT
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page is driven by the package playwright")
 expect, Page = playwright.expect, Any
+expect.set_options(
+    timeout=30_000
+)  # a machine that does other work besides opens a sealed plugin in more than five seconds
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.slow,

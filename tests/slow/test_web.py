@@ -226,6 +226,17 @@ def test_a_person_brings_a_plugin_and_talks(browser: Any, site: str, cloud: Clou
         page.get_by_label("Passphrase").fill("another")
         page.get_by_role("button", name="Open", exact=True).click()
         expect(page.get_by_role("alert")).to_have_text("The passphrase is wrong.")
+        hidden = page.evaluate(
+            """() => {
+                const picked = new DataTransfer();
+                picked.items.add(new File(["no plugin"], "other.sideplug"));
+                document.getElementById("file").files = picked.files;
+                document.getElementById("file").dispatchEvent(new Event("change"));
+                return document.getElementById("unlock").hidden;
+            }"""
+        )
+        assert hidden, "nobody types a passphrase that is cleared when the file is kept"
+        expect(page.get_by_role("heading", name="Open mara")).to_be_visible()
         bring(page, file)
         expect(page.locator("#facts")).to_contain_text("words alone: this folder has no sentence encoder")
         give_cloud(page, cloud.url)

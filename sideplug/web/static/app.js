@@ -63,16 +63,20 @@ async function attempt(work) {
 let chosen = "";
 let plugin = null;
 
-async function showShelf() {
+/** The plugins that are kept, the wanted one chosen: that, or the only one. */
+async function showShelf(wanted = "") {
   const names = await ask("names");
   $("plugins").replaceChildren(
-    ...names.map((name) => make("li", {}, make("button", { onclick: () => choose(name), "aria-pressed": String(name === chosen) }, name))),
+    ...names.map((name) => make("li", {}, make("button", { onclick: () => choose(name) }, name))),
   );
-  if (names.length === 1 && !chosen) choose(names[0]);
+  choose(names.includes(wanted) ? wanted : names.length === 1 ? names[0] : "");
 }
 
 function choose(name) {
   chosen = name;
+  for (const button of $("plugins").querySelectorAll("button")) {
+    button.setAttribute("aria-pressed", String(button.textContent === name));
+  }
   $("unlock").hidden = !name;
   $("unlock-title").textContent = `Open ${name}`;
   $("passphrase").value = "";
@@ -83,13 +87,14 @@ async function bring() {
   const [file] = $("file").files;
   if (!file) return;
   const name = file.name.replace(/\.sideplug$/, "") || "plugin";
-  await attempt(async () => {
+  const before = chosen;
+  choose(""); // until it is kept: what is typed meanwhile would be cleared
+  const isKept = await attempt(async () => {
     await ask("bring", { name, file: await file.arrayBuffer() });
     await navigator.storage?.persist?.(); // so that the browser does not throw it away for room
-    await showShelf();
-    choose(name);
   });
   $("file").value = "";
+  await showShelf(isKept ? name : before);
 }
 
 async function unlock(event) {
@@ -285,5 +290,5 @@ on("cloud-form", "submit", async (event) => {
 });
 document.addEventListener("keydown", ({ key }) => key === "Escape" && busy && ask("stop"));
 
-attempt(showShelf);
+attempt(() => showShelf());
 navigator.serviceWorker?.register("sw.js").catch(() => {}); // without it the page works, but not offline
