@@ -13,6 +13,7 @@ from sideplug.contract.version import __version__
 
 if TYPE_CHECKING:
     from sideplug.api import forget, load, remember, train
+    from sideplug.contract.capabilities import Grammar
     from sideplug.contract.errors import SideplugError
     from sideplug.contract.gate import Gate
     from sideplug.contract.sampling import Sampling
@@ -32,6 +33,7 @@ _MODULES = {
     "DecodeOptions": "sideplug.device.reply",
     "Example": "sideplug.readers",
     "Gate": "sideplug.contract.gate",
+    "Grammar": "sideplug.contract.capabilities",
     "Listening": "sideplug.device.states",
     "Piece": "sideplug.device.reply",
     "Plugin": "sideplug.plugins",
@@ -60,6 +62,7 @@ __all__ = [
     "DecodeOptions",
     "Example",
     "Gate",
+    "Grammar",
     "Listening",
     "Piece",
     "Plugin",

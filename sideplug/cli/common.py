@@ -281,6 +281,14 @@ gate_options = gathered(
         ),
     ),
 )
+form_options = gathered(
+    "form",
+    session.form,
+    (
+        option("--schema", type=FOLDER, help="A JSON schema, in a file: the reply is JSON that it allows."),
+        option("--regex", help="A regular expression: the reply is a text that it matches as a whole."),
+    ),
+)
 decode_options = gathered(
     "decode",
     session.DecodeChoice,

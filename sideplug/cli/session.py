@@ -21,6 +21,7 @@ from sideplug.contract.errors import InputError, PluginError, Stopped
 from sideplug.terminal import counted, progress, say, tell
 
 if TYPE_CHECKING:
+    from sideplug.contract.capabilities import Grammar
     from sideplug.contract.gate import Gate
     from sideplug.contract.sampling import Sampling
     from sideplug.contract.text import Prompt
@@ -170,6 +171,23 @@ def sampling(
     from sideplug.contract.sampling import Sampling
 
     return Sampling(temperature, top_k, top_p, repetition_penalty, seed, min_p)
+
+
+def form(schema: Path | None, regex: str | None) -> Grammar | None:
+    """The form of the options of common.form_options. Raises InputError."""
+    from sideplug.contract.capabilities import Grammar
+    from sideplug.contract.grammar import checked
+
+    if schema is not None and regex is not None:
+        raise InputError("--schema and --regex can't be given together: each says what the reply must be")
+    if schema is not None:
+        try:
+            return checked(Grammar("json", schema.read_text("utf-8")))
+        except OSError as error:
+            raise InputError(f"{schema} can't be read: {(error.strerror or 'it is no file').lower()}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{schema} can't be read: it is no text in UTF-8") from error
+    return checked(Grammar("regex", regex)) if regex is not None else None
 
 
 def load_plugin(folder: Path) -> Plugin:

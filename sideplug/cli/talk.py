@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from sideplug.cli.common import (
     cloud_options,
     command,
     decode_options,
+    form_options,
     gate_options,
     json_option,
     max_tokens_option,
@@ -35,6 +37,7 @@ from sideplug.contract.errors import InputError, Stopped
 from sideplug.terminal import say, tell
 
 if TYPE_CHECKING:
+    from sideplug.contract.capabilities import Grammar
     from sideplug.contract.sampling import Sampling
 
 
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 @option("--system", help="A system message (chat).")
 @gate_options
 @decode_options
+@form_options
 @max_tokens_option
 @sampling_options
 @json_option
@@ -57,6 +61,7 @@ def generate(
     system: str | None,
     gate: GateChoice,
     decode: DecodeChoice,
+    form: Grammar | None,
     max_tokens: int,
     sampling: Sampling,
     as_json: bool,
@@ -76,9 +81,8 @@ def generate(
         request = Prompt(messages=(*start, {"role": "user", "content": prompt}))
     plugin = load_plugin_if(folder)
     with cloud.session(plugin, gate.of(plugin), decode.head) as session:
-        text, ids, interrupted = stream_reply(
-            session, request, max_tokens, sampling, decode.options_for(session), show=not as_json
-        )
+        options = replace(decode.options_for(session), grammar=form)
+        text, ids, interrupted = stream_reply(session, request, max_tokens, sampling, options, show=not as_json)
         if as_json:
             about = {"text": text, "ids": ids, "model": session.model.name, "usage": session.usage.to_json()}
             print_json({**about, "plugin": str(folder) if folder else None, "peak_rss_mb": peak_rss_mb()})

@@ -33,6 +33,7 @@ from sideplug.contract.correction import mix
 from sideplug.contract.errors import CloudError
 from sideplug.contract.frames import Answer as AnswerFrame
 from sideplug.contract.frames import Score, Top
+from sideplug.contract.grammar import constrain
 from sideplug.contract.sampling import choose
 from sideplug.contract.wire import error_frame
 
@@ -339,8 +340,11 @@ class Engine:
         before = reply.ids if row.at == len(reply.ids) else reply.ids[: row.at]
         if row.token is None:
             logits_V = reply.spec.biased(logits_V, row.biased)
+        unmixed_V = logits_V
         if row.answer:
             logits_V = mix(logits_V, row.answer.mixture)
+        if row.token is None:
+            logits_V = constrain(logits_V, unmixed_V, reply.allowed(row.at))
         token = choose(logits_V, reply.sampling, row.at, before) if row.token is None else row.token
         if reply.top and logits_V.size and not row.speculates_on:
             reply.tops[row.at] = self._alternatives(logits_V, token, reply.top, row.at == reply.prompt_tokens)

@@ -19,6 +19,7 @@ from sideplug.cloud.aside import Aside
 from sideplug.cloud.bill import Account, Usage
 from sideplug.cloud.counters import Counters
 from sideplug.cloud.engine import Engine
+from sideplug.cloud.grammar import Grammars
 from sideplug.cloud.keys import Holder
 from sideplug.cloud.model.memory import Reservation
 from sideplug.cloud.shares import Shares
@@ -126,6 +127,7 @@ class Shared:
     predictors: Shares
     aside: Aside
     trunks: Trunks
+    grammars: Grammars
     usage: Usage = field(default_factory=Usage)
     draining: threading.Event = field(default_factory=threading.Event)
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from sideplug.cloud.bill import Bill
 from sideplug.cloud.context_rows import ContextRows
+from sideplug.cloud.grammar import Guide
 from sideplug.cloud.model.base import Cache, NoCache
 from sideplug.cloud.model.memory import Reservation
 from sideplug.cloud.prefix_cache import Text
@@ -213,6 +214,7 @@ class Reply(Sequence):
     rows: ContextRows | None = None  # where the device wants the rows that it is not asked about
     first_draft: list[int] = field(default_factory=list)  # ids that the device expects the reply to begin with
     quote: list[int] = field(default_factory=list)  # ids that the reply begins with, whatever the base would say
+    guide: Guide | None = None  # of the grammar that the reply must have
     waits_for: tuple[Reply, int] | None = None  # a reply whose prompt begins alike, and how many tokens they share
     held_since_s: float = 0.0  # since when the device does not read, so that no more is run; 0: it reads
     prompt_tokens: int = field(init=False)
@@ -354,6 +356,10 @@ class Reply(Sequence):
         """(position, ids) of the text that the device has not been sent in this run; from now on it counts as sent."""
         start, self.sent = self.sent, len(self.ids)
         return start, self.ids[start:]
+
+    def allowed(self, at: int) -> np.ndarray | None:
+        """Which tokens (V,) bool its grammar allows at position `at`; None: it has none, or all. Raises InputError."""
+        return None if self.guide is None else self.guide.allowed(self.ids[self.prompt_tokens : at])
 
     def speculate(self, ask: Ask, predicted: int) -> None:
         """Go on before the answer: with the device's draft if drafts have proven the better choice, or `predicted`."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from sideplug.cloud.reply import Ask, Part, Reply
-from sideplug.contract import frames
+from sideplug.contract import frames, grammar
+from sideplug.contract.capabilities import MAX_MASKS, Masks
 from sideplug.contract.codec import pack
 
 
@@ -27,7 +28,22 @@ def ask(reply: Reply, ask: Ask, codes: np.ndarray, scales: np.ndarray, gates: in
     start, ids = reply.unsent()
     z = pack(ask.z_1D, int8=False)[0] if reply.head == "device" else None
     open_gates = [gates] if len(reply.gates) > 1 else []
-    return frames.Ask(reply.turn, reply.run, [ask.at], start, ids, codes, scales, open_gates, z)
+    masks = _masks(reply, ask.at) if reply.head == "device" else {}
+    return frames.Ask(reply.turn, reply.run, [ask.at], start, ids, codes, scales, open_gates, z, extensions=masks)
+
+
+def _masks(reply: Reply, at: int) -> frames.Extensions:
+    """Which tokens the device may pick at this position, where the reply has a grammar."""
+    allowed = reply.allowed(at)
+    if allowed is None or reply.guide is None:
+        return {}
+    packed, numbers = grammar.pack_mask(allowed), reply.guide.numbers
+    if packed in numbers:
+        return grammar.extension(Masks([numbers[packed]]))
+    if len(numbers) == MAX_MASKS:
+        numbers.clear()  # the device's masks are replaced, one by one
+    numbers[packed] = number = len(numbers)
+    return grammar.extension(Masks([number], {number: packed}))
 
 
 def tokens(reply: Reply, part: Part, last: bool) -> frames.Tokens:

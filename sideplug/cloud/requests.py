@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sideplug.cloud.context_rows import ContextRows
+from sideplug.cloud.grammar import Grammars
 from sideplug.cloud.model.base import Sizes
 from sideplug.cloud.model.memory import Reservation
 from sideplug.cloud.reading import TOP, ExampleWork
@@ -23,10 +24,12 @@ from sideplug.cloud.trunks import Trunks
 from sideplug.contract.bias import of_session
 from sideplug.contract.capabilities import (
     CONTEXT,
+    GRAMMAR,
     QUOTE,
     TOKENS,
     TRUNK,
     ContextSettings,
+    Grammar,
     Quote,
     extension_of,
     grant,
@@ -63,7 +66,7 @@ class Terms:
     """What all requests of an opened session have in common.
 
     user: whom its work belongs to, for fair shares. scope: whose cached texts it may begin with. claim: what holds the
-    memory of its tap.
+    memory of its tap. grammars: reads those of its replies.
     """
 
     spec: SessionSpec
@@ -73,6 +76,7 @@ class Terms:
     scope: str = ""
     stats: AcceptanceStats = field(default_factory=AcceptanceStats)
     claim: Reservation | None = None
+    grammars: Grammars | None = None
 
 
 def read_open(frame: Open, base: Base, shape: Sizes, trunks: Trunks = NO_TRUNKS) -> SessionSpec:
@@ -129,6 +133,9 @@ def read_prompt(frame: PromptFrame, terms: Terms, send: Send) -> Reply:
     if quote and max(quote.ids) >= shape.vocab:
         raise InputError(f"a quote's ids must be below {shape.vocab}, got {max(quote.ids)}")
     done = resumed_ids(frame, ids, shape)
+    grammar = extension_of(frame, GRAMMAR, Grammar)
+    if grammar and quote:
+        raise InputError("a reply must not have a quote and a grammar: a quote is said whatever its form")
     if frame.context is not None and frame.context > len(ids) + len(done):
         raise InputError(f"a device can have at most {len(ids) + len(done)} rows of this text, got {frame.context}")
     return Reply(
@@ -155,6 +162,7 @@ def read_prompt(frame: PromptFrame, terms: Terms, send: Send) -> Reply:
         else None,
         first_draft=frame.draft,
         quote=quote.ids if quote else [],
+        guide=(terms.grammars or Grammars(tokenizer, shape.vocab)).guide(grammar) if grammar else None,
     )
 
 

@@ -27,6 +27,7 @@ import msgspec
 from sideplug.cloud.access import RETRY_S, AccessControl, Caller, RefusalLog
 from sideplug.cloud.aside import Aside
 from sideplug.cloud.engine import Engine
+from sideplug.cloud.grammar import Grammars
 from sideplug.cloud.host import PREDICTORS_BYTES, PREDICTORS_SHARE, EngineThread, Limits, Shared
 from sideplug.cloud.keys import Holder, Keys
 from sideplug.cloud.logs import event
@@ -95,6 +96,7 @@ class Service:
             taps=TapStore(engine.model),
             aside=Aside(engine.charge),
             trunks=Trunks.for_base(base.fingerprint, engine.model.width),
+            grammars=Grammars(engine.tokenizer, engine.model.vocab),
             predictors=Shares(max(PREDICTORS_BYTES, engine.model.memory.limit_bytes // PREDICTORS_SHARE)),
         )
         self._refusals = RefusalLog()

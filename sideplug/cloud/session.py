@@ -30,7 +30,7 @@ from sideplug.cloud.logs import event
 from sideplug.cloud.reply import Reply
 from sideplug.cloud.requests import Terms
 from sideplug.cloud.speculation import AcceptanceStats
-from sideplug.contract.capabilities import CAPABILITIES, check_extensions
+from sideplug.contract.capabilities import CAPABILITIES, GRAMMAR, check_extensions
 from sideplug.contract.errors import Busy, InputError, ProtocolError, SideplugError, Silent, Unauthorized
 from sideplug.contract.frames import (
     FROM_DEVICE,
@@ -385,7 +385,8 @@ class Session:
         take = partial(self._shared.taps.take, user, spec.tap, scope)
         tap = await self._aside(take, not self._shared.taps.is_at_hand(spec.tap))
         stats = AcceptanceStats(predictor=CorrectionPredictor(partial(self._shared.predictor_memory, user)))
-        self._opened = Terms(replace(spec, encoder=tap.encoder), model, tokenizer, user, scope, stats, tap.claim)
+        terms = Terms(replace(spec, encoder=tap.encoder), model, tokenizer, user, scope, stats, tap.claim)
+        self._opened = replace(terms, grammars=self._shared.grammars)
         if self.holder is not None:
             self._shared.usage.sessions[self.holder.name] += 1
         self._exchange.state = State.OPEN
@@ -400,7 +401,7 @@ class Session:
     async def _prompt(self, frame: PromptFrame) -> None:
         read = partial(requests.read_prompt, frame, self._terms, self._send_from_engine)
         try:
-            reply = await self._aside(read, _is_long(frame))
+            reply = await self._aside(read, _is_long(frame) or GRAMMAR.name in frame.extensions)
             reply.bill = self._open_bill(reply.prompt_tokens + len(reply.done))
         except (InputError, Busy) as error:  # the user's mistake, or a limit: the session goes on
             self._turn_away(frame, error)

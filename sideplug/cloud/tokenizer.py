@@ -181,6 +181,10 @@ class Tokenizer:
         """Return the text of these token ids, without special tokens."""
         return self._control.unmark(self._fast.decode(ids, skip_special_tokens=True))
 
+    def spelling(self, token: int) -> bytes:
+        """Return the bytes that a token adds to a text; a control token, or one that there is not, adds none."""
+        return self._token_bytes(token)
+
     def token_text(self, token: int, first: bool = False) -> str:
         """Return what one token adds to a reply, as contract/token_text writes it. `first`: it begins the reply."""
         begun = self.decode([token]) if first else "�"  # which may drop the space before the first word

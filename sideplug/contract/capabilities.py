@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -24,6 +24,8 @@ from sideplug.contract.frames import MAX_MIXED, MAX_VOCAB, Frame, Kind, Map, Wan
 M = TypeVar("M", bound=Map)
 MAX_QUOTE = 8192  # token ids
 MAX_BIASED = 16384  # tokens of a session's biases
+MAX_GRAMMAR = 256 << 10  # bytes of a grammar's text
+MAX_MASKS = 256  # that a session remembers
 
 
 class ContextSettings(Map, frozen=True):
@@ -80,6 +82,35 @@ class TrunkSettings(Map, frozen=True):
     of: Annotated[list[TrunkOf], Meta(min_length=1, max_length=8)]
 
 
+class GrammarSettings(Map, frozen=True):
+    """A PROMPT may bring a grammar."""
+
+
+class Grammar(Map, frozen=True):
+    """What a reply must be: JSON that a schema allows ("json"; text: the schema), what a regular expression matches
+    ("regex"), or what a grammar in Lark's notation derives ("lark"). At most 256 KiB.
+
+    >>> sideplug.Grammar("regex", "yes|no").kind
+    'regex'
+    """
+
+    kind: Literal["json", "regex", "lark"]
+    text: Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR)]
+
+
+class Masks(Map, frozen=True):
+    """Where the device picks the tokens: which of them the grammar allows at an ASK's positions.
+
+    of: for each position the number of a mask. new: masks that the device does not have yet, or that replace one: see
+    grammar.pack_mask.
+    """
+
+    of: Annotated[list[Annotated[int, Meta(ge=0, lt=MAX_MASKS)]], Meta(min_length=1, max_length=64)]
+    new: Annotated[dict[Annotated[int, Meta(ge=0, lt=MAX_MASKS)], bytes], Meta(max_length=64)] = msgspec.field(
+        default_factory=dict
+    )
+
+
 @dataclass(frozen=True)
 class Capability:
     """settings: the schema of what OPEN says. max_bytes: of the packed settings, and of each extension.
@@ -99,7 +130,10 @@ QUOTE = Capability("quote", QuoteSettings, 6 * MAX_QUOTE, {Kind.PROMPT: Quote})
 TOKENS = Capability("tokens", TokensSettings)
 BIAS = Capability("bias", BiasSettings, 6 * MAX_BIASED + 1024)
 TRUNK = Capability("trunk", TrunkSettings)
-CAPABILITIES: dict[str, Capability] = {each.name: each for each in (CONTEXT, MIXTURE, QUOTE, TOKENS, BIAS, TRUNK)}
+GRAMMAR = Capability("grammar", GrammarSettings, MAX_GRAMMAR + 1024, {Kind.PROMPT: Grammar, Kind.ASK: Masks})
+CAPABILITIES: dict[str, Capability] = {
+    each.name: each for each in (CONTEXT, MIXTURE, QUOTE, TOKENS, BIAS, TRUNK, GRAMMAR)
+}
 
 
 def want(settings: Map, required: bool = True) -> Wanted:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from sideplug.contract.capabilities import GRAMMAR, QUOTE
 from sideplug.contract.errors import InputError, ProtocolError
 from sideplug.contract.frames import (
     Answer,
@@ -259,7 +260,10 @@ class Connection:
         if (frame.base, frame.tap, frame.merge) != (opening.base, tap, opening.merge):
             return False
         encoder = msgspec.msgpack.encode
-        if encoder(frame.capabilities) != encoder(opening.capabilities):
+        wanted = dict(opening.capabilities)
+        if GRAMMAR.name not in frame.capabilities:
+            wanted.pop(GRAMMAR.name, None)  # an older version's
+        if encoder(frame.capabilities) != encoder(wanted):
             return False
         width = max((gate.weight_D.size for gate in opening.gates), default=0)
         specs, weights_GD = pack_gates(opening.gates, width)
@@ -293,13 +297,14 @@ class Connection:
         self._expect(frame.turn == self._turns + 1 or after_a_break, "turns are not counted on")
         self._turns, self._fresh = frame.turn, False
         sampling = Sampling.from_wire(frame.sampling)
-        options = ReplyOptions(drafts=frame.window > 0, head=None, width=self._width)
+        formed = GRAMMAR.name in frame.extensions
+        options = ReplyOptions(drafts=frame.window > 0, head=None, width=self._width, has_grammar=formed)
         answering = self._responder.begin(Prompt.from_wire(frame), sampling, options)
         if isinstance(answering, PluginAnswering) and not frame.gates:
             answering.be_silent()  # the person has shut the gate; else the answers will not be these
         self.turn = turn = Turn(frame, answering)
         self._check_quote(turn, frame)
-        self._check_draft(turn, frame.draft, [] if frame.extensions else answering.draft)
+        self._check_draft(turn, frame.draft, [] if QUOTE.name in frame.extensions else answering.draft)
         self._expect(not frame.done and not frame.hash, "prompts say that a reply goes on which did not begin")
         self._fits(turn, frame)
         for name in CHOSEN:
@@ -328,14 +333,15 @@ class Connection:
         same = all(getattr(frame, name) == getattr(turn.prompt, name) for name in (*CHOSEN, "sampling", "text", "ids"))
         self._expect(same and frame.messages == turn.prompt.messages, "a resumed reply has another prompt")
         self._check_quote(turn, frame)
-        self._check_draft(turn, frame.draft, [] if turn.ids or frame.extensions else turn.answering.draft)
+        self._check_draft(turn, frame.draft, [] if turn.ids or QUOTE.name in frame.extensions else turn.answering.draft)
         self._fits(turn, frame)
 
     def _check_quote(self, turn: Turn, frame: PromptFrame) -> None:
         quote = turn.answering.quote
-        right = not frame.extensions or (bool(quote) and dict(frame.extensions) == quoted(quote))
+        sent = {name: value for name, value in frame.extensions.items() if name != GRAMMAR.name}
+        right = not sent or (bool(quote) and sent == quoted(quote))
         self._expect(right, "prompts quote what your memory does not say")
-        if frame.extensions and right:
+        if sent and right:
             self.found.verified["quotes of your memory"] += 1
 
     def _fits(self, turn: Turn, frame: PromptFrame) -> None:

@@ -17,8 +17,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sideplug.contract.capabilities import QUOTE, Quote
-from sideplug.contract.errors import CloudError, ProtocolError, SideplugError
+from sideplug.contract import grammar
+from sideplug.contract.capabilities import GRAMMAR, QUOTE, Grammar, Quote
+from sideplug.contract.errors import CloudError, InputError, ProtocolError, SideplugError
 from sideplug.contract.frames import Answer, Ask, Begun, Cancel, Context, Done, Frame, ModelInfo, PromptFrame, Tokens
 from sideplug.contract.progress import running_hash
 from sideplug.contract.sampling import Sampling
@@ -50,12 +51,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How a reply is fetched; the text does not depend on it, except for a deadline's.
+    """How a reply is fetched; the text does not depend on it, except for a deadline's and a grammar's.
 
     window: asks that may be open while the cloud decodes speculatively, 0 to 32; 0 waits for each answer.
     drafts: drafts from the person's phrases go up with the answers. deadline_ms: after it the base's token is used; 0:
     never. head: the base's head on the device, which then picks the tokens that it is asked about; None: the cloud
-    picks. top: alternatives to tell of each token (not of those that the device picks itself), 0 to 20.
+    picks. top: alternatives to tell of each token (not of those that the device picks itself), 0 to 20. grammar: the
+    form that the reply must have; a memory says nothing then.
     """
 
     window: int = WINDOW
@@ -63,6 +65,7 @@ class DecodeOptions:
     deadline_ms: int = 0
     head: DeviceHead | None = None
     top: int = 0
+    grammar: Grammar | None = None
 
 
 @dataclass
@@ -157,7 +160,16 @@ class Reply:
         self._hash = ""  # running hash of the prompt and `ids`
         self._complete = False  # the last text has come
         self._running = False
-        knows = ReplyOptions(drafts=options.drafts and options.window > 0, head=options.head, width=channel.model.width)
+        if options.grammar is not None:
+            grammar.checked(options.grammar)
+            if GRAMMAR.name not in channel.terms.granted:
+                raise InputError("this cloud can't hold a reply to a form (a schema or a grammar): use a newer cloud")
+        knows = ReplyOptions(
+            drafts=options.drafts and options.window > 0,
+            head=options.head,
+            width=channel.model.width,
+            has_grammar=options.grammar is not None,
+        )
         self._answering: Answering = channel.responder.begin(prompt, sampling, knows)
         self.usage.source, self.usage.entry = self._answering.source, self._answering.entry
         self._prompt = PromptFrame(
@@ -169,6 +181,7 @@ class Reply:
             deadline_ms=options.deadline_ms,
             head="device" if options.head else "cloud",
             top=options.top,
+            extensions=grammar.extension(options.grammar) if options.grammar else {},
         )
         self._quote = [] if options.top else self._answering.quote  # no alternatives are told of a quote
         self._guard = Guard(channel.terms, self._asked_for(max_tokens, sampling, options))
@@ -250,7 +263,7 @@ class Reply:
         prompt = replace(self._prompt, gates=answering.gates, context=answering.rows)
         quotes = bool(self._quote) and QUOTE.name in self._channel.terms.granted
         if quotes:
-            prompt = replace(prompt, extensions=quoted(self._quote))
+            prompt = replace(prompt, extensions={**prompt.extensions, **quoted(self._quote)})
         if self.ids:
             return replace(prompt, done=self.ids, hash=self._hash)
         return prompt if quotes else replace(prompt, draft=answering.draft)

@@ -20,16 +20,20 @@ from sideplug.contract import bias
 from sideplug.contract.capabilities import (
     BIAS,
     CONTEXT,
+    GRAMMAR,
     MIXTURE,
     QUOTE,
     TOKENS,
     TRUNK,
     ContextSettings,
+    GrammarSettings,
+    Masks,
     MixtureSettings,
     QuoteSettings,
     TokensSettings,
     TrunkOf,
     TrunkSettings,
+    extension_of,
     want,
 )
 from sideplug.contract.codec import unpack
@@ -37,6 +41,7 @@ from sideplug.contract.correction import Correction, Merge, Packed, merged, mix,
 from sideplug.contract.errors import ProtocolError, WrongBase
 from sideplug.contract.frames import MAX_DRAFT, Ask, Context, Example, ModelInfo, Wanted
 from sideplug.contract.gate import Gate
+from sideplug.contract.grammar import constrain, unpack_mask
 from sideplug.contract.sampling import Sampling, choose
 from sideplug.contract.tap import ContextSlice, Tap
 from sideplug.contract.text import Prompt
@@ -137,18 +142,22 @@ class Responder(Protocol):
 
 
 class ReplyOptions(TypedDict):
-    """What a responder must know of a reply. head: the base's head, where the device picks its tokens."""
+    """What a responder must know of a reply. head: the base's head, where the device picks its tokens.
+
+    has_grammar: the reply must have a form, for which a stored reply is not made.
+    """
 
     drafts: bool
     head: DeviceHead | None
     width: int
+    has_grammar: bool
 
 
 class Silent:
     """A responder without a plugin: its gate is shut, so it is never asked. With a `tap`, examples are read by it."""
 
     def __init__(self, tap: Tap | None = None, context: ContextSlice | None = None) -> None:
-        self.opening = Opening(tap=tap, capabilities=_context_wanted(context))
+        self.opening = Opening(tap=tap, capabilities=_wanted(context))
 
     def check_base(self, model: ModelInfo) -> None:
         """Any base will do."""
@@ -240,7 +249,7 @@ class PluginResponder:
             gates = [gate] * len(gates)
         elif gate is not None:
             gates = [gate if part is plugin.trained else part.gate for part in plugin.parts]
-        wanted = _context_wanted(plugin.context)
+        wanted = _wanted(plugin.context)
         if any(part.role == "memory" for part in plugin.parts):
             wanted[MIXTURE.name] = want(MixtureSettings())
             wanted[QUOTE.name] = want(QuoteSettings(), required=False)
@@ -268,7 +277,9 @@ class PluginResponder:
 
     def begin(self, prompt: Prompt, sampling: Sampling, options: ReplyOptions) -> Answering:
         """See Responder."""
-        answering = PluginAnswering(self.plugin, prompt, options["drafts"], options["width"])
+        answering = PluginAnswering(
+            self.plugin, prompt, options["drafts"], options["width"], are_memories_silent=options["has_grammar"]
+        )
         if self._is_shut:
             answering.be_silent()
         head = options["head"]
@@ -300,14 +311,20 @@ def _trunks(plugin: Plugin) -> TrunkSettings | None:
 
 
 class PluginAnswering:
-    """A plugin during one reply."""
+    """A plugin during one reply. are_memories_silent: their gates are shut, whatever they know."""
 
-    def __init__(self, plugin: Plugin, prompt: Prompt, drafts: bool, width: int) -> None:
+    def __init__(
+        self, plugin: Plugin, prompt: Prompt, drafts: bool, width: int, are_memories_silent: bool = False
+    ) -> None:
         self.plugin = plugin
         self._width, self._drafts = width, drafts
         self._tap = plugin.tap
         self._parts: list[tuple[PartReply, list[int]]] = [
-            (part.begin(prompt), self._tap.rows_of(part.tap) if part.tap else []) for part in plugin.parts
+            (
+                PartReply("shut") if are_memories_silent and part.role == "memory" else part.begin(prompt),
+                self._tap.rows_of(part.tap) if part.tap else [],
+            )
+            for part in plugin.parts
         ]
         self._memories = sum(part.role == "memory" for part in plugin.parts)
         self._told = Text()
@@ -448,6 +465,7 @@ class HeadAnswering:
     def __init__(self, inner: PluginAnswering, head: DeviceHead, sampling: Sampling) -> None:
         self._inner, self._head, self._sampling = inner, head, sampling
         self._text: list[int] = []  # prompt and reply, where the choice depends on them
+        self._masks: dict[int, bytes] = {}  # of the reply's grammar
         self.gates, self.draft, self.quote = inner.gates, inner.draft, inner.quote
         self.source, self.entry = inner.source, inner.entry
         self.begun: Callable[[int], None] = inner.begun
@@ -473,6 +491,9 @@ class HeadAnswering:
             self._text[ask.start :] = ask.ids
         plugin = self._inner.plugin
         int8 = plugin.tap.codec == "int8"
+        masks = extension_of(ask, GRAMMAR, Masks)
+        if masks is not None:
+            self._masks.update(masks.new)
         picked = []
         for row, correction in enumerate(self._inner.corrections(ask)):
             z_1D = ask.z[row : row + 1].astype(np.float32)
@@ -482,12 +503,24 @@ class HeadAnswering:
             logits_V = self._head.logits(z_1D)
             if correction.mixture is None:
                 logits_V = bias.add(plugin.biases, ask.gates[row] if ask.gates else -1, logits_V)
-            logits_V = mix(logits_V, correction.mixture)
+            unmixed_V = logits_V
+            logits_V = constrain(mix(logits_V, correction.mixture), unmixed_V, self._allowed(masks, row, logits_V.size))
             picked.append(choose(logits_V, self._sampling, ask.at[row], self._text))
         return picked
 
+    def _allowed(self, masks: Masks | None, row: int, vocab: int) -> np.ndarray | None:
+        """The tokens (V,) bool that a row's mask allows; None: all. Raises ProtocolError for a mask that never came."""
+        if masks is None:
+            return None
+        number = masks.of[row] if row < len(masks.of) else -1
+        if number not in self._masks:
+            raise ProtocolError("the cloud must send each mask before it names it")
+        return unpack_mask(self._masks[number], vocab)
 
-def _context_wanted(context: ContextSlice | None) -> dict[str, Wanted]:
-    if context is None:
-        return {}
-    return {CONTEXT.name: want(ContextSettings(list(context.layers), context.rank))}
+
+def _wanted(context: ContextSlice | None) -> dict[str, Wanted]:
+    """What every session wants: a reply may have a form; and the rows of the text, where they are needed."""
+    wanted = {GRAMMAR.name: want(GrammarSettings(), required=False)}
+    if context is not None:
+        wanted[CONTEXT.name] = want(ContextSettings(list(context.layers), context.rank))
+    return wanted

@@ -159,7 +159,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("responses", {"input": "x", "background": True}, "background is not supported"),
     ("responses", {"input": 3}, "input must be a text or a list of items"),
     ("responses", {"input": [{"type": "picture"}]}, "items of the type 'picture'"),
-    ("responses", {"input": "x", "text": {"format": {"type": "json_schema"}}}, "text.format must be text"),
+    ("responses", {"input": "x", "text": {"format": {"type": "json_schema"}}}, "text.format must have a schema"),
     ("responses", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "pictures, sound and files"),
     ("responses", {"input": "x", "temperature": "hot"}, "temperature must be a number"),
     ("messages", {"messages": HI}, "max_tokens must be given"),

@@ -81,7 +81,7 @@ def _value(name: str, text: str, kind: Any) -> Any:
         values = tuple(item(word) for word in text.split(",") if word.strip())
     except ValueError as error:
         raise InputError(f"{name} must be {item.__name__} values, got {text!r}") from error
-    if not values or (item is kind and len(values) > 1):
+    if (not values and (text or item is not str)) or (item is kind and len(values) != 1):
         raise InputError(
             f"{name} must be {'one value' if item is kind else 'values with commas between'}, got {text!r}"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 
+from sideplug.contract.capabilities import Grammar
 from sideplug.device.gateway.json_fields import Fields, JsonObject, typed, whole
 from sideplug.device.gateway.openai_api import (
     MAX_TOKENS,
@@ -30,11 +31,12 @@ def request_of(
     stop: str,
     defaults: Defaults,
     unread: Sequence[str] = (),
+    grammar: Grammar | None = None,
 ) -> CompletionRequest:
     """A chat with these messages. most, stop: the names of the fields for the most tokens and the stop texts.
 
-    honoured: fields that are read; others are passed over, as is what of the messages stands in `unread`. Raises
-    InputError.
+    honoured: fields that are read; others are passed over, as is what of the messages stands in `unread`. grammar: the
+    form that the reply must have. Raises InputError.
     """
     prompt, of_tools = chat_prompt(messages)
     gate_rate, detail = extensions_of(fields)
@@ -51,6 +53,7 @@ def request_of(
         stream=typed(fields, "stream", bool, False),
         gate_rate=gate_rate,
         detail=detail,
+        grammar=grammar,
         passed_over=tuple([*unknown, *of_tools, *unread][:PASSED_OVER]),
     )
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 
 from sideplug.contract.errors import InputError
 from sideplug.device.gateway import openai_reply
-from sideplug.device.gateway.json_fields import Fields, JsonObject, json_object, shown
+from sideplug.device.gateway.json_fields import Fields, JsonObject, json_object, shown, typed
 from sideplug.device.gateway.lenient import event, named, request_of
 from sideplug.device.gateway.openai_api import CompletionRequest, Defaults
 from sideplug.device.gateway.openai_reply import ours
+from sideplug.device.gateway.structured import of_response_format
 from sideplug.device.reply import Piece, Usage
 
-READ = ("messages", "system")
+READ = ("messages", "system", "output_config")
 KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -39,7 +40,10 @@ def parse(body: bytes, defaults: Defaults = Defaults(), is_counted: bool = False
         raise InputError(f"messages must be a list of {{role, content}}, got {shown(listed)}")
     system = _system(fields)
     messages = [{"role": "system", "content": system}, *listed] if system else listed
-    return request_of(fields, messages, READ, "max_tokens", "stop_sequences", defaults)
+    config = typed(fields, "output_config", dict, {})
+    grammar = of_response_format(config.get("format"), "output_config.format")
+    unread = [f"output_config.{name}"[:80] for name in config if name != "format"]
+    return request_of(fields, messages, READ, "max_tokens", "stop_sequences", defaults, unread, grammar)
 
 
 def _system(fields: Fields) -> str:

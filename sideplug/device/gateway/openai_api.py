@@ -13,12 +13,14 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sideplug.contract.capabilities import Grammar
 from sideplug.contract.errors import InputError
 from sideplug.contract.frames import MAX_TOP
 from sideplug.contract.message import FIELDS as MESSAGE_FIELDS
 from sideplug.contract.message import read_message
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt, check_messages
+from sideplug.device.gateway import structured
 from sideplug.device.gateway.json_fields import Fields, is_same, json_object, number, shown, typed, whole
 
 MAX_STOPS = 32
@@ -27,8 +29,9 @@ UNLIMITED = (-1, None)  # as clients say "no limit"
 DETAIL_ALTERNATIVES = 5  # that "detail" tells of each token
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 HONOURED = ("model", "max_tokens", "max_completion_tokens", *SAMPLING, "stop", "stream", "stream_options", "logprobs")
-OF_CHAT = ("messages", *HONOURED, "top_logprobs", "sideplug")
-OF_TEXT = ("prompt", *HONOURED, "sideplug")
+FORMS = ("response_format", "structured_outputs")
+OF_CHAT = ("messages", *HONOURED, *FORMS, "top_logprobs", "sideplug")
+OF_TEXT = ("prompt", *HONOURED, *FORMS, "sideplug")
 # Fields that are not supported, each with the values that ask for nothing. Any other value is refused, not passed over.
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "n": (1,),
@@ -48,7 +51,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "functions": ([],),
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "reasoning_effort": ("none",),
     "continue_final_message": (False,),
@@ -74,7 +76,7 @@ class CompletionRequest:
     chat: it came to /v1/chat/completions. stops: texts that end the reply. alternatives: how many alternatives of each
     token the cloud is asked for; `shown_alternatives` of them stand beside the token's log-probability. gate_rate: the
     share of tokens that the plugin is asked about; None: as the plugin's gate was trained. detail: tell who chose each
-    token. passed_over: fields of the request on which no text depends.
+    token. passed_over: fields of the request on which no text depends. grammar: the form that the reply must have.
     """
 
     model: str
@@ -91,6 +93,7 @@ class CompletionRequest:
     gate_rate: float | None = None
     detail: bool = False
     passed_over: tuple[str, ...] = ()
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ def parse(body: bytes, chat: bool, defaults: Defaults = Defaults()) -> Completio
         gate_rate=gate_rate,
         detail=detail,
         passed_over=passed_over,
+        grammar=structured.of_chat(fields),
     )
 
 

@@ -16,6 +16,7 @@ from sideplug.device.gateway.json_fields import Fields, JsonObject, json_object,
 from sideplug.device.gateway.lenient import event, named, request_of
 from sideplug.device.gateway.openai_api import CompletionRequest, Defaults
 from sideplug.device.gateway.openai_reply import error, ours
+from sideplug.device.gateway.structured import of_response_format
 from sideplug.device.reply import Piece, Usage
 
 READ = ("input", "instructions", "text", "store", "previous_response_id", "conversation", "background")
@@ -30,14 +31,12 @@ def parse(body: bytes, defaults: Defaults = Defaults()) -> CompletionRequest:
             raise InputError(f"{name} is not supported: nothing is kept here, so send the whole conversation as input")
     if fields.get("background"):
         raise InputError("background is not supported: a reply is made while its caller waits")
-    kind = typed(typed(fields, "text", dict, {}), "format", dict, {"type": "text"}).get("type")
-    if kind != "text":
-        raise InputError(f"text.format must be text: no other form of a reply is supported, got {shown(kind)}")
+    grammar = of_response_format(typed(fields, "text", dict, {}).get("format"), "text.format")
     instructions = typed(fields, "instructions", str, "")
     messages, unread = _messages(fields)
     if instructions:
         messages.insert(0, {"role": "system", "content": instructions})
-    return request_of(fields, messages, READ, "max_output_tokens", "stop", defaults, unread)
+    return request_of(fields, messages, READ, "max_output_tokens", "stop", defaults, unread, grammar)
 
 
 def _messages(fields: Fields) -> tuple[list[object], list[str]]:

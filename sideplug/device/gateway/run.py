@@ -202,7 +202,7 @@ class Run:
         gate = None
         if request.gate_rate is not None and plugin is not None:
             gate = plugin.gate_at_rate(request.gate_rate)
-        options = replace(resources.options, top=request.alternatives)
+        options = replace(resources.options, top=request.alternatives, grammar=request.grammar)
         gave_up = self._caller_left.is_set
         with resources.pool.session(self._plugin_name, plugin, gate, self._page, gave_up) as session:
             if session.model.fingerprint[:16] != self._shaper.fingerprint[:16]:
