@@ -14,7 +14,7 @@ import numpy as np
 
 from sideplug.contract.errors import PluginError
 from sideplug.memory.store import Passage, Store
-from sideplug.memory.words import stem, words
+from sideplug.memory.words import initials, is_of_another, stem, words
 
 CANDIDATES = 8  # that are given to the verifier
 _BY_WORDS, _BY_VECTOR = 16, 16
@@ -92,7 +92,8 @@ class Index:
         self.refresh()
         asked = {stem(word) for word in words(question)}
         vector_E = self.embed([question])[0] if self.embed and len(self._ids) else None
-        ids = list(dict.fromkeys([*self._by_words(asked), *self._nearest(vector_E)]))
+        named = initials(question)
+        ids = list(dict.fromkeys([*self._by_words(asked, named), *self._nearest(vector_E)]))
         passages = self.store.passages(ids, base)
         stems = [{stem(word) for word in words(f"{each.asked} {each.said} {each.day}")} for each in passages]
         rarity = self._rarity(asked.union(*stems))
@@ -104,17 +105,20 @@ class Index:
             about = {stem(word) for word in words(passage.asked)} or has
             covered = sum(rarity[each] for each in asked & about) / (sum(rarity[each] for each in about) or 1.0)
             found.append(Candidate(passage, nearness[passage.id], shared / in_question, covered))
-        return sorted(found, key=lambda each: -each.score)[:count]
+        about_others = {each.id for each in passages if is_of_another(named, f"{each.asked} {each.said}")}
+        return sorted(found, key=lambda each: (each.passage.id in about_others, -each.score))[:count]
 
     def _rarity(self, stems: set[str]) -> dict[str, float]:
         """Return the inverse document frequency of each stem, log(1 + N / n)."""
         known = self.store.frequency(stems)
         return {each: math.log(1 + self._total / known.get(each, 1)) for each in stems}
 
-    def _by_words(self, stems: set[str]) -> list[int]:
+    def _by_words(self, stems: set[str], named: Sequence[tuple[str, str]]) -> list[int]:
+        """Return passages that share rare stems; a name with its initial is looked for as one."""
         known = self.store.frequency(stems)
         rare = sorted((number, each) for each, number in known.items() if number <= max(_COMMON, 1))
-        return self.store.by_words([each for _, each in rare[:_QUERY_STEMS]], _BY_WORDS)
+        whole = [f"{stem(name)} {letter}" for name, letter in named[:_QUERY_STEMS]]
+        return self.store.by_words([*whole, *(each for _, each in rare[:_QUERY_STEMS])], _BY_WORDS)
 
     def _nearest(self, vector_E: np.ndarray | None) -> list[int]:
         if vector_E is None:

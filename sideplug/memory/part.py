@@ -27,12 +27,13 @@ from sideplug.memory.index import Candidate, Index
 from sideplug.memory.settings import Settings
 from sideplug.memory.store import Entry, Passage, Store
 from sideplug.memory.verifier import Verifier
-from sideplug.memory.words import words
+from sideplug.memory.words import initials, is_of_another, words
 from sideplug.plugins import Kind, Part, PartReply
 from sideplug.plugins.base import Params
 
 MEMORY = "memory"  # the name of the kind, and of its part
 BEHIND = 0.3  # a candidate whose score is so far behind the best is not read: of 240 right ones 3 were (tune)
+ANOTHER = -20.0  # the score of what is told of somebody of the same name with another initial
 SAME_WORDS = 20.0  # the score of a question that is asked in the words in which it was told
 # P above which it speaks, with the sentence encoder and by words alone; chosen on verifier/own_words/tune
 CERTAIN, CERTAIN_BY_WORDS = 0.85, 0.8
@@ -259,12 +260,17 @@ class Memory(Part):
             found = self._index.candidates(question, self._base)
         candidates = [each for each in found if each.score >= found[0].score - BEHIND]
         asked, verifier = words(question), self._verifier if self._reads(question) else self._by_words
-        day = days.asked_for(question)
+        day, named = days.asked_for(question), initials(question)
         scored = list[tuple[Candidate, int, float]]()
         for candidate, scores in zip(candidates, verifier.scores(question, candidates), strict=True):
             is_asked_so = bool(asked) and asked == words(candidate.passage.asked)
             is_asked_so = is_asked_so or (bool(day) and candidate.passage.day.endswith(day))
-            scored += [(candidate, part, SAME_WORDS if is_asked_so else score) for part, score in enumerate(scores)]
+            of_part = [
+                ANOTHER if is_of_another(named, f"{candidate.passage.asked} {part}") else score
+                for part, score in zip(candidate.passage.parts, scores, strict=True)
+            ]
+            of_part = [SAME_WORDS] * len(of_part) if is_asked_so else of_part
+            scored += [(candidate, number, score) for number, score in enumerate(of_part)]
         exponents = np.exp([score for _, _, score in scored])
         certainties = exponents / (1 + exponents.sum())
         alike: dict[object, list[tuple[float, Passage, int]]] = {}

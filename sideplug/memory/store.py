@@ -376,7 +376,7 @@ class Store:
         return found
 
     def by_words(self, stems: Sequence[str], count: int) -> list[int]:
-        """Return the passages that share these stems, best first by BM25."""
+        """Return the passages that share these stems, or stems side by side, best first by BM25."""
         if not stems:
             return []
         query = " OR ".join(f'"{each}"' for each in stems)

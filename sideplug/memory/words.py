@@ -21,6 +21,7 @@ _ACCENTED = ("LATIN", "GREEK", "CYRILLIC")  # scripts whose accents do not tell 
 _CLOSING = "\"'”’»)\\]』」"
 _STOPS, _WIDE = ".!?…؟۔।॥።", "。！？｡"
 _END = re.compile(rf"(?<![{_STOPS}])[{_STOPS}]+[{_CLOSING}]*(?=\s)|[{_WIDE}]+[{_CLOSING}]*|\n")  # of a sentence
+_INITIAL = re.compile(r"(?P<name>[^\W\d_]{2,})\s+(?P<letter>[^\W\d_])\.")
 STEM = 5  # letters by which two forms of a word are taken for one
 
 
@@ -55,6 +56,29 @@ def words(text: str) -> list[str]:
         else:
             found += [characters[n : n + 2] for n in range(len(characters) - 1)]
     return found
+
+
+def initials(text: str) -> list[tuple[str, str]]:
+    """Return the names with an initial behind them, as their two words.
+
+    >>> initials("Is Anna S. taller than Bo?")
+    [('anna', 's')]
+    """
+    found = _INITIAL.finditer(text)
+    return [(normal(match["name"]), normal(match["letter"])) for match in found if match["letter"].isupper()]
+
+
+def is_of_another(named: list[tuple[str, str]], text: str) -> bool:
+    """Return whether a text has one of these names without its initial: it is about somebody else.
+
+    >>> is_of_another([("anna", "s")], "Anna B. lives in Hamar."), is_of_another([("anna", "s")], "Anna S lives here.")
+    (True, False)
+    """
+    plain = normal(text) if named else ""
+    return any(
+        re.search(rf"(?<!\w){name}(?!\w)", plain) and not re.search(rf"(?<!\w){name}\s+{letter}(?!\w)", plain)
+        for name, letter in named
+    )
 
 
 def stem(word: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from sideplug.memory.index import CANDIDATES, Candidate, Index
+from sideplug.memory.part import Memory
 from sideplug.memory.store import Entry, Store
 from sideplug.memory.words import stem, words
 
@@ -197,3 +198,18 @@ def test_frequencies_are_those_of_a_recount(seed: int) -> None:
     assert store.frequency(seen) == recount
     assert {word: len(store.by_words([word], 10_000)) for word in recount} == recount
     assert 10 < len(recount) < len(seen), "something was forgotten"
+
+
+def test_a_name_with_an_initial_is_found_among_many_of_that_name() -> None:
+    """People of two names, told apart by an initial alone, or by none."""
+    memory = Memory()
+    names = [f"{name}{'' if not letter else f' {letter}.'}" for name in ("Anna", "Bo") for letter in ["", *"BCDMST"]]
+    told = [Entry(f"What is {name}'s {thing}?", f"{name}: {thing}.") for name in names for thing in ("team", "car")]
+    memory.store.add(entry.check() for entry in told)
+    for entry in told:
+        recall = memory.recall(entry.question.replace("What is", "Tell me, what may it be:"))
+        assert recall is not None
+        if "." in entry.question:
+            assert recall.entry.reply == entry.reply
+    recall = memory.recall("What is Anna U.'s team?")
+    assert recall is None or not memory.says("What is Anna U.'s team?", recall)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sideplug.memory.words import normal, sentences, stem, words
+from sideplug.memory.words import initials, is_of_another, normal, sentences, stem, words
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,21 @@ def test_a_stem_is_the_same_for_two_forms_and_whole_for_a_number() -> None:
 )
 def test_sentences(text: str, expected: list[str]) -> None:
     assert sentences(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "expected"),
+    [
+        ("Where does Anna S. live?", "Anna B. lives in Hamar.", True),
+        ("Where does Anna S. live?", "Anna's house is in Hamar.", True),
+        ("Where does Anna S. live?", "Anna S lives in Hamar.", False),
+        ("Where does Anna S. live?", "ANNA  S.'s house", False),
+        ("Where does Anna S. live?", "Joanna lives in Hamar.", False),
+        ("Where does Anna live?", "Anna S. lives in Hamar.", False),
+        ("What has vitamin C.", "Oranges have vitamin C", False),
+        ("Where does Åse Ø. live?", "Åse B. lives in Hamar.", True),
+        ("Which is plan b.", "Plan A is the boat.", False),
+    ],
+)
+def test_another_of_the_same_name(question: str, text: str, expected: bool) -> None:
+    assert is_of_another(initials(question), text) is expected

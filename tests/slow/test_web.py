@@ -27,7 +27,7 @@ from sideplug.device.plugin_store import PluginStore
 from sideplug.memory import days, weights
 from sideplug.memory.part import Memory
 from sideplug.memory.store import Entry
-from sideplug.memory.words import sentences, stem, words
+from sideplug.memory.words import initials, is_of_another, sentences, stem, words
 from sideplug.plugins import Plugin
 from sideplug.web.build import build
 from tests.conftest import Cloud, a_cloud, a_plugin, a_session, eventually
@@ -372,22 +372,26 @@ WORDS = (
     "กุญแจอยู่ที่ไหน  a\tb\nc… d.\u00a0e",
     "One.\n\nTwo! “Three?” Four… 五。六",
 )
+NAMED = (("Where does Anna S. live?", "Anna's house"), ("Is Åse Ø. here?", "åse ø is."), ("Bo b. Eli C.", "Eli B."))
 DAYS = ("What did I do on 3 May 2026?", "notes from march 5th", "who won on 3 May", "2026-01-02", "anything on Sept. 9")
 
 
 def test_its_words_are_pythons(browser: Any, site: str) -> None:
     with opened(browser, site) as page:
         got = page.evaluate(
-            """async ([texts, questions]) => {
-                const {words, stem, sentences} = await import("./words.js");
+            """async ([texts, questions, named]) => {
+                const {initials, isOfAnother, words, stem, sentences} = await import("./words.js");
                 const {dayAskedFor} = await import("./asking.js");
                 const of = (text) => [words(text), words(text).map(stem), sentences(text)];
-                return [texts.map(of), questions.map(dayAskedFor)];
+                const other = ([asked, text]) => [initials(asked), isOfAnother(initials(asked), text)];
+                return [texts.map(of), questions.map(dayAskedFor), named.map(other)];
             }""",
-            [WORDS, DAYS],
+            [WORDS, DAYS, NAMED],
         )
     for text, found in zip(WORDS, got[0], strict=True):
         assert found == [words(text), [stem(word) for word in words(text)], sentences(text)]
+    mine = [(initials(asked), is_of_another(initials(asked), text)) for asked, text in NAMED]
+    assert got[2] == [[[list(pair) for pair in named], is_other] for named, is_other in mine]
     assert got[1] == [days.asked_for(question) for question in DAYS]
 
 

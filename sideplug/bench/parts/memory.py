@@ -136,7 +136,9 @@ def generated(count: int, folder: Path, settings: Settings) -> Asked:
     near = data.sample(others, half) + data.sample(things, settings.near - half)
     near += [_asked(example.prompt) for example in data.retain_set(folder / "near-misses.txt")]
     test = data.sample(read(folder / "test.jsonl"), settings.questions)
-    general = [_asked(example.prompt) for example in data.retain_set(PERSON / "general-test.txt")]
+    # The prompts that a training keeps to the base are general ones too; a memory learns nothing from them.
+    prompts = [*data.retain_set(PERSON / "general-test.txt"), *data.retain_set(None)]
+    general = list(dict.fromkeys(_asked(example.prompt) for example in prompts))
     return Asked(
         list(first.values()),
         [(_asked(example.prompt), example.reply.split(" is ", 1)[1].split(".\n")[0]) for example in test],

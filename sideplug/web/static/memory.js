@@ -4,10 +4,10 @@
 import { Verifier } from "./encoder.js";
 import { rows } from "./sqlite.js";
 import { MONTHS, agreed, dayAskedFor, declined, doubtsOf, noted } from "./asking.js";
-import { sentences, stem, words } from "./words.js";
+import { initials, isOfAnother, sentences, stem, words } from "./words.js";
 
 const [CANDIDATES, BY_WORDS, BY_VECTOR, QUERY_STEMS, COMMON] = [8, 16, 16, 8, 4000];
-const [SCALE, WORDS_WEIGHT, BEHIND, SAME_WORDS] = [127, 0.5, 0.3, 20];
+const [SCALE, WORDS_WEIGHT, BEHIND, SAME_WORDS, ANOTHER] = [127, 0.5, 0.3, 20, -20];
 const [CERTAIN, CERTAIN_BY_WORDS, DOUBT_OF_NOTES, MOSTLY, PERSONAL] = [0.85, 0.8, 0.4, 0.8, 1];
 const SURELY_PERSONAL = 2;
 const [MOST_CHARACTERS, PASSAGE] = [600, 360];
@@ -68,7 +68,8 @@ export class Memory {
   /** Up to 8 passages that may answer a question, the best first. */
   candidates(question, vector) {
     const asked = new Set(words(question).map(stem));
-    const some = new Set([...this.byWords(asked), ...this.nearest(vector)]);
+    const people = initials(question);
+    const some = new Set([...this.byWords(asked), ...this.nearest(vector), ...this.named(people)]);
     const sum = (stems) => [...stems].reduce((total, each) => total + this.rarity(each), 0);
     const shared = (stems) => sum([...stems].filter((each) => asked.has(each)));
     const found = [...some].map((passage) => {
@@ -76,9 +77,16 @@ export class Memory {
       const about = named.size ? named : passage.stems;
       const near = vector && passage.vector ? dot(passage.vector, vector) / SCALE : 0;
       const candidate = { passage, near, found: shared(passage.stems) / (sum(asked) || 1), covered: shared(about) / (sum(about) || 1) };
-      return { ...candidate, score: near + WORDS_WEIGHT * candidate.found };
+      const isOther = isOfAnother(people, `${passage.asked} ${passage.said}`);
+      return { ...candidate, isOther, score: near + WORDS_WEIGHT * candidate.found };
     });
-    return found.sort((a, b) => b.score - a.score).slice(0, CANDIDATES);
+    return found.sort((a, b) => a.isOther - b.isOther || b.score - a.score).slice(0, CANDIDATES);
+  }
+
+  /** The passages about people who are named with an initial. */
+  named(pairs) {
+    const having = ([name]) => [...(this.has.get(stem(name))?.keys() ?? [])];
+    return pairs.flatMap((pair) => having(pair).filter((passage) => !isOfAnother([pair], `${passage.asked} ${passage.said}`)));
   }
 
   /** The passages that share the rarest stems, best first by BM25. */
@@ -111,11 +119,14 @@ export class Memory {
     const candidates = found.filter(({ score }) => score >= found[0].score - BEHIND);
     const asked = words(question).join(" ");
     const day = dayAskedFor(question);
+    const people = initials(question);
     const verifier = this.reads(question) ? this.verifier : this.byWordsAlone;
     const scored = verifier.scores(question, candidates).flatMap((scores, n) => {
       const { passage } = candidates[n];
       const isAskedSo = (asked && asked === words(passage.asked).join(" ")) || (day && passage.day.endsWith(day));
-      return scores.map((score, part) => ({ passage, part, score: isAskedSo ? SAME_WORDS : score }));
+      const isOther = (part) => isOfAnother(people, `${passage.asked} ${passage.parts[part]}`);
+      const judged = (score, part) => (isAskedSo ? SAME_WORDS : isOther(part) ? ANOTHER : score);
+      return scores.map((score, part) => ({ passage, part, score: judged(score, part) }));
     });
     const total = 1 + scored.reduce((sum, { score }) => sum + Math.exp(score), 0);
     const alike = new Map();

@@ -31,6 +31,19 @@ export function words(text) {
   return found;
 }
 
+const INITIAL = /(\p{L}{2,})\s+(\p{L})\./gu;
+
+/** The names with an initial behind them, as their two words. */
+export const initials = (text) =>
+  [...text.matchAll(INITIAL)].filter(([, , letter]) => letter !== letter.toLowerCase()).map(([, ...pair]) => pair.map(normal));
+
+/** Whether a text has one of these names without its initial: it is about somebody else. */
+export function isOfAnother(named, text) {
+  const plain = named.length ? normal(text) : "";
+  const has = (words) => new RegExp(`(?<![\\p{L}\\p{N}])${words}(?![\\p{L}\\p{N}])`, "u").test(plain);
+  return named.some(([name, letter]) => has(name) && !has(`${name}\\s+${letter}`));
+}
+
 /** What a word has in common with its other forms: its first letters; numbers are kept whole. */
 export const stem = (word) => (/^\p{Nd}+$/u.test(word) ? word : [...word].slice(0, STEM).join(""));
 
