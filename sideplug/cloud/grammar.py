@@ -2,7 +2,7 @@
 
 llguidance was chosen by measurement (docs/BENCHMARK.md): of three libraries it alone took nothing that a schema forbids
 in JSON Schema's own test suite; what it can't hold a reply to, it refuses before the first token.
-V vocabulary. Test: pytest tests/cloud/test_grammar.py
+V vocabulary. Test: pytest tests/test_structured.py
 """
 
 from __future__ import annotations
