@@ -48,13 +48,15 @@ class ChatTemplate:
             node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str) and node.value
         )
 
-    def render(self, messages: Sequence[Mapping[str, Any]], ask: bool) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], ask: bool, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
         """Return the text of these messages; `ask` adds the opening of the assistant's turn. Raises InputError."""
         count = _steps.set(-STEPS_PER_MESSAGE * len(messages))
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
-                tools=None,
+                tools=[dict(tool) for tool in tools] if tools else None,
                 documents=None,
                 add_generation_prompt=ask,
                 **self._variables,

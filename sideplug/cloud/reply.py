@@ -26,7 +26,7 @@ from sideplug.cloud.speculation import AcceptanceStats
 from sideplug.cloud.tokenizer import TextStream
 from sideplug.contract import bias
 from sideplug.contract.bias import Bias
-from sideplug.contract.capabilities import MIXTURE, MixtureSettings, settings_of
+from sideplug.contract.capabilities import MIXTURE, CallForm, MixtureSettings, settings_of
 from sideplug.contract.correction import (
     Correction,
     Merge,
@@ -215,6 +215,7 @@ class Reply(Sequence):
     first_draft: list[int] = field(default_factory=list)  # ids that the device expects the reply to begin with
     quote: list[int] = field(default_factory=list)  # ids that the reply begins with, whatever the base would say
     guide: Guide | None = None  # of the grammar that the reply must have
+    calls: CallForm | None = None  # how the base writes calls, where the prompt brings tools
     waits_for: tuple[Reply, int] | None = None  # a reply whose prompt begins alike, and how many tokens they share
     held_since_s: float = 0.0  # since when the device does not read, so that no more is run; 0: it reads
     prompt_tokens: int = field(init=False)

@@ -11,13 +11,14 @@ import numpy as np
 
 from sideplug.cloud.reply import Ask, Part, Reply
 from sideplug.contract import frames, grammar
-from sideplug.contract.capabilities import MAX_MASKS, Masks
+from sideplug.contract.capabilities import GRAMMAR, MAX_MASKS, TOOLS, Masks, extensions
 from sideplug.contract.codec import pack
 
 
 def begun(reply: Reply, cached: int) -> frames.Begun:
     """BEGUN: the reply's prompt is taken, and `cached` of its tokens need not be run."""
-    return frames.Begun(reply.turn, reply.prompt_tokens, cached, reply.prompt_hash)
+    form = extensions({TOOLS.name: reply.calls})
+    return frames.Begun(reply.turn, reply.prompt_tokens, cached, reply.prompt_hash, extensions=form)
 
 
 def ask(reply: Reply, ask: Ask, codes: np.ndarray, scales: np.ndarray, gates: int) -> frames.Ask:
@@ -39,11 +40,11 @@ def _masks(reply: Reply, at: int) -> frames.Extensions:
         return {}
     packed, numbers = grammar.pack_mask(allowed), reply.guide.numbers
     if packed in numbers:
-        return grammar.extension(Masks([numbers[packed]]))
+        return extensions({GRAMMAR.name: Masks([numbers[packed]])})
     if len(numbers) == MAX_MASKS:
         numbers.clear()  # the device's masks are replaced, one by one
     numbers[packed] = number = len(numbers)
-    return grammar.extension(Masks([number], {number: packed}))
+    return extensions({GRAMMAR.name: Masks([number], {number: packed})})
 
 
 def tokens(reply: Reply, part: Part, last: bool) -> frames.Tokens:

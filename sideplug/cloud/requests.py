@@ -20,6 +20,7 @@ from sideplug.cloud.reply import Reply, Send, SessionSpec
 from sideplug.cloud.speculation import AcceptanceStats
 from sideplug.cloud.store import Base
 from sideplug.cloud.tokenizer import TextStream, Tokenizer
+from sideplug.cloud.tools import grammar_of
 from sideplug.cloud.trunks import Trunks
 from sideplug.contract.bias import of_session
 from sideplug.contract.capabilities import (
@@ -27,6 +28,7 @@ from sideplug.contract.capabilities import (
     GRAMMAR,
     QUOTE,
     TOKENS,
+    TOOLS,
     TRUNK,
     ContextSettings,
     Grammar,
@@ -79,8 +81,10 @@ class Terms:
     grammars: Grammars | None = None
 
 
-def read_open(frame: Open, base: Base, shape: Sizes, trunks: Trunks = NO_TRUNKS) -> SessionSpec:
-    """An OPEN: how the device wants to be asked. trunks: those that this cloud has.
+def read_open(
+    frame: Open, base: Base, shape: Sizes, trunks: Trunks = NO_TRUNKS, has_tools: bool = False
+) -> SessionSpec:
+    """An OPEN: how the device wants to be asked. trunks: those that this cloud has. has_tools: its base has them.
 
     Raises WrongBase for a plugin of another base model, InputError for a tap, gate, merge or capability that this cloud
     does not have or that does not fit the model, ProtocolError for malformed settings of a capability.
@@ -103,13 +107,16 @@ def read_open(frame: Open, base: Base, shape: Sizes, trunks: Trunks = NO_TRUNKS)
     own = trunks.of_session(granted, tap, len(gates)) if merge == "add" else {}
     if not own:
         granted.pop(TRUNK.name, None)
+    if not has_tools:
+        granted.pop(TOOLS.name, None)
     return SessionSpec(tap, tuple(gates), merge, context, granted, biases=biases, trunks=own)
 
 
 def read_prompt(frame: PromptFrame, terms: Terms, send: Send) -> Reply:
     """A PROMPT: the reply that it asks for; `send` gets the reply's frames. Raises InputError, TooLong."""
     shape, tokenizer, spec = terms.shape, terms.tokenizer, terms.spec
-    ids = tokenizer.encode(_short_enough(Prompt.from_wire(frame), shape))
+    prompt = Prompt.from_wire(frame)
+    ids = tokenizer.encode(_short_enough(prompt, shape))
     if not ids:
         raise InputError("the prompt is empty: give at least one word")
     if max(ids) >= shape.vocab:
@@ -134,6 +141,12 @@ def read_prompt(frame: PromptFrame, terms: Terms, send: Send) -> Reply:
         raise InputError(f"a quote's ids must be below {shape.vocab}, got {max(quote.ids)}")
     done = resumed_ids(frame, ids, shape)
     grammar = extension_of(frame, GRAMMAR, Grammar)
+    calls = tokenizer.call_form if prompt.tools else None
+    if prompt.tools and calls:
+        must_call = grammar_of(prompt.tools, calls)
+        if grammar:
+            raise InputError("a reply must not have tools and another form: leave one of them out")
+        grammar = must_call
     if grammar and quote:
         raise InputError("a reply must not have a quote and a grammar: a quote is said whatever its form")
     if frame.context is not None and frame.context > len(ids) + len(done):
@@ -163,6 +176,7 @@ def read_prompt(frame: PromptFrame, terms: Terms, send: Send) -> Reply:
         first_draft=frame.draft,
         quote=quote.ids if quote else [],
         guide=(terms.grammars or Grammars(tokenizer, shape.vocab)).guide(grammar) if grammar else None,
+        calls=calls,
     )
 
 

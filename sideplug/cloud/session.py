@@ -30,7 +30,7 @@ from sideplug.cloud.logs import event
 from sideplug.cloud.reply import Reply
 from sideplug.cloud.requests import Terms
 from sideplug.cloud.speculation import AcceptanceStats
-from sideplug.contract.capabilities import CAPABILITIES, GRAMMAR, check_extensions
+from sideplug.contract.capabilities import CAPABILITIES, check_extensions
 from sideplug.contract.errors import Busy, InputError, ProtocolError, SideplugError, Silent, Unauthorized
 from sideplug.contract.frames import (
     FROM_DEVICE,
@@ -380,7 +380,7 @@ class Session:
         self._exchange.check(frame)
         assert isinstance(frame, Open)
         base, model, tokenizer = self._shared.base, self._engine.model, self._shared.tokenizer
-        spec = requests.read_open(frame, base, model, self._shared.trunks)
+        spec = requests.read_open(frame, base, model, self._shared.trunks, tokenizer.call_form is not None)
         scope, user = self.holder.id if self.holder else "", self._user
         take = partial(self._shared.taps.take, user, spec.tap, scope)
         tap = await self._aside(take, not self._shared.taps.is_at_hand(spec.tap))
@@ -401,7 +401,7 @@ class Session:
     async def _prompt(self, frame: PromptFrame) -> None:
         read = partial(requests.read_prompt, frame, self._terms, self._send_from_engine)
         try:
-            reply = await self._aside(read, _is_long(frame) or GRAMMAR.name in frame.extensions)
+            reply = await self._aside(read, _is_long(frame) or bool(frame.extensions))
             reply.bill = self._open_bill(reply.prompt_tokens + len(reply.done))
         except (InputError, Busy) as error:  # the user's mistake, or a limit: the session goes on
             self._turn_away(frame, error)

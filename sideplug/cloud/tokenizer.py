@@ -6,14 +6,18 @@ Test: pytest tests/cloud/test_tokenizer.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sideplug.cloud import control_tokens
 from sideplug.cloud.chat_template import ChatTemplate
 from sideplug.cloud.control_tokens import Mask
 from sideplug.cloud.model_files import read_json, read_text, reading
 from sideplug.cloud.token_bytes import token_bytes
+from sideplug.cloud.tools import form_of, messages_with, tools_of
+from sideplug.contract.capabilities import CallForm
 from sideplug.contract.errors import InputError, UnknownModel
 from sideplug.contract.text import Prompt
 from sideplug.contract.token_text import text_of
@@ -43,6 +47,7 @@ _ENDS = (
 )
 _NAMED_ENDS = ("eos_token", "eot_token", "eom_token")
 
+Messages = Sequence[Mapping[str, Any]]
 LONG_CHARACTERS = 16_000  # a longer text takes milliseconds, for which others would wait
 
 
@@ -87,17 +92,22 @@ class Tokenizer:
         """Return whether the model has a chat template."""
         return self._template is not None
 
-    def render(self, messages: Sequence[Mapping[str, str]], ask: bool = True) -> str:
-        """Return the chat template's text; `ask` adds the opening of the assistant's turn. Raises InputError."""
-        return self._control.unmark(self._marked(messages, ask))
+    @functools.cached_property
+    def call_form(self) -> CallForm | None:
+        """How the model's chat template writes a tool's call; None where it has no place for tools."""
+        return form_of(self.render, self._control.ids) if self._template is not None else None
 
-    def _marked(self, messages: Sequence[Mapping[str, str]], ask: bool = True) -> str:
+    def render(self, messages: Messages, ask: bool = True, tools: Messages | None = None) -> str:
+        """Return the chat template's text; `ask` adds the opening of the assistant's turn. Raises InputError."""
+        return self._control.unmark(self._marked(messages, ask, tools))
+
+    def _marked(self, messages: Messages, ask: bool = True, tools: Messages | None = None) -> str:
         """As `render`, with a stand-in for each control token of the template; those in the messages are text."""
         template = self._template
         if template is None:
             raise InputError("this base model has no chat template: give plain text (--raw) instead of messages")
-        plain = template.render(messages, ask)
-        texts = [text for message in messages for name, text in message.items() if name != "role"]
+        plain = template.render(messages, ask, tools)
+        texts = [*_texts(messages), *_texts(tools or ())]
         firsts = {spelling[0] for spelling in self._control.ids}
         if not any(first in text for text in texts for first in firsts):
             return self._control.mark(plain)
@@ -105,11 +115,7 @@ class Tokenizer:
         # A template that looks at what is masked (a "<" of any kind) gets whole control tokens masked, and no more.
         for whole in (False, True):
             mask = Mask(self._control, texts, template.constants, whole)
-            hidden = [
-                {name: text if name == "role" else mask.hide(text) for name, text in message.items()}
-                for message in messages
-            ]
-            rendered = template.render(hidden, ask)
+            rendered = template.render(_with(mask.hide, messages), ask, _with(mask.hide, tools or ()))
             shown, marked = mask.show(rendered), mask.show(self._control.mark(rendered))
             if shown == plain:
                 break
@@ -134,6 +140,10 @@ class Tokenizer:
             return list(prompt.ids)
         if prompt.text is not None:
             return self.ids(prompt.text, special=True)
+        if prompt.tools is not None:
+            return self.ids(
+                self._marked(messages_with(prompt.messages or (), prompt.tools), True, tools_of(prompt.tools))
+            )
         return self.ids(self._marked(prompt.messages or ()))
 
     def encode_example(self, prompt: Prompt, reply: str) -> tuple[list[int], list[int]]:
@@ -218,6 +228,28 @@ class TextStream:
             return ""
         self._done = len(self._ids)
         return after[len(before) :]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in messages or tools, but for roles."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from _texts(each) if name != "role" else ()
+            yield str(name)
+    elif isinstance(value, Sequence):
+        for each in value:
+            yield from _texts(each)
+
+
+def _with(change: Callable[[str], str], value: Any) -> Any:
+    """The same with every text changed, but for roles and what they are called."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {change(name): each if name == "role" else _with(change, each) for name, each in value.items()}
+    return [_with(change, each) for each in value] if isinstance(value, Sequence) else value
 
 
 def _is_spelt(token: object) -> bool:

@@ -19,12 +19,13 @@ import msgspec
 from msgspec import Meta
 
 from sideplug.contract.errors import InputError, ProtocolError
-from sideplug.contract.frames import MAX_MIXED, MAX_VOCAB, Frame, Kind, Map, Wanted
+from sideplug.contract.frames import MAX_MESSAGES, MAX_MIXED, MAX_VOCAB, Frame, Kind, Map, Wanted
 
 M = TypeVar("M", bound=Map)
 MAX_QUOTE = 8192  # token ids
 MAX_BIASED = 16384  # tokens of a session's biases
 MAX_GRAMMAR = 256 << 10  # bytes of a grammar's text
+MAX_TOOLS = 512 << 10  # characters of a prompt's tools
 MAX_MASKS = 256  # that a session remembers
 
 
@@ -111,6 +112,36 @@ class Masks(Map, frozen=True):
     )
 
 
+class ToolsSettings(Map, frozen=True):
+    """A PROMPT may bring tools."""
+
+
+class ToolUse(Map, frozen=True):
+    """What a chat template is given beside roles and contents. JSON throughout, as OpenAI's chat completions write it.
+
+    tools: a list of functions. choice: "auto", "required" (the reply is calls) or the name of the function that is to
+    be called. turns: of some messages, by their index, the fields that they have beside role and content, or in their
+    place (tool_calls, tool_call_id, role "tool").
+    """
+
+    tools: Annotated[str, Meta(min_length=2, max_length=MAX_TOOLS)]
+    choice: Annotated[str, Meta(min_length=1, max_length=256)] = "auto"
+    turns: Annotated[dict[Annotated[int, Meta(ge=0, lt=MAX_MESSAGES)], str], Meta(max_length=MAX_MESSAGES)] = (
+        msgspec.field(default_factory=dict)
+    )
+
+
+class CallForm(Map, frozen=True):
+    """How this base writes a call: `begin`, a JSON object with the function under `name` and its arguments under
+    `arguments`, `end`. begin, end: without control tokens, which are no text; several: in a list."""
+
+    begin: Annotated[str, Meta(max_length=256)]
+    end: Annotated[str, Meta(max_length=256)]
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    arguments: Annotated[str, Meta(min_length=1, max_length=64)]
+    is_list: bool = False
+
+
 @dataclass(frozen=True)
 class Capability:
     """settings: the schema of what OPEN says. max_bytes: of the packed settings, and of each extension.
@@ -131,8 +162,9 @@ TOKENS = Capability("tokens", TokensSettings)
 BIAS = Capability("bias", BiasSettings, 6 * MAX_BIASED + 1024)
 TRUNK = Capability("trunk", TrunkSettings)
 GRAMMAR = Capability("grammar", GrammarSettings, MAX_GRAMMAR + 1024, {Kind.PROMPT: Grammar, Kind.ASK: Masks})
+TOOLS = Capability("tools", ToolsSettings, 8 << 20, {Kind.PROMPT: ToolUse, Kind.BEGUN: CallForm})
 CAPABILITIES: dict[str, Capability] = {
-    each.name: each for each in (CONTEXT, MIXTURE, QUOTE, TOKENS, BIAS, TRUNK, GRAMMAR)
+    each.name: each for each in (CONTEXT, MIXTURE, QUOTE, TOKENS, BIAS, TRUNK, GRAMMAR, TOOLS)
 }
 
 
@@ -157,6 +189,11 @@ def settings_of(granted: Mapping[str, Map], capability: Capability, schema: type
     """The granted settings of a capability; None where it was not granted."""
     settings = granted.get(capability.name)
     return settings if isinstance(settings, schema) else None
+
+
+def extensions(values: Mapping[str, Map | None]) -> dict[str, msgspec.Raw]:
+    """A frame's extensions, by the names of their capabilities; what is None is left out."""
+    return {name: msgspec.Raw(msgspec.msgpack.encode(each)) for name, each in values.items() if each is not None}
 
 
 def extension_of(frame: Frame, capability: Capability, schema: type[M]) -> M | None:

@@ -14,10 +14,9 @@ import json
 import zlib
 from collections.abc import Mapping
 
-import msgspec
 import numpy as np
 
-from sideplug.contract.capabilities import GRAMMAR, MAX_GRAMMAR, Grammar, Masks
+from sideplug.contract.capabilities import MAX_GRAMMAR, Grammar
 from sideplug.contract.errors import InputError, ProtocolError
 
 
@@ -69,8 +68,3 @@ def unpack_mask(packed: bytes, vocab: int) -> np.ndarray:
     if not allowed.any():
         raise ProtocolError("a mask must allow a token")
     return allowed
-
-
-def extension(value: Grammar | Masks) -> dict[str, msgspec.Raw]:
-    """The extension of a PROMPT that brings a grammar, or of an ASK that brings masks."""
-    return {GRAMMAR.name: msgspec.Raw(msgspec.msgpack.encode(value))}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from sideplug.contract.capabilities import TOOLS, ToolUse, extension_of
 from sideplug.contract.errors import InputError
 from sideplug.contract.frames import MAX_MESSAGES, Message, PromptFrame, Read
 
@@ -32,6 +33,8 @@ class PromptFields(ReadFields, total=False):
 class Prompt:
     """A prompt: chat messages, text to be continued, or token ids. Exactly one of them is set; `text` may be empty.
 
+    tools: what messages have beside their words; the base's own chat template writes it.
+
     >>> sideplug.Prompt.user("Is it far?").messages
     ({'role': 'user', 'content': 'Is it far?'},)
     >>> sideplug.Prompt(text="Dear Anna,").characters
@@ -41,6 +44,7 @@ class Prompt:
     messages: tuple[dict[str, str], ...] | None = None
     text: str | None = None
     ids: tuple[int, ...] | None = None
+    tools: ToolUse | None = None
 
     @classmethod
     def user(cls, content: str) -> Prompt:
@@ -50,7 +54,9 @@ class Prompt:
     @property
     def characters(self) -> int:
         """Return the number of characters to tokenize; 0 for token ids."""
-        return len(self.text or "") + sum(len(message["content"]) for message in self.messages or ())
+        used = (self.tools.tools, *self.tools.turns.values()) if self.tools else ()
+        words = (message["content"] for message in self.messages or ())
+        return len(self.text or "") + sum(map(len, (*words, *used)))
 
     def to_wire(self) -> PromptFields:
         """Return the field of a PROMPT frame that holds this prompt."""
@@ -83,7 +89,8 @@ class Prompt:
         if len(names) != 1:
             raise InputError(f"a prompt must be one of messages, text or ids, got {' and '.join(names) or 'none'}")
         if frame.messages is not None:
-            return cls(messages=tuple(check_messages([{"role": m.role, "content": m.content} for m in frame.messages])))
+            messages = check_messages([{"role": m.role, "content": m.content} for m in frame.messages])
+            return cls(messages=tuple(messages), tools=extension_of(frame, TOOLS, ToolUse))
         return cls(text=frame.text) if ids is None else cls(ids=tuple(ids))
 
 

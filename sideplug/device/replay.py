@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sideplug.contract.capabilities import GRAMMAR, QUOTE
+from sideplug.contract.capabilities import GRAMMAR, QUOTE, TOOLS
 from sideplug.contract.errors import InputError, ProtocolError
 from sideplug.contract.frames import (
     Answer,
@@ -49,6 +49,7 @@ from sideplug.plugins import Plugin
 
 CLIENT = re.compile(r"sideplug/\d{1,3}(\.\d{1,3}){1,2}")
 CHOSEN = ("max_tokens", "window", "deadline_ms", "top", "head")  # fields of a PROMPT that somebody chooses
+OF_THE_PERSON = (GRAMMAR.name, TOOLS.name)  # capabilities for what the person, or their program, asks of a reply
 UP = ">"
 GAPS = "messages are missing, or out of order: their numbers do not follow each other"
 
@@ -261,8 +262,8 @@ class Connection:
             return False
         encoder = msgspec.msgpack.encode
         wanted = dict(opening.capabilities)
-        if GRAMMAR.name not in frame.capabilities:
-            wanted.pop(GRAMMAR.name, None)  # an older version's
+        for name in set(OF_THE_PERSON) - set(frame.capabilities):
+            wanted.pop(name, None)  # an older version's
         if encoder(frame.capabilities) != encoder(wanted):
             return False
         width = max((gate.weight_D.size for gate in opening.gates), default=0)
@@ -297,9 +298,10 @@ class Connection:
         self._expect(frame.turn == self._turns + 1 or after_a_break, "turns are not counted on")
         self._turns, self._fresh = frame.turn, False
         sampling = Sampling.from_wire(frame.sampling)
-        formed = GRAMMAR.name in frame.extensions
+        prompt = Prompt.from_wire(frame)
+        formed = GRAMMAR.name in frame.extensions or (prompt.tools is not None and prompt.tools.choice != "auto")
         options = ReplyOptions(drafts=frame.window > 0, head=None, width=self._width, has_grammar=formed)
-        answering = self._responder.begin(Prompt.from_wire(frame), sampling, options)
+        answering = self._responder.begin(prompt, sampling, options)
         if isinstance(answering, PluginAnswering) and not frame.gates:
             answering.be_silent()  # the person has shut the gate; else the answers will not be these
         self.turn = turn = Turn(frame, answering)
@@ -338,7 +340,7 @@ class Connection:
 
     def _check_quote(self, turn: Turn, frame: PromptFrame) -> None:
         quote = turn.answering.quote
-        sent = {name: value for name, value in frame.extensions.items() if name != GRAMMAR.name}
+        sent = {name: value for name, value in frame.extensions.items() if name not in OF_THE_PERSON}
         right = not sent or (bool(quote) and sent == quoted(quote))
         self._expect(right, "prompts quote what your memory does not say")
         if sent and right:

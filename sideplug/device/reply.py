@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from sideplug.contract import grammar
-from sideplug.contract.capabilities import GRAMMAR, QUOTE, Grammar, Quote
+from sideplug.contract.capabilities import GRAMMAR, QUOTE, TOOLS, CallForm, Grammar, Quote, extension_of, extensions
 from sideplug.contract.errors import CloudError, InputError, ProtocolError, SideplugError
 from sideplug.contract.frames import Answer, Ask, Begun, Cancel, Context, Done, Frame, ModelInfo, PromptFrame, Tokens
 from sideplug.contract.progress import running_hash
@@ -31,6 +31,7 @@ from sideplug.device.responders import Answering, ReplyOptions, Responder
 from sideplug.device.terms import Terms
 
 MAX_UNREAD = 4096  # messages that may still come after a CANCEL
+NO_TOOLS = "this base's chat template has no place for tools, or its calls are not JSON: leave tools out"
 WINDOW = 24  # asks that may be open while the cloud decodes speculatively
 
 
@@ -144,7 +145,8 @@ class Reply:
     """An iterator over the pieces of one reply. Nothing is sent before the first piece is asked for.
 
     usage: complete when the iterator has ended. ids: the token ids so far. on_begun: called when the cloud has
-    taken the prompt, before it is read. `close`, or leaving a `with` block, cancels.
+    taken the prompt, before it is read. calls: how the base writes calls, where the prompt has tools and the reply has
+    begun. `close`, or leaving a `with` block, cancels.
     """
 
     def __init__(
@@ -152,6 +154,7 @@ class Reply:
     ) -> None:
         self.usage = Usage()
         self.ids: list[int] = []
+        self.calls: CallForm | None = None
         self.on_begun: Callable[[], None] = lambda: None
         self._channel = channel
         self._turn = turn
@@ -164,11 +167,14 @@ class Reply:
             grammar.checked(options.grammar)
             if GRAMMAR.name not in channel.terms.granted:
                 raise InputError("this cloud can't hold a reply to a form (a schema or a grammar): use a newer cloud")
+        if prompt.tools is not None and TOOLS.name not in channel.terms.granted:
+            raise InputError(NO_TOOLS)
+        must_call = prompt.tools is not None and prompt.tools.choice != "auto"
         knows = ReplyOptions(
             drafts=options.drafts and options.window > 0,
             head=options.head,
             width=channel.model.width,
-            has_grammar=options.grammar is not None,
+            has_grammar=options.grammar is not None or must_call,
         )
         self._answering: Answering = channel.responder.begin(prompt, sampling, knows)
         self.usage.source, self.usage.entry = self._answering.source, self._answering.entry
@@ -181,7 +187,7 @@ class Reply:
             deadline_ms=options.deadline_ms,
             head="device" if options.head else "cloud",
             top=options.top,
-            extensions=grammar.extension(options.grammar) if options.grammar else {},
+            extensions=extensions({GRAMMAR.name: options.grammar, TOOLS.name: prompt.tools}),
         )
         self._quote = [] if options.top else self._answering.quote  # no alternatives are told of a quote
         self._guard = Guard(channel.terms, self._asked_for(max_tokens, sampling, options))
@@ -304,6 +310,7 @@ class Reply:
     def _begin(self, begun: Begun) -> None:
         self._guard.begun(begun)
         self._answering.begun(begun.prompt)
+        self.calls = extension_of(begun, TOOLS, CallForm) or self.calls
         self.usage.prompt_tokens, self.usage.cached = begun.prompt, begun.cached
         if self._next is None:
             self._next, self._hash = begun.prompt, begun.hash
@@ -368,7 +375,7 @@ class Reply:
 
 def quoted(ids: list[int]) -> dict[str, msgspec.Raw]:
     """The extension of a PROMPT that brings a quote."""
-    return {QUOTE.name: msgspec.Raw(msgspec.msgpack.encode(Quote(ids)))}
+    return extensions({QUOTE.name: Quote(ids)})
 
 
 def answer_to(answering: Answering, turn: int, asks: list[Ask]) -> Answer:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypedDict, cast
+from typing import NotRequired, Protocol, TypedDict, cast
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from sideplug.contract.capabilities import (
     MIXTURE,
     QUOTE,
     TOKENS,
+    TOOLS,
     TRUNK,
     ContextSettings,
     GrammarSettings,
@@ -31,6 +32,7 @@ from sideplug.contract.capabilities import (
     MixtureSettings,
     QuoteSettings,
     TokensSettings,
+    ToolsSettings,
     TrunkOf,
     TrunkSettings,
     extension_of,
@@ -150,7 +152,7 @@ class ReplyOptions(TypedDict):
     drafts: bool
     head: DeviceHead | None
     width: int
-    has_grammar: bool
+    has_grammar: NotRequired[bool]
 
 
 class Silent:
@@ -278,7 +280,11 @@ class PluginResponder:
     def begin(self, prompt: Prompt, sampling: Sampling, options: ReplyOptions) -> Answering:
         """See Responder."""
         answering = PluginAnswering(
-            self.plugin, prompt, options["drafts"], options["width"], are_memories_silent=options["has_grammar"]
+            self.plugin,
+            prompt,
+            options["drafts"],
+            options["width"],
+            are_memories_silent=options.get("has_grammar", False),
         )
         if self._is_shut:
             answering.be_silent()
@@ -519,8 +525,8 @@ class HeadAnswering:
 
 
 def _wanted(context: ContextSlice | None) -> dict[str, Wanted]:
-    """What every session wants: a reply may have a form; and the rows of the text, where they are needed."""
-    wanted = {GRAMMAR.name: want(GrammarSettings(), required=False)}
+    """What every session wants: a form of replies, and tools; and the rows of the text, where they are needed."""
+    wanted = {GRAMMAR.name: want(GrammarSettings(), required=False), TOOLS.name: want(ToolsSettings(), required=False)}
     if context is not None:
         wanted[CONTEXT.name] = want(ContextSettings(list(context.layers), context.rank))
     return wanted

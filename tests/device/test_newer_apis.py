@@ -81,7 +81,7 @@ def test_what_agents_send_along_is_passed_over_and_told(cloud: Cloud, stage: Sta
     prompt = Prompt(messages=({"role": "system", "content": "Be short."}, HI[0]))
     assert answer["output"][0]["content"][0]["text"] == wanted(cloud, prompt=prompt)
     told = answer["usage"]["sideplug"]["passed_over"]
-    assert {"tools", "reasoning", "include", "new_field", "input: function_call", "input: reasoning"} <= set(told)
+    assert {"tools", "reasoning", "include", "new_field", "messages: tool calls", "input: reasoning"} <= set(told)
 
 
 @pytest.mark.parametrize("model", ["", "anna"])

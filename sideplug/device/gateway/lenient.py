@@ -9,6 +9,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 
 from sideplug.contract.capabilities import Grammar
+from sideplug.device.gateway import tools
 from sideplug.device.gateway.json_fields import Fields, JsonObject, typed, whole
 from sideplug.device.gateway.openai_api import (
     MAX_TOKENS,
@@ -20,6 +21,7 @@ from sideplug.device.gateway.openai_api import (
     stops_of,
 )
 
+READ = ("model", "stream", "temperature", "top_p", "top_k", "seed", "sideplug", "tools", "tool_choice")  # by all
 PASSED_OVER = 20  # names that are told
 
 
@@ -33,14 +35,32 @@ def request_of(
     unread: Sequence[str] = (),
     grammar: Grammar | None = None,
 ) -> CompletionRequest:
-    """A chat with these messages. most, stop: the names of the fields for the most tokens and the stop texts.
+    """A chat with these messages, calls and results among them as chat completions write them.
+
+    most, stop: the names of the fields for the most tokens and the stop texts.
 
     honoured: fields that are read; others are passed over, as is what of the messages stands in `unread`. grammar: the
     form that the reply must have. Raises InputError.
     """
-    prompt, of_tools = chat_prompt(messages)
+    plain, of_tools = chat_prompt(messages)
+    asked = tools.asked_of(fields)
+    prompt = tools.prompt_with(messages, asked.functions, asked.choice) if asked.functions else plain
+    unread = [*unread, *asked.passed_over, *(() if asked.functions else of_tools)]
     gate_rate, detail = extensions_of(fields)
-    known = {*honoured, most, stop, "model", "stream", "temperature", "top_p", "top_k", "seed", "sideplug"}
+    known = {
+        *honoured,
+        most,
+        stop,
+        "model",
+        "stream",
+        "temperature",
+        "top_p",
+        "top_k",
+        "seed",
+        "sideplug",
+        "tools",
+        "tool_choice",
+    }
     unknown = sorted(name[:80] for name, value in fields.items() if name not in known and value not in (None, [], {}))
     limit = whole(fields, most, defaults.max_tokens)
     return CompletionRequest(
@@ -54,7 +74,8 @@ def request_of(
         gate_rate=gate_rate,
         detail=detail,
         grammar=grammar,
-        passed_over=tuple([*unknown, *of_tools, *unread][:PASSED_OVER]),
+        plain=(plain, ("tools", *of_tools)) if asked.functions else None,
+        passed_over=tuple([*unknown, *unread][:PASSED_OVER]),
     )
 
 

@@ -20,7 +20,7 @@ from sideplug.contract.message import FIELDS as MESSAGE_FIELDS
 from sideplug.contract.message import read_message
 from sideplug.contract.sampling import Sampling
 from sideplug.contract.text import Prompt, check_messages
-from sideplug.device.gateway import structured
+from sideplug.device.gateway import structured, tools
 from sideplug.device.gateway.json_fields import Fields, is_same, json_object, number, shown, typed, whole
 
 MAX_STOPS = 32
@@ -30,7 +30,7 @@ DETAIL_ALTERNATIVES = 5  # that "detail" tells of each token
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 HONOURED = ("model", "max_tokens", "max_completion_tokens", *SAMPLING, "stop", "stream", "stream_options", "logprobs")
 FORMS = ("response_format", "structured_outputs")
-OF_CHAT = ("messages", *HONOURED, *FORMS, "top_logprobs", "sideplug")
+OF_CHAT = ("messages", *HONOURED, *FORMS, "tools", "tool_choice", "top_logprobs", "sideplug")
 OF_TEXT = ("prompt", *HONOURED, *FORMS, "sideplug")
 # Fields that are not supported, each with the values that ask for nothing. Any other value is refused, not passed over.
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
@@ -48,8 +48,8 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "ignore_eos": (False,),
     "logit_bias": ({},),
     "tools": ([],),
-    "functions": ([],),
     "tool_choice": ("none", "auto"),
+    "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "reasoning_effort": ("none",),
@@ -77,6 +77,8 @@ class CompletionRequest:
     token the cloud is asked for; `shown_alternatives` of them stand beside the token's log-probability. gate_rate: the
     share of tokens that the plugin is asked about; None: as the plugin's gate was trained. detail: tell who chose each
     token. passed_over: fields of the request on which no text depends. grammar: the form that the reply must have.
+    plain: the prompt without tools, and what is passed over then, where a base that has no tools is to reply all the
+    same.
     """
 
     model: str
@@ -94,6 +96,13 @@ class CompletionRequest:
     detail: bool = False
     passed_over: tuple[str, ...] = ()
     grammar: Grammar | None = None
+    plain: tuple[Prompt, tuple[str, ...]] | None = None
+
+    @property
+    def functions(self) -> list[str]:
+        """The names of the tools that the reply may call."""
+        tools = json.loads(self.prompt.tools.tools) if self.prompt.tools else []
+        return [tool["function"]["name"] for tool in tools]
 
 
 @dataclass(frozen=True)
@@ -111,8 +120,8 @@ def parse(body: bytes, chat: bool, defaults: Defaults = Defaults()) -> Completio
     """
     fields = json_object(body)
     names = _check_names(fields, OF_CHAT if chat else OF_TEXT)
-    prompt, of_tools = _chat_prompt(fields) if chat else (_text_prompt(fields), ())
-    passed_over = (*names, *of_tools, *_unread_of_messages(fields))
+    prompt, of_tools = _chat_prompt(fields) if chat else (_text_prompt(fields), [])
+    passed_over = tuple(dict.fromkeys((*names, *of_tools, *_unread_of_messages(fields))))
     gate_rate, detail = extensions_of(fields)
     logprobs, shown_alternatives = _logprobs(fields, chat)
     return CompletionRequest(
@@ -159,7 +168,7 @@ def _check_names(fields: Fields, honoured: tuple[str, ...]) -> tuple[str, ...]:
     for name, value in given.items():
         if name in PASSED_OVER or (idle.get(name) and value):
             passed_over.append(name)
-        elif name in UNSUPPORTED:
+        elif name in UNSUPPORTED and name not in honoured:
             if not any(is_same(value, nothing) for nothing in UNSUPPORTED[name]):
                 instead = f"leave it out, or give {json.dumps(UNSUPPORTED[name][0])}"
                 raise InputError(f"{name} is not supported: {instead} (of sampling there are {', '.join(SAMPLING)})")
@@ -225,12 +234,16 @@ def _logprobs(fields: Fields, chat: bool) -> tuple[bool, int]:
     return is_on, count if is_on else 0
 
 
-def _chat_prompt(fields: Fields) -> tuple[Prompt, tuple[str, ...]]:
+def _chat_prompt(fields: Fields) -> tuple[Prompt, list[str]]:
     """(the prompt of a chat, what of tools is passed over). Raises InputError."""
     listed = fields.get("messages")
     if not isinstance(listed, list):
         raise InputError("messages must be a list of {role, content}")
-    return chat_prompt(listed)
+    asked = tools.asked_of(fields)
+    if asked.functions:
+        return tools.prompt_with(listed, asked.functions, asked.choice), asked.passed_over
+    prompt, passed_over = chat_prompt(listed)
+    return prompt, [*passed_over, *asked.passed_over]
 
 
 def chat_prompt(listed: Sequence[object]) -> tuple[Prompt, tuple[str, ...]]:

@@ -11,14 +11,16 @@ import itertools
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from sideplug.contract.capabilities import CallForm
 from sideplug.contract.errors import Busy, InputError, SideplugError, TooLong, UnknownModel, Unreachable
 from sideplug.contract.token_text import bytes_of
 from sideplug.device.gateway.json_fields import JsonObject
 from sideplug.device.gateway.openai_api import CompletionRequest
+from sideplug.device.gateway.tools import Call, CallReader
 from sideplug.device.reply import Piece, Usage
 
 
@@ -68,6 +70,7 @@ class ResponseShaper:
     fingerprint: str
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
+    _calls: int = 0
 
     def start(self) -> list[JsonObject]:
         """Return the chunks before the first piece."""
@@ -75,8 +78,8 @@ class ResponseShaper:
             return []
         return [self._chunk({"delta": {"role": "assistant", "content": ""}, "finish_reason": None})]
 
-    def piece(self, text: str, piece: Piece | None) -> JsonObject:
-        """Return a chunk of some text; `piece` is what it came from."""
+    def piece(self, text: str, piece: Piece | None) -> list[JsonObject]:
+        """See Shaper."""
         choice: JsonObject = {"delta": {"content": text}} if self.request.chat else {"text": text}
         choice["finish_reason"] = None
         if self.request.logprobs:
@@ -84,12 +87,19 @@ class ResponseShaper:
         chunk = self._chunk(choice)
         if self.request.detail and piece is not None:
             chunk["sideplug"] = {"by": piece.by, "ids": piece.ids, "tops": piece.tops}
-        return chunk
+        return [chunk]
+
+    def call(self, call: Call) -> list[JsonObject]:
+        """See Shaper. Its name comes first, then its arguments, as clients expect it."""
+        at, self._calls = self._calls, self._calls + 1
+        begun = {"index": at, "id": call.id, "type": "function", "function": {"name": call.name, "arguments": ""}}
+        told = {"index": at, "function": {"arguments": call.arguments}}
+        return [self._chunk({"delta": {"tool_calls": [each]}, "finish_reason": None}) for each in (begun, told)]
 
     def finish(self, reason: str) -> list[JsonObject]:
         """See Shaper."""
         end: JsonObject = {"delta": {}} if self.request.chat else {"text": ""}
-        return [self._chunk({**end, "finish_reason": "length" if reason == "length" else "stop"})]
+        return [self._chunk({**end, "finish_reason": reason if reason in ("length", "tool_calls") else "stop"})]
 
     def end(self, usage: Usage) -> list[bytes]:
         """See Shaper. What the reply took is told where it was asked for."""
@@ -110,7 +120,7 @@ class ResponseShaper:
         choices = [chunk["choices"][0] for chunk in chunks]
         text = "".join(c.get("text", "") or c.get("delta", {}).get("content", "") for c in choices)
         choice: JsonObject = {"index": 0, "finish_reason": choices[-1]["finish_reason"], "logprobs": None}
-        choice |= {"message": {"role": "assistant", "content": text}} if self.request.chat else {"text": text}
+        choice |= {"message": _message(text, choices)} if self.request.chat else {"text": text}
         logprobs = [c["logprobs"] for c in choices if c.get("logprobs")]
         if logprobs:
             choice["logprobs"] = {name: [entry for part in logprobs for entry in part[name]] for name in logprobs[0]}
@@ -152,6 +162,18 @@ class ResponseShaper:
         return {**self._head(), "choices": [{"index": 0, "logprobs": None, **choice}]}
 
 
+def _message(text: str, choices: Sequence[JsonObject]) -> JsonObject:
+    """A whole message, with the calls of its chunks."""
+    deltas = [each for choice in choices for each in choice.get("delta", {}).get("tool_calls", [])]
+    if not deltas:
+        return {"role": "assistant", "content": text}
+    calls = [
+        {"id": begun["id"], "type": "function", "function": {**begun["function"], **told["function"]}}
+        for begun, told in zip(deltas[::2], deltas[1::2], strict=True)
+    ]
+    return {"role": "assistant", "content": text or None, "tool_calls": calls}
+
+
 def _logprob(token: str, logprob: float) -> JsonObject:
     return {"token": token, "logprob": logprob, "bytes": list(bytes_of(token))}
 
@@ -172,8 +194,12 @@ class Shaper(Protocol):
         """The chunks before the first piece."""
         ...
 
-    def piece(self, text: str, piece: Piece | None) -> JsonObject:
-        """A chunk of some text; `piece` is what it came from."""
+    def piece(self, text: str, piece: Piece | None) -> list[JsonObject]:
+        """The chunks of some text; `piece` is what it came from."""
+        ...
+
+    def call(self, call: Call) -> list[JsonObject]:
+        """The chunks of a tool's call."""
         ...
 
     def finish(self, reason: str) -> list[JsonObject]:
@@ -197,21 +223,39 @@ class Shaper(Protocol):
         ...
 
 
-def chunks(shaper: Shaper, pieces: Iterator[Piece], usage: Callable[[], Usage]) -> Iterator[JsonObject]:
-    """Yield all chunks of a reply, from its first piece on; a stop text ends them. `usage` is called at the end."""
-    request, stops = shaper.request, StopTexts(shaper.request.stops)
+def chunks(
+    shaper: Shaper,
+    pieces: Iterator[Piece],
+    usage: Callable[[], Usage],
+    form: Callable[[], CallForm | None] = lambda: None,
+) -> Iterator[JsonObject]:
+    """Yield all chunks of a reply, from its first piece on; a stop text ends them.
+
+    usage: called at the end. form: how the base writes calls; called when the first piece has come.
+    """
+    request, stops, called = shaper.request, StopTexts(shaper.request.stops), False
     first = next(pieces, None)  # an error in the request shows here, before anything has been sent
+    reads = form() if request.prompt.tools else None
+    reader = CallReader(reads, request.functions) if reads else None
     yield from shaper.start()
+
+    def told(text: str, piece: Piece | None, last: bool = False) -> Iterator[JsonObject]:
+        nonlocal called
+        parts = reader.push(text, last) if reader else [text] if text else []
+        for part in parts:
+            called = called or isinstance(part, Call)
+            yield from shaper.call(part) if isinstance(part, Call) else shaper.piece(part, piece)
+
     for piece in itertools.chain([first] if first else [], pieces):
         text = stops.push(piece.text)
-        if text or (piece.ids and (request.detail or request.logprobs) and not stops.reached):
-            yield shaper.piece(text, piece)
+        if text:
+            yield from told(text, piece)
+        elif piece.ids and (request.detail or request.logprobs) and not stops.reached:
+            yield from shaper.piece("", piece)
         if stops.reached:
             break
-    rest = stops.rest()
-    if rest:
-        yield shaper.piece(rest, None)
-    yield from shaper.finish("stop_text" if stops.reached else usage().why)
+    yield from told(stops.rest(), None, last=True)
+    yield from shaper.finish("tool_calls" if called else "stop_text" if stops.reached else usage().why)
 
 
 # ── errors and events ────────────────────────────────────────────────────────────────────────────────────────────────
