@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from sideplug.contract.capabilities import Grammar
 from sideplug.contract.frames import (
     Answer,
     Begun,
@@ -410,3 +411,20 @@ def test_a_quote_of_something_else_is_found(quoting: tuple[Plugin, Heard], nth: 
     report = audited(as_sent(changed(PromptFrame, nth, extensions=quoted([70, 71]))(heard)), plugin)
     assert report.replay is not None
     assert report.replay.wrong["prompts quote what your memory does not say"] == 1
+
+
+def test_a_form_and_tools_are_the_persons_own(cloud: Cloud) -> None:
+    """What a reply must be is said in its prompt; the memory is silent then, and the audit finds nothing wrong."""
+    memory, messages = Memory(), list[tuple[str, bytes]]()
+    memory.store.add([Entry("Where is the spare key?", "Behind the clock.")])
+    plugin = Plugin(cloud.base.fingerprint, "tiny", [memory, *a_plugin(cloud.base.fingerprint).parts])
+    Client.at(cloud.url).connect(plugin).close()
+    with a_session(a_link(cloud.url, record=lambda way, message: messages.append((way, message))), plugin) as session:
+        formed = DecodeOptions(grammar=Grammar("regex", "[a-z]{3,9}"))
+        assert session.generate("Where is the spare key?", 20, options=formed).text != "Behind the clock."
+        assert session.generate("Where is the spare key?", 20).text == "Behind the clock."
+    report = audited(messages, plugin)
+    assert report.replay is not None
+    assert not report.replay.wrong
+    assert report.replay.verified["quotes of your memory"] == 1
+    assert report.replay.verified["prompts"] == 2
