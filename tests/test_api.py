@@ -20,6 +20,7 @@ EXPORTED = [
     "DecodeOptions",
     "Example",
     "Gate",
+    "Grammar",
     "Listening",
     "Piece",
     "Plugin",

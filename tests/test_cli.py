@@ -264,7 +264,7 @@ def test_an_example_that_does_not_fit_is_named_by_its_line(run: Run, served: dic
     data = tmp_path / "d.jsonl"
     data.write_text(FACTS + json.dumps({"instruction": "x", "output": "Anna wrote " * 300}) + "\n" + FACTS)
     done = run("train", data, "--out", tmp_path / "p", "--cloud", served["url"])
-    sentence(done, 2, "d.jsonl:6: the example has", "takes at most 256")
+    sentence(done, 2, "d.jsonl:6: the example is too long", "> 256 maximum")
 
 
 def test_no_cloud(run: Run, facts: Path, tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_a_plugin_of_another_base(run: Run, served: dict[str, Any], other: Path,
 
 def test_a_prompt_past_the_context(run: Run, served: dict[str, Any]) -> None:
     done = run("generate", "-", "--cloud", served["url"], stdin="Anna wrote to her brother. " * 200)
-    sentence(done, 2, "the prompt has", "takes at most 256")
+    sentence(done, 2, "the prompt is too long", "> 256 maximum")
 
 
 def test_bad_data_says_file_and_line(run: Run, served: dict[str, Any], tmp_path: Path) -> None:

@@ -275,10 +275,15 @@ def _short_enough(prompt: Prompt, shape: Sizes, reply: str = "") -> Prompt:
     """The prompt. Raises TooLong for a text that cannot fit, before the tokenizer spends everybody's time on it."""
     size = prompt.characters + len(reply)
     if size > CHARACTERS_PER_TOKEN * shape.context:
-        raise TooLong(f"the text has {size:,} characters, the base model takes at most {shape.context} tokens")
+        raise TooLong(f"the text is too long: {size:,} characters, and {_most(shape)}")
     return prompt
 
 
 def _check_length(tokens: int, what: str, shape: Sizes) -> None:
     if tokens > shape.context:
-        raise TooLong(f"{what} has {tokens} tokens with its reply, the base model takes at most {shape.context}")
+        # In the words by which agents know that they must shorten a conversation.
+        raise TooLong(f"{what} is too long: {tokens} tokens > {shape.context} maximum with its reply; {_most(shape)}")
+
+
+def _most(shape: Sizes) -> str:
+    return f"the base model's maximum context length is {shape.context} tokens"

@@ -1,7 +1,7 @@
 """A base's tools: whether its chat template has a place for them, how it writes a call, and a grammar of its calls.
 
 The template itself tells: it is given one tool and one call, and what it writes is looked at. A form that is not JSON
-with a name and arguments is not read here, and such a base has no tools. Test: pytest tests/cloud/test_tools.py
+with a name and arguments is not read here, and such a base has no tools. Test: pytest tests/cloud/test_base_tools.py
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ _PASSED_PARTS = {
     "redacted_thinking": REASONING,
     "reasoning": REASONING,
 }
+_PASSED_ENDS = ("_tool_use", "_tool_result")  # of tools that a provider runs by itself
 FIELDS = (*ROLE_KEYS, *CONTENT_KEYS, "tool_calls", "function_call", "tool_call_id", "refusal")  # that are read here
 
 
@@ -90,8 +91,8 @@ def _parts(parts: list[object], name: str) -> tuple[str | None, list[str]]:
             text = part.get(TEXT_PARTS[kind])
         if isinstance(text, str):
             words.append(text)
-        elif kind in _PASSED_PARTS:
-            passed.append(_PASSED_PARTS[kind])
+        elif kind in _PASSED_PARTS or kind.endswith(_PASSED_ENDS):
+            passed.append(_PASSED_PARTS.get(kind, RESULTS if kind.endswith("_result") else CALLS))
         else:
             got = f"a part of the type {kind[:40]!r}" if isinstance(part, Mapping) else kind_of(part)
             raise InputError(f"{name}'s content must be text: pictures, sound and files can't be read; it has {got}")

@@ -258,12 +258,12 @@ PROMPTS: dict[str, Refused] = {
     "too many tokens": (
         {"ids": [5] * 256},
         TooLong,
-        "the prompt has 257 tokens with its reply, the base model takes at most 256",
+        "the prompt is too long: 257 tokens > 256 maximum with its reply; the base model's maximum context length",
     ),
     "too many letters": (
         {"ids": None, "text": "a" * 25_601},
         TooLong,
-        "the text has 25,601 characters, the base model takes at most 256 tokens",
+        "the text is too long: 25,601 characters, and the base model's maximum context length is 256 tokens",
     ),
     "no tokens": ({"max_tokens": 0}, InputError, "max_tokens must be 1 or more, got 0"),
     "a window too wide": ({"window": 33}, InputError, "the speculation window must be 0 to 32 asks, got 33"),
@@ -356,18 +356,22 @@ READS: dict[str, Refused] = {
         InputError,
         "the example has nothing to learn: its reply is empty, or its text one token",
     ),
-    "too many tokens": ({"reply": " x" * 400}, TooLong, "tokens with its reply, the base model takes at most 256"),
+    "too many tokens": (
+        {"reply": " x" * 400},
+        TooLong,
+        "tokens > 256 maximum with its reply; the base model's",
+    ),
     "too many written": (
         {"reply": "", "greedy_tokens": 256},
         TooLong,
-        "tokens with its reply, the base model takes at most 256",
+        "tokens > 256 maximum with its reply; the base model's",
     ),
     "a context that was not granted": (
         {"context": True},
         InputError,
         "an example must not ask for context rows: the session did not ask for that capability",
     ),
-    "too many letters": ({"reply": "a" * 25_600}, TooLong, "the text has 25,604 characters"),
+    "too many letters": ({"reply": "a" * 25_600}, TooLong, "the text is too long: 25,604 characters"),
 }
 
 

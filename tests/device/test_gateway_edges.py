@@ -229,7 +229,7 @@ def test_a_message_beyond_all_contexts_is_refused_in_words(stage: Stage, megabyt
         long = [{"role": "user", "content": "nails " * (megabytes * 1_000_000 // 6)}]
         answer = stage.post(messages=long, stream=stream)
         refused(answer, 400, "context_length_exceeded")
-        assert re.search("takes at most 256 tokens|the text must have at most 4.0 MiB", answer.text)
+        assert re.search("context length is 256 tokens|the text must have at most 4.0 MiB", answer.text)
     assert stage.post().status_code == 200
 
 

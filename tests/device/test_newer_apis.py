@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from sideplug.contract.text import Prompt
+from sideplug.device.gateway.openai_api import NO_TOOLS
 from sideplug.device.states import listen
 from tests.conftest import Cloud
 from tests.gateway import HI, Stage, a_stage, root, stage, wanted
@@ -72,6 +73,7 @@ def test_what_agents_send_along_is_passed_over_and_told(cloud: Cloud, stage: Sta
         {"type": "reasoning", "summary": []},
         {"type": "function_call", "call_id": "1", "name": "look", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "1", "output": "no"},
+        {"type": "tool_search_output"},
     ]
     body = {
         "model": "tiny", "input": items, "instructions": "Be short.", "max_output_tokens": 24, "store": True,
@@ -81,7 +83,7 @@ def test_what_agents_send_along_is_passed_over_and_told(cloud: Cloud, stage: Sta
     prompt = Prompt(messages=({"role": "system", "content": "Be short."}, HI[0]))
     assert answer["output"][0]["content"][0]["text"] == wanted(cloud, prompt=prompt)
     told = answer["usage"]["sideplug"]["passed_over"]
-    assert {"tools", "reasoning", "include", "new_field", "messages: tool calls", "input: reasoning"} <= set(told)
+    assert {NO_TOOLS, "reasoning", "include", "new_field", "messages: tool calls", "input: reasoning"} <= set(told)
 
 
 @pytest.mark.parametrize("model", ["", "anna"])
@@ -105,7 +107,8 @@ def test_messages_of_an_agent(cloud: Cloud, stage: Stage) -> None:
     said = [
         HI[0],
         {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "look", "input": {}}]},
-        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "no"}, SO]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "no"}, SO,
+                                     {"type": "web_search_tool_result"}]},
         {"role": "system", "content": "Be kind."},
     ]  # fmt: skip
     system = [{"type": "text", "text": "Be short.", "cache_control": {"type": "ephemeral"}}]
@@ -115,7 +118,7 @@ def test_messages_of_an_agent(cloud: Cloud, stage: Stage) -> None:
     prompt = Prompt(messages=(*messages, {"role": "system", "content": "Be kind."}))
     want = wanted(cloud, prompt=prompt)
     assert answer["content"] == [{"type": "text", "text": want}]
-    assert {"thinking", "tools", "messages: tool calls", "messages: tool results"} <= set(
+    assert {"thinking", NO_TOOLS, "messages: tool calls", "messages: tool results"} <= set(
         answer["usage"]["sideplug"]["passed_over"]
     )
     usage = answer["usage"]
@@ -158,7 +161,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("responses", {"input": "x", "previous_response_id": "resp_1"}, "send the whole conversation as input"),
     ("responses", {"input": "x", "background": True}, "background is not supported"),
     ("responses", {"input": 3}, "input must be a text or a list of items"),
-    ("responses", {"input": [{"type": "picture"}]}, "items of the type 'picture'"),
+    ("responses", {"input": [{"type": "input_image"}]}, "items of the type 'input_image'"),
     ("responses", {"input": "x", "text": {"format": {"type": "json_schema"}}}, "text.format must have a schema"),
     ("responses", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "pictures, sound and files"),
     ("responses", {"input": "x", "temperature": "hot"}, "temperature must be a number"),
@@ -191,6 +194,10 @@ def test_an_unknown_model_and_a_missing_key(cloud: Cloud, root: Path, opened: co
         assert client.messages.create(model="anna", max_tokens=4, messages=HI).content  # type: ignore[arg-type]
         with pytest.raises(anthropic.NotFoundError, match="there is no model 'bo' here"):
             client.messages.create(model="bo", max_tokens=4, messages=HI)  # type: ignore[arg-type]
+        with pytest.raises(anthropic.AuthenticationError, match="authentication_error.*wants its key"):
+            opened.enter_context(messages_client(keyed, "salt")).messages.create(
+                model="anna", max_tokens=4, messages=HI
+            )  # type: ignore[arg-type]
         with pytest.raises(anthropic.AuthenticationError):
             opened.enter_context(messages_client(keyed, "salt")).models.list()
         with pytest.raises(openai.NotFoundError, match="there is no model 'bo' here"):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from sideplug.contract.capabilities import CONTEXT, MIXTURE, QUOTE, TOKENS
+from sideplug.contract.capabilities import CONTEXT, GRAMMAR, MIXTURE, QUOTE, TOKENS, TOOLS
 from sideplug.contract.codec import pack, unpack
 from sideplug.contract.correction import Correction, Mixture, merged, mix, mixture_of, pack_corrections
 from sideplug.contract.errors import PluginError, ProtocolError, WrongBase
@@ -234,9 +234,10 @@ def test_the_opening() -> None:
     opening = PluginResponder(both).opening
     assert (opening.base, opening.tap, opening.merge) == ("b" * 64, TAP, "add")
     assert [gate.kind for gate in opening.gates] == ["shut", "open"]
-    required = {MIXTURE.name: True, CONTEXT.name: True, QUOTE.name: False, TOKENS.name: False}
+    always = {GRAMMAR.name: False, TOOLS.name: False}
+    required = {**always, MIXTURE.name: True, CONTEXT.name: True, QUOTE.name: False, TOKENS.name: False}
     assert {name: wanted.required for name, wanted in opening.capabilities.items()} == required
-    assert PluginResponder(plugin).opening.capabilities == {}
+    assert {name: each.required for name, each in PluginResponder(plugin).opening.capabilities.items()} == always
     for gate, kinds in ((Gate("open"), "open open"), (Gate("shut"), "shut shut"), (linear, "shut linear")):
         assert [each.kind for each in PluginResponder(both, gate).opening.gates] == kinds.split()
     model = ModelInfo("m", "c" * 64, blocks=2, width=WIDTH, vocab=VOCAB, context=9, chat=True)

@@ -145,7 +145,9 @@ def test_each_api_brings_the_same(api: str) -> None:
     assert request.prompt.tools.choice == "auto"
     assert request.functions == ["weather"]
     assert "tools: web_search" in request.passed_over
-    assert (request.plain is None) == (api == "chat"), "the newer APIs' callers send tools along whatever the base is"
+    prompt, passed_over = request.plain  # agents send tools along whatever the base is
+    assert prompt.messages == ({"role": "user", "content": "Rain?"},)
+    assert "tools: the base's chat template has no place for them" in passed_over
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,9 @@ def test_each_api_brings_the_same(api: str) -> None:
     ],
 )
 def test_choices(api: str, choice: Any, want: str) -> None:
-    assert asked(api, tool_choice=choice).prompt.tools.choice == want
+    request = asked(api, tool_choice=choice)
+    assert request.prompt.tools.choice == want
+    assert (request.plain is None) == (want != "auto"), "what must be called can't be passed over"
 
 
 @pytest.mark.parametrize("api", BODIES)
@@ -265,13 +269,25 @@ def test_responses_and_messages(called: Stage) -> None:
         assert free.content[0].type == "text"
 
 
-def test_a_base_without_tools_says_so_in_one_sentence(stage: Stage) -> None:
-    answer = stage.post(model="tiny", messages=HI, tools=[WEATHER], max_tokens=9)
-    assert answer.status_code == 400
-    assert "this base's chat template has no place for tools" in answer.json()["error"]["message"]
-    told = stage.post("/v1/messages", model="tiny", **BODIES["messages"]).json()
-    assert told["content"][0]["type"] == "text"
-    assert "tools" in told["usage"]["sideplug"]["passed_over"]
+@pytest.mark.parametrize("api", BODIES)
+def test_a_base_without_tools_says_so_in_one_sentence(stage: Stage, api: str) -> None:
+    """Who may call none is told what was passed over; who must call one is refused."""
+    path = {"chat": "/v1/chat/completions"}.get(api, f"/v1/{api}")
+    told = stage.post(path, model="tiny", **BODIES[api])
+    assert told.status_code == 200, told.text
+    assert "tools: the base's chat template has no place for them" in told.json()["usage"]["sideplug"]["passed_over"]
+    choice = {"type": "any"} if api == "messages" else "required"
+    refused = stage.post(path, model="tiny", **BODIES[api], tool_choice=choice)
+    assert refused.status_code == 400
+    assert "this base's chat template has no place for tools" in refused.json()["error"]["message"]
+
+
+def test_tokens_are_counted_with_tools_and_without(stage: Stage, called: Stage) -> None:
+    body = {name: value for name, value in BODIES["messages"].items() if name != "max_tokens"}
+    plain = {**body, "messages": [{"role": "user", "content": "Rain?"}], "tools": []}
+    counts = [each.post("/v1/messages/count_tokens", model="", **what).json()["input_tokens"]
+              for each in (stage, called) for what in (plain, body)]  # fmt: skip
+    assert counts[0] == counts[1] == counts[2] < counts[3]
 
 
 def test_tools_and_a_form_are_refused_together(called: Stage) -> None:

@@ -222,12 +222,13 @@ class Gateway:
 
         def count() -> int:
             self._names(self.pool.model()).plugin(completion.model)
-            with (
-                self.pool.session("", None, None) as session,
-                session.reply(completion.prompt, 1, Sampling(), DecodeOptions()) as reply,
-            ):
-                next(reply, None)
-                return reply.usage.prompt_tokens
+            with self.pool.session("", None, None) as session:
+                prompt = openai_reply.prompt_for(completion, session.session.granted).prompt
+                with session.reply(prompt, 1, Sampling(), DecodeOptions()) as reply:
+                    reply.on_begun = _begun  # the cloud has counted, and has not read it yet
+                    with contextlib.suppress(Counted):
+                        next(reply, None)
+                    return reply.usage.prompt_tokens
 
         return JSONResponse({"input_tokens": await run_in_threadpool(count)})
 
@@ -385,6 +386,14 @@ class GatewayServer(uvicorn.Server):
 
 
 # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Counted(Exception):
+    """A prompt is counted: its reply is not wanted."""
+
+
+def _begun() -> None:
+    raise Counted
 
 
 def _page_id(request: Request) -> str:

@@ -13,6 +13,7 @@ from sideplug.device.gateway import tools
 from sideplug.device.gateway.json_fields import Fields, JsonObject, typed, whole
 from sideplug.device.gateway.openai_api import (
     MAX_TOKENS,
+    NO_TOOLS,
     CompletionRequest,
     Defaults,
     chat_prompt,
@@ -74,7 +75,7 @@ def request_of(
         gate_rate=gate_rate,
         detail=detail,
         grammar=grammar,
-        plain=(plain, ("tools", *of_tools)) if asked.functions else None,
+        plain=(plain, (NO_TOOLS, *of_tools)) if asked.functions and asked.choice == tools.AUTO else None,
         passed_over=tuple([*unknown, *unread][:PASSED_OVER]),
     )
 

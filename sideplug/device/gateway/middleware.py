@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sideplug.contract.errors import InputError
+from sideplug.device.gateway import messages_api
 from sideplug.device.gateway.openai_reply import error_body
 from sideplug.sockets import LOOPBACK
 
@@ -111,20 +112,21 @@ class AccessMiddleware:
         await self._app(scope, receive, send)
 
     def _refusal(self, request: Request) -> Response | None:
-        rules = self._rules
+        rules, path = self._rules, request.scope["path"]
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
         any_host = rules.key and any(name in EVERYWHERE for name in rules.hosts)
         if _hostname(host) not in (*LOOPBACK, *rules.hosts) and not any_host:
             message = f"this gateway does not answer to the name {host[:80]!r}: --allow-host lets it"
-            return error_response(403, message, "wrong_host")
+            return error_response(403, message, "wrong_host", path)
         if origin is not None and not self._may_call(origin.lower(), host.lower()):
             message = f"calls from pages of {origin[:80]} are not allowed (--allow-origin)"
-            return error_response(403, message, "wrong_origin")
-        if rules.key and request.scope["path"] not in rules.open_paths:
+            return error_response(403, message, "wrong_origin", path)
+        if rules.key and path not in rules.open_paths:
             scheme, _, given = request.headers.get("authorization", "").partition(" ")
             given = given if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
             if not hmac.compare_digest(given.strip().encode(), rules.key.encode()):
-                return error_response(401, "this gateway wants its key: Authorization: Bearer …", "invalid_api_key")
+                message = "this gateway wants its key: Authorization: Bearer …"
+                return error_response(401, message, "invalid_api_key", path)
         return None
 
     def _may_call(self, origin: str, host: str) -> bool:
@@ -133,8 +135,10 @@ class AccessMiddleware:
         return origin in (f"http://{host}", f"https://{host}", *allowed) or ANY in allowed
 
 
-def error_response(status: int, message: str, code: str) -> JSONResponse:
-    """Return OpenAI's error object as a response."""
+def error_response(status: int, message: str, code: str, path: str = "") -> JSONResponse:
+    """Return OpenAI's error object as a response, or Anthropic's where `path` is of its API."""
+    if path.startswith("/v1/messages"):
+        return JSONResponse(messages_api.error_body(status, message), status)
     kind = "authentication_error" if status == 401 else "invalid_request_error"
     return JSONResponse(error_body(message, kind, code), status)
 

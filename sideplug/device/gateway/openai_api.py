@@ -69,6 +69,10 @@ PASSED_OVER = (
 ) + ("parallel_tool_calls", "prediction", "cache_prompt", "keep_alive", "ttl")
 
 
+NO_TOOLS = "tools: the base's chat template has no place for them"
+Plain = tuple[Prompt, tuple[str, ...]]
+
+
 @dataclass(frozen=True)
 class CompletionRequest:
     """One request of either endpoint: which model, what it continues, and how.
@@ -96,7 +100,7 @@ class CompletionRequest:
     detail: bool = False
     passed_over: tuple[str, ...] = ()
     grammar: Grammar | None = None
-    plain: tuple[Prompt, tuple[str, ...]] | None = None
+    plain: Plain | None = None
 
     @property
     def functions(self) -> list[str]:
@@ -120,7 +124,7 @@ def parse(body: bytes, chat: bool, defaults: Defaults = Defaults()) -> Completio
     """
     fields = json_object(body)
     names = _check_names(fields, OF_CHAT if chat else OF_TEXT)
-    prompt, of_tools = _chat_prompt(fields) if chat else (_text_prompt(fields), [])
+    prompt, of_tools, plain = _chat_prompt(fields) if chat else (_text_prompt(fields), [], None)
     passed_over = tuple(dict.fromkeys((*names, *of_tools, *_unread_of_messages(fields))))
     gate_rate, detail = extensions_of(fields)
     logprobs, shown_alternatives = _logprobs(fields, chat)
@@ -140,6 +144,7 @@ def parse(body: bytes, chat: bool, defaults: Defaults = Defaults()) -> Completio
         detail=detail,
         passed_over=passed_over,
         grammar=structured.of_chat(fields),
+        plain=plain,
     )
 
 
@@ -234,16 +239,17 @@ def _logprobs(fields: Fields, chat: bool) -> tuple[bool, int]:
     return is_on, count if is_on else 0
 
 
-def _chat_prompt(fields: Fields) -> tuple[Prompt, list[str]]:
-    """(the prompt of a chat, what of tools is passed over). Raises InputError."""
+def _chat_prompt(fields: Fields) -> tuple[Prompt, list[str], Plain | None]:
+    """(the prompt of a chat, what of tools is passed over, the prompt for a base without tools). Raises InputError."""
     listed = fields.get("messages")
     if not isinstance(listed, list):
         raise InputError("messages must be a list of {role, content}")
     asked = tools.asked_of(fields)
-    if asked.functions:
-        return tools.prompt_with(listed, asked.functions, asked.choice), asked.passed_over
     prompt, passed_over = chat_prompt(listed)
-    return prompt, [*passed_over, *asked.passed_over]
+    if not asked.functions:
+        return prompt, [*passed_over, *asked.passed_over], None
+    plain = (prompt, (NO_TOOLS, *passed_over)) if asked.choice == tools.AUTO else None
+    return tools.prompt_with(listed, asked.functions, asked.choice), asked.passed_over, plain
 
 
 def chat_prompt(listed: Sequence[object]) -> tuple[Prompt, tuple[str, ...]]:

@@ -12,10 +12,10 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from sideplug.contract.capabilities import CallForm
+from sideplug.contract.capabilities import TOOLS, CallForm
 from sideplug.contract.errors import Busy, InputError, SideplugError, TooLong, UnknownModel, Unreachable
 from sideplug.contract.token_text import bytes_of
 from sideplug.device.gateway.json_fields import JsonObject
@@ -256,6 +256,14 @@ def chunks(
             break
     yield from told(stops.rest(), None, last=True)
     yield from shaper.finish("tool_calls" if called else "stop_text" if stops.reached else usage().why)
+
+
+def prompt_for(request: CompletionRequest, granted: Sequence[str]) -> CompletionRequest:
+    """The request as a base can take it: without tools, which its reply may use, where it has none of them."""
+    if request.plain is None or TOOLS.name in granted:
+        return request
+    prompt, passed_over = request.plain
+    return replace(request, prompt=prompt, plain=None, passed_over=request.passed_over + passed_over)
 
 
 # ── errors and events ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -21,7 +21,7 @@ from sideplug.device.gateway.tools import Call, text_of
 from sideplug.device.reply import Piece, Usage
 
 READ = ("input", "instructions", "text", "store", "previous_response_id", "conversation", "background")
-TEXTLESS = ("reasoning", "item_reference", "compaction")  # items without words
+SEEN = ("input_image", "input_file", "input_audio")  # items that can't be read
 
 
 def parse(body: bytes, defaults: Defaults = Defaults()) -> CompletionRequest:
@@ -63,10 +63,10 @@ def _messages(fields: Fields) -> tuple[list[object], list[str]]:
         elif kind == "function_call_output":
             content = text_of(item.get("output"))
             messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
-        elif kind.endswith(("_call", "_call_output")) or kind in TEXTLESS:
-            unread.add(f"input: {kind[:60]}")
+        elif kind in SEEN:
+            raise InputError(f"input can't have items of the type {kind!r}: pictures, sound and files can't be read")
         else:
-            raise InputError(f"input can't have items of the type {kind[:60]!r}: messages, and what tools did")
+            unread.add(f"input: {kind[:60]}")  # a provider's own: what its tools did, its reasoning, its bookkeeping
     return messages, sorted(unread)
 
 

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from sideplug.contract.capabilities import TOOLS
 from sideplug.contract.errors import Busy, CloudError, SideplugError, Stopped, WrongBase
 from sideplug.device.gateway import openai_reply
 from sideplug.device.gateway.json_fields import JsonObject
@@ -208,10 +207,7 @@ class Run:
         with resources.pool.session(self._plugin_name, plugin, gate, self._page, gave_up) as session:
             if session.model.fingerprint[:16] != self._shaper.fingerprint[:16]:
                 raise CloudError(f"the cloud serves {session.model.name} now: ask again")
-            if request.plain is not None and TOOLS.name not in session.session.granted:
-                prompt, passed_over = request.plain
-                request = replace(request, prompt=prompt, plain=None, passed_over=request.passed_over + passed_over)
-                self._shaper.request = request
+            self._shaper.request = request = openai_reply.prompt_for(request, session.session.granted)
             reply = session.reply(request.prompt, request.max_tokens, request.sampling, options)
             reply.on_begun = lambda: self._tell(Sign.BEGUN)
             with contextlib.closing(reply):

@@ -4,7 +4,7 @@
     Responses          text.format
     Messages           output_config.format
 
-Test: pytest tests/device/test_structured.py
+Test: pytest tests/device/test_forms.py
 """
 
 from __future__ import annotations
