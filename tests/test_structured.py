@@ -148,6 +148,18 @@ def test_what_cannot_be_met_is_refused_before_the_first_token(cloud: Cloud, gram
         assert session.generate(PROMPT, 5).text, "the session goes on"
 
 
+def test_a_grammar_that_gets_stuck_ends_its_reply_with_a_sentence_and_nothing_else(cloud: Cloud) -> None:
+    """2^400 letters, which no parser follows: whatever comes of it, the next reply is whole."""
+    rules = "\n".join(f"a{n}: a{n + 1} a{n + 1}" for n in range(400))
+    endless = Grammar("lark", f'start: a0\n{rules}\na400: "x"\n')
+    with a_session(cloud.url) as session:
+        try:
+            assert set(session.generate(PROMPT, 20, options=DecodeOptions(grammar=endless)).text) <= {"x"}
+        except InputError as refused:
+            assert "the grammar" in str(refused)
+        assert session.generate(PROMPT, 50, options=DecodeOptions(grammar=Grammar("regex", "yes"))).text == "yes"
+
+
 def test_a_schema_that_recurses_is_followed(cloud: Cloud) -> None:
     tree = {"$ref": "#/$defs/t", "$defs": {"t": {"type": "array", "items": {"$ref": "#/$defs/t"}, "maxItems": 2}}}
     with a_session(cloud.url) as session:

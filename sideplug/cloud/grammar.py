@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # JSON as most of it is written; with free white space a small model writes nothing else.
 WRITTEN: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+TOO_COMPLEX = "the grammar is too complex to be followed: give a simpler one"
 WHAT = {"json": "the schema", "regex": "the regular expression", "lark": "the grammar"}
 
 
@@ -43,11 +44,9 @@ class Grammars:
             raise InputError(f"{WHAT[grammar.kind]} can't be held to: {_reason(matcher.get_error())}")
         guide = Guide(matcher, self._tokenizer.stop_ids, self._vocab)
         try:
-            first = guide.allowed([])
+            guide.allowed([])
         except InputError as error:
-            raise InputError(f"{WHAT[grammar.kind]} can't be held to: it goes round in a circle") from error
-        if first is None or not first.any():
-            raise InputError(f"{WHAT[grammar.kind]} can't be met: no reply has that form")
+            raise InputError(f"{WHAT[grammar.kind]} can't be met: no reply has that form") from error
         return guide
 
     def _tokens_of_base(self) -> Any:
@@ -79,6 +78,8 @@ class Guide:
         grammar is too complex to be followed.
         """
         if not self._go_to(ids):
+            if self._matcher.is_error():
+                raise InputError(TOO_COMPLEX)
             return None
         ended = self._matcher.is_stopped()
         if ended:
@@ -87,8 +88,10 @@ class Guide:
             bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
             allowed = np.unpackbits(bits, count=self._vocab, bitorder="little").astype(bool)
         if self._matcher.is_error():
-            raise InputError("the grammar is too complex to be followed: give a simpler one")
+            raise InputError(TOO_COMPLEX)
         allowed[self._stops] = ended or self._matcher.is_accepting()
+        if not allowed.any():
+            raise InputError("the grammar leads to a place where no token may come: give a simpler one")
         return allowed
 
     def _go_to(self, ids: Sequence[int]) -> bool:

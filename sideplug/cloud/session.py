@@ -30,7 +30,7 @@ from sideplug.cloud.logs import event
 from sideplug.cloud.reply import Reply
 from sideplug.cloud.requests import Terms
 from sideplug.cloud.speculation import AcceptanceStats
-from sideplug.contract.capabilities import CAPABILITIES, check_extensions
+from sideplug.contract.capabilities import CAPABILITIES, GRAMMAR, TOOLS, check_extensions
 from sideplug.contract.errors import Busy, InputError, ProtocolError, SideplugError, Silent, Unauthorized
 from sideplug.contract.frames import (
     FROM_DEVICE,
@@ -401,7 +401,7 @@ class Session:
     async def _prompt(self, frame: PromptFrame) -> None:
         read = partial(requests.read_prompt, frame, self._terms, self._send_from_engine)
         try:
-            reply = await self._aside(read, _is_long(frame) or bool(frame.extensions))
+            reply = await self._aside(read, _is_long(frame) or bool({GRAMMAR.name, TOOLS.name} & set(frame.extensions)))
             reply.bill = self._open_bill(reply.prompt_tokens + len(reply.done))
         except (InputError, Busy) as error:  # the user's mistake, or a limit: the session goes on
             self._turn_away(frame, error)

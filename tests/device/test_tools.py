@@ -206,7 +206,13 @@ def test_what_is_refused(fields: dict[str, Any], says: str) -> None:
 # ── on sockets ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture(scope="module", params=[TAGGED, UNMARKED, LISTED], ids=["tagged", "unmarked", "listed"])
+SHAPES = [pytest.param(TAGGED, id="tagged")] + [
+    pytest.param(template, id=name, marks=pytest.mark.slow)
+    for template, name in ((UNMARKED, "bare"), (LISTED, "listed"))
+]
+
+
+@pytest.fixture(scope="module", params=SHAPES)
 def called(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """A gateway before a cloud whose base has tools; with the plugin "anna"."""
     folder = tmp_path_factory.mktemp("tools")
