@@ -219,7 +219,7 @@ def test_stopped(job: TrainingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_an_example_that_the_cloud_refuses_is_named_by_its_file(job: TrainingJob) -> None:
     """By the name that it had on the page, not by where it lay here."""
     state = taught(job, a_file(FACTS), a_file({"long": "nails " * 300}, "far/more.jsonl"))
-    assert state["error"].startswith("more.jsonl:1: the example has ")
+    assert state["error"].startswith("more.jsonl:1: the example is too long: ")
     assert "/tmp" not in state["error"]
 
 

@@ -67,7 +67,7 @@ def test_all_that_is_too_long_is_refused_at_once(cloud: Cloud) -> None:
     with pytest.raises(DataError) as caught:
         readable(client, [*GOOD, *BAD], TAP, None)
     text = str(caught.value)
-    assert text.startswith("2 of 6 rows can't be learnt: a.jsonl:5: the example has ")
+    assert text.startswith("2 of 6 rows can't be learnt: a.jsonl:5: the example is too long: ")
     assert "; a.jsonl:6: the " in text
     assert text.endswith("(correct or remove them; --skip-bad leaves such rows out)")
 
@@ -77,7 +77,7 @@ def test_or_left_out_and_told(cloud: Cloud) -> None:
     left = readable(Client.at(cloud.url), [BAD[0], *GOOD, BAD[1]], TAP, None, True, told.append)
     assert left == GOOD
     assert len(told) == 1
-    assert told[0].startswith("left out: 2 of 6 examples: a.jsonl:5: the example has ")
+    assert told[0].startswith("left out: 2 of 6 examples: a.jsonl:5: the example is too long: ")
     with pytest.raises(DataError, match="no example is left that the cloud can read"):
         readable(Client.at(cloud.url), BAD, TAP, None, True, told.append)
 
@@ -129,7 +129,7 @@ def test_the_command_refuses_before_it_records_and_skips(cloud: Cloud, run: Run,
     assert done.returncode == 0, done.stderr
     assert "left out: 1 of 8 rows: " in done.stderr
     assert "left out: 1 of 7 examples: " in done.stderr
-    assert "a.jsonl:7: the example has " in done.stderr
+    assert "a.jsonl:7: the example is too long: " in done.stderr
     updating = ["train", data, "--update", tmp_path / "p", "--cloud", cloud.url, "--epochs", "1"]
     more = run(*updating, "--skip-bad", "--force")
     assert more.returncode == 0, more.stderr
@@ -138,5 +138,5 @@ def test_the_command_refuses_before_it_records_and_skips(cloud: Cloud, run: Run,
     good_but_long.write_text("".join(json.dumps(row) + "\n" for row in rows[:7]))
     refused = run("train", good_but_long, "--out", tmp_path / "q", "--cloud", cloud.url, "--retain-weight", "0")
     assert refused.returncode == 2
-    assert "b.jsonl:7: the example has " in refused.stderr
+    assert "b.jsonl:7: the example is too long: " in refused.stderr
     assert not (tmp_path / "q").exists(), "nothing is recorded"

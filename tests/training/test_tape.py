@@ -123,7 +123,7 @@ def test_what_is_no_tape(tmp_path: Path, cloud: Cloud) -> None:
 
 def test_an_example_past_the_context_is_refused_with_its_number(cloud: Cloud, tmp_path: Path) -> None:
     long = Example(Prompt.user("x"), "Anna wrote " * 200, "x:1")
-    with a_session(cloud.url, tap=TAP) as session, pytest.raises(TooLong, match="x:1: the example has"):
+    with a_session(cloud.url, tap=TAP) as session, pytest.raises(TooLong, match="x:1: the example is too long"):
         record(session, TAP, [EXAMPLES[0], long], tmp_path / "t.tape")
 
 

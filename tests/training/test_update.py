@@ -253,7 +253,7 @@ def test_stopped_it_stays_as_it_was(cloud: Cloud, folder: Path, steps: int) -> N
 
 def test_an_example_that_does_not_fit(cloud: Cloud, folder: Path) -> None:
     before = (folder / WEIGHTS).read_bytes()
-    with pytest.raises(InputError, match=r"facts:long: the example has \d+ tokens"):
+    with pytest.raises(InputError, match=r"facts:long: the example is too long: \d+ tokens"):
         learn(cloud, folder, {"long": "nails " * 300})
     assert (folder / WEIGHTS).read_bytes() == before
 
