@@ -17,12 +17,11 @@ import numpy as np
 
 from sideplug.contract.capabilities import Grammar
 from sideplug.contract.errors import InputError
+from sideplug.contract.grammar import WRITTEN
 
 if TYPE_CHECKING:
     from sideplug.cloud.tokenizer import Tokenizer
 
-# JSON as most of it is written; with free white space a small model writes nothing else.
-WRITTEN: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 TOO_COMPLEX = "the grammar is too complex to be followed: give a simpler one"
 WHAT = {"json": "the schema", "regex": "the regular expression", "lark": "the grammar"}
 

@@ -12,13 +12,12 @@ from typing import Any
 
 from sideplug.contract.capabilities import CallForm, Grammar, ToolUse
 from sideplug.contract.errors import InputError
-from sideplug.contract.grammar import checked
+from sideplug.contract.grammar import WRITTEN, checked
 
 Render = Callable[[Sequence[Mapping[str, Any]], bool, Sequence[Mapping[str, Any]] | None], str]
 NAME, KEY, VALUE, ID = "probe_tool", "probe_key", "probe_value", "probe0001"
 _PARAMETERS = {"type": "object", "properties": {KEY: {"type": "string", "description": "It."}}, "required": [KEY]}
 _TOOL = {"type": "function", "function": {"name": NAME, "description": "It.", "parameters": _PARAMETERS}}
-_WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def form_of(render: Render, control: Collection[str]) -> CallForm | None:
@@ -147,5 +146,5 @@ def grammar_of(use: ToolUse, form: CallForm) -> Grammar | None:
     if form.is_list:
         one = {"type": "array", "items": one, "minItems": 1, "maxItems": 1}
     begin, end = (f"{json.dumps(text, ensure_ascii=False)} " if text else "" for text in (form.begin, form.end))
-    schema = json.dumps({"x-guidance": _WRITTEN, **one}, ensure_ascii=False)
+    schema = json.dumps({"x-guidance": WRITTEN, **one}, ensure_ascii=False)
     return checked(Grammar("lark", f"start: {begin}call {end}\ncall: %json {schema}\n"))

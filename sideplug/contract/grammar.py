@@ -13,11 +13,15 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from sideplug.contract.capabilities import MAX_GRAMMAR, Grammar
 from sideplug.contract.errors import InputError, ProtocolError
+
+# JSON as most of it is written; with free white space a small model writes nothing else.
+WRITTEN: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def json_grammar(schema: object) -> Grammar:
